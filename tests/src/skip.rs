@@ -1,0 +1,20 @@
+//! Skipping a test, always with a reason that somebody can check.
+
+use std::io::Write;
+
+/// Ends the test (a function returning `anyhow::Result<()>`) as skipped and prints why.
+///
+/// Only for what this kernel lacks, and only after probing for it.
+#[macro_export]
+macro_rules! skip {
+    ($($reason:tt)*) => {{
+        $crate::skip::report(module_path!(), &format!($($reason)*));
+        return Ok(());
+    }};
+}
+
+/// Prints the line `SKIP: TEST: REASON` past the capture of the test runner, which would swallow it.
+pub fn report(test: &str, reason: &str) {
+    // A closed stderr leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "SKIP: {test}: {reason}");
+}

@@ -1,0 +1,186 @@
+//! What the daemon says of itself, read from its JSON.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The object that `tracker status --json` prints.
+///
+/// Look-ups of what is not there give `Null`, "" or 0, so that a wait can ask for what is still to come.
+#[derive(Debug, Clone, Default)]
+pub struct Status(pub Value);
+
+impl Status {
+    /// A service by its name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> &Value {
+        find(&self.0["services"], |service| service["name"] == name)
+    }
+
+    /// A service's verdict.
+    #[must_use]
+    pub fn verdict(&self, service: &str) -> &str {
+        text(&self.service(service)["verdict"])
+    }
+
+    /// A service's cause.
+    #[must_use]
+    pub fn cause(&self, service: &str) -> &str {
+        text(&self.service(service)["cause"])
+    }
+
+    /// The role of the member in use.
+    #[must_use]
+    pub fn selected(&self, service: &str) -> &str {
+        text(&self.service(service)["selected"])
+    }
+
+    /// A member of a service by its role.
+    #[must_use]
+    pub fn member(&self, service: &str, role: &str) -> &Value {
+        find(&self.service(service)["members"], |member| {
+            member["role"] == role
+        })
+    }
+
+    /// The first tracker of a service that probes an address.
+    #[must_use]
+    pub fn tracker(&self, service: &str, behind: impl std::fmt::Display) -> &Value {
+        let behind = behind.to_string();
+        self.service(service)["members"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|member| {
+                find(&member["trackers"], |tracker| {
+                    tracker["behind"] == behind.as_str()
+                })
+            })
+            .find(|tracker| !tracker.is_null())
+            .unwrap_or(&Value::Null)
+    }
+
+    /// A counter (`sent`, `received`, `lost`, `duplicate`), summed over the trackers of a service.
+    #[must_use]
+    pub fn count(&self, service: &str, counter: &str) -> u64 {
+        self.service(service)["members"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|member| member["trackers"].as_array())
+            .flatten()
+            .filter_map(|tracker| tracker[counter].as_u64())
+            .sum()
+    }
+}
+
+fn find(array: &Value, wanted: impl Fn(&Value) -> bool) -> &Value {
+    array
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|item| wanted(item))
+        .unwrap_or(&Value::Null)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// One line of `tracker events --json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its place in the order of the instance.
+    pub seq: u64,
+    /// The service it is about.
+    pub service: String,
+    /// The role of the member; none for a change of the service itself.
+    pub member: Option<String>,
+    /// The address behind; none for a change of the service or of the member itself.
+    pub behind: Option<String>,
+    /// The verdict before.
+    pub from: String,
+    /// The verdict after.
+    pub to: String,
+    /// Why.
+    pub cause: String,
+    /// How long it took to find out, where that is known.
+    pub detection_us: Option<u64>,
+}
+
+impl Event {
+    /// Reads one event, insisting on exactly the keys of the contract.
+    ///
+    /// # Errors
+    /// Names the key that is missing, of another type or not in the contract.
+    pub fn parse(line: &str) -> Result<Self> {
+        const KEYS: [&str; 9] = [
+            "seq",
+            "time",
+            "service",
+            "member",
+            "behind",
+            "from",
+            "to",
+            "cause",
+            "detection_us",
+        ];
+        let value: Value =
+            serde_json::from_str(line).with_context(|| format!("parse event {line:?}"))?;
+        let object = value
+            .as_object()
+            .with_context(|| format!("event {line} is no object"))?;
+        if let Some(key) = object.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            bail!("event {line} has the key {key}, which the contract does not know");
+        }
+        if let Some(key) = KEYS.iter().find(|key| !object.contains_key(**key)) {
+            bail!("event {line} lacks {key}");
+        }
+        let string = |key: &str| {
+            value[key]
+                .as_str()
+                .map(str::to_owned)
+                .with_context(|| format!("{key} of event {line} is no string"))
+        };
+        let optional = |key: &str| {
+            if value[key].is_null() {
+                Ok(None)
+            } else {
+                string(key).map(Some)
+            }
+        };
+        string("time")?;
+        Ok(Self {
+            seq: value["seq"]
+                .as_u64()
+                .with_context(|| format!("seq of event {line} is no number"))?,
+            service: string("service")?,
+            member: optional("member")?,
+            behind: optional("behind")?,
+            from: string("from")?,
+            to: string("to")?,
+            cause: string("cause")?,
+            detection_us: value["detection_us"].as_u64(),
+        })
+    }
+
+    /// Whether it tells of a change of the service itself, not of a part of it.
+    #[must_use]
+    pub fn is_of_service(&self, name: &str) -> bool {
+        self.service == name && self.member.is_none() && self.behind.is_none()
+    }
+}
+
+/// One line, for people.
+impl std::fmt::Display for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "#{} {}", self.seq, self.service)?;
+        for part in [&self.member, &self.behind].into_iter().flatten() {
+            write!(f, " {part}")?;
+        }
+        write!(f, ": {} -> {}, {}", self.from, self.to, self.cause)?;
+        if let Some(us) = self.detection_us {
+            write!(f, " after {us} us")?;
+        }
+        Ok(())
+    }
+}

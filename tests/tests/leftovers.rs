@@ -1,0 +1,176 @@
+//! What stays in the kernel when the daemon ends: nothing, or what `tracker cleanup` then removes.
+
+use std::collections::BTreeSet;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tracker_tests::daemon::{KernelObject, SOON};
+use tracker_tests::{Config, Lab, Tracker, netns};
+
+/// Programs, maps and links: those the process holds, and those it has pinned.
+fn objects(tracker: &Tracker) -> Result<BTreeSet<KernelObject>> {
+    let held = KernelObject::held_by(tracker.pid()?)?;
+    let pinned = KernelObject::pinned_below(&tracker.pins());
+    for kind in ["map", "link"] {
+        assert!(
+            pinned.iter().any(|object| object.kind == kind),
+            "no {kind} is pinned below {}: {pinned:?}",
+            tracker.pins().display()
+        );
+    }
+    Ok(held.union(&pinned).cloned().collect())
+}
+
+/// The kernel frees what nobody refers to any more a little later.
+fn wait_until_gone(objects: &BTreeSet<KernelObject>) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let left: Vec<_> = objects.iter().filter(|object| object.exists()).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("still in the kernel: {left:?}");
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// What an operator would see in the hub's namespace: interfaces, programs on them, qdiscs.
+fn look_of(lab: &Lab) -> Result<String> {
+    let links: serde_json::Value = serde_json::from_str(&lab.hub.run("ip -j -d link show")?)?;
+    let mut look: Vec<String> = links
+        .as_array()
+        .context("list the interfaces")?
+        .iter()
+        .map(|link| {
+            format!(
+                "{} flags {} xdp {} promiscuity {}",
+                link["ifname"], link["flags"], link["xdp"], link["promiscuity"]
+            )
+        })
+        .collect();
+    look.push(lab.hub.run("tc qdisc show")?);
+    Ok(look.join("\n"))
+}
+
+fn is_clean(lab: &Lab, tracker: &Tracker, before: &str) -> Result<()> {
+    assert_eq!(look_of(lab)?, before);
+    assert!(!tracker.pins().exists(), "{}", tracker.pins().display());
+    let neighbours = lab.hub.run("ip neigh show")?;
+    for flag in ["managed", "extern_learn", "PERMANENT"] {
+        assert!(!neighbours.contains(flag), "{flag} in {neighbours}");
+    }
+    Ok(())
+}
+
+#[test]
+fn sigterm_leaves_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let before = look_of(&lab)?;
+    let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    assert_ne!(look_of(&lab)?, before, "a running daemon can be seen");
+    let objects = objects(&tracker)?;
+
+    let status = tracker.terminate()?;
+    assert!(status.success(), "{status}: {}", tracker.log());
+    is_clean(&lab, &tracker, &before)?;
+    assert!(!tracker.socket().exists());
+    wait_until_gone(&objects)
+}
+
+#[test]
+fn sigkill_and_cleanup_leave_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let before = look_of(&lab)?;
+    let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let objects = objects(&tracker)?;
+
+    tracker.kill()?;
+    assert!(tracker.pins().exists(), "a killed daemon leaves its pins");
+    tracker.cleanup()?;
+    is_clean(&lab, &tracker, &before)?;
+    wait_until_gone(&objects)?;
+    tracker.cleanup() // Nothing left to do is no error.
+}
+
+#[test]
+fn cleanup_spares_the_other_instances() -> Result<()> {
+    let lab = Lab::with_services(2)?;
+    let mut victim = Tracker::start(&lab.hub, &lab.services()[0].toml("fw-1"))?;
+    let other = Tracker::start(&lab.hub, &lab.services()[1].toml("fw-2"))?;
+    victim.wait_verdict("fw-1", "up", "replied")?;
+    other.wait_verdict("fw-2", "up", "replied")?;
+    victim.kill()?;
+    victim.cleanup()?;
+    other.wait_alive(SOON, "fw-2")?;
+    assert_eq!(other.history("fw-2")?.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_new_daemon_takes_over_after_sigkill() -> Result<()> {
+    let lab = Lab::new()?;
+    let before = look_of(&lab)?;
+    let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let mut seen = objects(&tracker)?;
+    tracker.kill()?;
+
+    tracker.run()?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    tracker.wait_alive(SOON, "fw-1")?;
+    lab.service().break_forwarding()?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    seen.extend(objects(&tracker)?);
+    tracker.terminate()?;
+    is_clean(&lab, &tracker, &before)?;
+    wait_until_gone(&seen)
+}
+
+#[test]
+fn a_second_daemon_of_one_instance_is_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let config = tracker.config();
+    let second = tracker
+        .command(&["run", "--config"])
+        .arg(config)
+        .output()
+        .context("run a second daemon")?;
+    assert_eq!(second.status.code(), Some(1));
+    tracker.wait_alive(SOON, "fw-1")?;
+    assert_eq!(tracker.history("fw-1")?.len(), 1, "the first is untouched");
+    Ok(())
+}
+
+/// A directory that may have become a mount.
+struct Unmounted(tempfile::TempDir);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_bpffs_that_is_not_mounted_is_mounted() -> Result<()> {
+    let lab = Lab::new()?;
+    let bpffs = Unmounted(tempfile::tempdir()?);
+    let path = bpffs.0.path();
+    assert!(!netns::is_bpffs(path));
+    let config =
+        Config::new(lab.service().toml("fw-1")).hub(format!("bpffs = \"{}\"", path.display()));
+    let mut tracker = Tracker::start(&lab.hub, &config)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    assert!(netns::is_bpffs(path));
+    let pins = path.join("tracker").join(tracker.instance());
+    assert!(pins.join("maps").is_dir(), "{}", pins.display());
+    tracker.terminate()?;
+    assert!(!pins.exists(), "{}", pins.display());
+    Ok(())
+}

@@ -1,0 +1,343 @@
+//! The layout of every map and of the ring buffer's records: one definition for kernel and userspace.
+//!
+//! All structs are `repr(C)` with explicit padding and asserted size and offsets. Addresses are in
+//! network byte order; an IPv4 address occupies the first four bytes. Times are nanoseconds of
+//! `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`), with the clock in the field's name. [`VERSION`] changes
+//! whenever any layout or meaning changes; it is part of [`Hub`], so that a newer daemon recognises
+//! pins it can't read.
+
+use core::mem::{align_of, offset_of, size_of};
+
+/// Version of everything in this module.
+pub const VERSION: u32 = 1;
+
+/// Map names, as the object, the pins and bpftool know them.
+pub mod map {
+    /// [`super::Hub`], one entry.
+    pub const HUB: &str = "HUB";
+    /// [`super::Tracker`] by tracker slot.
+    pub const TRACKERS: &str = "TRACKERS";
+    /// [`super::Path`] by path slot.
+    pub const PATHS: &str = "PATHS";
+    /// [`super::State`] by tracker slot; memory-mapped.
+    pub const STATE: &str = "STATE";
+    /// Bit sets of answered sequence numbers; memory-mapped.
+    pub const WINDOWS: &str = "WINDOWS";
+    /// Tracker slots to send for in this tick; memory-mapped.
+    pub const BATCH: &str = "BATCH";
+    /// [`super::Cursor`], one entry; memory-mapped.
+    pub const CURSOR: &str = "CURSOR";
+    /// Device map for XDP redirect, keyed by ifindex.
+    pub const DEVICES: &str = "DEVICES";
+    /// Ring buffer of [`super::Event`].
+    pub const EVENTS: &str = "EVENTS";
+    /// [`super::Counters`], one entry a CPU.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// All of them.
+    pub const ALL: [&str; 10] = [
+        HUB, TRACKERS, PATHS, STATE, WINDOWS, BATCH, CURSOR, DEVICES, EVENTS, COUNTERS,
+    ];
+}
+
+/// Program names.
+pub mod program {
+    /// XDP, live frames: builds and redirects probes.
+    pub const SEND: &str = "tracker_send";
+    /// TC ingress of the private veth: sends out what XDP could not redirect.
+    pub const TC_SEND: &str = "tracker_tc_send";
+    /// XDP on the interfaces on which replies may arrive.
+    pub const RECEIVE: &str = "tracker_receive";
+    /// The same logic at TC ingress, where XDP is not to be had.
+    pub const TC_RECEIVE: &str = "tracker_tc_recv";
+}
+
+/// Most probes of one tick's call of the send program. A power of two.
+pub const BATCH_MAX: u32 = 16_384;
+/// Most devices probes can leave by.
+pub const DEVICES_MAX: u32 = 4_096;
+/// Bytes of the ring buffer; a power of two and a multiple of the page size.
+pub const EVENTS_BYTES: u32 = 1 << 20;
+/// Interfaces on which a member's replies may arrive.
+pub const RETURNS_MAX: usize = 4;
+
+/// Protocol family of a tracker's behind address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Family {
+    /// IPv4.
+    #[default]
+    Ipv4 = 0,
+    /// IPv6.
+    Ipv6 = 1,
+}
+
+/// How probes leave by a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Via {
+    /// They can't: interface down or missing, next hop unresolved.
+    #[default]
+    Nowhere = 0,
+    /// XDP redirect: the device has `ndo_xdp_xmit`.
+    XdpRedirect = 1,
+    /// XDP_PASS on the private veth and TC redirect from there.
+    TcRedirect = 2,
+}
+
+/// What one instance shares among its programs.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Hub {
+    /// Key of the token; made by the first daemon of this instance.
+    pub key: [u64; 2],
+    /// [`VERSION`] of the object that made the maps.
+    pub version: u32,
+    /// ifindex of the private veth on which the send program is attached.
+    pub private_ifindex: u32,
+}
+
+/// What to send for one tracker and how to recognise its reply. Constant while `active`: a change is
+/// a new slot or a new `epoch`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Tracker {
+    /// Destination of the probe.
+    pub behind: [u8; 16],
+    /// Source of the probe, and destination of the reply.
+    pub source: [u8; 16],
+    /// A reply later than this after its probe counts as `late`, never as received.
+    pub timeout_ns: u64,
+    /// Index into PATHS.
+    pub path: u32,
+    /// Distinguishes successive users of a slot; part of the token.
+    pub epoch: u32,
+    /// First word of the tracker's bit set in WINDOWS.
+    pub window_first: u32,
+    /// Words of the bit set, less one; words are a power of two.
+    pub window_mask: u32,
+    /// Bytes after the ICMP header, at least [`crate::wire::probe::LEN`].
+    pub payload: u16,
+    /// ICMP identifier.
+    pub icmp_id: u16,
+    /// Family of `behind` and `source`.
+    pub family: Family,
+    /// 1 while the slot is in use.
+    pub active: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// The way from the hub to an endpoint: everything a probe needs below IP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Path {
+    /// MAC address of the endpoint.
+    pub next_hop_mac: [u8; 6],
+    /// 802.1Q tag control information, host order; 0 for no tag.
+    pub vlan: u16,
+    /// MAC address of the interface.
+    pub source_mac: [u8; 6],
+    /// How probes leave.
+    pub via: Via,
+    /// Zero.
+    pub pad: u8,
+    /// The device on which frames leave (the parent, where `vlan` is set).
+    pub ifindex: u32,
+    /// Interfaces on which a reply may arrive; unused entries are 0.
+    pub returns: [u32; RETURNS_MAX],
+    /// Zero.
+    pub pad2: u32,
+}
+
+/// What happened to one tracker's probes: four cache lines, so that the send program, the receive
+/// program and the daemon never write to the same one.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub struct State {
+    /// Written by the send program.
+    pub send: SendState,
+    /// Written by the receive program for each counted reply (`verdict` by the daemon, on a change).
+    pub receive: ReceiveState,
+    /// Written by the receive program for what is not a counted reply.
+    pub trouble: TroubleState,
+    /// Written by the daemon.
+    pub judge: JudgeState,
+}
+
+/// The send program's part of [`State`].
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct SendState {
+    /// Probes sent; also the sequence number of the last one.
+    pub sent: u64,
+    /// When the last one was sent.
+    pub sent_mono_ns: u64,
+    /// Zero.
+    pub pad: [u64; 6],
+}
+
+/// The receive program's part of [`State`].
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct ReceiveState {
+    /// Probes answered within the timeout.
+    pub received: u64,
+    /// Round-trip time of the last one.
+    pub rtt_last_ns: u64,
+    /// Smallest round-trip time; meaningless while `received` is 0.
+    pub rtt_min_ns: u64,
+    /// Largest round-trip time.
+    pub rtt_max_ns: u64,
+    /// Sum of all round-trip times.
+    pub rtt_sum_ns: u64,
+    /// The tracker's verdict, as [`crate::verdict::Verdict`]; the daemon writes it, so that the
+    /// receive program reports replies only while they matter.
+    pub verdict: u8,
+    /// Zero.
+    pub pad: [u8; 7],
+    /// Zero.
+    pub pad2: [u64; 2],
+}
+
+/// What the receive program saw besides counted replies.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct TroubleState {
+    /// Sequence number of the last reply on an interface outside `returns`.
+    pub wrong_path_sequence: u64,
+    /// When the last packet that bears the mark failed the token.
+    pub corrupt_mono_ns: u64,
+    /// Genuine replies beyond the first for one probe.
+    pub duplicate: u32,
+    /// Genuine replies after the timeout.
+    pub late: u32,
+    /// Genuine replies on an interface outside `returns`.
+    pub wrong_path: u32,
+    /// Where the last of them arrived.
+    pub wrong_path_ifindex: u32,
+    /// Packets that bear the mark and name this tracker but fail the token.
+    pub corrupt: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Zero.
+    pub pad2: [u64; 3],
+}
+
+/// The daemon's part of [`State`]: kept in the map so that a successor can go on from it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct JudgeState {
+    /// Probes whose timeout passed without a reply.
+    pub lost: u64,
+    /// Sequence number of the last probe that was judged.
+    pub judged: u64,
+    /// Probes that were due and did not leave the hub; not part of any run.
+    pub skipped: u64,
+    /// The part of `SendState::sent` that turned out not to have left the hub.
+    pub not_sent: u64,
+    /// Wall time of the last change of the verdict, nanoseconds since 1970.
+    pub since_real_ns: u64,
+    /// Consecutive losses so far, saturating.
+    pub lost_run: u8,
+    /// Consecutive replies so far, saturating.
+    pub replied_run: u8,
+    /// Cause, as [`crate::verdict::Cause`].
+    pub cause: u8,
+    /// Zero.
+    pub pad: [u8; 5],
+    /// Zero.
+    pub pad2: [u64; 2],
+}
+
+/// Where the send program is in BATCH. One sender at a time.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Cursor {
+    /// Next entry of BATCH to send for; the send program advances it.
+    pub next: u32,
+    /// First entry not to send for.
+    pub end: u32,
+}
+
+/// A reply to a tracker that is not up, reported so that `up` need not wait for a timeout.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Event {
+    /// Tracker slot.
+    pub tracker: u32,
+    /// The slot's epoch.
+    pub epoch: u32,
+    /// Sequence number of the answered probe.
+    pub sequence: u64,
+    /// When the reply arrived.
+    pub received_mono_ns: u64,
+}
+
+/// What became of frames, by reason; one set a CPU, so plain additions suffice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counters {
+    /// Probes built and handed to a device.
+    pub send_built: u64,
+    /// Frames of the send program beyond the batch's end.
+    pub send_idle: u64,
+    /// Frames refused: the slot is not active.
+    pub send_inactive: u64,
+    /// Frames refused: the path leads nowhere.
+    pub send_no_path: u64,
+    /// Frames refused: the kernel would not size the frame or redirect it.
+    pub send_failed: u64,
+    /// Replies counted.
+    pub reply_counted: u64,
+    /// Genuine replies beyond the first for one probe.
+    pub reply_duplicate: u64,
+    /// Genuine replies after the timeout.
+    pub reply_late: u64,
+    /// Genuine replies on an interface outside `returns`.
+    pub reply_wrong_path: u64,
+    /// Packets that bear the mark and fail checksum, addresses or token; passed on.
+    pub reply_corrupt: u64,
+    /// Packets that bear the mark and name no tracker in use; passed on.
+    pub reply_stale: u64,
+    /// Events that found the ring buffer full; the daemon finds the reply in the state.
+    pub event_dropped: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Hub>() == 24);
+    assert!(size_of::<Tracker>() == 64 && align_of::<Tracker>() == 8);
+    assert!(offset_of!(Tracker, timeout_ns) == 32 && offset_of!(Tracker, payload) == 56);
+    assert!(size_of::<Path>() == 40 && align_of::<Path>() == 4);
+    assert!(offset_of!(Path, source_mac) == 8 && offset_of!(Path, ifindex) == 16);
+    assert!(size_of::<SendState>() == 64);
+    assert!(size_of::<ReceiveState>() == 64);
+    assert!(size_of::<JudgeState>() == 64);
+    assert!(size_of::<TroubleState>() == 64);
+    assert!(size_of::<State>() == 256 && align_of::<State>() == 64);
+    assert!(offset_of!(State, receive) == 64 && offset_of!(State, trouble) == 128);
+    assert!(offset_of!(State, judge) == 192);
+    assert!(size_of::<Cursor>() == 8);
+    assert!(size_of::<Event>() == 24);
+    assert!(size_of::<Counters>() == 96);
+    assert!(BATCH_MAX.is_power_of_two());
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::*;
+    // SAFETY: repr(C), no padding bytes that are not named fields, no pointers. The `repr(u8)` enums
+    // are written by userspace only, from values of the same type.
+    unsafe impl aya::Pod for Hub {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Tracker {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Path {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for State {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Cursor {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Event {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Counters {}
+}

@@ -1,0 +1,42 @@
+//! The maps. Sizes here are the smallest; the loader sets those that depend on the config.
+
+use aya_ebpf::{
+    btf_maps::{Array, DevMapHash, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use tracker_ebpf::abi;
+
+/// `BPF_F_MMAPABLE` (Linux 5.5): userspace reads and writes the array's memory itself.
+const MMAPABLE: usize = 1 << 10;
+
+#[btf_map]
+pub static HUB: Array<abi::Hub, 1> = Array::new();
+#[btf_map]
+pub static TRACKERS: Array<abi::Tracker, 1> = Array::new();
+#[btf_map]
+pub static PATHS: Array<abi::Path, 1, MMAPABLE> = Array::new();
+#[btf_map]
+pub static STATE: Array<abi::State, 1, MMAPABLE> = Array::new();
+#[btf_map]
+pub static WINDOWS: Array<u64, 1, MMAPABLE> = Array::new();
+#[btf_map]
+pub static BATCH: Array<u32, { abi::BATCH_MAX as usize }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static CURSOR: Array<abi::Cursor, 1, MMAPABLE> = Array::new();
+#[btf_map]
+pub static DEVICES: DevMapHash<{ abi::DEVICES_MAX as usize }> = DevMapHash::new();
+#[btf_map]
+pub static EVENTS: RingBuf<(), { abi::EVENTS_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<abi::Counters, 1> = PerCpuArray::new();
+
+/// Adds one to this CPU's counter that `field` picks.
+#[inline(always)]
+pub fn count(field: impl FnOnce(&mut abi::Counters) -> &mut u64) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: the slot belongs to this CPU, on which a program of this type is not preempted by
+        // itself; programs of another context (TC over XDP) touch other fields, or lose a count.
+        let counter = field(unsafe { &mut *counters });
+        *counter = counter.wrapping_add(1);
+    }
+}

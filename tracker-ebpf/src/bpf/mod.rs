@@ -1,0 +1,7 @@
+//! The programs' logic. Entry points are in `main.rs`.
+
+pub mod atomic;
+pub mod maps;
+pub mod packet;
+pub mod receive;
+pub mod send;

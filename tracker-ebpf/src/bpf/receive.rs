@@ -1,0 +1,169 @@
+//! From a frame on a hub's interface to a counted reply.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use tracker_ebpf::{
+    abi::{Event, Path, RETURNS_MAX, State, Tracker},
+    verdict::Verdict,
+    wire::{
+        probe::Mark,
+        reply::{self, Reply},
+        token,
+    },
+};
+
+use super::{
+    atomic,
+    maps::{EVENTS, HUB, PATHS, STATE, TRACKERS, WINDOWS, count},
+    packet::Packet,
+};
+
+/// What became of a packet that bears the mark.
+#[derive(Clone, Copy)]
+pub enum Outcome {
+    /// Ours, in time, the first: counted.
+    Counted,
+    /// Ours, but this probe was answered before.
+    Duplicate,
+    /// Ours, but after the timeout.
+    Late,
+    /// Ours, but on an interface outside `returns`.
+    WrongPath,
+    /// Not proven ours: checksum, addresses or token are wrong.
+    Corrupt,
+    /// Not provable: no tracker in use has that number.
+    Stale,
+}
+
+/// Where a packet arrived.
+#[derive(Clone, Copy)]
+pub struct Arrival {
+    /// The interface.
+    pub ifindex: u32,
+}
+
+/// Judges one packet. `None`: foreign, and no map was touched.
+#[inline(always)]
+pub fn receive(packet: Packet, arrival: Arrival) -> Option<Outcome> {
+    let reply = reply::parse(&packet)?;
+    Some(recognise(&reply, arrival))
+}
+
+#[inline(always)]
+fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
+    let slot = reply.mark.tracker;
+    let (Some(hub), Some(tracker), Some(state)) =
+        (HUB.get(0), TRACKERS.get(slot), STATE.get_ptr_mut(slot))
+    else {
+        return Outcome::Stale;
+    };
+    if tracker.active == 0 {
+        return Outcome::Stale;
+    }
+    let Mark { sequence, sent_mono_ns, .. } = reply.mark;
+    let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
+    if token != reply.mark.token || !reply.is_intact || !reply.answers(tracker) {
+        // SAFETY: a valid map value, and a helper without arguments.
+        unsafe {
+            let trouble = &raw mut (*state).trouble;
+            atomic::add32(&raw mut (*trouble).corrupt, 1);
+            (&raw mut (*trouble).corrupt_mono_ns).write(bpf_ktime_get_ns());
+        }
+        return Outcome::Corrupt;
+    }
+    let Some(path) = PATHS.get(tracker.path) else {
+        return Outcome::Stale;
+    };
+    count_reply(&reply.mark, arrival, tracker, path, state)
+}
+
+/// Counts a reply that the token proved to be ours.
+#[inline(always)]
+fn count_reply(
+    mark: &Mark,
+    arrival: Arrival,
+    tracker: &Tracker,
+    path: &Path,
+    state: *mut State,
+) -> Outcome {
+    if !returns_by(path, arrival.ifindex) {
+        // SAFETY: a valid map value; whole stores, of which the last one counts.
+        unsafe {
+            let trouble = &raw mut (*state).trouble;
+            atomic::add32(&raw mut (*trouble).wrong_path, 1);
+            (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
+            (&raw mut (*trouble).wrong_path_sequence).write(mark.sequence);
+        }
+        return Outcome::WrongPath;
+    }
+    // SAFETY: no arguments, always available.
+    let now_mono_ns = unsafe { bpf_ktime_get_ns() };
+    let rtt_ns = now_mono_ns.saturating_sub(mark.sent_mono_ns);
+    if rtt_ns > tracker.timeout_ns {
+        // SAFETY: a valid map value.
+        unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
+        return Outcome::Late;
+    }
+    let index = tracker.window_first + ((mark.sequence >> 6) as u32 & tracker.window_mask);
+    let Some(word) = WINDOWS.get_ptr_mut(index) else {
+        return Outcome::Stale;
+    };
+    let bit = 1u64 << (mark.sequence & 63);
+    // SAFETY: a valid map value, set only here and cleared by the send program before any reply to
+    // these sequence numbers can exist.
+    if unsafe { atomic::fetch_or(word, bit) } & bit != 0 {
+        // SAFETY: a valid map value.
+        unsafe { atomic::add32(&raw mut (*state).trouble.duplicate, 1) };
+        return Outcome::Duplicate;
+    }
+    // SAFETY: a valid map value. `received` is exact; the round-trip figures lose a sample where two
+    // CPUs receive for one tracker in the same instant.
+    let verdict = unsafe {
+        let receive = &raw mut (*state).receive;
+        atomic::add(&raw mut (*receive).received, 1);
+        let receive = &mut *receive;
+        receive.rtt_last_ns = rtt_ns;
+        receive.rtt_sum_ns = receive.rtt_sum_ns.wrapping_add(rtt_ns);
+        if rtt_ns < receive.rtt_min_ns || receive.rtt_min_ns == 0 {
+            receive.rtt_min_ns = rtt_ns;
+        }
+        if rtt_ns > receive.rtt_max_ns {
+            receive.rtt_max_ns = rtt_ns;
+        }
+        receive.verdict
+    };
+    if verdict != Verdict::Up as u8 {
+        let event = Event {
+            tracker: mark.tracker,
+            epoch: tracker.epoch,
+            sequence: mark.sequence,
+            received_mono_ns: now_mono_ns,
+        };
+        if EVENTS.output_untyped::<Event>(event, 0).is_err() {
+            count(|counters| &mut counters.event_dropped);
+        }
+    }
+    Outcome::Counted
+}
+
+#[inline(always)]
+fn returns_by(path: &Path, ifindex: u32) -> bool {
+    let [a, b, c, d]: [u32; RETURNS_MAX] = path.returns;
+    ifindex == a || ifindex == b || ifindex == c || ifindex == d
+}
+
+/// Counts the outcome and says whether the packet is provably ours, to be consumed.
+#[inline(always)]
+pub fn settle(outcome: Outcome) -> bool {
+    match outcome {
+        Outcome::Counted => count(|counters| &mut counters.reply_counted),
+        Outcome::Duplicate => count(|counters| &mut counters.reply_duplicate),
+        Outcome::Late => count(|counters| &mut counters.reply_late),
+        Outcome::WrongPath => count(|counters| &mut counters.reply_wrong_path),
+        Outcome::Corrupt => count(|counters| &mut counters.reply_corrupt),
+        Outcome::Stale => count(|counters| &mut counters.reply_stale),
+    }
+    match outcome {
+        Outcome::Counted | Outcome::Duplicate | Outcome::Late | Outcome::WrongPath => true,
+        Outcome::Corrupt | Outcome::Stale => false,
+    }
+}

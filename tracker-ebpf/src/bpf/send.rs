@@ -1,0 +1,176 @@
+//! From a tracker slot to a frame on its way to the endpoint.
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail, bpf_xdp_store_bytes},
+    programs::{TcContext, XdpContext},
+};
+use tracker_ebpf::{
+    abi::{BATCH_MAX, Family, Via},
+    wire::{
+        Bytes, ethernet, icmp, ipv4, ipv6,
+        probe::{self, Frame, Mark},
+        token,
+    },
+};
+
+use super::{
+    maps::{BATCH, CURSOR, DEVICES, HUB, PATHS, STATE, TRACKERS, WINDOWS},
+    packet::Packet,
+};
+
+/// Where a built frame goes.
+pub enum Sent {
+    /// Out of a device, by XDP.
+    Redirect(u32),
+    /// Up the private veth, from where TC sends it out.
+    ToTc,
+}
+
+/// Why a frame was not sent.
+#[derive(Clone, Copy)]
+pub enum Refusal {
+    /// The batch is through; the kernel rounds a call's frames up.
+    Idle,
+    /// The slot is not in use.
+    Inactive,
+    /// The path leads nowhere now.
+    NoPath,
+    /// The kernel refused to size, fill or redirect the frame.
+    Failed,
+}
+
+/// Builds the next probe of the batch into the frame at hand.
+#[inline(always)]
+pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
+    let slot = next_slot()?;
+    let tracker = TRACKERS.get(slot).ok_or(Refusal::Inactive)?;
+    if tracker.active == 0 {
+        return Err(Refusal::Inactive);
+    }
+    let path = PATHS.get(tracker.path).ok_or(Refusal::NoPath)?;
+    if matches!(path.via, Via::Nowhere) {
+        return Err(Refusal::NoPath);
+    }
+    let state = STATE.get_ptr_mut(slot).ok_or(Refusal::Inactive)?;
+    let hub = HUB.get(0).ok_or(Refusal::Failed)?;
+
+    // Frames keep their length and old bytes only as far as the call's input; set the length first.
+    let tagged = path.vlan != 0;
+    let wire_len = Frame::wire_len(tagged, tracker.family, tracker.payload);
+    let delta = wire_len as i32 - (ctx.data_end() as i32 - ctx.data() as i32);
+    // SAFETY: helper call on this program's own context.
+    if delta != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
+        return Err(Refusal::Failed);
+    }
+
+    // SAFETY: the send program alone writes this part, one call at a time; aligned 64-bit accesses
+    // are whole for the daemon that reads along.
+    let send = unsafe { &mut (*state).send };
+    let sequence = send.sent + 1;
+    // A bit set's word is cleared when its first sequence number comes round: all that it held was
+    // judged long before (the daemon sizes the bit set so).
+    if sequence & 63 == 0 || sequence == 1 {
+        let word = tracker.window_first + ((sequence >> 6) as u32 & tracker.window_mask);
+        let word = WINDOWS.get_ptr_mut(word).ok_or(Refusal::Failed)?;
+        // SAFETY: a valid map value; whole 64-bit store.
+        unsafe { *word = 0 };
+    }
+    // SAFETY: no arguments, always available.
+    let sent_mono_ns = unsafe { bpf_ktime_get_ns() };
+    let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
+    let mark = Mark { tracker: slot, sequence, sent_mono_ns, token };
+
+    let mut frame = Frame::new();
+    frame.emit_link(path, tracker.family);
+    match tracker.family {
+        Family::Ipv4 => frame.emit_ipv4(tracker, &mark),
+        Family::Ipv6 => frame.emit_ipv6(tracker, &mark),
+    }
+    match (tagged, tracker.family) {
+        (false, Family::Ipv4) => {
+            store::<{ Frame::start(false) }, { Frame::end(Family::Ipv4) }>(ctx, &frame)
+        }
+        (false, Family::Ipv6) => {
+            store::<{ Frame::start(false) }, { Frame::end(Family::Ipv6) }>(ctx, &frame)
+        }
+        (true, Family::Ipv4) => {
+            store::<{ Frame::start(true) }, { Frame::end(Family::Ipv4) }>(ctx, &frame)
+        }
+        (true, Family::Ipv6) => {
+            store::<{ Frame::start(true) }, { Frame::end(Family::Ipv6) }>(ctx, &frame)
+        }
+    }?;
+
+    let sent = match path.via {
+        Via::XdpRedirect => {
+            let action = DEVICES.redirect(path.ifindex, 0).map_err(|_| Refusal::Failed)?;
+            Sent::Redirect(action)
+        }
+        Via::TcRedirect => Sent::ToTc,
+        Via::Nowhere => return Err(Refusal::NoPath),
+    };
+    send.sent_mono_ns = sent_mono_ns;
+    send.sent = sequence;
+    Ok(sent)
+}
+
+/// The action for the outcome.
+#[inline(always)]
+pub fn action(outcome: &Result<Sent, Refusal>) -> u32 {
+    match outcome {
+        Ok(Sent::Redirect(action)) => *action,
+        Ok(Sent::ToTc) => xdp_action::XDP_PASS,
+        Err(_) => xdp_action::XDP_DROP,
+    }
+}
+
+/// The slot under the batch's cursor; the cursor moves on.
+#[inline(always)]
+fn next_slot() -> Result<u32, Refusal> {
+    let cursor = CURSOR.get_ptr_mut(0).ok_or(Refusal::Idle)?;
+    // SAFETY: the daemon sets the cursor before the call and reads it after; one call at a time.
+    let cursor = unsafe { &mut *cursor };
+    let next = cursor.next;
+    if next >= cursor.end {
+        return Err(Refusal::Idle);
+    }
+    cursor.next = next + 1;
+    BATCH.get(next & (BATCH_MAX - 1)).copied().ok_or(Refusal::Idle)
+}
+
+/// Copies the built frame over the packet's first bytes.
+#[inline(always)]
+fn store<const START: usize, const END: usize>(ctx: &XdpContext, frame: &Frame) -> Result<(), Refusal> {
+    // SAFETY: `START..END` lies in the frame's buffer; the helper checks the packet's side
+    // (Linux 5.18).
+    let result = unsafe {
+        bpf_xdp_store_bytes(
+            ctx.ctx,
+            0,
+            frame.bytes().as_ptr().add(START).cast_mut().cast(),
+            (END - START) as u32,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(Refusal::Failed) }
+}
+
+/// TC ingress of the private veth: the way out of a frame that the send program passed up, or
+/// `None` for anything else.
+#[inline(always)]
+pub fn redirect(ctx: &TcContext) -> Option<i32> {
+    let packet = Packet::new(ctx.data(), ctx.data_end());
+    let payload: &[u8; probe::LEN] = match ethernet::parse(packet.at(0)?) {
+        ethernet::IPV4 => packet.at(ethernet::LEN + ipv4::LEN + icmp::LEN)?,
+        ethernet::IPV6 => packet.at(ethernet::LEN + ipv6::LEN + icmp::LEN)?,
+        _ => return None,
+    };
+    if !Mark::is_present(payload) {
+        return None;
+    }
+    let tracker = TRACKERS.get(Mark::parse(payload).tracker)?;
+    let path = PATHS.get(tracker.path)?;
+    // SAFETY: plain helper call.
+    Some(unsafe { bpf_redirect(path.ifindex, 0) } as i32)
+}
+

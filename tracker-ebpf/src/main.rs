@@ -1,0 +1,89 @@
+//! Entry points of the programs. Each turns one outcome into one action.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(
+    internal_features,
+    reason = "atomic read-modify-write exists on BPF only as intrinsics; see bpf/atomic.rs"
+)]
+#![allow(missing_docs, reason = "a binary has no public items")]
+
+mod bpf;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::bpf_skb_pull_data,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use bpf::{
+    maps::count,
+    packet::Packet,
+    receive::{self, Arrival},
+    send::{self, Refusal, Sent},
+};
+use tracker_ebpf::wire::{ethernet, icmp, ipv6, probe, vlan};
+
+/// Bytes within which a reply is recognised, link-layer header included.
+const REPLY_HEAD: u32 =
+    (ethernet::LEN + vlan::LEN + ipv6::LEN + icmp::LEN + probe::LEN) as u32;
+
+/// Live frames: each run turns the frame at hand into the batch's next probe.
+#[xdp]
+pub fn tracker_send(ctx: XdpContext) -> u32 {
+    let outcome = send::send(&ctx);
+    match outcome {
+        Ok(Sent::Redirect(_) | Sent::ToTc) => count(|counters| &mut counters.send_built),
+        Err(Refusal::Idle) => count(|counters| &mut counters.send_idle),
+        Err(Refusal::Inactive) => count(|counters| &mut counters.send_inactive),
+        Err(Refusal::NoPath) => count(|counters| &mut counters.send_no_path),
+        Err(Refusal::Failed) => count(|counters| &mut counters.send_failed),
+    }
+    send::action(&outcome)
+}
+
+/// TC ingress of the private veth: sends out what the send program passed up.
+#[classifier]
+pub fn tracker_tc_send(ctx: TcContext) -> i32 {
+    send::redirect(&ctx).unwrap_or(TC_ACT_OK)
+}
+
+/// XDP on an interface on which replies may arrive.
+#[xdp]
+pub fn tracker_receive(ctx: XdpContext) -> u32 {
+    let packet = Packet::new(ctx.data(), ctx.data_end());
+    let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32 };
+    match receive::receive(packet, arrival) {
+        Some(outcome) if receive::settle(outcome) => xdp_action::XDP_DROP,
+        Some(_) | None => xdp_action::XDP_PASS,
+    }
+}
+
+/// The same at TC ingress.
+#[classifier]
+pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
+    let head = ctx.len().min(REPLY_HEAD);
+    if ctx.data() + head as usize > ctx.data_end() {
+        // The rest of the head is in fragments of the buffer. A failure leaves the packet as it was.
+        // SAFETY: helper call on this program's own context; no packet pointer is held across it.
+        unsafe { bpf_skb_pull_data(ctx.skb.skb, head) };
+    }
+    let packet = Packet::new(ctx.data(), ctx.data_end());
+    // SAFETY: the context is valid while the program runs.
+    let arrival = Arrival { ifindex: unsafe { (*ctx.skb.skb).ifindex } };
+    match receive::receive(packet, arrival) {
+        Some(outcome) if receive::settle(outcome) => TC_ACT_SHOT,
+        // Not our packet: the next program, or the stack, decides.
+        Some(_) | None => TC_ACT_UNSPEC,
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier accepts no program in which this could be reached.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,358 @@
+//! Verdicts, their causes, and the pure state machine that decides them for one tracker.
+//!
+//! The machine knows nothing of clocks, sockets or maps: it is told, probe by probe and in the
+//! order of their sequence numbers, what became of each, and says when the verdict changes.
+
+/// What is known of a tracker, a member, a service or a chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Verdict {
+    /// Not decided yet, or not decidable because the hub cannot send.
+    #[default]
+    Unknown = 0,
+    /// `rise` consecutive probes were answered.
+    Up = 1,
+    /// `fall` consecutive probes were really sent and went unanswered for their full timeout.
+    Down = 2,
+}
+
+impl Verdict {
+    /// The word used in config, output and documentation.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Why a verdict is what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Cause {
+    /// Probes were sent and nothing came back (yet).
+    #[default]
+    NoReply = 0,
+    /// Genuine replies arrive.
+    Replied = 1,
+    /// The endpoint does not answer ARP or neighbour discovery, so no probe can be addressed.
+    NextHopUnresolved = 2,
+    /// The interface exists but is down or has no carrier.
+    InterfaceDown = 3,
+    /// There is no interface of that name.
+    InterfaceMissing = 4,
+    /// An ICMP error came back.
+    Unreachable = 5,
+    /// A TCP reset came back.
+    Refused = 6,
+    /// A genuine reply arrived on an interface outside `returns`.
+    WrongPath = 7,
+    /// Something bears our mark but fails the token.
+    Corrupt = 8,
+    /// A reply came although the service must stop the probe.
+    UnexpectedReply = 9,
+    /// The hub could not send the probe.
+    SendFailed = 10,
+    /// The hub itself did not keep up: verdicts are frozen.
+    Stalled = 11,
+}
+
+impl Cause {
+    /// The word used in output and documentation.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoReply => "no-reply",
+            Self::Replied => "replied",
+            Self::NextHopUnresolved => "next-hop-unresolved",
+            Self::InterfaceDown => "interface-down",
+            Self::InterfaceMissing => "interface-missing",
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::WrongPath => "wrong-path",
+            Self::Corrupt => "corrupt",
+            Self::UnexpectedReply => "unexpected-reply",
+            Self::SendFailed => "send-failed",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
+impl Verdict {
+    /// The verdict that [`crate::abi::ReceiveState::verdict`] holds; what is no verdict is unknown.
+    pub const fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Self::Up,
+            2 => Self::Down,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// How many consecutive outcomes decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Losses that make a tracker down; at least 1.
+    pub fall: u8,
+    /// Replies that make it up; at least 1.
+    pub rise: u8,
+}
+
+/// What became of one probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its reply came within the timeout.
+    Replied,
+    /// It was really sent, had its full timeout, and no reply came.
+    Lost,
+    /// It proves nothing: the hub did not send it, or did not keep up while it was under way.
+    Void(Cause),
+}
+
+/// The state machine of one tracker.
+///
+/// Outcomes are judged in the order of sequence numbers, each once. A run of `rise` replies may be
+/// reported ahead of that order by [`Machine::replied`]: the result is the one that judging in order
+/// would reach, only sooner, because what came before the run can no longer change it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    verdict: Verdict,
+    cause: Cause,
+    lost_run: u8,
+    replied_run: u8,
+    /// Outcomes up to this sequence number no longer count.
+    settled: u64,
+}
+
+impl Machine {
+    /// A machine that goes on from an earlier verdict and ignores probes up to `settled`.
+    pub const fn resume(verdict: Verdict, cause: Cause, settled: u64) -> Self {
+        Self { verdict, cause, lost_run: 0, replied_run: 0, settled }
+    }
+
+    /// The verdict.
+    pub const fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// Its cause.
+    pub const fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// Consecutive losses so far; saturates at 255.
+    pub const fn lost_run(&self) -> u8 {
+        self.lost_run
+    }
+
+    /// Consecutive replies so far; saturates at 255.
+    pub const fn replied_run(&self) -> u8 {
+        self.replied_run
+    }
+
+    /// True where the outcome of this probe can still change the verdict.
+    pub const fn counts(&self, sequence: u64) -> bool {
+        sequence > self.settled
+    }
+
+    /// Takes the outcome of the next probe in order.
+    pub const fn judge(&mut self, rules: Rules, sequence: u64, outcome: Outcome) {
+        if sequence <= self.settled {
+            return;
+        }
+        match outcome {
+            Outcome::Replied => {
+                self.lost_run = 0;
+                self.replied_run = self.replied_run.saturating_add(1);
+                self.cause = match self.verdict {
+                    // A tracker that is down says why it went down until it is up again.
+                    Verdict::Down => self.cause,
+                    Verdict::Unknown | Verdict::Up => Cause::Replied,
+                };
+                if self.replied_run >= rules.rise {
+                    self.verdict = Verdict::Up;
+                    self.cause = Cause::Replied;
+                }
+            }
+            Outcome::Lost => {
+                self.replied_run = 0;
+                self.lost_run = self.lost_run.saturating_add(1);
+                if self.lost_run >= rules.fall {
+                    self.verdict = Verdict::Down;
+                    self.cause = Cause::NoReply;
+                }
+            }
+            Outcome::Void(cause) => self.cause = cause,
+        }
+    }
+
+    /// Takes a reply ahead of its turn: `is_replied` tells which earlier probes are answered. Nothing
+    /// changes unless the run of replies that ends at `sequence` decides.
+    pub fn replied(&mut self, rules: Rules, sequence: u64, is_replied: impl Fn(u64) -> bool) {
+        if matches!(self.verdict, Verdict::Up) || sequence <= self.settled {
+            return;
+        }
+        let run = u64::from(rules.rise);
+        if sequence - self.settled < run {
+            return;
+        }
+        if (0..run).all(|back| is_replied(sequence - back)) {
+            self.verdict = Verdict::Up;
+            self.cause = Cause::Replied;
+            self.lost_run = 0;
+            self.replied_run = rules.rise;
+            self.settled = sequence;
+        }
+    }
+
+    /// The hub can't send: what was up is down where the fault proves that nothing can pass, else
+    /// unknown; what was not decided stays so. Probes up to `sent` no longer count.
+    pub const fn fault(&mut self, cause: Cause, sent: u64) {
+        self.cause = cause;
+        self.lost_run = 0;
+        self.replied_run = 0;
+        self.settled = sent;
+        self.verdict = match (self.verdict, cause) {
+            (Verdict::Up, Cause::SendFailed | Cause::Stalled) => Verdict::Unknown,
+            (Verdict::Up, _) => Verdict::Down,
+            (verdict, _) => verdict,
+        };
+    }
+
+    /// The hub can send again; probes tell from here on.
+    pub const fn mended(&mut self) {
+        self.cause = Cause::NoReply;
+    }
+
+    /// Probes are different from here on: those up to `sent` no longer count, the verdict stays.
+    pub const fn renew(&mut self, sent: u64) {
+        self.lost_run = 0;
+        self.replied_run = 0;
+        self.settled = sent;
+    }
+
+    /// Replaces the cause of a verdict just reached by a more telling one.
+    pub const fn explain(&mut self, cause: Cause) {
+        self.cause = cause;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RULES: Rules = Rules { fall: 3, rise: 2 };
+
+    fn run(outcomes: &[Outcome]) -> Machine {
+        let mut machine = Machine::default();
+        for (at, outcome) in outcomes.iter().enumerate() {
+            machine.judge(RULES, at as u64 + 1, *outcome);
+        }
+        machine
+    }
+
+    /// The plain specification: the verdict after a list of outcomes, found by looking at the list.
+    fn specified(rules: Rules, outcomes: &[Outcome]) -> Verdict {
+        let real: Vec<_> =
+            outcomes.iter().filter(|outcome| !matches!(outcome, Outcome::Void(_))).collect();
+        (0..=real.len())
+            .rev()
+            .find_map(|end| {
+                let last = |count: u8, wanted: Outcome| {
+                    end >= usize::from(count)
+                        && real[end - usize::from(count)..end].iter().all(|&&got| got == wanted)
+                };
+                if last(rules.rise, Outcome::Replied) {
+                    Some(Verdict::Up)
+                } else if last(rules.fall, Outcome::Lost) {
+                    Some(Verdict::Down)
+                } else {
+                    None
+                }
+            })
+            .unwrap_or_default()
+    }
+
+    fn outcome() -> impl Strategy<Value = Outcome> {
+        prop_oneof![
+            4 => Just(Outcome::Replied),
+            4 => Just(Outcome::Lost),
+            1 => Just(Outcome::Void(Cause::Stalled)),
+        ]
+    }
+
+    #[test]
+    fn decides_at_the_last_of_the_run() {
+        use Outcome::{Lost, Replied};
+        assert_eq!(run(&[Replied]).verdict(), Verdict::Unknown);
+        assert_eq!(run(&[Replied, Replied]).verdict(), Verdict::Up);
+        assert_eq!(run(&[Replied, Replied, Lost, Lost]).verdict(), Verdict::Up);
+        let down = run(&[Replied, Replied, Lost, Lost, Lost]);
+        assert_eq!((down.verdict(), down.cause()), (Verdict::Down, Cause::NoReply));
+        assert_eq!(run(&[Lost, Lost, Replied, Lost, Lost]).verdict(), Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_local_fault_takes_an_up_tracker_down_and_leaves_an_undecided_one() {
+        let mut up = run(&[Outcome::Replied, Outcome::Replied]);
+        up.fault(Cause::InterfaceDown, 2);
+        assert_eq!((up.verdict(), up.cause()), (Verdict::Down, Cause::InterfaceDown));
+        let mut unknown = Machine::default();
+        unknown.fault(Cause::NextHopUnresolved, 0);
+        assert_eq!(unknown.verdict(), Verdict::Unknown);
+        let mut unsendable = run(&[Outcome::Replied, Outcome::Replied]);
+        unsendable.fault(Cause::SendFailed, 2);
+        assert_eq!(unsendable.verdict(), Verdict::Unknown);
+    }
+
+    #[test]
+    fn probes_in_flight_at_a_fault_do_not_count() {
+        let mut machine = Machine::default();
+        machine.fault(Cause::InterfaceDown, 10);
+        for sequence in 8..=10 {
+            machine.judge(RULES, sequence, Outcome::Lost);
+        }
+        assert_eq!(machine.verdict(), Verdict::Unknown);
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_plain_specification(
+            fall in 1u8..6, rise in 1u8..6, outcomes in prop::collection::vec(outcome(), 0..200),
+        ) {
+            let rules = Rules { fall, rise };
+            let mut machine = Machine::default();
+            for (at, outcome) in outcomes.iter().enumerate() {
+                machine.judge(rules, at as u64 + 1, *outcome);
+                prop_assert_eq!(machine.verdict(), specified(rules, &outcomes[..=at]));
+            }
+        }
+
+        /// Replies reported ahead of their turn, in any order, never lead elsewhere than judging in
+        /// order: after all probes are judged both agree, and never was there an `up` without a run.
+        #[test]
+        fn early_replies_change_only_the_time(
+            fall in 1u8..6, rise in 1u8..6,
+            outcomes in prop::collection::vec(
+                prop_oneof![Just(Outcome::Replied), Just(Outcome::Lost)], 1..120),
+            ahead in 0usize..20,
+        ) {
+            let rules = Rules { fall, rise };
+            let replied = |sequence: u64| {
+                sequence >= 1 && outcomes.get(sequence as usize - 1) == Some(&Outcome::Replied)
+            };
+            let mut machine = Machine::default();
+            for at in 0..outcomes.len() + ahead {
+                if at < outcomes.len() && outcomes[at] == Outcome::Replied {
+                    let newest = at as u64 + 1;
+                    machine.replied(rules, newest, |sequence| sequence <= newest && replied(sequence));
+                }
+                if let Some(judged) = at.checked_sub(ahead) {
+                    machine.judge(rules, judged as u64 + 1, outcomes[judged]);
+                }
+            }
+            prop_assert_eq!(machine.verdict(), specified(rules, &outcomes));
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Ethernet II header (IEEE 802.3, RFC 894).
+
+use super::{be16, put};
+
+/// Bytes of the header.
+pub const LEN: usize = 14;
+/// EtherType of IPv4.
+pub const IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const IPV6: u16 = 0x86dd;
+/// EtherType of an 802.1Q tag.
+pub const VLAN: u16 = 0x8100;
+/// EtherType of an 802.1ad service tag.
+pub const QINQ: u16 = 0x88a8;
+
+/// The EtherType of a header.
+#[inline(always)]
+pub const fn parse(header: &[u8; LEN]) -> u16 {
+    be16(header, 12)
+}
+
+/// Writes a header.
+#[inline(always)]
+pub const fn emit(
+    header: &mut [u8; LEN],
+    destination: [u8; 6],
+    source: [u8; 6],
+    ethertype: u16,
+) {
+    put(header, 0, destination);
+    put(header, 6, source);
+    put(header, 12, ethertype.to_be_bytes());
+}

@@ -1,0 +1,79 @@
+//! IPv6 header without extension headers (RFC 8200).
+
+use super::{be16, be64, checksum::Sum, put};
+
+/// Bytes of the header.
+pub const LEN: usize = 40;
+/// Next-header number of ICMPv6.
+pub const ICMP: u8 = 58;
+/// Hop limit of a probe.
+pub const HOP_LIMIT: u8 = 64;
+
+/// A 128-bit address as two words, host order: BPF has no 128-bit arithmetic worth having.
+pub type Address = [u64; 2];
+
+/// What Tracker reads of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes after this header.
+    pub payload_len: u16,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+}
+
+/// The address in sixteen bytes of network order.
+#[inline(always)]
+pub const fn address(bytes: &[u8; 16]) -> Address {
+    [be64(bytes, 0), be64(bytes, 8)]
+}
+
+/// True for a version 6 header directly followed by `next_header`.
+#[inline(always)]
+pub const fn carries(header: &[u8; LEN], next_header: u8) -> bool {
+    header[6] == next_header && header[0] & 0xf0 == 0x60
+}
+
+/// Reads a header for which [`carries`] holds.
+#[inline(always)]
+pub const fn parse(header: &[u8; LEN]) -> Header {
+    Header {
+        payload_len: be16(header, 4),
+        hop_limit: header[7],
+        source: [be64(header, 8), be64(header, 16)],
+        destination: [be64(header, 24), be64(header, 32)],
+    }
+}
+
+/// The pseudo-header's part of an upper-layer checksum (RFC 8200 section 8.1).
+#[inline(always)]
+pub const fn pseudo_header(source: Address, destination: Address, len: u16, next_header: u8) -> Sum {
+    Sum::new()
+        .u64(source[0])
+        .u64(source[1])
+        .u64(destination[0])
+        .u64(destination[1])
+        .u16(len)
+        .u16(next_header as u16)
+}
+
+/// Writes a header with traffic class and flow label 0.
+#[inline(always)]
+pub const fn emit(
+    header: &mut [u8; LEN],
+    payload_len: u16,
+    next_header: u8,
+    source: Address,
+    destination: Address,
+) {
+    put(header, 0, 0x6000_0000u32.to_be_bytes());
+    put(header, 4, payload_len.to_be_bytes());
+    put(header, 6, [next_header, HOP_LIMIT]);
+    put(header, 8, source[0].to_be_bytes());
+    put(header, 16, source[1].to_be_bytes());
+    put(header, 24, destination[0].to_be_bytes());
+    put(header, 32, destination[1].to_be_bytes());
+}

@@ -1,0 +1,1253 @@
+//! The reporting state: what is known of every tracker, member, service and chain, as it is told.
+//!
+//! A board has no clock and does no input or output. It is built from a configuration, told of
+//! changes with the time at which they were seen, answers with the events they cause, and can be
+//! asked for the status at any time.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tracker_ebpf::verdict::{Cause, Verdict};
+
+use crate::config::{Config, Member, Policy, Role, Service, Tracker, words};
+use crate::report::events::Event;
+use crate::report::status::{
+    ChainStatus, Counters, MemberStatus, RttUs, ServiceStatus, Status, TrackerStatus,
+};
+
+/// A moment, by both clocks that matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// `CLOCK_MONOTONIC`, in nanoseconds: for durations.
+    pub mono_ns: u64,
+    /// For people.
+    pub wall: Timestamp,
+}
+
+/// A tracker by its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TrackerRef {
+    /// Position in [`Config::services`].
+    pub service: u32,
+    /// Position in [`Service::members`].
+    pub member: u32,
+    /// Position in [`Member::trackers`].
+    pub tracker: u32,
+}
+
+/// What is known of one tracker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrackerState {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Why.
+    pub cause: Cause,
+    /// More about the cause, such as who sent an ICMP error.
+    pub detail: Option<String>,
+}
+
+/// How a member's probes go out and replies are received.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberPath {
+    /// The outgoing interface, once known.
+    pub interface: Option<String>,
+    /// How the receive program is attached there.
+    pub mode: Option<Mode>,
+    /// How probes leave.
+    pub send: Option<SendWay>,
+}
+
+/// How the receive program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP in the kernel's generic hook.
+    XdpGeneric,
+    /// TC ingress.
+    Tc,
+}
+
+/// How probes leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SendWay {
+    /// Redirected by XDP into the device.
+    XdpRedirect,
+    /// Passed to a private device's TC ingress and redirected there.
+    TcRedirect,
+}
+
+words! {
+    Mode { XdpNative = "xdp-native", XdpGeneric = "xdp-generic", Tc = "tc" }
+    SendWay { XdpRedirect = "xdp-redirect", TcRedirect = "tc-redirect" }
+}
+
+/// The reporting state of one daemon.
+#[derive(Clone, Debug)]
+pub struct Board {
+    hub: String,
+    instance: String,
+    services: Vec<ServiceState>,
+    chains: Vec<ChainState>,
+    /// When each change that is held down becomes due, by the monotonic clock.
+    due: BTreeSet<(u64, TrackerRef)>,
+}
+
+#[derive(Clone, Debug)]
+struct ServiceState {
+    name: Arc<str>,
+    members: Vec<MemberState>,
+    verdict: Verdict,
+    since: Timestamp,
+}
+
+#[derive(Clone, Debug)]
+struct MemberState {
+    config: Member,
+    path: MemberPath,
+    trackers: Vec<TrackerSlot>,
+    /// How many trackers there are of each verdict: a member may have very many trackers, and none
+    /// of them should cost a walk over all when it changes.
+    tally: Tally,
+    verdict: Verdict,
+}
+
+#[derive(Clone, Debug, Default)]
+struct TrackerSlot {
+    /// What is reported.
+    shown: TrackerState,
+    /// What will be, if it lasts.
+    held: Option<Held>,
+}
+
+#[derive(Clone, Debug)]
+struct Held {
+    state: TrackerState,
+    since_mono_ns: u64,
+    due_mono_ns: u64,
+    detection_ns: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct ChainState {
+    name: Arc<str>,
+    /// Positions in [`Board::services`].
+    services: Vec<usize>,
+    verdict: Verdict,
+}
+
+/// How many there are of each verdict.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    unknown: usize,
+    up: usize,
+    down: usize,
+}
+
+impl Tally {
+    fn of(&mut self, verdict: Verdict) -> &mut usize {
+        match verdict {
+            Verdict::Unknown => &mut self.unknown,
+            Verdict::Up => &mut self.up,
+            Verdict::Down => &mut self.down,
+        }
+    }
+
+    fn count(verdicts: impl Iterator<Item = Verdict>) -> Self {
+        let mut tally = Self::default();
+        for verdict in verdicts {
+            *tally.of(verdict) += 1;
+        }
+        tally
+    }
+
+    /// Up when `wanted` are, down when so many no longer can be.
+    fn at_least(self, wanted: usize) -> Verdict {
+        if self.up >= wanted {
+            Verdict::Up
+        } else if self.up + self.unknown < wanted {
+            Verdict::Down
+        } else {
+            Verdict::Unknown
+        }
+    }
+
+    fn any(self) -> Verdict {
+        self.at_least(1)
+    }
+
+    fn all(self) -> Verdict {
+        self.at_least(self.unknown + self.up + self.down)
+    }
+
+    fn by(self, policy: Policy) -> Verdict {
+        match policy {
+            Policy::Any => self.any(),
+            Policy::All => self.all(),
+            Policy::AtLeast(wanted) => self.at_least(usize::from(wanted)),
+        }
+    }
+}
+
+impl MemberState {
+    /// The tracker that decides: the first with the member's own verdict. Every policy has one.
+    fn deciding(&self) -> TrackerState {
+        let slot = self
+            .trackers
+            .iter()
+            .find(|slot| slot.shown.verdict == self.verdict);
+        slot.map(|slot| slot.shown.clone()).unwrap_or_default()
+    }
+}
+
+impl ServiceState {
+    /// The member in use: the active one while up, else the standby one while up.
+    fn selected(&self) -> Role {
+        let up = |role| {
+            self.members
+                .iter()
+                .any(|member| member.config.role == role && member.verdict == Verdict::Up)
+        };
+        if !up(Role::Active) && up(Role::Standby) {
+            Role::Standby
+        } else {
+            Role::Active
+        }
+    }
+
+    /// What decides: the selected member while up, else the first with the service's own verdict.
+    fn deciding(&self) -> TrackerState {
+        let selected = self.selected();
+        let decides = |member: &&MemberState| {
+            member.verdict == self.verdict
+                && (self.verdict != Verdict::Up || member.config.role == selected)
+        };
+        let member = self.members.iter().find(decides);
+        member.map(MemberState::deciding).unwrap_or_default()
+    }
+}
+
+/// What an event is about; everything else about it is its cause.
+struct Subject<'a> {
+    service: Option<&'a Arc<str>>,
+    member: Option<Role>,
+    behind: Option<IpAddr>,
+    chain: Option<&'a Arc<str>>,
+}
+
+/// When and how fast a change was seen.
+#[derive(Clone, Copy)]
+struct Seen {
+    now: Stamp,
+    detection_ns: Option<u64>,
+}
+
+impl Seen {
+    fn event(self, subject: Subject<'_>, from: Verdict, why: TrackerState, to: Verdict) -> Event {
+        Event {
+            time: self.now.wall,
+            service: subject.service.cloned(),
+            member: subject.member,
+            behind: subject.behind,
+            from,
+            to,
+            cause: why.cause,
+            detection_us: self.detection_ns.map(|ns| ns / 1000),
+            detail: why.detail.map(Arc::from),
+            chain: subject.chain.cloned(),
+        }
+    }
+}
+
+impl Board {
+    /// A board on which nothing is known yet.
+    pub fn new(config: &Config, now: Stamp) -> Self {
+        let mut board = Self {
+            hub: String::new(),
+            instance: String::new(),
+            services: Vec::new(),
+            chains: Vec::new(),
+            due: BTreeSet::new(),
+        };
+        // Nothing was known before, so nothing can have changed.
+        let _ = board.replace(config, now);
+        board
+    }
+
+    /// Takes another configuration. Trackers that are the same in both, of the same member of the
+    /// same service, keep their state; so do members their path. What is new is unknown, which may
+    /// change the verdict of what contains it.
+    pub fn replace(&mut self, config: &Config, now: Stamp) -> Vec<Event> {
+        self.hub.clone_from(&config.hub.name);
+        self.instance.clone_from(&config.hub.instance);
+        let mut old_services: HashMap<Arc<str>, ServiceState> = self
+            .services
+            .drain(..)
+            .map(|service| (service.name.clone(), service))
+            .collect();
+        let old_chains: HashMap<Arc<str>, Verdict> = self
+            .chains
+            .drain(..)
+            .map(|chain| (chain.name, chain.verdict))
+            .collect();
+
+        self.services = config
+            .services
+            .iter()
+            .map(|service| service_state(service, old_services.remove(service.name.as_str()), now))
+            .collect();
+        let positions: HashMap<&str, usize> = config
+            .services
+            .iter()
+            .enumerate()
+            .map(|(position, service)| (service.name.as_str(), position))
+            .collect();
+        self.chains = config
+            .chains
+            .iter()
+            .map(|chain| ChainState {
+                name: chain.name.as_str().into(),
+                services: chain
+                    .services
+                    .iter()
+                    .filter_map(|name| positions.get(name.as_str()).copied())
+                    .collect(),
+                verdict: old_chains
+                    .get(chain.name.as_str())
+                    .copied()
+                    .unwrap_or_default(),
+            })
+            .collect();
+
+        self.due.clear();
+        for (service, state) in self.services.iter().enumerate() {
+            for (member, state) in state.members.iter().enumerate() {
+                for (tracker, slot) in state.trackers.iter().enumerate() {
+                    if let Some(held) = &slot.held {
+                        let at = TrackerRef {
+                            service: service as u32,
+                            member: member as u32,
+                            tracker: tracker as u32,
+                        };
+                        self.due.insert((held.due_mono_ns, at));
+                    }
+                }
+            }
+        }
+
+        let mut events = Vec::new();
+        let seen = Seen {
+            now,
+            detection_ns: None,
+        };
+        for service in 0..self.services.len() {
+            for member in 0..self.services[service].members.len() {
+                self.settle_member(service, member, seen, &mut events);
+            }
+            self.settle_service(service, seen, &mut events);
+        }
+        // A chain may have lost or gained a service whose own verdict did not change.
+        self.settle_chains(None, seen, &mut events);
+        events
+    }
+
+    /// Takes what was found of a tracker. `detection_ns` is the time from the first probe that
+    /// showed it. Nothing happens when there is no such tracker (any more).
+    pub fn tracker_changed(
+        &mut self,
+        at: TrackerRef,
+        state: TrackerState,
+        now: Stamp,
+        detection_ns: Option<u64>,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        let Some((hold_down_ns, slot)) = self.slot(at) else {
+            return events;
+        };
+        if state.verdict == slot.shown.verdict {
+            // Back before it was reported, or only another cause for the same verdict.
+            slot.shown = state;
+            if let Some(held) = slot.held.take() {
+                self.due.remove(&(held.due_mono_ns, at));
+            }
+            return events;
+        }
+        if hold_down_ns == 0 {
+            let seen = Seen { now, detection_ns };
+            self.show(at, state, seen, &mut events);
+            return events;
+        }
+        match &mut slot.held {
+            Some(held) if held.state.verdict == state.verdict => held.state = state,
+            held => {
+                let due_mono_ns = now.mono_ns.saturating_add(hold_down_ns);
+                let before = held.replace(Held {
+                    state,
+                    since_mono_ns: now.mono_ns,
+                    due_mono_ns,
+                    detection_ns,
+                });
+                if let Some(before) = before {
+                    self.due.remove(&(before.due_mono_ns, at));
+                }
+                self.due.insert((due_mono_ns, at));
+            }
+        }
+        events
+    }
+
+    /// When, by the monotonic clock, [`Self::tick`] next has something to do.
+    pub fn next_due(&self) -> Option<u64> {
+        self.due.first().map(|(due_mono_ns, _)| *due_mono_ns)
+    }
+
+    /// Reports the changes that have lasted for their `hold_down`.
+    pub fn tick(&mut self, now: Stamp) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(&(due_mono_ns, at)) = self.due.first() {
+            if due_mono_ns > now.mono_ns {
+                break;
+            }
+            self.due.pop_first();
+            let Some(held) = self.slot(at).and_then(|(_, slot)| slot.held.take()) else {
+                continue;
+            };
+            // The wait is part of how long the report took.
+            let waited_ns = now.mono_ns.saturating_sub(held.since_mono_ns);
+            let detection_ns = held.detection_ns.map(|ns| ns.saturating_add(waited_ns));
+            let seen = Seen { now, detection_ns };
+            self.show(at, held.state, seen, &mut events);
+        }
+        events
+    }
+
+    /// Takes how a member's probes go out. Nothing happens when there is no such member.
+    pub fn member_path(&mut self, service: u32, member: u32, path: MemberPath) {
+        let member = self
+            .services
+            .get_mut(service as usize)
+            .and_then(|service| service.members.get_mut(member as usize));
+        if let Some(member) = member {
+            member.path = path;
+        }
+    }
+
+    /// Everything that is known. `counters` is asked for each tracker once.
+    pub fn status(&self, counters: impl Fn(TrackerRef) -> Counters) -> Status {
+        Status {
+            hub: self.hub.clone(),
+            instance: self.instance.clone(),
+            services: (0..self.services.len())
+                .map(|service| self.service_status(service, &counters))
+                .collect(),
+            chains: self.chains.iter().map(ChainState::status).collect(),
+        }
+    }
+
+    /// What is known of the service `name`, or of the chain `name` and its services; the error
+    /// names what there is.
+    pub fn status_of(
+        &self,
+        name: &str,
+        counters: impl Fn(TrackerRef) -> Counters,
+    ) -> Result<Status, String> {
+        let chain = self.chains.iter().find(|chain| &*chain.name == name);
+        let service = self
+            .services
+            .iter()
+            .position(|service| &*service.name == name);
+        if chain.is_none() && service.is_none() {
+            return Err(self.no_such(name));
+        }
+        let mut services: Vec<usize> = chain
+            .map(|chain| chain.services.clone())
+            .unwrap_or_default();
+        services.extend(service.filter(|service| !services.contains(service)));
+        Ok(Status {
+            hub: self.hub.clone(),
+            instance: self.instance.clone(),
+            services: services
+                .into_iter()
+                .map(|service| self.service_status(service, &counters))
+                .collect(),
+            chains: chain.map(ChainState::status).into_iter().collect(),
+        })
+    }
+
+    fn no_such(&self, name: &str) -> String {
+        let list = |kind: &str, names: &mut dyn Iterator<Item = &Arc<str>>| {
+            let names: Vec<&str> = names.map(|name| &**name).collect();
+            match names.as_slice() {
+                [] => None,
+                [name] => Some(format!("the {kind} {name}")),
+                names => Some(format!("the {kind}s {}", names.join(", "))),
+            }
+        };
+        let services = list(
+            "service",
+            &mut self.services.iter().map(|service| &service.name),
+        );
+        let chains = list("chain", &mut self.chains.iter().map(|chain| &chain.name));
+        let known: Vec<_> = services.into_iter().chain(chains).collect();
+        let known = if known.is_empty() {
+            "none at all".to_owned()
+        } else {
+            known.join(" and ")
+        };
+        format!("no service or chain is named {name:?}; this hub has {known}")
+    }
+
+    fn slot(&mut self, at: TrackerRef) -> Option<(u64, &mut TrackerSlot)> {
+        let member = self
+            .services
+            .get_mut(at.service as usize)?
+            .members
+            .get_mut(at.member as usize)?;
+        let hold_down = member.config.trackers.get(at.tracker as usize)?.hold_down;
+        let hold_down_ns = u64::try_from(hold_down.as_nanos()).unwrap_or(u64::MAX);
+        Some((hold_down_ns, member.trackers.get_mut(at.tracker as usize)?))
+    }
+
+    /// Reports a tracker's new verdict, and what follows from it: tracker, member, service, chain.
+    fn show(&mut self, at: TrackerRef, state: TrackerState, seen: Seen, events: &mut Vec<Event>) {
+        let (service, index) = (at.service as usize, at.member as usize);
+        let name = &self.services[service].name.clone();
+        let member = &mut self.services[service].members[index];
+        let slot = &mut member.trackers[at.tracker as usize];
+        let (from, to) = (slot.shown.verdict, state.verdict);
+        slot.shown = state.clone();
+        *member.tally.of(from) -= 1;
+        *member.tally.of(to) += 1;
+        let subject = Subject {
+            service: Some(name),
+            member: Some(member.config.role),
+            behind: Some(member.config.trackers[at.tracker as usize].behind),
+            chain: None,
+        };
+        events.push(seen.event(subject, from, state, to));
+        self.settle_member(service, index, seen, events);
+        if self.settle_service(service, seen, events) {
+            self.settle_chains(Some(service), seen, events);
+        }
+    }
+
+    fn settle_member(&mut self, service: usize, index: usize, seen: Seen, events: &mut Vec<Event>) {
+        let service = &mut self.services[service];
+        // The only member's change is the service's own.
+        let own = service.members.len() > 1;
+        let member = &mut service.members[index];
+        let (from, to) = (member.verdict, member.tally.by(member.config.policy));
+        if from == to {
+            return;
+        }
+        member.verdict = to;
+        if own {
+            let subject = Subject {
+                service: Some(&service.name),
+                member: Some(member.config.role),
+                behind: None,
+                chain: None,
+            };
+            events.push(seen.event(subject, from, member.deciding(), to));
+        }
+    }
+
+    /// Whether the service's verdict changed.
+    fn settle_service(&mut self, index: usize, seen: Seen, events: &mut Vec<Event>) -> bool {
+        let service = &mut self.services[index];
+        let from = service.verdict;
+        let to = Tally::count(service.members.iter().map(|member| member.verdict)).any();
+        if from == to {
+            return false;
+        }
+        service.verdict = to;
+        service.since = seen.now.wall;
+        let subject = Subject {
+            service: Some(&service.name),
+            member: None,
+            behind: None,
+            chain: None,
+        };
+        events.push(seen.event(subject, from, service.deciding(), to));
+        true
+    }
+
+    /// Settles the chains that contain `service`, or all.
+    fn settle_chains(&mut self, service: Option<usize>, seen: Seen, events: &mut Vec<Event>) {
+        for chain in &mut self.chains {
+            if service.is_some_and(|service| !chain.services.contains(&service)) {
+                continue;
+            }
+            let services = chain
+                .services
+                .iter()
+                .map(|service| &self.services[*service]);
+            let verdicts = services.clone().map(|service| service.verdict);
+            let (from, to) = (chain.verdict, Tally::count(verdicts).all());
+            if from == to {
+                continue;
+            }
+            chain.verdict = to;
+            let why = services
+                .clone()
+                .find(|service| service.verdict == to)
+                .map(ServiceState::deciding)
+                .unwrap_or_default();
+            let subject = Subject {
+                service: None,
+                member: None,
+                behind: None,
+                chain: Some(&chain.name),
+            };
+            events.push(seen.event(subject, from, why, to));
+        }
+    }
+
+    fn service_status(
+        &self,
+        index: usize,
+        counters: &impl Fn(TrackerRef) -> Counters,
+    ) -> ServiceStatus {
+        let service = &self.services[index];
+        let members = service
+            .members
+            .iter()
+            .enumerate()
+            .map(|(position, member)| {
+                let trackers = member.config.trackers.iter().zip(&member.trackers);
+                let trackers = trackers.enumerate().map(|(tracker, (config, slot))| {
+                    tracker_status(
+                        config,
+                        &slot.shown,
+                        &counters(TrackerRef {
+                            service: index as u32,
+                            member: position as u32,
+                            tracker: tracker as u32,
+                        }),
+                    )
+                });
+                let configured = &member.config.interface;
+                MemberStatus {
+                    role: member.config.role,
+                    endpoint: member.config.endpoint,
+                    interface: member
+                        .path
+                        .interface
+                        .as_ref()
+                        .or(configured.as_ref())
+                        .cloned(),
+                    mode: member.path.mode,
+                    verdict: member.verdict,
+                    cause: member.deciding().cause,
+                    trackers: trackers.collect(),
+                    send: member.path.send,
+                }
+            });
+        ServiceStatus {
+            name: service.name.to_string(),
+            verdict: service.verdict,
+            cause: service.deciding().cause,
+            since: service.since,
+            selected: service.selected(),
+            members: members.collect(),
+        }
+    }
+}
+
+impl ChainState {
+    fn status(&self) -> ChainStatus {
+        ChainStatus {
+            name: self.name.to_string(),
+            verdict: self.verdict,
+        }
+    }
+}
+
+fn tracker_status(config: &Tracker, state: &TrackerState, counters: &Counters) -> TrackerStatus {
+    TrackerStatus {
+        behind: config.behind,
+        probe: config.probe,
+        verdict: state.verdict,
+        cause: state.cause,
+        sent: counters.sent,
+        received: counters.received,
+        lost: counters.lost,
+        duplicate: counters.duplicate,
+        rtt_us: RttUs::from(counters),
+        late: counters.late,
+        corrupt: counters.corrupt,
+        wrong_path: counters.wrong_path,
+        skipped: counters.skipped,
+        port: config.port,
+        detail: state.detail.clone(),
+    }
+}
+
+/// A service's state in a new configuration, with what the old one knew of it.
+fn service_state(config: &Service, old: Option<ServiceState>, now: Stamp) -> ServiceState {
+    let (verdict, since, mut old_members) = match old {
+        Some(old) => (old.verdict, old.since, old.members),
+        None => (Verdict::Unknown, now.wall, Vec::new()),
+    };
+    let members = config.members.iter().map(|member| {
+        let same = |old: &MemberState| {
+            let key = |member: &Member| (member.role, member.endpoint, member.interface.clone());
+            key(&old.config) == key(member)
+        };
+        let old = old_members.iter().position(same);
+        member_state(member, old.map(|index| old_members.swap_remove(index)))
+    });
+    ServiceState {
+        name: config.name.as_str().into(),
+        members: members.collect(),
+        verdict,
+        since,
+    }
+}
+
+fn member_state(config: &Member, old: Option<MemberState>) -> MemberState {
+    let (path, verdict, known) = match old {
+        Some(old) => {
+            let known: HashMap<Tracker, TrackerSlot> =
+                old.config.trackers.into_iter().zip(old.trackers).collect();
+            (old.path, old.verdict, known)
+        }
+        None => Default::default(),
+    };
+    let slot = |tracker: &Tracker| known.get(tracker).cloned().unwrap_or_default();
+    let trackers: Vec<TrackerSlot> = config.trackers.iter().map(slot).collect();
+    MemberState {
+        config: config.clone(),
+        path,
+        tally: Tally::count(trackers.iter().map(|slot| slot.shown.verdict)),
+        trackers,
+        verdict,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config;
+
+    const MS: u64 = 1_000_000;
+
+    fn at(ms: u64) -> Stamp {
+        Stamp {
+            mono_ns: ms * MS,
+            wall: Timestamp::from_millisecond(1_767_225_600_000 + ms as i64).unwrap(),
+        }
+    }
+
+    fn place(service: u32, member: u32, tracker: u32) -> TrackerRef {
+        TrackerRef {
+            service,
+            member,
+            tracker,
+        }
+    }
+
+    fn state(verdict: Verdict) -> TrackerState {
+        let cause = match verdict {
+            Verdict::Up => Cause::Replied,
+            Verdict::Down | Verdict::Unknown => Cause::NoReply,
+        };
+        TrackerState {
+            verdict,
+            cause,
+            detail: None,
+        }
+    }
+
+    fn read(text: &str) -> Config {
+        config::parse(text, Path::new("hub.toml")).unwrap()
+    }
+
+    /// A service of one member with `count` trackers.
+    fn single(name: &str, policy: &str, count: usize) -> String {
+        let behind: Vec<_> = (1..=count)
+            .map(|last| format!("\"10.20.0.{last}\""))
+            .collect();
+        format!(
+            "[[service]]\nname = \"{name}\"\nendpoint = \"10.9.0.2\"\npolicy = {policy}\nbehind = [{}]\n",
+            behind.join(",")
+        )
+    }
+
+    const PAIR: &str = r#"
+[[service]]
+name = "pair"
+[[service.member]]
+role = "active"
+endpoint = "10.9.1.2"
+interface = "eth2"
+behind = ["10.20.1.9"]
+[[service.member]]
+role = "standby"
+endpoint = "10.9.2.2"
+behind = ["10.20.2.9"]
+"#;
+
+    /// An event as a short line: subject, change, cause.
+    fn short(event: &Event) -> String {
+        let part = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let subject = match &event.chain {
+            Some(chain) => format!("chain {chain}"),
+            None => format!(
+                "{} {} {}",
+                part(event.service.as_ref().map(|name| name.to_string())),
+                part(event.member.map(|member| member.to_string())),
+                part(event.behind.map(|behind| behind.to_string()))
+            ),
+        };
+        let (from, to) = (event.from.as_str(), event.to.as_str());
+        format!("{subject} {from}>{to} {}", event.cause.as_str())
+    }
+
+    fn shorts(events: &[Event]) -> Vec<String> {
+        events.iter().map(short).collect()
+    }
+
+    #[test]
+    fn policies_decide_as_the_contract_says() {
+        use Verdict::{Down as D, Unknown as U, Up as P};
+        let cases = [
+            ("\"any\"", [U, U, U], U),
+            ("\"any\"", [D, U, D], U),
+            ("\"any\"", [D, P, U], P),
+            ("\"any\"", [D, D, D], D),
+            ("\"all\"", [P, P, P], P),
+            ("\"all\"", [P, U, P], U),
+            ("\"all\"", [P, U, D], D),
+            ("2", [P, U, U], U),
+            ("2", [P, U, P], P),
+            ("2", [P, U, D], U),
+            ("2", [D, U, D], D),
+            ("2", [D, P, D], D),
+            ("2", [U, U, D], U),
+        ];
+        for (policy, verdicts, expected) in cases {
+            let mut board = Board::new(&read(&single("fw", policy, 3)), at(0));
+            for (tracker, verdict) in (0..).zip(verdicts) {
+                board.tracker_changed(place(0, 0, tracker), state(verdict), at(1), None);
+            }
+            let status = board.status(|_| Counters::default());
+            let service = &status.services[0];
+            assert_eq!(
+                service.members[0].verdict, expected,
+                "{policy} {verdicts:?}"
+            );
+            assert_eq!(service.verdict, expected);
+        }
+    }
+
+    #[test]
+    fn the_cause_is_that_of_the_tracker_that_decides() {
+        let mut board = Board::new(&read(&single("fw", "\"all\"", 3)), at(0));
+        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
+        let refused = TrackerState {
+            verdict: Verdict::Down,
+            cause: Cause::Unreachable,
+            detail: Some("type 3".to_owned()),
+        };
+        let events = board.tracker_changed(place(0, 0, 2), refused, at(2), Some(5_999));
+        assert_eq!(
+            shorts(&events),
+            [
+                "fw active 10.20.0.3 unknown>down unreachable",
+                "fw - - unknown>down unreachable"
+            ]
+        );
+        for event in &events {
+            assert_eq!(event.detail.as_deref(), Some("type 3"));
+            assert_eq!(event.detection_us, Some(5));
+            assert_eq!(event.time, at(2).wall);
+        }
+        let status = board.status(|_| Counters::default());
+        let service = &status.services[0];
+        assert_eq!(service.cause, Cause::Unreachable);
+        assert_eq!(service.members[0].cause, Cause::Unreachable);
+        assert_eq!(service.members[0].trackers[1].cause, Cause::NoReply);
+        assert_eq!(service.since, at(2).wall);
+    }
+
+    #[test]
+    fn a_pair_is_up_by_either_member_and_says_which_is_in_use() {
+        let chain = "[[chain]]\nname = \"net\"\nservices = [\"pair\", \"fw\"]\n";
+        let text = format!("{PAIR}{}{chain}", single("fw", "\"any\"", 1));
+        let mut board = Board::new(&read(&text), at(0));
+        let selected = |board: &Board| board.status(|_| Counters::default()).services[0].selected;
+        assert_eq!(selected(&board), Role::Active);
+        let mut tell = |service, member, verdict| {
+            let events =
+                board.tracker_changed(place(service, member, 0), state(verdict), at(1), None);
+            (shorts(&events), selected(&board))
+        };
+        let lines = |lines: &[&str]| {
+            lines
+                .iter()
+                .map(|line| (*line).to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            tell(0, 1, Verdict::Up),
+            (
+                lines(&[
+                    "pair standby 10.20.2.9 unknown>up replied",
+                    "pair standby - unknown>up replied",
+                    "pair - - unknown>up replied",
+                ]),
+                Role::Standby
+            )
+        );
+        assert_eq!(
+            tell(0, 0, Verdict::Up),
+            (
+                lines(&[
+                    "pair active 10.20.1.9 unknown>up replied",
+                    "pair active - unknown>up replied",
+                ]),
+                Role::Active
+            )
+        );
+        assert_eq!(
+            tell(1, 0, Verdict::Up),
+            (
+                lines(&[
+                    "fw active 10.20.0.1 unknown>up replied",
+                    "fw - - unknown>up replied",
+                    "chain net unknown>up replied",
+                ]),
+                Role::Active
+            )
+        );
+        assert_eq!(
+            tell(0, 0, Verdict::Down),
+            (
+                lines(&[
+                    "pair active 10.20.1.9 up>down no-reply",
+                    "pair active - up>down no-reply",
+                ]),
+                Role::Standby
+            )
+        );
+        assert_eq!(
+            tell(0, 1, Verdict::Down),
+            (
+                lines(&[
+                    "pair standby 10.20.2.9 up>down no-reply",
+                    "pair standby - up>down no-reply",
+                    "pair - - up>down no-reply",
+                    "chain net up>down no-reply",
+                ]),
+                Role::Active
+            )
+        );
+        // A chain with a service that is down is down, whatever is unknown of the others.
+        assert_eq!(
+            tell(1, 0, Verdict::Unknown).0,
+            lines(&[
+                "fw active 10.20.0.1 up>unknown no-reply",
+                "fw - - up>unknown no-reply"
+            ])
+        );
+    }
+
+    #[test]
+    fn another_cause_for_the_same_verdict_is_no_event() {
+        let mut board = Board::new(&read(&single("fw", "\"any\"", 1)), at(0));
+        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
+        let stalled = TrackerState {
+            cause: Cause::Stalled,
+            ..state(Verdict::Up)
+        };
+        let events = board.tracker_changed(place(0, 0, 0), stalled, at(2), None);
+        assert_eq!(events, []);
+        let status = board.status(|_| Counters::default());
+        assert_eq!(status.services[0].cause, Cause::Stalled);
+        assert_eq!(status.services[0].since, at(1).wall);
+    }
+
+    #[test]
+    fn places_that_do_not_exist_are_ignored() {
+        let mut board = Board::new(&read(&single("fw", "\"any\"", 1)), at(0));
+        for place in [place(1, 0, 0), place(0, 1, 0), place(0, 0, 1)] {
+            assert_eq!(
+                board.tracker_changed(place, state(Verdict::Up), at(1), None),
+                []
+            );
+        }
+        board.member_path(0, 1, MemberPath::default());
+        board.member_path(1, 0, MemberPath::default());
+    }
+
+    #[test]
+    fn a_change_is_held_down_until_it_lasted() {
+        let text = format!("{}hold_down = \"100ms\"\n", single("fw", "\"any\"", 1));
+        let mut board = Board::new(&read(&text), at(0));
+        let only = place(0, 0, 0);
+        let verdict = |board: &Board| board.status(|_| Counters::default()).services[0].verdict;
+        assert_eq!(
+            board.tracker_changed(only, state(Verdict::Up), at(10), Some(MS)),
+            []
+        );
+        assert_eq!(verdict(&board), Verdict::Unknown);
+        assert_eq!(board.next_due(), Some(110 * MS));
+        assert_eq!(board.tick(at(109)), []);
+        let events = board.tick(at(111));
+        assert_eq!(
+            shorts(&events),
+            [
+                "fw active 10.20.0.1 unknown>up replied",
+                "fw - - unknown>up replied"
+            ]
+        );
+        assert_eq!(events[0].detection_us, Some(102_000));
+        assert_eq!((events[0].time, board.next_due()), (at(111).wall, None));
+
+        // A flap that does not last is not reported.
+        assert_eq!(
+            board.tracker_changed(only, state(Verdict::Down), at(200), None),
+            []
+        );
+        assert_eq!(
+            board.tracker_changed(only, state(Verdict::Up), at(299), None),
+            []
+        );
+        assert_eq!((board.next_due(), board.tick(at(400))), (None, vec![]));
+
+        // Another cause for the held verdict does not start anew; another verdict does.
+        board.tracker_changed(only, state(Verdict::Down), at(500), None);
+        let refused = TrackerState {
+            cause: Cause::Refused,
+            ..state(Verdict::Down)
+        };
+        board.tracker_changed(only, refused, at(550), None);
+        assert_eq!(board.next_due(), Some(600 * MS));
+        board.tracker_changed(only, state(Verdict::Unknown), at(560), None);
+        assert_eq!(board.next_due(), Some(660 * MS));
+        assert_eq!(board.tick(at(659)), []);
+        assert_eq!(
+            shorts(&board.tick(at(660)))[1],
+            "fw - - up>unknown no-reply"
+        );
+    }
+
+    #[test]
+    fn status_has_paths_counters_and_names() {
+        let chain = "[[chain]]\nname = \"net\"\nservices = [\"fw\"]\n";
+        let hub = "[hub]\nname = \"hub-1\"\ninstance = \"blue\"\n";
+        let text = format!("{hub}{PAIR}{}{chain}", single("fw", "\"any\"", 2));
+        let mut board = Board::new(&read(&text), at(0));
+        let path = MemberPath {
+            interface: Some("eth9".to_owned()),
+            mode: Some(Mode::XdpGeneric),
+            send: Some(SendWay::TcRedirect),
+        };
+        board.member_path(0, 1, path);
+        let counters = |place: TrackerRef| Counters {
+            sent: u64::from(place.service * 100 + place.member * 10 + place.tracker),
+            ..Counters::default()
+        };
+        let status = board.status(counters);
+        assert_eq!(
+            (status.hub.as_str(), status.instance.as_str()),
+            ("hub-1", "blue")
+        );
+        let [active, standby] = status.services[0].members.as_slice() else {
+            panic!("{status:?}");
+        };
+        assert_eq!(
+            (active.interface.as_deref(), active.mode),
+            (Some("eth2"), None)
+        );
+        assert_eq!(standby.interface.as_deref(), Some("eth9"));
+        assert_eq!(standby.mode, Some(Mode::XdpGeneric));
+        assert_eq!(standby.send, Some(SendWay::TcRedirect));
+        assert_eq!(standby.trackers[0].sent, 10);
+        assert_eq!(status.services[1].members[0].trackers[1].sent, 101);
+
+        let one = board.status_of("pair", counters).unwrap();
+        assert_eq!((one.services.len(), one.chains.len()), (1, 0));
+        assert_eq!(one.services[0], status.services[0]);
+        let chain = board.status_of("net", counters).unwrap();
+        assert_eq!(
+            (chain.services[0].name.as_str(), chain.chains.len()),
+            ("fw", 1)
+        );
+        assert_eq!(
+            board.status_of("x", counters).unwrap_err(),
+            "no service or chain is named \"x\"; this hub has the services pair, fw and the chain net"
+        );
+    }
+
+    #[test]
+    fn a_new_configuration_keeps_what_is_the_same() {
+        let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
+        let (a, b) = (single("a", "\"all\"", 2), single("b", "\"any\"", 1));
+        let mut board = Board::new(&read(&format!("{a}{b}{chain}")), at(0));
+        for place in [place(0, 0, 0), place(0, 0, 1), place(1, 0, 0)] {
+            board.tracker_changed(place, state(Verdict::Up), at(1), None);
+        }
+        let path = MemberPath {
+            interface: Some("eth1".to_owned()),
+            ..MemberPath::default()
+        };
+        board.member_path(0, 0, path);
+        let before = board.status(|_| Counters::default());
+        assert_eq!(board.replace(&read(&format!("{a}{b}{chain}")), at(2)), []);
+        assert_eq!(board.status(|_| Counters::default()), before);
+
+        // In another order, and beside a new one.
+        let c = single("c", "\"any\"", 1);
+        assert_eq!(
+            board.replace(&read(&format!("{c}{b}{a}{chain}")), at(3)),
+            []
+        );
+        let after = board.status(|_| Counters::default());
+        assert_eq!(after.services[0].verdict, Verdict::Unknown);
+        assert_eq!(after.services[2], before.services[0]);
+        assert_eq!(after.services[1], before.services[1]);
+        assert_eq!(after.chains, before.chains);
+
+        // A third tracker is unknown, and so is what needs all three.
+        let events = board.replace(
+            &read(&format!("{}{b}{chain}", single("a", "\"all\"", 3))),
+            at(4),
+        );
+        assert_eq!(
+            shorts(&events),
+            ["a - - up>unknown no-reply", "chain net up>unknown no-reply"]
+        );
+        let status = board.status(|_| Counters::default());
+        let member = &status.services[0].members[0];
+        let verdicts: Vec<_> = member
+            .trackers
+            .iter()
+            .map(|tracker| tracker.verdict)
+            .collect();
+        assert_eq!(verdicts, [Verdict::Up, Verdict::Up, Verdict::Unknown]);
+        assert_eq!(member.interface.as_deref(), Some("eth1"));
+        assert_eq!(status.services[0].since, at(4).wall);
+        assert_eq!(status.services[1].since, at(1).wall);
+
+        // A tracker with another interval is another tracker.
+        let faster = format!("{b}interval = \"100ms\"\n");
+        let events = board.replace(&read(&faster), at(5));
+        assert_eq!(shorts(&events), ["b - - up>unknown no-reply"]);
+    }
+
+    #[test]
+    fn what_is_held_down_survives_a_new_configuration() {
+        let held = |name| format!("{}hold_down = \"1s\"\n", single(name, "\"any\"", 1));
+        let mut board = Board::new(&read(&format!("{}{}", held("a"), held("b"))), at(0));
+        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
+        board.tracker_changed(place(1, 0, 0), state(Verdict::Down), at(2), None);
+        board.replace(&read(&held("b")), at(3));
+        assert_eq!(board.next_due(), Some(1002 * MS));
+        assert_eq!(
+            shorts(&board.tick(at(1002)))[1],
+            "b - - unknown>down no-reply"
+        );
+    }
+
+    fn naive(policy: Policy, verdicts: &[Verdict]) -> Verdict {
+        let up = verdicts
+            .iter()
+            .filter(|verdict| **verdict == Verdict::Up)
+            .count();
+        let down = verdicts
+            .iter()
+            .filter(|verdict| **verdict == Verdict::Down)
+            .count();
+        let (is_up, is_down) = match policy {
+            Policy::Any => (up >= 1, down == verdicts.len()),
+            Policy::All => (up == verdicts.len(), down >= 1),
+            Policy::AtLeast(wanted) => {
+                let wanted = usize::from(wanted);
+                (up >= wanted, verdicts.len() - down < wanted)
+            }
+        };
+        match (is_up, is_down) {
+            (true, _) => Verdict::Up,
+            (_, true) => Verdict::Down,
+            _ => Verdict::Unknown,
+        }
+    }
+
+    proptest! {
+        /// Against a model without memory: after any changes, with or without hold-down, every
+        /// verdict is that of the rules, and the events of each subject join without a gap.
+        #[test]
+        fn events_and_status_agree_with_the_rules(
+            policy in prop::sample::select(&["\"any\"", "\"all\"", "1", "2", "3"][..]),
+            hold_ms in prop::sample::select(&[0u64, 30][..]),
+            changes in prop::collection::vec((0u32..2, 0u32..3, 0usize..3, 1u64..40), 0..60),
+        ) {
+            let hold = format!("hold_down = \"{hold_ms}ms\"\n");
+            let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
+            let (a, b) = (single("a", policy, 3), single("b", policy, 3));
+            let config = read(&format!("{a}{hold}{b}{hold}{chain}"));
+            let mut board = Board::new(&config, at(0));
+            let mut told = [[Verdict::Unknown; 3]; 2];
+            let mut last: HashMap<String, Verdict> = HashMap::new();
+            let mut now = 0;
+            let mut follow = |events: Vec<Event>| {
+                for event in events {
+                    let text = short(&event);
+                    let subject = text.rsplitn(3, ' ').last().unwrap().to_owned();
+                    let before = last.insert(subject, event.to).unwrap_or_default();
+                    assert_eq!(before, event.from, "{text}");
+                    assert_ne!(event.from, event.to, "{text}");
+                }
+            };
+            for (service, tracker, verdict, wait) in changes {
+                now += wait;
+                follow(board.tick(at(now)));
+                let verdict = [Verdict::Unknown, Verdict::Up, Verdict::Down][verdict];
+                told[service as usize][tracker as usize] = verdict;
+                follow(board.tracker_changed(place(service, 0, tracker), state(verdict), at(now), None));
+                if hold_ms == 0 {
+                    prop_assert_eq!(board.next_due(), None);
+                }
+            }
+            follow(board.tick(at(now + hold_ms)));
+            prop_assert_eq!(board.next_due(), None);
+
+            let status = board.status(|_| Counters::default());
+            let mut services = Vec::new();
+            for (service, told) in status.services.iter().zip(told) {
+                let expected = naive(config.services[0].members[0].policy, &told);
+                prop_assert_eq!(service.verdict, expected);
+                let event = last.get(&format!("{} - -", service.name)).copied().unwrap_or_default();
+                prop_assert_eq!(event, expected);
+                services.push(expected);
+                for (tracker, told) in service.members[0].trackers.iter().zip(told) {
+                    prop_assert_eq!(tracker.verdict, told);
+                }
+            }
+            let expected = naive(Policy::All, &services);
+            prop_assert_eq!(status.chains[0].verdict, expected);
+            prop_assert_eq!(last.get("chain net").copied().unwrap_or_default(), expected);
+        }
+
+        /// A change is reported not before it lasted, and at the first tick after.
+        #[test]
+        fn hold_down_is_exact(hold_ms in 1u64..1000, early in 0u64..1000) {
+            let text = format!("{}hold_down = \"{hold_ms}ms\"\n", single("fw", "\"any\"", 1));
+            let config = read(&text);
+            prop_assert_eq!(config.services[0].members[0].trackers[0].hold_down, Duration::from_millis(hold_ms));
+            let mut board = Board::new(&config, at(0));
+            board.tracker_changed(place(0, 0, 0), state(Verdict::Down), at(7), None);
+            prop_assert_eq!(board.tick(at(7 + early % hold_ms)), vec![]);
+            prop_assert_eq!(board.tick(at(7 + hold_ms)).len(), 2);
+        }
+    }
+}

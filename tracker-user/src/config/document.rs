@@ -1,0 +1,417 @@
+//! Reading a TOML document key by key, with the place of everything that is read.
+//!
+//! The document is walked rather than deserialised, so that one pass finds every problem, each with
+//! its own line, and so that a value can be judged together with where it was written.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+use super::{ConfigError, Problem};
+
+/// Longer values are cut where an error quotes them.
+const QUOTED_CHARS: usize = 60;
+
+/// Where problems are collected.
+pub(super) struct Sink<'a> {
+    text: &'a str,
+    file: &'a Path,
+    /// Byte offset and text.
+    problems: RefCell<Vec<(usize, String)>>,
+    /// What is only refused when nothing else is wrong.
+    unsupported: RefCell<Vec<(usize, String)>>,
+}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(text: &'a str, file: &'a Path) -> Self {
+        Self {
+            text,
+            file,
+            problems: RefCell::default(),
+            unsupported: RefCell::default(),
+        }
+    }
+
+    pub(super) fn problem(&self, at: usize, text: impl Into<String>) {
+        self.problems.borrow_mut().push((at, text.into()));
+    }
+
+    pub(super) fn unsupported(&self, at: usize, text: impl Into<String>) {
+        self.unsupported.borrow_mut().push((at, text.into()));
+    }
+
+    /// The line of a byte offset, from 1.
+    pub(super) fn line(&self, at: usize) -> usize {
+        let before = &self.text.as_bytes()[..at.min(self.text.len())];
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
+    }
+
+    /// The source text of a span, on one line and not too long.
+    fn quote(&self, span: std::ops::Range<usize>) -> String {
+        let source = self.text.get(span).unwrap_or_default();
+        let mut quoted = String::new();
+        for (count, char) in source.chars().enumerate() {
+            if char == '\n' || char == '\r' || count == QUOTED_CHARS {
+                quoted.push_str("...");
+                break;
+            }
+            if char.is_control() {
+                quoted.extend(char.escape_default());
+            } else {
+                quoted.push(char);
+            }
+        }
+        quoted
+    }
+
+    /// What was found wrong, in the order of the file, each once.
+    pub(super) fn into_error(self) -> Option<ConfigError> {
+        let mut found = self.problems.take();
+        if found.is_empty() {
+            found = self.unsupported.take();
+        }
+        found.sort_by_key(|(at, _)| *at);
+        let mut problems: Vec<Problem> = Vec::new();
+        for (at, text) in found {
+            let problem = Problem {
+                file: self.file.to_owned(),
+                line: Some(self.line(at)),
+                text,
+            };
+            // A value that several trackers inherit is wrong once.
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+        (!problems.is_empty()).then_some(ConfigError { problems })
+    }
+}
+
+/// The whole document as an owner of its sections; `None` when it is not TOML, which is then in the
+/// sink.
+pub(super) fn root<'a>(sink: &'a Sink<'a>) -> Option<Section<'a>> {
+    match DeTable::parse(sink.text) {
+        Ok(document) => Some(Section {
+            sink,
+            table: document.into_inner(),
+            title: "the file".to_owned(),
+            at: 0,
+        }),
+        Err(error) => {
+            let message = error.message().split_whitespace().collect::<Vec<_>>();
+            let text = format!(
+                "not valid TOML: {}; correct the syntax here",
+                message.join(" ")
+            );
+            sink.problem(
+                error.span().map_or(sink.text.len(), |span| span.start),
+                text,
+            );
+            None
+        }
+    }
+}
+
+/// A value and the byte offset at which it was written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) at: usize,
+}
+
+/// One table of the document.
+pub(super) struct Section<'a> {
+    pub(super) sink: &'a Sink<'a>,
+    table: DeTable<'a>,
+    /// What errors call it.
+    pub(super) title: String,
+    pub(super) at: usize,
+}
+
+/// One value of a table, or one element of a list that is a value.
+pub(super) struct Entry<'s> {
+    sink: &'s Sink<'s>,
+    key: &'s str,
+    title: &'s str,
+    value: &'s Spanned<DeValue<'s>>,
+}
+
+impl<'a> Section<'a> {
+    /// Reports every key outside `known`. `elsewhere` says where a key that is known in another
+    /// table belongs.
+    pub(super) fn only(&self, known: &[&[&str]], elsewhere: &dyn Fn(&str) -> Option<String>) {
+        for key in self.table.keys() {
+            let (name, at) = (key.get_ref().as_ref(), key.span().start);
+            if known.iter().any(|group| group.contains(&name)) {
+                continue;
+            }
+            let known = known.iter().copied().flatten().copied();
+            let hint = nearest(name, known).unwrap_or_default();
+            let belongs = elsewhere(name).unwrap_or_default();
+            let text = format!(
+                "unknown key `{}` in {}; {hint}{belongs}",
+                name.escape_debug(),
+                self.title
+            );
+            self.sink.problem(at, text);
+        }
+    }
+
+    pub(super) fn problem(&self, at: usize, text: impl Display) {
+        self.sink.problem(at, format!("{text} in {}", self.title));
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    pub(super) fn entry<'s>(&'s self, key: &'s str) -> Option<Entry<'s>> {
+        Some(Entry {
+            sink: self.sink,
+            key,
+            title: &self.title,
+            value: self.table.get(key)?,
+        })
+    }
+
+    /// As [`Self::entry`]; a missing key is a problem of the table.
+    pub(super) fn required<'s>(&'s self, key: &'s str, example: &str) -> Option<Entry<'s>> {
+        let entry = self.entry(key);
+        if entry.is_none() {
+            let text = format!(
+                "missing key `{key}` in {}; add {key} = {example}",
+                self.title
+            );
+            self.sink.problem(self.at, text);
+        }
+        entry
+    }
+
+    /// Takes the table `[key]` out of this one.
+    pub(super) fn take_table(&mut self, key: &'static str) -> Option<Section<'a>> {
+        let value = self.table.remove(key)?;
+        let at = value.span().start;
+        match value.into_inner() {
+            DeValue::Table(table) => Some(Section {
+                sink: self.sink,
+                table,
+                title: format!("[{key}]"),
+                at,
+            }),
+            other => {
+                let kind = kind(&other);
+                let text = format!("`{key}` must be a table, not {kind}; write it as [{key}]");
+                self.sink.problem(at, text);
+                None
+            }
+        }
+    }
+
+    /// Takes the tables `[[key]]` out of this one, each with its title.
+    pub(super) fn take_tables(
+        &mut self,
+        key: &'static str,
+        path: &str,
+        title: impl Fn(usize, &DeTable<'_>) -> String,
+    ) -> Vec<Section<'a>> {
+        let Some(value) = self.table.remove(key) else {
+            return Vec::new();
+        };
+        let wrong = |at: usize, kind: &str| {
+            let text =
+                format!("`{key}` must be a list of tables, not {kind}; write each as [[{path}]]");
+            self.sink.problem(at, text);
+        };
+        let at = value.span().start;
+        let elements = match value.into_inner() {
+            DeValue::Array(elements) => elements,
+            other => {
+                wrong(at, kind(&other));
+                return Vec::new();
+            }
+        };
+        let mut sections = Vec::with_capacity(elements.len());
+        for (index, element) in elements.into_iter().enumerate() {
+            let at = element.span().start;
+            match element.into_inner() {
+                DeValue::Table(table) => sections.push(Section {
+                    sink: self.sink,
+                    title: title(index, &table),
+                    table,
+                    at,
+                }),
+                other => wrong(at, kind(&other)),
+            }
+        }
+        sections
+    }
+}
+
+impl<'s> Entry<'s> {
+    pub(super) fn at(&self) -> usize {
+        self.value.span().start
+    }
+
+    fn found<T>(&self, value: T) -> Option<At<T>> {
+        Some(At {
+            value,
+            at: self.at(),
+        })
+    }
+
+    /// Reports the value; `why` says why and what to do.
+    pub(super) fn refuse(&self, why: impl Display) {
+        let text = format!(
+            "{} = {} in {}: {why}",
+            self.key,
+            self.sink.quote(self.value.span()),
+            self.title
+        );
+        self.sink.problem(self.at(), text);
+    }
+
+    fn wrong_type(&self, wanted: &str) {
+        self.refuse(format_args!(
+            "must be {wanted}, not {}",
+            kind(self.value.get_ref())
+        ));
+    }
+
+    pub(super) fn string(&self, wanted: &str) -> Option<At<&'s str>> {
+        match self.value.get_ref() {
+            DeValue::String(text) => self.found(text.as_ref()),
+            _ => {
+                self.wrong_type(wanted);
+                None
+            }
+        }
+    }
+
+    pub(super) fn is_string(&self) -> bool {
+        matches!(self.value.get_ref(), DeValue::String(_))
+    }
+
+    /// The elements of a list that is not empty.
+    pub(super) fn list(&self, wanted: &str) -> Vec<Entry<'s>> {
+        let elements: &DeArray<'s> = match self.value.get_ref() {
+            DeValue::Array(elements) => elements,
+            _ => {
+                self.wrong_type(wanted);
+                return Vec::new();
+            }
+        };
+        if elements.is_empty() {
+            self.refuse(format_args!(
+                "an empty list; give {wanted} or delete the key"
+            ));
+        }
+        elements
+            .iter()
+            .map(|value| Entry { value, ..*self })
+            .collect()
+    }
+
+    pub(super) fn integer(&self, range: RangeInclusive<u32>) -> Option<At<u32>> {
+        let (low, high) = (range.start(), range.end());
+        let DeValue::Integer(integer) = self.value.get_ref() else {
+            self.wrong_type(&format!("a whole number from {low} to {high}"));
+            return None;
+        };
+        match u32::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(value) if range.contains(&value) => self.found(value),
+            _ => {
+                self.refuse(format_args!(
+                    "out of range; give a whole number from {low} to {high}"
+                ));
+                None
+            }
+        }
+    }
+
+    pub(super) fn duration(&self, range: RangeInclusive<Duration>) -> Option<At<Duration>> {
+        let low = humantime::format_duration(*range.start());
+        let high = humantime::format_duration(*range.end());
+        let wanted = "a duration in quotes with its unit, such as \"100ms\"";
+        let text = self.string(wanted)?.value;
+        match humantime::parse_duration(text) {
+            Ok(value) if range.contains(&value) => self.found(value),
+            Ok(_) => {
+                self.refuse(format_args!("out of range; give {low} to {high}"));
+                None
+            }
+            Err(error) => {
+                self.refuse(format_args!("not a duration ({error}); give {wanted}"));
+                None
+            }
+        }
+    }
+
+    /// One of a key's words.
+    pub(super) fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<At<T>> {
+        let list = || {
+            let quoted: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+            quoted.join(", ")
+        };
+        let text = self.string(&format!("one of {}", list()))?.value;
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((word, value)) => {
+                if let Some(why) = super::unsupported::value(self.key, word) {
+                    self.sink.unsupported(self.at(), why);
+                }
+                self.found(*value)
+            }
+            None => {
+                self.refuse(format_args!("not one of {}", list()));
+                None
+            }
+        }
+    }
+
+    /// A value that `parse` makes of the text, or says why it cannot and what to do.
+    pub(super) fn parsed<T>(
+        &self,
+        wanted: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<At<T>> {
+        match parse(self.string(wanted)?.value) {
+            Ok(value) => self.found(value),
+            Err(why) => {
+                self.refuse(why);
+                None
+            }
+        }
+    }
+}
+
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a whole number",
+        DeValue::Float(_) => "a fraction",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// Names the known key that is most like `name`, as a question when it is very like it.
+fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<String> {
+    let likeness = |key: &str| {
+        // Edits find slips of the finger, Jaro-Winkler finds abbreviations.
+        strsim::normalized_damerau_levenshtein(name, key) + strsim::jaro_winkler(name, key)
+    };
+    let (score, key) = known
+        .map(|key| (likeness(key), key))
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+    Some(if score > 1.0 {
+        format!("did you mean `{key}`?")
+    } else {
+        format!("the nearest known key is `{key}`")
+    })
+}

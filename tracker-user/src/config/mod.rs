@@ -1,0 +1,369 @@
+//! The configuration: its types, and how a TOML file becomes them.
+//!
+//! A [`Config`] is complete and valid: defaults are filled in, every name resolves, every number is
+//! in range. Whatever is wrong with a file is found in one pass and reported as one self-contained
+//! line each, `FILE:LINE: ...`, that names the key, says why and what to do.
+
+mod document;
+#[cfg(test)]
+mod tests;
+mod unsupported;
+mod validate;
+
+use std::fmt;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use validate::checked_instance;
+
+/// Larger files are refused: no sensible configuration is, and `FILE` may be a device.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// What one daemon is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The host and its daemon.
+    pub hub: Hub,
+    /// In the order of the file. Names are unique.
+    pub services: Vec<Service>,
+    /// In the order of the file. Names are unique, and every service they name exists.
+    pub chains: Vec<Chain>,
+    /// Tracker packets that others send.
+    pub steering: Option<Steering>,
+}
+
+impl Config {
+    /// The number of trackers of all services.
+    pub fn tracker_count(&self) -> usize {
+        self.services
+            .iter()
+            .flat_map(|service| &service.members)
+            .map(|member| member.trackers.len())
+            .sum()
+    }
+}
+
+/// The host that runs the daemon.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hub {
+    /// What the hub calls itself in reports; the hostname by default.
+    pub name: String,
+    /// Tells several daemons on one host apart; a path component that bpffs accepts.
+    pub instance: String,
+    /// The daemon's Unix socket.
+    pub socket: PathBuf,
+    /// Where to serve metrics, if at all.
+    pub metrics: Option<SocketAddr>,
+    /// Where the BPF file system is, or is to be, mounted.
+    pub bpffs: PathBuf,
+    /// How to attach to interfaces.
+    pub mode: ModeChoice,
+}
+
+/// How the programs are to be attached to interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ModeChoice {
+    /// The fastest that each interface can really do.
+    #[default]
+    Auto,
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP in the kernel's generic hook.
+    XdpGeneric,
+    /// TC ingress.
+    Tc,
+}
+
+/// An inline network function.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Unique among services.
+    pub name: String,
+    /// One, or an active and a standby one in either order.
+    pub members: Vec<Member>,
+}
+
+/// One attachment of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// Its part in a high-availability pair.
+    pub role: Role,
+    /// The service's own address on the hub's side; the next hop of every probe.
+    pub endpoint: IpAddr,
+    /// The only way out for its probes; `None`: found from the endpoint's own route.
+    pub interface: Option<String>,
+    /// The source address of probes of the same family; `None`: the interface's address.
+    pub source: Option<IpAddr>,
+    /// The interfaces on which a reply may arrive; empty: the outgoing one.
+    pub returns: Vec<String>,
+    /// How the trackers decide.
+    pub policy: Policy,
+    /// At least one.
+    pub trackers: Vec<Tracker>,
+}
+
+/// A member's part in a high-availability pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// In use while up.
+    Active,
+    /// In use while the active member is not up.
+    Standby,
+}
+
+/// How the verdicts of a member's trackers make the member's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// One tracker that is up suffices.
+    #[default]
+    Any,
+    /// Every tracker must be up.
+    All,
+    /// So many trackers must be up; from 1 to their number.
+    AtLeast(u16),
+}
+
+/// One stream of probes from a member to a behind address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tracker {
+    /// The address that is reached only through the service.
+    pub behind: IpAddr,
+    /// The kind of probe.
+    pub probe: Probe,
+    /// The destination port; present exactly for UDP and TCP.
+    pub port: Option<u16>,
+    /// From one probe to the next.
+    pub interval: Duration,
+    /// How long a reply may take; may exceed the interval.
+    pub timeout: Duration,
+    /// So many consecutive losses make it down.
+    pub fall: u8,
+    /// So many consecutive replies make it up.
+    pub rise: u8,
+    /// Bytes after the probe's own header.
+    pub payload: u16,
+    /// Whether a reply is wanted.
+    pub expect: Expect,
+    /// Whether each probe is a flow of its own.
+    pub flow: Flow,
+    /// What a TCP reset from the behind address means.
+    pub refused: Refused,
+    /// How long a change must last before it is reported.
+    pub hold_down: Duration,
+}
+
+/// The kind of probe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Probe {
+    /// ICMP or ICMPv6 echo.
+    #[default]
+    Icmp,
+    /// A UDP datagram.
+    Udp,
+    /// A TCP SYN.
+    Tcp,
+}
+
+/// Whether a reply is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Expect {
+    /// A reply means up.
+    #[default]
+    Reply,
+    /// The service must stop the probe: a reply means down.
+    Silence,
+}
+
+/// Whether each probe is a flow of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Flow {
+    /// One ICMP identifier or source port for all probes.
+    #[default]
+    Fixed,
+    /// A new one for each probe.
+    Rotate,
+}
+
+/// What a TCP reset from the behind address means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Refused {
+    /// The probe was stopped.
+    #[default]
+    Down,
+    /// The probe passed.
+    Up,
+}
+
+/// An ordered list of services; up when all of them are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chain {
+    /// Unique among chains.
+    pub name: String,
+    /// Names of services, each once.
+    pub services: Vec<String>,
+}
+
+/// Tracker packets that others send.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Steering {
+    /// The interfaces on which remote probers' packets arrive.
+    pub uplinks: Vec<String>,
+    /// Who may send them.
+    pub sources: Vec<IpNet>,
+    /// `SO_MARK` of local programs' tracker packets.
+    pub mark: Option<u32>,
+}
+
+/// Gives an enum its words, in the order of its variants: one list for reading and printing.
+macro_rules! words {
+    ($($type:ident { $($variant:ident = $word:literal),+ $(,)? })+) => {$(
+        impl $type {
+            /// Every word, with what it means.
+            pub const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$variant)),+];
+
+            /// The word used in the configuration and in every output.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                let known = Self::WORDS.iter().find(|(word, _)| *word == text);
+                known.map(|(_, value)| *value).ok_or_else(|| {
+                    let unexpected = serde::de::Unexpected::Str(&text);
+                    serde::de::Error::invalid_value(unexpected, &stringify!($type))
+                })
+            }
+        }
+    )+};
+}
+pub(crate) use words;
+
+words! {
+    ModeChoice { Auto = "auto", XdpNative = "xdp-native", XdpGeneric = "xdp-generic", Tc = "tc" }
+    Role { Active = "active", Standby = "standby" }
+    Probe { Icmp = "icmp", Udp = "udp", Tcp = "tcp" }
+    Expect { Reply = "reply", Silence = "silence" }
+    Flow { Fixed = "fixed", Rotate = "rotate" }
+    Refused { Down = "down", Up = "up" }
+}
+
+/// One thing that is wrong with a configuration; prints as one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    file: PathBuf,
+    line: Option<usize>,
+    text: String,
+}
+
+impl Problem {
+    /// The line of the file, from 1; `None` when the file as a whole could not be read.
+    pub fn line(&self) -> Option<usize> {
+        self.line
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, "{line}:")?;
+        }
+        write!(f, " {}", self.text)
+    }
+}
+
+/// Everything that is wrong with a configuration, in the order of the file; never empty. Prints one
+/// self-contained line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    /// What is wrong, in the order of the file.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    fn one(file: &Path, line: Option<usize>, text: String) -> Self {
+        Self {
+            problems: vec![Problem {
+                file: file.to_owned(),
+                line,
+                text,
+            }],
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads and validates the configuration in `path`. Touches nothing else.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let unreadable = |error: std::io::Error| {
+        let text =
+            format!("cannot read the configuration: {error}; check the path and its permissions");
+        ConfigError::one(path, None, text)
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        let text = format!(
+            "cannot read the configuration: larger than {} MiB; give a Tracker configuration",
+            MAX_FILE_BYTES >> 20
+        );
+        return Err(ConfigError::one(path, None, text));
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(text, path),
+        Err(error) => {
+            let valid = &bytes[..error.valid_up_to()];
+            let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+            let text = "not valid TOML: not UTF-8 here; save the file as UTF-8".to_owned();
+            Err(ConfigError::one(path, Some(line), text))
+        }
+    }
+}
+
+/// Validates the configuration in `text`; `file` is only what errors call it.
+pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
+    let sink = document::Sink::new(text, file);
+    let config = document::root(&sink).map(|root| validate::config(root));
+    match (sink.into_error(), config) {
+        (None, Some(config)) => Ok(config),
+        (Some(error), _) => Err(error),
+        // A document that does not parse leaves a problem in the sink.
+        (None, None) => unreachable!("no document and no problem"),
+    }
+}

@@ -1,0 +1,883 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The example of the product contract, less its comments.
+const CONTRACT: &str = r#"[hub]
+name = "hub-1"
+instance = "default"
+socket = "/run/tracker/default.sock"
+metrics = "127.0.0.1:9469"
+bpffs = "/sys/fs/bpf"
+mode = "auto"
+
+[defaults]
+probe = "icmp"
+interval = "1s"
+timeout = "500ms"
+fall = 3
+rise = 2
+payload = 32
+expect = "reply"
+flow = "fixed"
+refused = "down"
+hold_down = "0s"
+
+[[service]]
+name = "fw-1"
+endpoint = "10.9.0.2"
+interface = "eth1"
+behind = ["10.20.0.9", "2001:db8:20::9"]
+policy = "any"
+returns = ["eth1"]
+source = "10.9.0.1"
+interval = "100ms"
+
+[[service]]
+name = "fw-pair"
+[[service.member]]
+role = "active"
+endpoint = "10.9.1.2"
+interface = "eth2"
+behind = ["10.20.1.9"]
+[[service.member]]
+role = "standby"
+endpoint = "10.9.2.2"
+interface = "eth3"
+[[service.member.tracker]]
+behind = "10.20.2.9"
+probe = "tcp"
+port = 443
+
+[[chain]]
+name = "internet"
+services = ["fw-1", "fw-pair"]
+
+[steering]
+uplinks = ["eth0"]
+sources = ["192.0.2.0/24"]
+mark = 0x7472
+"#;
+
+/// What every short case below builds on: a valid service of five lines.
+const SERVICE: &str = "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.0.2\"\n\
+                       interface = \"eth1\"\nbehind = [\"10.20.0.9\"]\n";
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    parse(text, Path::new("hub.toml"))
+}
+
+fn valid(text: &str) -> Config {
+    read(text).unwrap_or_else(|error| panic!("{error}\nin\n{text}"))
+}
+
+/// The one problem of a configuration.
+fn problem(text: &str) -> String {
+    let error = read(text).expect_err(text);
+    let printed = error.to_string();
+    assert_eq!(error.problems().len(), 1, "{printed}");
+    assert!(!printed.contains('\n'), "{printed}");
+    printed
+}
+
+fn tracker(behind: &str) -> Tracker {
+    Tracker {
+        behind: behind.parse().unwrap(),
+        probe: Probe::Icmp,
+        port: None,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_millis(500),
+        fall: 3,
+        rise: 2,
+        payload: 32,
+        expect: Expect::Reply,
+        flow: Flow::Fixed,
+        refused: Refused::Down,
+        hold_down: Duration::ZERO,
+    }
+}
+
+#[test]
+fn contract_example_is_valid_but_for_what_is_not_supported_yet() {
+    let error = read(CONTRACT).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "hub.toml:44: probe = \"tcp\" is not supported by this version; only \"icmp\" is\n\
+         hub.toml:51: a [steering] section is not supported by this version; delete it"
+    );
+
+    let (supported, _) = CONTRACT.split_once("[steering]").unwrap();
+    let supported = supported.replace("probe = \"tcp\"\nport = 443\n", "");
+    let slow = |behind| Tracker {
+        interval: Duration::from_millis(100),
+        ..tracker(behind)
+    };
+    let expected = Config {
+        hub: Hub {
+            name: "hub-1".to_owned(),
+            instance: "default".to_owned(),
+            socket: "/run/tracker/default.sock".into(),
+            metrics: Some("127.0.0.1:9469".parse().unwrap()),
+            bpffs: "/sys/fs/bpf".into(),
+            mode: ModeChoice::Auto,
+        },
+        services: vec![
+            Service {
+                name: "fw-1".to_owned(),
+                members: vec![Member {
+                    role: Role::Active,
+                    endpoint: "10.9.0.2".parse().unwrap(),
+                    interface: Some("eth1".to_owned()),
+                    source: Some("10.9.0.1".parse().unwrap()),
+                    returns: vec!["eth1".to_owned()],
+                    policy: Policy::Any,
+                    trackers: vec![slow("10.20.0.9"), slow("2001:db8:20::9")],
+                }],
+            },
+            Service {
+                name: "fw-pair".to_owned(),
+                members: vec![
+                    Member {
+                        role: Role::Active,
+                        endpoint: "10.9.1.2".parse().unwrap(),
+                        interface: Some("eth2".to_owned()),
+                        source: None,
+                        returns: vec![],
+                        policy: Policy::Any,
+                        trackers: vec![tracker("10.20.1.9")],
+                    },
+                    Member {
+                        role: Role::Standby,
+                        endpoint: "10.9.2.2".parse().unwrap(),
+                        interface: Some("eth3".to_owned()),
+                        source: None,
+                        returns: vec![],
+                        policy: Policy::Any,
+                        trackers: vec![tracker("10.20.2.9")],
+                    },
+                ],
+            },
+        ],
+        chains: vec![Chain {
+            name: "internet".to_owned(),
+            services: vec!["fw-1".to_owned(), "fw-pair".to_owned()],
+        }],
+        steering: None,
+    };
+    let config = valid(&supported);
+    assert_eq!(config, expected);
+    assert_eq!(config.tracker_count(), 4);
+}
+
+#[test]
+fn nothing_is_required_of_a_file() {
+    let config = valid("");
+    assert!(config.services.is_empty() && config.chains.is_empty());
+    assert_eq!(config.hub.instance, "default");
+    assert_eq!(config.hub.socket, Path::new("/run/tracker/default.sock"));
+    assert_eq!(config.hub.bpffs, Path::new("/sys/fs/bpf"));
+    assert_eq!(config.hub.metrics, None);
+    assert!(!config.hub.name.is_empty());
+    let config = valid("[hub]\ninstance = \"blue\"\n");
+    assert_eq!(config.hub.socket, Path::new("/run/tracker/blue.sock"));
+}
+
+#[test]
+fn inner_values_win_over_outer_ones() {
+    let config = valid(
+        r#"
+[defaults]
+interval = "10ms"
+fall = 5
+rise = 4
+payload = 100
+[[service]]
+name = "pair"
+fall = 6
+rise = 5
+payload = 101
+policy = "all"
+interface = "eth1"
+returns = ["eth1", "eth9"]
+source = "10.9.0.1"
+[[service.member]]
+role = "standby"
+endpoint = "10.9.0.2"
+behind = ["10.20.0.9"]
+rise = 6
+payload = 102
+[[service.member.tracker]]
+behind = "10.20.0.10"
+payload = 103
+[[service.member]]
+role = "active"
+endpoint = "10.9.0.3"
+interface = "eth2"
+returns = ["eth2"]
+source = "10.9.0.7"
+policy = 1
+behind = ["10.20.0.9"]
+"#,
+    );
+    let [standby, active] = config.services[0].members.as_slice() else {
+        panic!("{config:?}");
+    };
+    assert_eq!((standby.role, active.role), (Role::Standby, Role::Active));
+    let seen: Vec<_> = standby
+        .trackers
+        .iter()
+        .map(|tracker| {
+            (
+                tracker.interval.as_millis(),
+                tracker.fall,
+                tracker.rise,
+                tracker.payload,
+            )
+        })
+        .collect();
+    assert_eq!(seen, [(10, 6, 6, 102), (10, 6, 6, 103)]);
+    assert_eq!(standby.interface.as_deref(), Some("eth1"));
+    assert_eq!(standby.returns, ["eth1", "eth9"]);
+    assert_eq!(standby.source, Some("10.9.0.1".parse().unwrap()));
+    assert_eq!(standby.policy, Policy::All);
+    assert_eq!(active.interface.as_deref(), Some("eth2"));
+    assert_eq!(active.returns, ["eth2"]);
+    assert_eq!(active.source, Some("10.9.0.7".parse().unwrap()));
+    assert_eq!(active.policy, Policy::AtLeast(1));
+    assert_eq!(active.trackers[0].rise, 5);
+}
+
+#[test]
+fn an_inherited_port_is_for_those_that_have_ports() {
+    let config = valid(&format!("[defaults]\nport = 443\n{SERVICE}"));
+    assert_eq!(config.services[0].members[0].trackers[0].port, None);
+    let error = problem(&format!("{SERVICE}port = 443\n"));
+    assert!(
+        error.starts_with("hub.toml:6: port = 443 but probe = \"icmp\""),
+        "{error}"
+    );
+    let error = problem(&format!(
+        "[defaults]\nport = 1\nprobe = \"icmp\"\n{SERVICE}"
+    ));
+    assert!(error.starts_with("hub.toml:2: "), "{error}");
+    for probe in ["udp", "tcp"] {
+        let error = problem(&format!("{SERVICE}probe = \"{probe}\"\n"));
+        assert!(error.starts_with("hub.toml:6: "), "{error}");
+        assert!(error.contains("needs `port`"), "{error}");
+    }
+}
+
+/// Problems that one line added to [`SERVICE`], as its sixth, makes.
+#[test]
+fn each_bad_line_is_named_with_its_reason() {
+    let cases = [
+        (
+            "intervall = \"1s\"",
+            "unknown key `intervall` in [[service]] \"fw-1\"; did you mean `interval`?",
+        ),
+        ("iface = \"eth1\"", "did you mean `interface`?"),
+        (
+            "role = \"active\"",
+            "(`role` belongs in a [[service.member]])",
+        ),
+        ("zzz = 1", "the nearest known key is `"),
+        (
+            "interval = \"0ms\"",
+            "interval = \"0ms\" in [[service]] \"fw-1\": out of range; give 1ms to 1h",
+        ),
+        ("interval = \"3601s\"", "out of range; give 1ms to 1h"),
+        ("timeout = \"61s\"", "out of range; give 1ms to 1m"),
+        ("timeout = \"999us\"", "out of range; give 1ms to 1m"),
+        (
+            "interval = 1",
+            "must be a duration in quotes with its unit, such as \"100ms\", not a whole number",
+        ),
+        (
+            "interval = \"fast\"",
+            "interval = \"fast\" in [[service]] \"fw-1\": not a duration",
+        ),
+        ("hold_down = \"25h\"", "out of range; give 0s to 1day"),
+        ("fall = 0", "give a whole number from 1 to 60"),
+        ("fall = 61", "give a whole number from 1 to 60"),
+        ("rise = -1", "give a whole number from 1 to 60"),
+        (
+            "rise = \"2\"",
+            "must be a whole number from 1 to 60, not a string",
+        ),
+        (
+            "rise = 99999999999999999999",
+            "give a whole number from 1 to 60",
+        ),
+        (
+            "payload = 31",
+            "too small: the probe's own mark, sequence, time and token take 32 bytes",
+        ),
+        ("payload = 65508", "out of range"),
+        ("probe = \"ping\"", "not one of \"icmp\", \"udp\", \"tcp\""),
+        (
+            "probe = 1",
+            "must be one of \"icmp\", \"udp\", \"tcp\", not a whole number",
+        ),
+        ("expect = \"nothing\"", "not one of \"reply\", \"silence\""),
+        ("flow = \"random\"", "not one of \"fixed\", \"rotate\""),
+        ("refused = \"yes\"", "not one of \"down\", \"up\""),
+        (
+            "policy = \"most\"",
+            "not a policy; give \"any\", \"all\" or a number of trackers from 1 to 1",
+        ),
+        ("policy = 2", "more than the 1 trackers of"),
+        ("policy = 0", "out of range"),
+        ("policy = true", "not a boolean"),
+        ("returns = []", "an empty list"),
+        (
+            "returns = \"eth1\"",
+            "must be a list of interface names, not a string",
+        ),
+        ("returns = [\"eth1\", \"eth1\"]", "already in the list"),
+        (
+            "returns = [\"sixteen-bytes-xx\"]",
+            "longer than the 15 bytes",
+        ),
+        ("source = \"224.0.0.1\"", "a multicast address"),
+        (
+            "source = \"2001:db8::1\"",
+            "no behind address is of its family",
+        ),
+        ("port = 0", "out of range"),
+        ("port = 70000", "out of range"),
+        ("endpoint = \"10.9.0.3\"", "not valid TOML"),
+        ("oops", "not valid TOML"),
+        ("member = []", "the short form cannot be mixed"),
+        (
+            "member = 3",
+            "`member` must be a list of tables, not a whole number; write each as [[service.member]]",
+        ),
+        (
+            "probe = \"icmp\"\nflow = \"rotate\"\nrise = 0",
+            "give a whole number from 1 to 60",
+        ),
+    ];
+    for (line, expected) in cases {
+        let error = read(&format!("{SERVICE}{line}\n")).expect_err(line);
+        let first = error.to_string();
+        assert!(first.contains(expected), "{line}: {first}");
+        let at = match line {
+            // Found wrong where the short form's keys are.
+            "member = []" => vec![1, 3, 5],
+            "member = 3" => vec![1, 3, 5, 6],
+            "probe = \"icmp\"\nflow = \"rotate\"\nrise = 0" => vec![8],
+            _ => vec![6],
+        };
+        let lines: Vec<_> = error.problems().iter().filter_map(Problem::line).collect();
+        assert_eq!(lines, at, "{line}: {first}");
+        for printed in first.lines() {
+            assert!(printed.starts_with("hub.toml:"), "{printed}");
+        }
+    }
+}
+
+/// Problems of one of the service's own lines.
+#[test]
+fn each_bad_value_is_named_with_its_reason() {
+    let cases = [
+        (
+            "\"10.9.0.2\"",
+            "\"10.9.0.256\"",
+            3,
+            "not an IP address; give an IPv4 or IPv6",
+        ),
+        (
+            "\"10.9.0.2\"",
+            "\"10.9.0.2/24\"",
+            3,
+            "without a prefix length",
+        ),
+        (
+            "\"10.9.0.2\"",
+            "\"fe80::1%eth1\"",
+            3,
+            "name the interface by `interface`",
+        ),
+        (
+            "\"10.9.0.2\"",
+            "10",
+            3,
+            "must be an address in quotes, not a whole number",
+        ),
+        ("\"10.9.0.2\"", "\"0.0.0.0\"", 3, "the unspecified address"),
+        ("\"10.9.0.2\"", "\"::\"", 3, "the unspecified address"),
+        (
+            "\"10.9.0.2\"",
+            "\"255.255.255.255\"",
+            3,
+            "the broadcast address",
+        ),
+        ("\"10.9.0.2\"", "\"127.0.0.1\"", 3, "a loopback address"),
+        ("\"10.9.0.2\"", "\"::1\"", 3, "a loopback address"),
+        ("\"10.9.0.2\"", "\"ff02::1\"", 3, "a multicast address"),
+        (
+            "\"10.9.0.2\"",
+            "\"::ffff:10.9.0.2\"",
+            3,
+            "an IPv4 address written as IPv6",
+        ),
+        ("endpoint = \"10.9.0.2\"\n", "", 1, "missing key `endpoint`"),
+        ("behind = [\"10.20.0.9\"]\n", "", 1, "missing key `behind`"),
+        (
+            "name = \"fw-1\"\n",
+            "",
+            1,
+            "missing key `name` in [[service]] 1",
+        ),
+        ("[\"10.20.0.9\"]", "[]", 5, "an empty list"),
+        (
+            "[\"10.20.0.9\"]",
+            "\"10.20.0.9\"",
+            5,
+            "must be a list of addresses",
+        ),
+        (
+            "[\"10.20.0.9\"]",
+            "[\"10.20.0.9\",\n\"224.1.1.1\"]",
+            6,
+            "behind = \"224.1.1.1\" in",
+        ),
+        (
+            "\"10.20.0.9\"",
+            "\"10.9.0.2\"",
+            5,
+            "the endpoint's own address answers without",
+        ),
+        (
+            "\"10.20.0.9\"",
+            "\"10.20.0.9\", \"10.20.0.9\"",
+            5,
+            "line 5 has the same tracker",
+        ),
+        ("\"fw-1\"", "\"\"", 2, "an empty name"),
+        (
+            "\"fw-1\"",
+            "\"fw 1\"",
+            2,
+            "no spaces, control characters or '/'",
+        ),
+        (
+            "\"fw-1\"",
+            "\"fw/1\"",
+            2,
+            "no spaces, control characters or '/'",
+        ),
+        (
+            "\"fw-1\"",
+            "\"fw\\u001b1\"",
+            2,
+            "no spaces, control characters or '/'",
+        ),
+        ("\"fw-1\"", "7", 2, "must be a name, not a whole number"),
+        (
+            "\"eth1\"",
+            "\"eth 1\"",
+            4,
+            "an interface name has no spaces",
+        ),
+        ("\"eth1\"", "\"a/b\"", 4, "an interface name has no spaces"),
+        ("\"eth1\"", "\"\"", 4, "not an interface name"),
+        (
+            "\"eth1\"",
+            "\"sixteen-bytes-xx\"",
+            4,
+            "longer than the 15 bytes",
+        ),
+    ];
+    for (old, new, line, expected) in cases {
+        assert!(SERVICE.contains(old));
+        let error = problem(&SERVICE.replacen(old, new, 1));
+        assert!(
+            error.starts_with(&format!("hub.toml:{line}: ")),
+            "{new}: {error}"
+        );
+        assert!(error.contains(expected), "{new}: {error}");
+    }
+    let text = SERVICE.replace("10.9.0.2", "fe80::2");
+    assert!(read(&text).is_ok());
+    let error = problem(&text.replace("interface = \"eth1\"\n", ""));
+    assert!(
+        error.contains("is link-local") && error.contains("hub.toml:3:"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_hub_is_checked() {
+    let cases = [
+        (
+            "[hub]\ninstance = \"../x\"",
+            2,
+            "not usable as a directory name",
+        ),
+        (
+            "[hub]\ninstance = \"\"",
+            2,
+            "not usable as a directory name",
+        ),
+        (
+            "[hub]\ninstance = \"a.b\"",
+            2,
+            "not usable as a directory name",
+        ),
+        ("[hub]\nname = \"\"", 2, "an empty name"),
+        ("[hub]\nsocket = \"run.sock\"", 2, "not an absolute path"),
+        ("[hub]\nbpffs = \"bpf\"", 2, "not an absolute path"),
+        (
+            "[hub]\nmetrics = \"localhost\"",
+            2,
+            "not an address and port",
+        ),
+        (
+            "[hub]\nmode = \"native\"",
+            2,
+            "not one of \"auto\", \"xdp-native\", \"xdp-generic\", \"tc\"",
+        ),
+        ("[hub]\nmodes = \"auto\"", 2, "did you mean `mode`?"),
+        (
+            "\n\n[hubs]\n",
+            3,
+            "unknown key `hubs` in the file; did you mean `hub`?",
+        ),
+        (
+            "interval = \"1s\"",
+            1,
+            "(`interval` belongs in [defaults] or a [[service]])",
+        ),
+        (
+            "hub = 3",
+            1,
+            "`hub` must be a table, not a whole number; write it as [hub]",
+        ),
+        ("[service]\nname = \"x\"", 1, "write each as [[service]]"),
+        (
+            "[defaults]\nbehind = [\"10.0.0.1\"]",
+            2,
+            "unknown key `behind` in [defaults]",
+        ),
+        (
+            "[hub]\nname = \"a\"\nname = \"b\"",
+            3,
+            "not valid TOML: duplicate key",
+        ),
+        ("[hub", 1, "not valid TOML"),
+    ];
+    for (text, line, expected) in cases {
+        let error = problem(text);
+        assert!(
+            error.starts_with(&format!("hub.toml:{line}: ")),
+            "{text}: {error}"
+        );
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    let long = format!("[hub]\nsocket = \"/{}\"", "s".repeat(107));
+    assert!(problem(&long).contains("longer than the 107 bytes"));
+}
+
+#[test]
+fn pairs_are_checked() {
+    let pair = |first: &str, second: &str, more: &str| {
+        format!(
+            "[[service]]\nname = \"p\"\n[[service.member]]\n{first}\nendpoint = \"10.9.1.2\"\nbehind = [\"10.20.1.9\"]\n\
+             [[service.member]]\n{second}\nendpoint = \"10.9.2.2\"\nbehind = [\"10.20.1.9\"]\n{more}"
+        )
+    };
+    let (active, standby) = ("role = \"active\"", "role = \"standby\"");
+    assert!(read(&pair(active, standby, "")).is_ok());
+    assert!(read(&pair(standby, active, "")).is_ok());
+    let third = "[[service.member]]\nrole = \"standby\"\nendpoint = \"10.9.3.2\"\nbehind = [\"10.20.1.9\"]\n";
+    let cases = [
+        (
+            pair(active, active, ""),
+            "hub.toml:8: role = \"active\"",
+            "line 4 has it already",
+        ),
+        (
+            pair(active, "", ""),
+            "hub.toml:7: missing key `role`",
+            "add role = \"active\" or \"standby\"",
+        ),
+        (
+            pair("role = \"backup\"", standby, ""),
+            "hub.toml:4:",
+            "not one of \"active\", \"standby\"",
+        ),
+        (
+            pair(
+                active,
+                standby,
+                "[[service.member.tracker]]\nprobe = \"icmp\"\n",
+            ),
+            "hub.toml:11:",
+            "missing key `behind`",
+        ),
+        (
+            pair(
+                active,
+                standby,
+                "[[service.member.tracker]]\nbehind = \"10.20.1.9\"\ninterval = \"2s\"\n",
+            ),
+            "hub.toml:12:",
+            "line 10 has the same tracker",
+        ),
+        (
+            pair(active, standby, "policy = 2\n"),
+            "hub.toml:11:",
+            "more than the 1 trackers of [[service.member]] 2 of [[service]] \"p\"",
+        ),
+        (
+            pair(active, standby, "trackers = []\n"),
+            "hub.toml:11:",
+            "did you mean `tracker`?",
+        ),
+        (
+            pair(active, standby, "tracker = [1]\n"),
+            "hub.toml:11:",
+            "write each as [[service.member.tracker]]",
+        ),
+    ];
+    for (text, start, expected) in cases {
+        let error = problem(&text);
+        assert!(error.starts_with(start), "{error}");
+        assert!(error.contains(expected), "{error}");
+    }
+    let three = read(&pair(active, standby, third)).unwrap_err().to_string();
+    assert!(
+        three.contains("3 members, but a service has at most one active and one standby"),
+        "{three}"
+    );
+    let same = problem(&pair(active, standby, "").replace("10.9.2.2", "10.9.1.2"));
+    assert!(same.contains("same endpoint and interface"), "{same}");
+    let lone = "[[service]]\nname = \"p\"\n[[service.member]]\nrole = \"standby\"\nendpoint = \"10.9.1.2\"\nbehind = [\"10.20.1.9\"]\n";
+    assert!(problem(lone).starts_with("hub.toml:4: role"));
+    let lone = valid(&lone.replace("role = \"standby\"\n", ""));
+    assert_eq!(lone.services[0].members[0].role, Role::Active);
+    let mixed = problem(&format!(
+        "[[service]]\nname = \"p\"\nendpoint = \"10.9.0.2\"\n{}",
+        "[[service.member]]\nendpoint = \"10.9.1.2\"\nbehind = [\"10.20.1.9\"]\n"
+    ));
+    assert!(
+        mixed.starts_with("hub.toml:3: endpoint = \"10.9.0.2\""),
+        "{mixed}"
+    );
+}
+
+#[test]
+fn trackers_that_differ_on_the_wire_are_not_duplicates() {
+    let text = "[[service]]\nname = \"p\"\npolicy = 2\n[[service.member]]\nendpoint = \"10.9.1.2\"\n\
+                behind = [\"10.20.1.9\"]\n[[service.member.tracker]]\nbehind = \"10.20.1.9\"\npayload = 1400\n";
+    assert_eq!(valid(text).services[0].members[0].trackers.len(), 2);
+}
+
+#[test]
+fn names_and_chains_are_checked() {
+    let chain = |line: &str| format!("{SERVICE}[[chain]]\nname = \"c\"\n{line}\n");
+    assert!(read(&chain("services = [\"fw-1\"]")).is_ok());
+    let cases = [
+        (
+            chain("services = [\"fw-2\"]"),
+            "hub.toml:8: services = \"fw-2\"",
+            "did you mean \"fw-1\"?",
+        ),
+        (
+            chain("services = [\"fw-1\", \"fw-1\"]"),
+            "hub.toml:8:",
+            "already in the list",
+        ),
+        (chain("services = []"), "hub.toml:8:", "an empty list"),
+        (
+            chain(""),
+            "hub.toml:6:",
+            "missing key `services` in [[chain]] \"c\"",
+        ),
+        (
+            chain("services = [\"fw-1\"]\npolicy = 1"),
+            "hub.toml:9:",
+            "unknown key `policy` in [[chain]] \"c\"",
+        ),
+        (
+            format!(
+                "{}{}",
+                chain("services = [\"fw-1\"]"),
+                "[[chain]]\nname = \"c\"\nservices = [\"fw-1\"]\n"
+            ),
+            "hub.toml:10:",
+            "the chain of line 7 has this name",
+        ),
+        (
+            format!("{SERVICE}{SERVICE}"),
+            "hub.toml:7: name = \"fw-1\"",
+            "the service of line 2 has this name",
+        ),
+    ];
+    for (text, start, expected) in cases {
+        let error = problem(&text);
+        assert!(error.starts_with(start), "{error}");
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn steering_is_checked_before_it_is_refused() {
+    let cases = [
+        (
+            "[steering]\nuplinks = [\"eth0\"]",
+            "hub.toml:1: missing key `sources`",
+        ),
+        (
+            "[steering]\nsources = [\"192.0.2.0/24\"]",
+            "hub.toml:1: neither `uplinks` nor `mark`",
+        ),
+        ("[steering]\nmark = 0", "hub.toml:2: mark = 0"),
+        (
+            "[steering]\nmark = 1\nsources = [\"x\"]",
+            "hub.toml:3: sources = \"x\"",
+        ),
+        ("[steering]\nmarks = 1", "hub.toml:2: unknown key `marks`"),
+        (
+            "[steering]\nmark = 1",
+            "hub.toml:1: a [steering] section is not supported by this version",
+        ),
+    ];
+    for (text, expected) in cases {
+        let error = read(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_refused_once_and_plainly() {
+    let cases = [
+        (
+            "probe = \"udp\"\nport = 53",
+            "probe = \"udp\" is not supported by this version; only \"icmp\" is",
+        ),
+        (
+            "expect = \"silence\"",
+            "expect = \"silence\" is not supported by this version; only \"reply\" is",
+        ),
+        (
+            "flow = \"rotate\"",
+            "flow = \"rotate\" is not supported by this version; only \"fixed\" is",
+        ),
+        (
+            "refused = \"up\"",
+            "refused = \"up\" is not supported by this version; only \"down\" is",
+        ),
+    ];
+    for (line, expected) in cases {
+        let error = problem(&format!("[defaults]\n{line}\n{SERVICE}"));
+        assert_eq!(error, format!("hub.toml:2: {expected}"));
+    }
+}
+
+#[test]
+fn an_unreadable_file_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("none.toml");
+    let error = load(&path).unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!(
+            "{}: cannot read the configuration: ",
+            path.display()
+        )),
+        "{error}"
+    );
+    std::fs::write(&path, b"[hub]\nname = \"\xff\"\n").unwrap();
+    let error = load(&path).unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!("{}:2: not valid TOML: not UTF-8", path.display())),
+        "{error}"
+    );
+    std::fs::write(&path, SERVICE).unwrap();
+    assert_eq!(load(&path), parse(SERVICE, &path));
+    let error = load(Path::new("/dev/zero")).unwrap_err().to_string();
+    assert!(error.contains("larger than 16 MiB"), "{error}");
+}
+
+/// Words and values a configuration is made of, valid and not, to be put together at random.
+fn fragment() -> impl Strategy<Value = String> {
+    let keys = "name|endpoint|interface|behind|policy|returns|source|member|role|tracker|probe|port|\
+                interval|timeout|fall|rise|payload|expect|flow|refused|hold_down|services|uplinks|mark|x";
+    const VALUES: &[&str] = &[
+        "\"a\"",
+        "\"10.0.0.1\"",
+        "[\"10.0.0.1\"]",
+        "3",
+        "-1",
+        "\"1s\"",
+        "[]",
+        "{}",
+        "[{}]",
+        "true",
+        "1.5",
+        "1979-05-27",
+        "\"icmp\"",
+        "\"active\"",
+        "[[1]]",
+        "\"\\u0000\"",
+        "'''\nx\n'''",
+        "[\n1,\n2]",
+    ];
+    let line =
+        (keys, prop::sample::select(VALUES)).prop_map(|(key, value)| format!("{key} = {value}"));
+    const HEADERS: &[&str] = &[
+        "[hub]",
+        "[defaults]",
+        "[[service]]",
+        "[[service.member]]",
+        "[[service.member.tracker]]",
+        "[[chain]]",
+        "[steering]",
+        "[service]",
+        "[[hub]]",
+    ];
+    prop_oneof![
+        6 => line,
+        3 => prop::sample::select(HEADERS).prop_map(str::to_owned),
+        1 => ".{0,20}",
+    ]
+}
+
+proptest! {
+    /// Whatever the text, there is a valid configuration or problems of one line each.
+    #[test]
+    fn no_text_panics_or_goes_unexplained(lines in prop::collection::vec(fragment(), 0..24)) {
+        let text = lines.join("\n");
+        match read(&text) {
+            Ok(config) => {
+                for member in config.services.iter().flat_map(|service| &service.members) {
+                    prop_assert!(!member.trackers.is_empty());
+                }
+            }
+            Err(error) => {
+                prop_assert!(!error.problems().is_empty());
+                let count = text.lines().count().max(1) + 1;
+                for problem in error.problems() {
+                    prop_assert!((1..=count).contains(&problem.line().unwrap()));
+                    let printed = problem.to_string();
+                    prop_assert!(!printed.contains(char::is_control), "{printed:?}");
+                }
+            }
+        }
+    }
+
+    /// Every duration within the range is taken as written, every one outside is refused.
+    #[test]
+    fn intervals_are_taken_as_written(ms in 0u64..4_000_000) {
+        let result = read(&format!("{SERVICE}interval = \"{ms}ms\"\n"));
+        if (1..=3_600_000).contains(&ms) {
+            let config = result.unwrap();
+            prop_assert_eq!(config.services[0].members[0].trackers[0].interval, Duration::from_millis(ms));
+        } else {
+            prop_assert!(result.is_err());
+        }
+    }
+}

@@ -1,0 +1,776 @@
+//! The one thread that sends, judges and decides.
+//!
+//! Each tick it takes early replies, judges the probes whose timeout has passed, and sends what is
+//! due. Everything it needs of the kernel is behind [`Plane`], so the whole engine also runs on a
+//! simulated one. It owns every tracker's [`Machine`]; nobody else decides a verdict.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tracker_ebpf::{
+    abi,
+    verdict::{Cause, Machine, Outcome, Rules, Verdict},
+};
+
+use crate::schedule::{Cohort, Turn};
+
+/// Shortest time between two ticks.
+pub const TICK_NS: u64 = 1_000_000;
+/// A tick later than this is a stall for every probe under way, however long its timeout.
+const STALL_MIN_NS: u64 = 5_000_000;
+/// How often each device's own counter is held against what was sent by it.
+const DEVICE_CHECK_NS: u64 = 1_000_000_000;
+/// A frame younger than this may still be on its way to the device's counter.
+const DEVICE_LAG_NS: u64 = 1_000_000;
+/// Longest sleep: commands wake the thread, so this only bounds the age of device checks.
+const IDLE_NS: u64 = 1_000_000_000;
+
+/// What the engine needs of the kernel.
+pub trait Plane {
+    /// Now, in nanoseconds of the monotonic clock.
+    fn now_ns(&self) -> u64;
+    /// Sends one probe for each slot, in order; says for how many it was attempted.
+    ///
+    /// # Errors
+    /// What the kernel answered, where it attempted none.
+    fn send(&mut self, slots: &[u32]) -> io::Result<usize>;
+    /// Probes that the slot has really been built and handed to its device so far.
+    fn sent(&self, slot: u32) -> u64;
+    /// True where the probe was answered within its timeout.
+    fn is_replied(&self, window: Window, sequence: u64) -> bool;
+    /// The receive program's notes on the slot.
+    fn trouble(&self, slot: u32) -> abi::TroubleState;
+    /// Tells the receive program the verdict; ordered before later [`Plane::is_replied`].
+    fn set_verdict(&mut self, slot: u32, verdict: Verdict);
+    /// Keeps the judge's part of the state where others can read it.
+    fn set_judge(&mut self, slot: u32, judge: &abi::JudgeState);
+    /// Installs a path.
+    fn set_path(&mut self, path: u32, entry: &abi::Path);
+    /// The next early reply.
+    fn next_reply(&mut self) -> Option<abi::Event>;
+    /// Frames that the device itself says it has transmitted.
+    fn transmitted(&mut self, ifindex: u32) -> Option<u64>;
+}
+
+/// A tracker's bit set in WINDOWS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// First word.
+    pub first: u32,
+    /// Words, less one; words are a power of two.
+    pub mask: u32,
+}
+
+impl Window {
+    /// The word and bit of a sequence number.
+    pub const fn position(self, sequence: u64) -> (u32, u64) {
+        (self.first + ((sequence >> 6) as u32 & self.mask), 1 << (sequence & 63))
+    }
+
+    /// Words that a tracker needs: all probes under way, the longest run, and the words being
+    /// cleared and filled.
+    pub const fn words(interval_ns: u64, timeout_ns: u64) -> u32 {
+        let in_flight = timeout_ns / interval_ns + 2;
+        let longest_run = 64;
+        ((in_flight + longest_run).div_ceil(64) as u32 + 1).next_power_of_two()
+    }
+}
+
+/// What the engine must know of a tracker; the rest is in the kernel's TRACKERS map.
+#[derive(Clone, Copy, Debug)]
+pub struct TrackerSpec {
+    /// Slot in TRACKERS and STATE.
+    pub slot: u32,
+    /// The slot's epoch.
+    pub epoch: u32,
+    /// Index into PATHS.
+    pub path: u32,
+    /// Time between two probes.
+    pub interval_ns: u64,
+    /// How long a probe may stay unanswered.
+    pub timeout_ns: u64,
+    /// How many outcomes decide.
+    pub rules: Rules,
+    /// Its bit set.
+    pub window: Window,
+}
+
+/// What the daemon tells the engine.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Starts a tracker whose maps are written.
+    Install(TrackerSpec),
+    /// Stops a tracker.
+    Remove(u32),
+    /// Replaces a path, with the cause why it leads nowhere, if it does.
+    SetPath(u32, abi::Path, Option<Cause>),
+    /// Says whether a tracker can be sent for at all, path aside.
+    SetFault(u32, Option<Cause>),
+    /// A tracker's probes are different from here on, under this epoch.
+    Renew(u32, u32),
+    /// Ends the thread.
+    Stop,
+}
+
+/// What the engine tells the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A tracker's verdict or cause changed.
+    Changed {
+        /// The tracker.
+        slot: u32,
+        /// Its verdict now.
+        verdict: Verdict,
+        /// Why.
+        cause: Cause,
+        /// When it was decided.
+        mono_ns: u64,
+        /// From the first probe that told, to the decision.
+        detection_ns: Option<u64>,
+    },
+    /// Probes redirected to this device do not leave it.
+    NotLeaving(u32),
+    /// The engine could not send at all.
+    SendFailed(i32),
+    /// A tick came this late.
+    Stalled(u64),
+}
+
+/// How well the hub keeps up, for others to read.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// Lateness of the last tick, nanoseconds.
+    pub late_last_ns: AtomicU64,
+    /// Greatest lateness so far, nanoseconds.
+    pub late_max_ns: AtomicU64,
+    /// Ticks so far.
+    pub ticks: AtomicU64,
+    /// Ticks so late that probes under way proved nothing.
+    pub stalls: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    spec: TrackerSpec,
+    cohort: usize,
+    device: Option<usize>,
+    machine: Machine,
+    reported: (Verdict, Cause),
+    judge: abi::JudgeState,
+    fault: Option<Cause>,
+    /// When the first probe of the present run of losses was sent.
+    losing_since_ns: u64,
+    /// When the first early reply of the present run came; 0 for none.
+    replying_since_ns: u64,
+}
+
+#[derive(Debug, Default)]
+struct PathState {
+    fault: Option<Cause>,
+    ifindex: u32,
+    slots: Vec<u32>,
+}
+
+/// A tick's probes of one cohort.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    sent_ns: u64,
+    deadline_ns: u64,
+    count: u32,
+}
+
+#[derive(Debug)]
+struct Group {
+    cohort: Cohort,
+    flights: VecDeque<Flight>,
+    in_flight: VecDeque<u32>,
+    /// Losses of probes sent before this prove nothing.
+    void_until_ns: u64,
+}
+
+/// What was sent by a device against what the device says of itself.
+#[derive(Debug)]
+struct Device {
+    ifindex: u32,
+    ours: u64,
+    /// An older and a newer value of `ours`, and when the newer one was taken.
+    lagged: (u64, u64, u64),
+    replies: u64,
+    base_ours: u64,
+    base_transmitted: u64,
+    base_replies: u64,
+    checked_ns: u64,
+    /// False once the device was seen not to count redirected frames although replies came.
+    trusted: bool,
+    /// Times and numbers of frames that did not leave, newest last.
+    missing: VecDeque<(u64, u64)>,
+}
+
+/// The engine's state.
+pub struct Engine<P> {
+    plane: P,
+    slots: Vec<Option<Box<Slot>>>,
+    paths: Vec<PathState>,
+    groups: Vec<Group>,
+    devices: Vec<Device>,
+    batch: Vec<u32>,
+    reports: Vec<Report>,
+    /// When the next tick should be; 0 before the first.
+    planned_ns: u64,
+    next_device: usize,
+    send_failing: bool,
+}
+
+impl<P: Plane> Engine<P> {
+    /// An engine without trackers.
+    pub fn new(plane: P) -> Self {
+        Self {
+            plane,
+            slots: Vec::new(),
+            paths: Vec::new(),
+            groups: Vec::new(),
+            devices: Vec::new(),
+            batch: Vec::with_capacity(abi::BATCH_MAX as usize),
+            reports: Vec::new(),
+            planned_ns: 0,
+            next_device: 0,
+            send_failing: false,
+        }
+    }
+
+    /// The kernel, real or simulated.
+    pub const fn plane(&self) -> &P {
+        &self.plane
+    }
+
+    /// The kernel, real or simulated.
+    pub const fn plane_mut(&mut self) -> &mut P {
+        &mut self.plane
+    }
+
+    /// Takes what there is to report.
+    pub fn reports(&mut self) -> std::vec::Drain<'_, Report> {
+        self.reports.drain(..)
+    }
+
+    /// Obeys one command; false for [`Command::Stop`].
+    pub fn command(&mut self, command: Command) -> bool {
+        match command {
+            Command::Install(spec) => self.install(spec),
+            Command::Remove(slot) => self.remove(slot),
+            Command::SetPath(path, entry, fault) => self.set_path(path, &entry, fault),
+            Command::SetFault(slot, fault) => self.set_slot_fault(slot, fault),
+            Command::Renew(slot, epoch) => self.renew(slot, epoch),
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    fn install(&mut self, spec: TrackerSpec) {
+        let now_ns = self.plane.now_ns();
+        let index = spec.slot as usize;
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || None);
+        }
+        let at = self.groups.iter().position(|group| {
+            (group.cohort.interval_ns, group.cohort.timeout_ns) == (spec.interval_ns, spec.timeout_ns)
+        });
+        let cohort = at.unwrap_or_else(|| {
+            self.groups.push(Group {
+                cohort: Cohort::new(spec.interval_ns, spec.timeout_ns),
+                flights: VecDeque::new(),
+                in_flight: VecDeque::new(),
+                void_until_ns: 0,
+            });
+            self.groups.len() - 1
+        });
+        self.groups[cohort].cohort.add(spec.slot, now_ns);
+        let sent = self.plane.sent(spec.slot);
+        let machine = Machine::resume(Verdict::Unknown, Cause::NoReply, sent);
+        let mut slot = Box::new(Slot {
+            spec,
+            cohort,
+            device: None,
+            reported: (machine.verdict(), machine.cause()),
+            machine,
+            judge: abi::JudgeState { judged: sent, ..Default::default() },
+            fault: None,
+            losing_since_ns: 0,
+            replying_since_ns: 0,
+        });
+        let path = self.path_mut(spec.path);
+        path.slots.push(spec.slot);
+        let (fault, ifindex) = (path.fault, path.ifindex);
+        if ifindex != 0 {
+            slot.device = Some(self.device(ifindex));
+        }
+        self.plane.set_verdict(spec.slot, Verdict::Unknown);
+        if let Some(cause) = fault {
+            slot.machine.fault(cause, sent);
+        }
+        self.slots[index] = Some(slot);
+        self.settle(spec.slot, now_ns, None);
+    }
+
+    fn remove(&mut self, slot: u32) {
+        let Some(gone) = self.slots.get_mut(slot as usize).and_then(Option::take) else {
+            return;
+        };
+        let group = &mut self.groups[gone.cohort];
+        group.cohort.remove(slot);
+        // Its probes under way are forgotten: each flight loses the entries that were this slot's.
+        let mut entries = std::mem::take(&mut group.in_flight).into_iter();
+        for flight in &mut group.flights {
+            let before = group.in_flight.len();
+            let of_flight = entries.by_ref().take(flight.count as usize);
+            group.in_flight.extend(of_flight.filter(|&entry| entry != slot));
+            flight.count = (group.in_flight.len() - before) as u32;
+        }
+        self.paths[gone.spec.path as usize].slots.retain(|&other| other != slot);
+    }
+
+    fn path_mut(&mut self, path: u32) -> &mut PathState {
+        let index = path as usize;
+        if self.paths.len() <= index {
+            self.paths.resize_with(index + 1, || PathState {
+                fault: Some(Cause::InterfaceMissing),
+                ..Default::default()
+            });
+        }
+        &mut self.paths[index]
+    }
+
+    fn set_path(&mut self, path: u32, entry: &abi::Path, fault: Option<Cause>) {
+        let now_ns = self.plane.now_ns();
+        self.plane.set_path(path, entry);
+        let device = (fault.is_none() && entry.ifindex != 0).then(|| self.device(entry.ifindex));
+        let state = self.path_mut(path);
+        let before = std::mem::replace(&mut state.fault, fault);
+        state.ifindex = entry.ifindex;
+        let slots = std::mem::take(&mut state.slots);
+        for &slot in &slots {
+            if let Some(slot) = self.slots[slot as usize].as_mut()
+                && device.is_some()
+            {
+                slot.device = device;
+            }
+            if before != fault {
+                self.apply_fault(slot, now_ns);
+            }
+        }
+        self.path_mut(path).slots = slots;
+    }
+
+    fn set_slot_fault(&mut self, slot: u32, fault: Option<Cause>) {
+        let now_ns = self.plane.now_ns();
+        if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut)
+            && state.fault != fault
+        {
+            state.fault = fault;
+            self.apply_fault(slot, now_ns);
+        }
+    }
+
+    fn renew(&mut self, slot: u32, epoch: u32) {
+        let sent = self.plane.sent(slot);
+        if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
+            state.spec.epoch = epoch;
+            state.machine.renew(sent);
+        }
+    }
+
+    /// Brings a slot's machine in line with what now keeps the hub from sending for it.
+    fn apply_fault(&mut self, slot: u32, now_ns: u64) {
+        let sent = self.plane.sent(slot);
+        let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        match self.paths[state.spec.path as usize].fault.or(state.fault) {
+            Some(cause) => state.machine.fault(cause, sent),
+            None => state.machine.mended(),
+        }
+        self.settle(slot, now_ns, None);
+    }
+
+    fn device(&mut self, ifindex: u32) -> usize {
+        if let Some(at) = self.devices.iter().position(|device| device.ifindex == ifindex) {
+            return at;
+        }
+        let transmitted = self.plane.transmitted(ifindex);
+        self.devices.push(Device {
+            ifindex,
+            ours: 0,
+            lagged: (0, 0, 0),
+            replies: 0,
+            base_ours: 0,
+            base_transmitted: transmitted.unwrap_or(0),
+            base_replies: 0,
+            checked_ns: self.plane.now_ns(),
+            trusted: transmitted.is_some(),
+            missing: VecDeque::new(),
+        });
+        self.devices.len() - 1
+    }
+
+    /// Does what is due and says when the next tick should be.
+    pub fn tick(&mut self, health: &Health) -> u64 {
+        let now_ns = self.plane.now_ns();
+        self.note_lateness(now_ns, health);
+        self.take_replies(now_ns);
+        self.judge(now_ns);
+        self.send();
+        self.check_devices(now_ns);
+        self.planned_ns = self.next_tick_ns(now_ns);
+        self.planned_ns
+    }
+
+    fn next_tick_ns(&self, now_ns: u64) -> u64 {
+        let due = self.groups.iter().filter_map(|group| group.cohort.next_due_ns());
+        let deadlines =
+            self.groups.iter().filter_map(|group| Some(group.flights.front()?.deadline_ns));
+        let next_ns = due.chain(deadlines).min().unwrap_or(u64::MAX);
+        next_ns.clamp(now_ns + TICK_NS, now_ns + IDLE_NS)
+    }
+
+    /// A tick that comes late is the hub's fault: losses under way then prove nothing.
+    fn note_lateness(&mut self, now_ns: u64, health: &Health) {
+        let late_ns = if self.planned_ns == 0 { 0 } else { now_ns.saturating_sub(self.planned_ns) };
+        health.late_last_ns.store(late_ns, Ordering::Relaxed);
+        health.late_max_ns.fetch_max(late_ns, Ordering::Relaxed);
+        health.ticks.fetch_add(1, Ordering::Relaxed);
+        if late_ns < STALL_MIN_NS {
+            return;
+        }
+        let mut any = false;
+        for group in &mut self.groups {
+            if late_ns >= group.cohort.timeout_ns / 2 && !group.flights.is_empty() {
+                group.void_until_ns = now_ns;
+                any = true;
+            }
+        }
+        if any {
+            health.stalls.fetch_add(1, Ordering::Relaxed);
+            self.reports.push(Report::Stalled(late_ns));
+        }
+    }
+
+    /// Early replies: a tracker that is not up may be so at once.
+    fn take_replies(&mut self, now_ns: u64) {
+        while let Some(event) = self.plane.next_reply() {
+            let Some(slot) = self.slots.get_mut(event.tracker as usize).and_then(Option::as_mut)
+            else {
+                continue;
+            };
+            if slot.spec.epoch != event.epoch {
+                continue;
+            }
+            if slot.replying_since_ns == 0 {
+                slot.replying_since_ns = event.received_mono_ns;
+            }
+            let (plane, window) = (&self.plane, slot.spec.window);
+            slot.machine.replied(slot.spec.rules, event.sequence, |sequence| {
+                plane.is_replied(window, sequence)
+            });
+            let detection_ns = now_ns.saturating_sub(slot.replying_since_ns);
+            self.settle(event.tracker, now_ns, Some(detection_ns));
+        }
+    }
+
+    /// Judges every probe whose timeout has passed, in the order in which they were sent.
+    fn judge(&mut self, now_ns: u64) {
+        for at in 0..self.groups.len() {
+            while let Some(&flight) = self.groups[at].flights.front()
+                && flight.deadline_ns <= now_ns
+            {
+                let group = &mut self.groups[at];
+                group.flights.pop_front();
+                let void = flight.sent_ns <= group.void_until_ns;
+                for _ in 0..flight.count {
+                    if let Some(slot) = self.groups[at].in_flight.pop_front() {
+                        self.judge_one(slot, flight, void, now_ns);
+                    }
+                }
+            }
+        }
+    }
+
+    fn judge_one(&mut self, index: u32, flight: Flight, void: bool, now_ns: u64) {
+        let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let sequence = slot.judge.judged + 1;
+        if self.plane.sent(index) < sequence {
+            // The send program refused the frame: the probe never was.
+            slot.judge.skipped += 1;
+            slot.machine.fault(Cause::SendFailed, slot.judge.judged);
+            self.settle(index, now_ns, None);
+            return;
+        }
+        slot.judge.judged = sequence;
+        if self.plane.is_replied(slot.spec.window, sequence) {
+            if let Some(device) = slot.device {
+                self.devices[device].replies += 1;
+            }
+            slot.machine.judge(slot.spec.rules, sequence, Outcome::Replied);
+            if slot.reported != (slot.machine.verdict(), slot.machine.cause()) {
+                let since_ns = slot.replying_since_ns;
+                let detection_ns = (since_ns != 0).then(|| now_ns.saturating_sub(since_ns));
+                self.settle(index, now_ns, detection_ns);
+            }
+            return;
+        }
+        if void {
+            slot.judge.skipped += 1;
+            slot.judge.not_sent += 1;
+            slot.machine.judge(slot.spec.rules, sequence, Outcome::Void(Cause::Stalled));
+            self.settle(index, now_ns, None);
+            return;
+        }
+        self.lose(index, sequence, flight.sent_ns, now_ns);
+    }
+
+    /// A probe had its full timeout and no reply came.
+    fn lose(&mut self, index: u32, sequence: u64, sent_ns: u64, now_ns: u64) {
+        let Some(slot) = self.slots[index as usize].as_mut() else {
+            return;
+        };
+        slot.judge.lost += 1;
+        slot.replying_since_ns = 0;
+        if slot.machine.lost_run() == 0 {
+            slot.losing_since_ns = sent_ns;
+        }
+        let (before, counts) = (slot.machine, slot.machine.counts(sequence));
+        slot.machine.judge(slot.spec.rules, sequence, Outcome::Lost);
+        let (since_ns, run, device) = (slot.losing_since_ns, slot.machine.lost_run(), slot.device);
+        if counts && slot.machine.verdict() == Verdict::Down {
+            // The last check before anyone is blamed: did the probes of this run leave at all?
+            let turned = before.verdict() != Verdict::Down;
+            let left = !turned
+                || device.is_none_or(|device| {
+                    self.missing_since(device, since_ns, now_ns) < u64::from(run)
+                });
+            self.explain(index, before, sequence, left);
+        }
+        self.settle(index, now_ns, Some(now_ns.saturating_sub(since_ns)));
+    }
+
+    /// Says why a tracker is down; takes the verdict back where its probes did not leave the hub.
+    fn explain(&mut self, index: u32, before: Machine, sequence: u64, left: bool) {
+        let trouble = self.plane.trouble(index);
+        let Some(slot) = self.slots[index as usize].as_mut() else {
+            return;
+        };
+        let run = u64::from(slot.machine.lost_run());
+        if !left {
+            slot.machine = before;
+            slot.machine.fault(Cause::SendFailed, sequence);
+            slot.judge.lost = slot.judge.lost.saturating_sub(run);
+            slot.judge.not_sent += run;
+            slot.judge.skipped += run;
+        } else if trouble.wrong_path != 0 && trouble.wrong_path_sequence + run > sequence {
+            slot.machine.explain(Cause::WrongPath);
+        } else if trouble.corrupt_mono_ns >= slot.losing_since_ns {
+            slot.machine.explain(Cause::Corrupt);
+        }
+    }
+
+    /// Publishes a slot's state, and reports it where verdict or cause changed.
+    fn settle(&mut self, index: u32, now_ns: u64, detection_ns: Option<u64>) {
+        let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let (verdict, cause) = (slot.machine.verdict(), slot.machine.cause());
+        slot.judge.lost_run = slot.machine.lost_run();
+        slot.judge.replied_run = slot.machine.replied_run();
+        slot.judge.cause = cause as u8;
+        self.plane.set_judge(index, &slot.judge);
+        if slot.reported == (verdict, cause) {
+            return;
+        }
+        let turned = slot.reported.0 != verdict;
+        slot.reported = (verdict, cause);
+        if turned {
+            self.plane.set_verdict(index, verdict);
+        }
+        let detection_ns = detection_ns.filter(|_| turned);
+        self.reports.push(Report::Changed { slot: index, verdict, cause, mono_ns: now_ns, detection_ns });
+        if turned && verdict == Verdict::Down {
+            self.catch_up(index, now_ns);
+        }
+    }
+
+    /// Replies that arrived while the tracker was still up were not reported as early ones; they may
+    /// already make it up again.
+    fn catch_up(&mut self, index: u32, now_ns: u64) {
+        let sent = self.plane.sent(index);
+        let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        slot.replying_since_ns = 0;
+        let (plane, window, rules) = (&self.plane, slot.spec.window, slot.spec.rules);
+        for sequence in slot.judge.judged + 1..=sent {
+            if plane.is_replied(window, sequence) {
+                if slot.replying_since_ns == 0 {
+                    slot.replying_since_ns = now_ns;
+                }
+                slot.machine.replied(rules, sequence, |earlier| plane.is_replied(window, earlier));
+            }
+        }
+        if slot.machine.verdict() == Verdict::Up {
+            self.settle(index, now_ns, Some(0));
+        }
+    }
+
+    /// Sends what is due, in batches.
+    fn send(&mut self) {
+        for at in 0..self.groups.len() {
+            loop {
+                self.batch.clear();
+                let now_ns = self.plane.now_ns();
+                let (slots, paths) = (&mut self.slots, &self.paths);
+                let (batch, devices) = (&mut self.batch, &mut self.devices);
+                let limit = abi::BATCH_MAX as usize;
+                let turns = self.groups[at].cohort.tick(now_ns, limit, |tracker, turn| {
+                    let Some(slot) = slots[tracker as usize].as_mut() else {
+                        return;
+                    };
+                    let fault = slot.fault.or(paths[slot.spec.path as usize].fault);
+                    if turn == Turn::Skip || fault.is_some() {
+                        slot.judge.skipped += 1;
+                        return;
+                    }
+                    if let Some(device) = slot.device {
+                        devices[device].ours += 1;
+                    }
+                    batch.push(tracker);
+                });
+                let complete = turns < limit;
+                if !self.batch.is_empty() {
+                    self.send_batch(at, now_ns);
+                }
+                if complete {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn send_batch(&mut self, at: usize, sent_ns: u64) {
+        let taken = match self.plane.send(&self.batch) {
+            Ok(taken) => {
+                self.send_failing = false;
+                taken
+            }
+            Err(error) => {
+                if !self.send_failing {
+                    self.send_failing = true;
+                    self.reports.push(Report::SendFailed(error.raw_os_error().unwrap_or(0)));
+                }
+                0
+            }
+        };
+        // A probe's timeout counts from when the kernel certainly had handed it over.
+        let group = &mut self.groups[at];
+        let deadline_ns = self.plane.now_ns() + group.cohort.timeout_ns;
+        if taken > 0 {
+            group.flights.push_back(Flight { sent_ns, deadline_ns, count: taken as u32 });
+            group.in_flight.extend(&self.batch[..taken]);
+        }
+        for at in taken..self.batch.len() {
+            let tracker = self.batch[at];
+            let Some(slot) = self.slots[tracker as usize].as_mut() else {
+                continue;
+            };
+            if let Some(device) = slot.device {
+                self.devices[device].ours -= 1;
+            }
+            slot.judge.skipped += 1;
+            if self.send_failing {
+                slot.machine.fault(Cause::SendFailed, self.plane.sent(tracker));
+                self.settle(tracker, sent_ns, None);
+            }
+        }
+    }
+
+    /// Looks at one device a tick, each at most once a second.
+    fn check_devices(&mut self, now_ns: u64) {
+        if self.devices.is_empty() {
+            return;
+        }
+        self.next_device = (self.next_device + 1) % self.devices.len();
+        let at = self.next_device;
+        if now_ns.saturating_sub(self.devices[at].checked_ns) >= DEVICE_CHECK_NS {
+            self.check_device(at, now_ns);
+        }
+        for device in &mut self.devices {
+            let (_, newer, since_ns) = device.lagged;
+            if now_ns.saturating_sub(since_ns) >= DEVICE_LAG_NS {
+                device.lagged = (newer, device.ours, now_ns);
+            }
+        }
+    }
+
+    /// Holds a device's own counter against what was sent by it since the last look.
+    fn check_device(&mut self, at: usize, now_ns: u64) {
+        let device = &mut self.devices[at];
+        device.checked_ns = now_ns;
+        if !device.trusted {
+            return;
+        }
+        let Some(transmitted) = self.plane.transmitted(device.ifindex) else {
+            return;
+        };
+        let left = transmitted.saturating_sub(device.base_transmitted);
+        let (older, newer, since_ns) = device.lagged;
+        let settled = if now_ns.saturating_sub(since_ns) >= DEVICE_LAG_NS { newer } else { older };
+        let handed = settled.saturating_sub(device.base_ours);
+        let missing = handed.saturating_sub(left);
+        let replies = device.replies - device.base_replies;
+        if missing == 0 {
+            if left >= device.ours - device.base_ours {
+                device.base_ours = device.ours;
+                device.base_transmitted = transmitted;
+                device.base_replies = device.replies;
+            }
+            return;
+        }
+        device.base_ours = device.ours;
+        device.base_transmitted = transmitted;
+        device.base_replies = device.replies;
+        if replies > left {
+            // Replies to frames that the device says it never sent: it does not count them.
+            device.trusted = false;
+            return;
+        }
+        if missing * 2 < handed {
+            // Most left: what a full queue drops here and there is the path's business.
+            return;
+        }
+        if device.missing.len() == 64 {
+            device.missing.pop_front();
+        }
+        device.missing.push_back((now_ns, missing));
+        self.reports.push(Report::NotLeaving(device.ifindex));
+    }
+
+    /// Frames of this device that did not leave since a time.
+    fn missing_since(&mut self, at: usize, since_ns: u64, now_ns: u64) -> u64 {
+        self.check_device(at, now_ns);
+        let missing = self.devices[at].missing.iter().rev();
+        missing.take_while(|(when_ns, _)| *when_ns >= since_ns).map(|(_, count)| count).sum()
+    }
+
+    /// Sleep until the planned tick.
+    pub fn sleep(&self) -> Duration {
+        Duration::from_nanos(self.planned_ns.saturating_sub(self.plane.now_ns()))
+    }
+
+    /// The judge's view of a tracker, for tests and simulation.
+    pub fn judge_state(&self, slot: u32) -> Option<abi::JudgeState> {
+        Some(self.slots.get(slot as usize)?.as_ref()?.judge)
+    }
+}

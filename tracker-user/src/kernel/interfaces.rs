@@ -1,0 +1,140 @@
+//! What the hub's kernel says of its interfaces, addresses and neighbours.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// `NETDEV_XDP_ACT_NDO_XMIT` of the netdev family (Linux 6.3): the device takes redirected frames.
+pub const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
+/// `NETDEV_XDP_ACT_BASIC`: the driver runs XDP programs itself.
+pub const XDP_ACT_BASIC: u64 = 1;
+
+/// An 802.1Q device's place on its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// ifindex of the device that carries the tagged frames.
+    pub parent: u32,
+    /// VLAN identifier.
+    pub id: u16,
+}
+
+/// One address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
+    /// False while duplicate address detection runs or after it failed.
+    pub is_usable: bool,
+}
+
+/// One interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MAC address; zeros where it has none.
+    pub mac: [u8; 6],
+    /// True where frames have an Ethernet header.
+    pub is_ethernet: bool,
+    /// True when it is administratively up and has a carrier.
+    pub is_running: bool,
+    /// Largest packet, bytes.
+    pub mtu: u32,
+    /// Where it is an 802.1Q device.
+    pub vlan: Option<Vlan>,
+    /// Its `xdp-features`; `None` where the kernel doesn't tell (before Linux 6.3).
+    pub xdp_features: Option<u64>,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+}
+
+/// What the neighbour table knows of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbour {
+    /// Its MAC address.
+    Resolved([u8; 6]),
+    /// The kernel is asking.
+    Asking,
+    /// The kernel asked and nobody answered.
+    Failed,
+}
+
+/// Everything observed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Interfaces by index.
+    pub links: BTreeMap<u32, Link>,
+    /// Neighbours by interface and address.
+    pub neighbours: HashMap<(u32, IpAddr), Neighbour>,
+    /// Interfaces by which endpoints without a configured one are reached.
+    pub routes: HashMap<IpAddr, u32>,
+}
+
+impl Observed {
+    /// The interface of a name.
+    pub fn by_name(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+}
+
+/// Reads interfaces' own counters over a blocking netlink socket: a few microseconds a question.
+pub struct LinkCounters {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl LinkCounters {
+    /// A socket in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn new() -> std::io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(16_384) })
+    }
+
+    /// Frames the interface says it has transmitted; `None` where it is gone.
+    pub fn transmitted(&mut self, ifindex: u32) -> Option<u64> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(message));
+        self.sequence = self.sequence.wrapping_add(1);
+        request.header.flags = NLM_F_REQUEST;
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).ok()?;
+        loop {
+            self.buffer.clear();
+            self.socket.recv(&mut self.buffer, 0).ok()?;
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&self.buffer).ok()?;
+            if answer.header.sequence_number != self.sequence {
+                continue;
+            }
+            let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload
+            else {
+                return None;
+            };
+            return link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Stats64(stats) => Some(stats.tx_packets),
+                _ => None,
+            });
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Loads the object, pins its maps, attaches its programs, and takes them off again.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::Read as _,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, Map, MapData, PerCpuArray, RingBuf, xdp::DevMapHash},
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, Xdp,
+        links::{FdLink, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
+        xdp::XdpMode,
+    },
+};
+use aya_obj::programs::XdpAttachType;
+use tracker_ebpf::abi;
+
+use super::{
+    OBJECT,
+    bpffs::Pins,
+    interfaces::{Link, LinkCounters},
+    mapped::Mapped,
+    plane::KernelPlane,
+};
+use crate::{board::Mode, config::ModeChoice};
+
+/// How large the maps must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Tracker slots.
+    pub trackers: u32,
+    /// Path slots.
+    pub paths: u32,
+    /// Words of WINDOWS.
+    pub words: u32,
+}
+
+/// A receive program on an interface.
+struct Receive {
+    mode: Mode,
+    hold: Hold,
+}
+
+/// What keeps a program attached; dropping it detaches.
+enum Hold {
+    Pinned(Option<PinnedLink>),
+    /// clsact filters can't be pinned (before TCX, Linux 6.6); the value detaches when dropped.
+    Clsact { _link: SchedClassifierLink },
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Self::Pinned(pinned) = self
+            && let Some(link) = pinned.take()
+        {
+            // Unpinning fails only where somebody removed the pin already; the link goes either way.
+            let _ = link.unpin();
+        }
+    }
+}
+
+/// The loaded object.
+pub struct Kernel {
+    ebpf: Ebpf,
+    pins: Pins,
+    receives: HashMap<u32, Receive>,
+    devices: DevMapHash<MapData>,
+    trackers: Array<MapData, abi::Tracker>,
+    counters: PerCpuArray<MapData, abi::Counters>,
+    states: StateReader,
+    windows: Mapped<u64>,
+    sizes: Sizes,
+    send: Hold,
+    tc_send: Hold,
+}
+
+/// Reads trackers' states out of the kernel's own memory.
+#[derive(Clone, Debug)]
+pub struct StateReader(Arc<Mapped<abi::State>>);
+
+impl StateReader {
+    /// A slot's state as it is now; its fields may be of slightly different moments.
+    pub fn state(&self, slot: u32) -> abi::State {
+        // SAFETY: a valid element, which the kernel writes word by word.
+        self.0.at(slot).map_or_else(Default::default, |state| unsafe { state.read_volatile() })
+    }
+}
+
+/// Sixteen random bytes for the token.
+fn random_key() -> Result<[u64; 2]> {
+    let mut bytes = [0u8; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("cannot read /dev/urandom for the token's key")?;
+    let [low, high] = [0, 8].map(|at| {
+        u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte]))
+    });
+    Ok([low, high])
+}
+
+impl Kernel {
+    /// Loads the object with fresh, pinned maps and attaches the send side to the private veth.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, with the verifier's last words if it was the verifier.
+    pub fn load(pins: &Pins, sizes: Sizes, private_ifindex: u32) -> Result<(Self, KernelPlane)> {
+        pins.create()?;
+        let entries = |count: u32| count.max(1);
+        let batch = sizes.trackers.next_power_of_two().clamp(64, abi::BATCH_MAX);
+        // Room for one early reply of every tracker; the state is re-read where that is too little.
+        let events = (sizes.trackers.saturating_mul(32))
+            .next_power_of_two()
+            .clamp(page_size(), abi::EVENTS_BYTES);
+        let devices = sizes.paths.next_power_of_two().clamp(16, abi::DEVICES_MAX);
+        let paths: Vec<(&str, PathBuf)> =
+            abi::map::ALL.iter().map(|name| (*name, pins.map(name))).collect();
+        let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries(abi::map::TRACKERS, entries(sizes.trackers))
+            .map_max_entries(abi::map::STATE, entries(sizes.trackers))
+            .map_max_entries(abi::map::PATHS, entries(sizes.paths))
+            .map_max_entries(abi::map::WINDOWS, entries(sizes.words))
+            .map_max_entries(abi::map::BATCH, batch)
+            .map_max_entries(abi::map::DEVICES, devices)
+            .map_max_entries(abi::map::EVENTS, events);
+        for (name, path) in &paths {
+            loader.map_pin_path(name, path.clone());
+        }
+        let mut ebpf = loader
+            .load(OBJECT)
+            .context("the kernel refused the eBPF maps; `tracker doctor` tells what it lacks")?;
+
+        let hub = abi::Hub { key: random_key()?, version: abi::VERSION, private_ifindex };
+        Array::<_, abi::Hub>::try_from(map_mut(&mut ebpf, abi::map::HUB)?)?
+            .set(0, hub, 0)
+            .context("cannot write the map HUB")?;
+
+        for name in [abi::program::SEND, abi::program::RECEIVE] {
+            let program: &mut Xdp = program(&mut ebpf, name)?;
+            program.load().with_context(|| format!("the kernel refused the program {name}"))?;
+        }
+        for name in [abi::program::TC_SEND, abi::program::TC_RECEIVE] {
+            let program: &mut SchedClassifier = program(&mut ebpf, name)?;
+            program.load().with_context(|| format!("the kernel refused the program {name}"))?;
+        }
+
+        // The send program stays attached to a device of its own: a call of an unattached one makes
+        // the kernel swap its XDP dispatcher and wait for RCU, 24 ms instead of 18 us.
+        let send = attach_xdp(&mut ebpf, abi::program::SEND, private_ifindex, XdpMode::Driver)
+            .and_then(|link| pin(link, &pins.link("send")))
+            .context("cannot attach the send program to the private veth")?;
+        let tc_send = attach_tc(&mut ebpf, abi::program::TC_SEND, private_ifindex)
+            .and_then(|link| hold_tc(link, &pins.link("tc-send")))
+            .context("cannot attach the send program's TC half to the private veth")?;
+
+        let info = program::<Xdp>(&mut ebpf, abi::program::SEND)?.info()?;
+        let send_program =
+            Xdp::from_program_info(info, abi::program::SEND.into(), XdpAttachType::Interface)?;
+        let plane = KernelPlane {
+            send: send_program,
+            private_ifindex,
+            paths: mapped(&ebpf, abi::map::PATHS)?,
+            state: mapped(&ebpf, abi::map::STATE)?,
+            windows: mapped(&ebpf, abi::map::WINDOWS)?,
+            batch: mapped(&ebpf, abi::map::BATCH)?,
+            cursor: mapped(&ebpf, abi::map::CURSOR)?,
+            events: RingBuf::try_from(take(&mut ebpf, abi::map::EVENTS)?)?,
+            counters: LinkCounters::new().context("cannot open a netlink socket")?,
+        };
+        let kernel = Self {
+            devices: DevMapHash::try_from(take(&mut ebpf, abi::map::DEVICES)?)?,
+            trackers: Array::try_from(take(&mut ebpf, abi::map::TRACKERS)?)?,
+            counters: PerCpuArray::try_from(take(&mut ebpf, abi::map::COUNTERS)?)?,
+            states: StateReader(Arc::new(mapped(&ebpf, abi::map::STATE)?)),
+            windows: mapped(&ebpf, abi::map::WINDOWS)?,
+            ebpf,
+            pins: pins.clone(),
+            receives: HashMap::new(),
+            sizes,
+            send,
+            tc_send,
+        };
+        Ok((kernel, plane))
+    }
+
+    /// The maps' sizes.
+    pub const fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// The mode in which the receive program is attached to an interface, if it is.
+    pub fn mode(&self, ifindex: u32) -> Option<Mode> {
+        Some(self.receives.get(&ifindex)?.mode)
+    }
+
+    /// Interfaces with a receive program.
+    pub fn attached(&self) -> Vec<u32> {
+        self.receives.keys().copied().collect()
+    }
+
+    /// Attaches the receive program, in the best mode that `choice` allows and the device takes. A
+    /// device with somebody else's XDP program keeps it and gets the TC program.
+    ///
+    /// # Errors
+    /// Where no allowed mode works: what each answered.
+    pub fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<Mode> {
+        let modes: &[Mode] = match choice {
+            ModeChoice::Auto if link.is_ethernet => &[Mode::XdpNative, Mode::XdpGeneric, Mode::Tc],
+            ModeChoice::Auto | ModeChoice::Tc => &[Mode::Tc],
+            ModeChoice::XdpNative => &[Mode::XdpNative],
+            ModeChoice::XdpGeneric => &[Mode::XdpGeneric],
+        };
+        let mut refusals = Vec::new();
+        for &mode in modes {
+            match self.attach_in(link.index, mode) {
+                Ok(hold) => {
+                    self.receives.insert(link.index, Receive { mode, hold });
+                    return Ok(mode);
+                }
+                Err(error) => refusals.push(format!("{}: {error:#}", mode.as_str())),
+            }
+        }
+        bail!("cannot attach the receive program to {}: {}", link.name, refusals.join("; "))
+    }
+
+    fn attach_in(&mut self, ifindex: u32, mode: Mode) -> Result<Hold> {
+        // A pin may be left where the interface went away and its index came back.
+        let path = self.pins.link(&format!("receive-{ifindex}"));
+        let _ = std::fs::remove_file(&path);
+        let xdp_mode = match mode {
+            Mode::XdpNative => XdpMode::Driver,
+            Mode::XdpGeneric => XdpMode::Skb,
+            Mode::Tc => {
+                let link = attach_tc(&mut self.ebpf, abi::program::TC_RECEIVE, ifindex)?;
+                return hold_tc(link, &path);
+            }
+        };
+        pin(attach_xdp(&mut self.ebpf, abi::program::RECEIVE, ifindex, xdp_mode)?, &path)
+    }
+
+    /// Takes the receive program off an interface.
+    pub fn detach(&mut self, ifindex: u32) {
+        self.receives.remove(&ifindex);
+    }
+
+    /// Lets probes be redirected to a device, or no longer.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<()> {
+        if is_target {
+            self.devices
+                .insert(ifindex, ifindex, None, 0)
+                .with_context(|| format!("cannot make interface {ifindex} a redirect target"))
+        } else {
+            // The kernel removes a deleted device's entry by itself.
+            let _ = self.devices.remove(ifindex);
+            Ok(())
+        }
+    }
+
+    /// Writes a tracker's configuration.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()> {
+        self.trackers.set(slot, tracker, 0).with_context(|| format!("cannot write tracker {slot}"))
+    }
+
+    /// Zeroes a slot's state and bit set for a new user.
+    pub fn reset(&mut self, slot: u32, tracker: &abi::Tracker) {
+        if let Some(state) = self.states.0.at(slot) {
+            // SAFETY: a valid element; no program touches a slot that is not active.
+            unsafe { state.write_volatile(abi::State::default()) };
+        }
+        for word in tracker.window_first..=tracker.window_first + tracker.window_mask {
+            if let Some(word) = self.windows.at(word) {
+                // SAFETY: as above.
+                unsafe { word.write_volatile(0) };
+            }
+        }
+    }
+
+    /// A reader of trackers' states.
+    pub fn states(&self) -> StateReader {
+        self.states.clone()
+    }
+
+    /// The programs' counters of each CPU.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn counters(&self) -> Result<Vec<abi::Counters>> {
+        Ok(self.counters.get(&0, 0).context("cannot read the map COUNTERS")?.to_vec())
+    }
+
+    /// Leaves maps and links pinned, so that programs stay attached.
+    pub fn keep(mut self) {
+        let receives = self.receives.values_mut().map(|receive| &mut receive.hold);
+        for hold in receives.chain([&mut self.send, &mut self.tc_send]) {
+            if let Hold::Pinned(pinned) = hold {
+                // Dropping the link's descriptor leaves the pin, which holds the link.
+                drop(pinned.take());
+            }
+        }
+    }
+}
+
+fn page_size() -> u32 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|size| u32::try_from(size).ok())
+        .unwrap_or(4096)
+}
+
+fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
+    ebpf.map_mut(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+}
+
+fn mapped<T: Pod>(ebpf: &Ebpf, name: &str) -> Result<Mapped<T>> {
+    match ebpf.map(name) {
+        Some(Map::Array(data)) => {
+            Mapped::new(data).with_context(|| format!("cannot map {name} into memory"))
+        }
+        Some(_) => bail!("the map {name} of the eBPF object is no array"),
+        None => bail!("the eBPF object has no map {name}"),
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program =
+        ebpf.program_mut(name).ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn attach_xdp(ebpf: &mut Ebpf, name: &str, ifindex: u32, mode: XdpMode) -> Result<FdLink> {
+    let program: &mut Xdp = program(ebpf, name)?;
+    let id = program.attach_to_if_index(ifindex, mode)?;
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+fn attach_tc(ebpf: &mut Ebpf, name: &str, ifindex: u32) -> Result<SchedClassifierLink> {
+    let interface = nix::net::if_::if_indextoname(ifindex)
+        .map_err(std::io::Error::from)?
+        .into_string()
+        .map_err(|_| anyhow!("interface {ifindex} has a name that is not UTF-8"))?;
+    let program: &mut SchedClassifier = program(ebpf, name)?;
+    let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = match program.attach_with_options(&interface, TcAttachType::Ingress, first) {
+        Ok(id) => id,
+        Err(_) => {
+            // Before Linux 6.6 there is no TCX. The qdisc may be there already, which is as good;
+            // whatever else went wrong, attaching tells.
+            let _ = aya::programs::tc::qdisc_add_clsact(&interface);
+            let options = TcAttachOptions::Netlink(NlOptions::default());
+            program.attach_with_options(&interface, TcAttachType::Ingress, options)?
+        }
+    };
+    Ok(program.take_link(id)?)
+}
+
+fn hold_tc(link: SchedClassifierLink, path: &std::path::Path) -> Result<Hold> {
+    if <&FdLink>::try_from(&link).is_ok() {
+        return pin(link.try_into()?, path);
+    }
+    Ok(Hold::Clsact { _link: link })
+}
+
+fn pin(link: FdLink, path: &std::path::Path) -> Result<Hold> {
+    let pinned =
+        link.pin(path).with_context(|| format!("cannot pin a link at {}", path.display()))?;
+    Ok(Hold::Pinned(Some(pinned)))
+}

@@ -1,0 +1,15 @@
+//! Everything that touches the kernel.
+
+pub mod bpffs;
+pub mod interfaces;
+pub mod loader;
+pub mod mapped;
+pub mod netlink;
+pub mod plane;
+pub mod preflight;
+pub mod realtime;
+pub mod xdp_features;
+
+/// The eBPF object, built from source by this crate's build script.
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker.bpf.o"));

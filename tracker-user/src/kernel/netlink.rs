@@ -1,0 +1,421 @@
+//! Interfaces, addresses, neighbours and routes, by rtnetlink: dumped once, then followed.
+
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage},
+    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+        NeighbourState,
+    },
+    route::RouteAttribute,
+};
+use netlink_sys::SocketAddr;
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
+
+use super::{
+    interfaces::{Address, Neighbour, Observed, Vlan},
+    xdp_features::XdpFeatures,
+};
+
+/// After a first change, others are awaited this long and taken together.
+const SETTLE: Duration = Duration::from_millis(1);
+
+/// The hub's connection to rtnetlink and the netdev family.
+pub struct Netlink {
+    handle: Handle,
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    features: Option<XdpFeatures>,
+    /// What the kernel says, as of the last [`Netlink::changed`].
+    pub observed: Observed,
+    /// Endpoints whose interface is found from their route.
+    routed: HashSet<IpAddr>,
+}
+
+impl Netlink {
+    /// Connects, subscribes to changes, and reads everything once.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn connect() -> Result<Self> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ])
+        .context("cannot open a route netlink socket")?;
+        tokio::spawn(connection);
+        let mut netlink = Self {
+            handle,
+            messages,
+            features: XdpFeatures::connect().await?,
+            observed: Observed::default(),
+            routed: HashSet::new(),
+        };
+        netlink.dump().await?;
+        Ok(netlink)
+    }
+
+    /// True where the kernel tells what devices can do with XDP.
+    pub const fn has_xdp_features(&self) -> bool {
+        self.features.is_some()
+    }
+
+    /// Reads everything anew.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn dump(&mut self) -> Result<()> {
+        self.observed.links.clear();
+        self.observed.neighbours.clear();
+        let mut links = self.handle.link().get().execute();
+        while let Some(link) = links.try_next().await.context("cannot list the interfaces")? {
+            self.take_link(&link);
+        }
+        let mut addresses = self.handle.address().get().execute();
+        while let Some(address) = addresses.try_next().await.context("cannot list the addresses")? {
+            self.take_address(&address, true);
+        }
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut neighbours = self.handle.neighbours().get().set_address_family(family).execute();
+            while let Some(neighbour) =
+                neighbours.try_next().await.context("cannot list the neighbours")?
+            {
+                self.take_neighbour(&neighbour, true);
+            }
+        }
+        self.dump_features().await?;
+        self.find_routes().await;
+        Ok(())
+    }
+
+    async fn dump_features(&mut self) -> Result<()> {
+        if let Some(features) = &mut self.features {
+            for (ifindex, features) in features.dump().await? {
+                if let Some(link) = self.observed.links.get_mut(&ifindex) {
+                    link.xdp_features = Some(features);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows the interface by which these addresses are routed, in [`Observed::routes`].
+    pub async fn follow_routes(&mut self, endpoints: HashSet<IpAddr>) {
+        self.routed = endpoints;
+        self.find_routes().await;
+    }
+
+    async fn find_routes(&mut self) {
+        self.observed.routes.clear();
+        for endpoint in self.routed.clone() {
+            if let Some(ifindex) = self.route(endpoint).await {
+                self.observed.routes.insert(endpoint, ifindex);
+            }
+        }
+    }
+
+    /// The interface by which the hub's own routing table would reach an address.
+    async fn route(&self, address: IpAddr) -> Option<u32> {
+        let message = match address {
+            IpAddr::V4(ip) => {
+                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(ip, 32).build()
+            }
+            IpAddr::V6(ip) => {
+                RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(ip, 128).build()
+            }
+        };
+        let answer = self.handle.route().get(message).execute();
+        let route = std::pin::pin!(answer).try_next().await.ok()??;
+        route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(ifindex) => Some(*ifindex),
+            _ => None,
+        })
+    }
+
+    /// Waits for a change and takes all that come with it. Returns when [`Observed`] may differ.
+    ///
+    /// # Errors
+    /// Where the connection ended, or a re-read after an overrun fails.
+    pub async fn changed(&mut self) -> Result<()> {
+        self.take_next().await?;
+        let until = Instant::now() + SETTLE;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            match tokio::time::timeout(left, self.take_next()).await {
+                Ok(result) => result?,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_next(&mut self) -> Result<()> {
+        let features = async {
+            match &mut self.features {
+                Some(features) => features.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            message = self.messages.next() => {
+                let (message, _) = message.ok_or_else(|| anyhow!("the route netlink socket closed"))?;
+                self.take(message.payload).await
+            }
+            device = features => {
+                match device {
+                    Some((ifindex, features)) => {
+                        if let Some(link) = self.observed.links.get_mut(&ifindex) {
+                            link.xdp_features = features;
+                        }
+                    }
+                    None => self.features = None,
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Result<()> {
+        match payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                if self.take_link(&link) {
+                    self.dump_features().await?;
+                }
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+                // A bridge port leaving its bridge is reported as deleted, in the bridge's family.
+                if link.header.interface_family == AddressFamily::Unspec {
+                    let gone = link.header.index;
+                    self.observed.links.remove(&gone);
+                    self.observed.neighbours.retain(|(ifindex, _), _| *ifindex != gone);
+                }
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
+                self.take_address(&address, true);
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) => {
+                self.take_address(&address, false);
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) => {
+                self.take_neighbour(&neighbour, true);
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour)) => {
+                self.take_neighbour(&neighbour, false);
+            }
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_),
+            ) => self.find_routes().await,
+            // The socket's buffer overran and notifications are lost: only a new reading helps.
+            NetlinkPayload::Overrun(_) => self.dump().await?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes an interface; true where it is new.
+    fn take_link(&mut self, message: &LinkMessage) -> bool {
+        let family = message.header.interface_family;
+        if family != AddressFamily::Unspec {
+            return false;
+        }
+        let index = message.header.index;
+        let is_new = !self.observed.links.contains_key(&index);
+        let link = self.observed.links.entry(index).or_default();
+        let flags = message.header.flags;
+        link.index = index;
+        link.is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+        link.is_running = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+        let mut parent = None;
+        let mut vlan_id = None;
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Address(mac) => {
+                    link.mac = mac.as_slice().try_into().unwrap_or_default();
+                }
+                LinkAttribute::Link(ifindex) => parent = Some(*ifindex),
+                LinkAttribute::LinkInfo(info) => {
+                    for info in info {
+                        if let LinkInfo::Data(InfoData::Vlan(vlan)) = info {
+                            vlan_id = vlan.iter().find_map(|info| match info {
+                                InfoVlan::Id(id) => Some(*id),
+                                _ => None,
+                            });
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        link.vlan = parent.zip(vlan_id).map(|(parent, id)| Vlan { parent, id });
+        is_new
+    }
+
+    fn take_address(&mut self, message: &AddressMessage, is_there: bool) {
+        let Some(link) = self.observed.links.get_mut(&message.header.index) else {
+            return;
+        };
+        // IFA_LOCAL is the interface's own where a peer address is set; IPv6 has only IFA_ADDRESS.
+        let mut ip = None;
+        let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(local) => ip = Some(*local),
+                AddressAttribute::Address(address) => ip = ip.or(Some(*address)),
+                AddressAttribute::Flags(all) => flags = *all,
+                _ => {}
+            }
+        }
+        let Some(ip) = ip else {
+            return;
+        };
+        let address = Address {
+            ip,
+            prefix: message.header.prefix_len,
+            is_usable: !flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed)
+                || flags.contains(AddressFlags::Optimistic),
+        };
+        let known = link.addresses.iter().position(|known| known.ip == ip);
+        match (known, is_there) {
+            (Some(at), true) => link.addresses[at] = address,
+            (None, true) => link.addresses.push(address),
+            (Some(at), false) => {
+                link.addresses.remove(at);
+            }
+            (None, false) => {}
+        }
+    }
+
+    fn take_neighbour(&mut self, message: &NeighbourMessage, is_there: bool) {
+        let mut ip = None;
+        let mut mac = None;
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                    ip = Some(IpAddr::V4(*v4));
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                    ip = Some(IpAddr::V6(*v6));
+                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = <[u8; 6]>::try_from(bytes.as_slice()).ok();
+                }
+                _ => {}
+            }
+        }
+        let Some(ip) = ip else {
+            return;
+        };
+        let key = (message.header.ifindex, ip);
+        let neighbour = match (message.header.state, mac) {
+            (
+                NeighbourState::Reachable
+                | NeighbourState::Stale
+                | NeighbourState::Delay
+                | NeighbourState::Probe
+                | NeighbourState::Permanent
+                | NeighbourState::Noarp,
+                Some(mac),
+            ) => Neighbour::Resolved(mac),
+            (NeighbourState::Failed, _) => Neighbour::Failed,
+            _ => Neighbour::Asking,
+        };
+        if is_there {
+            self.observed.neighbours.insert(key, neighbour);
+        } else {
+            self.observed.neighbours.remove(&key);
+        }
+    }
+
+    /// Asks the kernel to resolve an endpoint and to keep it resolved (`NTF_EXT_MANAGED`, Linux
+    /// 5.16). An entry that the operator made permanent stays as it is.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn manage_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
+        self.set_neighbour(ifindex, ip, true).await
+    }
+
+    /// Gives a neighbour entry back to the kernel's ordinary care.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn release_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
+        self.set_neighbour(ifindex, ip, false).await
+    }
+
+    async fn set_neighbour(&self, ifindex: u32, ip: IpAddr, is_managed: bool) -> Result<()> {
+        let mut request = self
+            .handle
+            .neighbours()
+            .add(ifindex, ip)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::empty())
+            .replace();
+        if is_managed {
+            let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
+            request.message_mut().attributes.push(managed);
+        } else {
+            request.message_mut().header.flags = NeighbourFlags::Use;
+        }
+        request.execute().await.with_context(|| format!("cannot manage the neighbour {ip}"))
+    }
+
+    /// Makes the pair of private interfaces: the send program is attached to the first. They carry
+    /// no address and no traffic of the stack.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn make_private_pair(&mut self, names: &[String; 2]) -> Result<u32> {
+        let [name, peer] = names;
+        let message = LinkVeth::new(name, peer).build();
+        self.handle
+            .link()
+            .add(message)
+            .execute()
+            .await
+            .with_context(|| format!("cannot make the private veth {name}"))?;
+        for name in names {
+            // No IPv6 address means no neighbour discovery and no router solicitation on them.
+            let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+            if std::path::Path::new(&path).exists() {
+                std::fs::write(&path, "1").with_context(|| format!("cannot write {path}"))?;
+            }
+        }
+        for name in names {
+            let message = LinkUnspec::new_with_name(name).up().arp(false).build();
+            let request = self.handle.link().set(message);
+            request.execute().await.with_context(|| format!("cannot set {name} up"))?;
+        }
+        let mut found = self.handle.link().get().match_name(name.clone()).execute();
+        let link = found.try_next().await.with_context(|| format!("cannot find {name}"))?;
+        link.map(|link| link.header.index).ok_or_else(|| anyhow!("cannot find {name}"))
+    }
+
+    /// Deletes an interface if it exists; true where it did.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn delete_link(&self, name: &str) -> Result<bool> {
+        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
+        let Ok(Some(link)) = found.try_next().await else {
+            return Ok(false);
+        };
+        let request = self.handle.link().del(link.header.index);
+        request.execute().await.with_context(|| format!("cannot delete {name}"))?;
+        Ok(true)
+    }
+}

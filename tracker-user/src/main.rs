@@ -1,0 +1,58 @@
+//! `tracker`: parse arguments, choose an exit code; nothing else.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracker_user::{
+    cli::{self, Cli, Command},
+    config, daemon,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Check(args) => cli::check(&args),
+        Command::Status(args) => cli::status(&args),
+        Command::Events(args) => cli::events(&args),
+        Command::Run(args) => {
+            log_to_stderr();
+            match config::load(&args.config) {
+                Ok(config) => block_on(daemon::run(&args.config, config, args.keep)),
+                Err(error) => {
+                    eprintln!("{error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Command::Doctor(_args) => todo!(),
+        Command::Cleanup(args) => block_on(async {
+            let done = daemon::cleanup(&args.bpffs, &args.instance).await?;
+            println!("{done}");
+            Ok(())
+        }),
+    }
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TRACKER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(is_terminal)
+        .init();
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => Err(anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::fail(format_args!("{error:#}")),
+    }
+}

@@ -1,0 +1,369 @@
+//! From what is configured and what is observed to what must be installed: pure, so that every
+//! situation of links, addresses and neighbours is a table row in a test.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use tracker_ebpf::{
+    abi::{self, Via},
+    verdict::Cause,
+};
+
+use crate::{
+    board::SendWay,
+    config::{Member, ModeChoice},
+    kernel::interfaces::{Link, Neighbour, Observed, XDP_ACT_NDO_XMIT},
+};
+
+/// Why a probe can't be sent, for machine and reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The cause that `status` shows.
+    pub cause: Cause,
+    /// The rest of the story in a few words.
+    pub detail: String,
+}
+
+impl Fault {
+    fn new(cause: Cause, detail: impl Into<String>) -> Self {
+        Self { cause, detail: detail.into() }
+    }
+
+    /// Nothing was looked at yet.
+    pub fn pending() -> Self {
+        Self::new(Cause::NoReply, "not sent yet")
+    }
+
+    /// Probes could be sent, but nothing could hear their replies.
+    pub fn cannot_receive(why: &str) -> Self {
+        Self::new(Cause::SendFailed, why)
+    }
+
+    /// The kernel's maps can't be written.
+    pub fn cannot_write(error: &anyhow::Error) -> Self {
+        Self::new(Cause::SendFailed, format!("{error:#}"))
+    }
+}
+
+/// What a member needs of the kernel now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberPlan {
+    /// The member's interface, where it exists.
+    pub interface: Option<(u32, String)>,
+    /// The entry for PATHS, or why there is none.
+    pub path: Result<abi::Path, Fault>,
+    /// Interfaces on which its replies may arrive.
+    pub receive: Vec<u32>,
+    /// The endpoint's neighbour entry, which the kernel is to keep.
+    pub neighbour: Option<(u32, IpAddr)>,
+    /// The source address of each tracker's probes, or why there is none.
+    pub sources: Vec<Result<IpAddr, Fault>>,
+}
+
+impl MemberPlan {
+    /// How the member's probes leave, where they do.
+    pub fn send_way(&self) -> Option<SendWay> {
+        match self.path.as_ref().ok()?.via {
+            Via::XdpRedirect => Some(SendWay::XdpRedirect),
+            Via::TcRedirect => Some(SendWay::TcRedirect),
+            Via::Nowhere => None,
+        }
+    }
+}
+
+/// What else decides how probes leave.
+#[derive(Clone, Copy, Debug)]
+pub struct Ways<'a> {
+    /// The configured mode.
+    pub mode: ModeChoice,
+    /// Devices by which redirected frames were seen not to leave.
+    pub not_leaving: &'a HashSet<u32>,
+    /// The last MAC address known of each endpoint: good while the kernel asks anew, until it fails.
+    pub last_macs: &'a HashMap<(u32, IpAddr), [u8; 6]>,
+}
+
+/// Plans one member.
+pub fn member(member: &Member, observed: &Observed, ways: Ways<'_>) -> MemberPlan {
+    let link = match find_link(member, observed) {
+        Ok(link) => link,
+        Err(fault) => {
+            return MemberPlan {
+                interface: None,
+                path: Err(fault.clone()),
+                receive: Vec::new(),
+                neighbour: None,
+                sources: vec![Err(fault); member.trackers.len()],
+            };
+        }
+    };
+    let returns: Vec<u32> = if member.returns.is_empty() {
+        vec![link.index]
+    } else {
+        let by_name = |name: &String| observed.by_name(name).map(|link| link.index);
+        member.returns.iter().filter_map(by_name).collect()
+    };
+    let sources =
+        member.trackers.iter().map(|tracker| source(member, link, tracker.behind)).collect();
+    MemberPlan {
+        interface: Some((link.index, link.name.clone())),
+        path: path(member, link, observed, &returns, ways),
+        receive: returns,
+        neighbour: link.is_running.then_some((link.index, member.endpoint)),
+        sources,
+    }
+}
+
+fn find_link<'a>(member: &Member, observed: &'a Observed) -> Result<&'a Link, Fault> {
+    if let Some(name) = &member.interface {
+        return observed.by_name(name).ok_or_else(|| {
+            Fault::new(Cause::InterfaceMissing, format!("there is no interface {name}"))
+        });
+    }
+    let endpoint = member.endpoint;
+    let link = observed.routes.get(&endpoint).and_then(|ifindex| observed.links.get(ifindex));
+    link.ok_or_else(|| {
+        Fault::new(Cause::InterfaceMissing, format!("no route leads to the endpoint {endpoint}"))
+    })
+}
+
+fn path(
+    member: &Member,
+    link: &Link,
+    observed: &Observed,
+    returns: &[u32],
+    ways: Ways<'_>,
+) -> Result<abi::Path, Fault> {
+    if !link.is_running {
+        return Err(Fault::new(
+            Cause::InterfaceDown,
+            format!("{} is down or has no carrier", link.name),
+        ));
+    }
+    if !link.is_ethernet {
+        return Err(Fault::new(
+            Cause::SendFailed,
+            format!("{} has no Ethernet header, which this version can't send by", link.name),
+        ));
+    }
+    let endpoint = member.endpoint;
+    let next_hop_mac = match observed.neighbours.get(&(link.index, endpoint)) {
+        Some(Neighbour::Resolved(mac)) => *mac,
+        Some(Neighbour::Asking) | None => match ways.last_macs.get(&(link.index, endpoint)) {
+            Some(mac) => *mac,
+            None => return Err(Fault::new(
+                Cause::NextHopUnresolved,
+                format!("asking for {endpoint} on {}", link.name),
+            )),
+        },
+        Some(Neighbour::Failed) => {
+            return Err(Fault::new(
+                Cause::NextHopUnresolved,
+                format!("{endpoint} does not answer on {}", link.name),
+            ));
+        }
+    };
+    let (device, vlan, via) = way_out(link, observed, ways);
+    let mut entry = abi::Path {
+        next_hop_mac,
+        vlan,
+        source_mac: link.mac,
+        via,
+        ifindex: device,
+        ..Default::default()
+    };
+    for (slot, ifindex) in entry.returns.iter_mut().zip(returns) {
+        *slot = *ifindex;
+    }
+    Ok(entry)
+}
+
+/// The device by which frames leave, their tag, and how they get there. A device without
+/// `ndo_xdp_xmit`, or on a kernel that doesn't tell, takes the way that every device has: TC.
+fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) {
+    let takes_frames = |link: &Link| {
+        ways.mode != ModeChoice::Tc
+            && !ways.not_leaving.contains(&link.index)
+            && link.xdp_features.is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
+    };
+    if takes_frames(link) {
+        return (link.index, 0, Via::XdpRedirect);
+    }
+    // An 802.1Q device has no XDP of its own, but its parent may: the tag is then ours to write.
+    if let Some(vlan) = link.vlan
+        && let Some(parent) = observed.links.get(&vlan.parent)
+        && parent.is_running
+        && takes_frames(parent)
+    {
+        return (parent.index, vlan.id, Via::XdpRedirect);
+    }
+    (link.index, 0, Via::TcRedirect)
+}
+
+/// The source of probes to `behind`: the configured address, else one of the interface's of that
+/// family, first one that shares a prefix with the endpoint. A link-local source serves only a
+/// link-local destination: nobody would route the reply.
+fn source(member: &Member, link: &Link, behind: IpAddr) -> Result<IpAddr, Fault> {
+    if let Some(source) = member.source
+        && source.is_ipv4() == behind.is_ipv4()
+    {
+        return Ok(source);
+    }
+    let fits = |ip: IpAddr| match (ip, behind) {
+        (IpAddr::V4(_), IpAddr::V4(_)) => true,
+        (IpAddr::V6(ip), IpAddr::V6(behind)) => {
+            !ip.is_unicast_link_local() || behind.is_unicast_link_local()
+        }
+        _ => false,
+    };
+    let usable = link.addresses.iter().filter(|address| address.is_usable && fits(address.ip));
+    let shares_prefix = |address: &&crate::kernel::interfaces::Address| {
+        ipnet::IpNet::new(address.ip, address.prefix)
+            .is_ok_and(|network| network.contains(&member.endpoint))
+    };
+    let best = usable.clone().find(shares_prefix).or_else(|| usable.clone().next());
+    best.map(|address| address.ip).ok_or_else(|| {
+        let family = if behind.is_ipv4() { "IPv4" } else { "IPv6" };
+        Fault::new(
+            Cause::SendFailed,
+            format!("{} has no usable {family} address to send from", link.name),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config, kernel::interfaces::{Address, Vlan}};
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+    fn configured(extra: &str) -> Member {
+        let text = format!(
+            "[[service]]\nname = \"fw\"\nendpoint = \"10.9.0.2\"\n\
+             behind = [\"10.20.0.9\", \"2001:db8:20::9\"]\n{extra}"
+        );
+        let config = config::parse(&text, std::path::Path::new("test")).expect("a good config");
+        config.services[0].members[0].clone()
+    }
+
+    fn link(index: u32, name: &str) -> Link {
+        let address = |ip: &str, prefix| Address {
+            ip: ip.parse().expect("an address"),
+            prefix,
+            is_usable: true,
+        };
+        Link {
+            index,
+            name: name.to_owned(),
+            mac: [2, 0, 0, 0, 0, index as u8],
+            is_ethernet: true,
+            is_running: true,
+            mtu: 1500,
+            addresses: vec![address("192.0.2.1", 24), address("10.9.0.1", 24), address("fe80::1", 64)],
+            ..Default::default()
+        }
+    }
+
+    fn observed() -> Observed {
+        let mut observed = Observed::default();
+        observed.links.insert(3, link(3, "eth1"));
+        observed
+            .neighbours
+            .insert((3, "10.9.0.2".parse().expect("an address")), Neighbour::Resolved(MAC));
+        observed.routes.insert("10.9.0.2".parse().expect("an address"), 3);
+        observed
+    }
+
+    fn plan(extra: &str, observed: &Observed) -> MemberPlan {
+        let none = HashSet::new();
+        let ways = Ways { mode: ModeChoice::Auto, not_leaving: &none, last_macs: &HashMap::new() };
+        member(&configured(extra), observed, ways)
+    }
+
+    fn cause(plan: &MemberPlan) -> Cause {
+        plan.path.as_ref().expect_err("a fault").cause
+    }
+
+    #[test]
+    fn a_complete_member() {
+        let plan = plan("interface = \"eth1\"", &observed());
+        let path = plan.path.expect("a path");
+        assert_eq!((path.next_hop_mac, path.source_mac[5]), (MAC, 3));
+        assert_eq!((path.via, path.ifindex, path.returns), (Via::TcRedirect, 3, [3, 0, 0, 0]));
+        assert_eq!(plan.sources[0], Ok("10.9.0.1".parse().expect("an address")));
+        // Only a link-local IPv6 address: no reply would find its way back.
+        assert_eq!(plan.sources[1].as_ref().expect_err("a fault").cause, Cause::SendFailed);
+    }
+
+    #[test]
+    fn faults_name_their_cause() {
+        let missing = plan("interface = \"eth7\"", &observed());
+        assert_eq!(cause(&missing), Cause::InterfaceMissing);
+        assert_eq!(missing.sources.len(), 2);
+
+        let mut down = observed();
+        down.links.get_mut(&3).expect("eth1").is_running = false;
+        assert_eq!(cause(&plan("interface = \"eth1\"", &down)), Cause::InterfaceDown);
+
+        for state in [None, Some(Neighbour::Asking), Some(Neighbour::Failed)] {
+            let mut unresolved = observed();
+            let key = (3, "10.9.0.2".parse().expect("an address"));
+            match state {
+                Some(state) => unresolved.neighbours.insert(key, state),
+                None => unresolved.neighbours.remove(&key),
+            };
+            let plan = plan("interface = \"eth1\"", &unresolved);
+            assert_eq!(cause(&plan), Cause::NextHopUnresolved);
+            assert_eq!(plan.neighbour, Some(key));
+        }
+    }
+
+    #[test]
+    fn the_interface_is_found_from_the_endpoints_route() {
+        assert_eq!(plan("", &observed()).interface, Some((3, "eth1".to_owned())));
+        let mut unrouted = observed();
+        unrouted.routes.clear();
+        assert_eq!(cause(&plan("", &unrouted)), Cause::InterfaceMissing);
+    }
+
+    #[test]
+    fn the_way_out_follows_the_device() {
+        let mut capable = observed();
+        capable.links.get_mut(&3).expect("eth1").xdp_features = Some(XDP_ACT_NDO_XMIT);
+        let path = plan("interface = \"eth1\"", &capable).path.expect("a path");
+        assert_eq!((path.via, path.vlan), (Via::XdpRedirect, 0));
+
+        // A tagged device goes by its parent, with the tag.
+        let mut tagged = observed();
+        tagged.links.get_mut(&3).expect("eth1").vlan = Some(Vlan { parent: 2, id: 100 });
+        let mut parent = link(2, "eth0");
+        parent.xdp_features = Some(XDP_ACT_NDO_XMIT);
+        tagged.links.insert(2, parent);
+        let path = plan("interface = \"eth1\"", &tagged).path.expect("a path");
+        assert_eq!((path.via, path.vlan, path.ifindex), (Via::XdpRedirect, 100, 2));
+        assert_eq!(path.returns, [3, 0, 0, 0]);
+
+        // What was seen not to leave, or what the operator chose, goes by TC.
+        let stuck = HashSet::from([3]);
+        let ways = Ways { mode: ModeChoice::Auto, not_leaving: &stuck, last_macs: &HashMap::new() };
+        let configured = configured("interface = \"eth1\"");
+        let path = member(&configured, &capable, ways).path.expect("a path");
+        assert_eq!(path.via, Via::TcRedirect);
+        let none = HashSet::new();
+        let ways = Ways { mode: ModeChoice::Tc, not_leaving: &none, last_macs: &HashMap::new() };
+        let path = member(&configured, &capable, ways).path.expect("a path");
+        assert_eq!(path.via, Via::TcRedirect);
+    }
+
+    #[test]
+    fn a_configured_source_and_returns_win() {
+        let plan = plan(
+            "interface = \"eth1\"\nsource = \"192.0.2.1\"\nreturns = [\"eth1\", \"eth9\"]",
+            &observed(),
+        );
+        assert_eq!(plan.sources[0], Ok("192.0.2.1".parse().expect("an address")));
+        assert_eq!(plan.receive, [3]);
+    }
+}

@@ -1,0 +1,316 @@
+//! The ordered event stream: every change of a verdict, numbered without gap or repeat.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracker_ebpf::verdict::{Cause, Verdict};
+
+use super::words;
+use crate::config::Role;
+
+/// So many events are kept for those who ask later.
+pub const CAPACITY: usize = 65_536;
+
+/// A change of a verdict: of a tracker (service, member and behind are set), a member (service and
+/// member), a service (service), or a chain (chain).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When it was reported.
+    pub time: Timestamp,
+    /// The service; `None` for a chain's own change.
+    pub service: Option<Arc<str>>,
+    /// The member; `None` for a service's own change.
+    pub member: Option<Role>,
+    /// The tracker's behind address; `None` for a member's own change.
+    pub behind: Option<IpAddr>,
+    /// The verdict before.
+    #[serde(with = "words::verdict")]
+    pub from: Verdict,
+    /// The verdict from now on.
+    #[serde(with = "words::verdict")]
+    pub to: Verdict,
+    /// Why.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// From the first probe that showed it to the report, in microseconds; `None` when unknown.
+    pub detection_us: Option<u64>,
+    /// More about the cause, such as who sent an ICMP error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Arc<str>>,
+    /// The chain, for its own change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Arc<str>>,
+}
+
+/// An event and its place in the stream; prints as one line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numbered {
+    /// From 1, without gap or repeat within an instance.
+    pub seq: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Tells a follower that was too slow what it missed, in the place of the lost events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missed {
+    /// So many events are lost to this follower.
+    pub missed: u64,
+    /// The number of the event that comes next.
+    pub next: u64,
+}
+
+/// The newest events, numbered.
+#[derive(Debug)]
+pub struct EventLog {
+    events: VecDeque<Event>,
+    capacity: usize,
+    next: u64,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self::new(CAPACITY, 1)
+    }
+}
+
+impl EventLog {
+    /// An empty log that keeps `capacity` events, at least one, and numbers the first one `next`.
+    pub fn new(capacity: usize, next: u64) -> Self {
+        Self {
+            events: VecDeque::new(),
+            capacity: capacity.max(1),
+            next,
+        }
+    }
+
+    /// Adds an event, at the expense of the oldest when full, and returns its number.
+    pub fn push(&mut self, event: Event) -> u64 {
+        if self.events.len() == self.capacity {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+        let seq = self.next;
+        self.next += 1;
+        seq
+    }
+
+    /// The number of the oldest event that is kept; that of the next one when none is.
+    pub fn first(&self) -> u64 {
+        self.next - self.events.len() as u64
+    }
+
+    /// The number that the next event will have.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// How many events after number `seq` are no longer kept, and those that are.
+    pub fn since(&self, seq: u64) -> (u64, impl Iterator<Item = Numbered> + '_) {
+        let wanted = seq.saturating_add(1);
+        let missed = self.first().saturating_sub(wanted);
+        let skip = wanted.saturating_sub(self.first());
+        let skip = usize::try_from(skip)
+            .unwrap_or(usize::MAX)
+            .min(self.events.len());
+        let numbers = self.first() + skip as u64..;
+        let kept = numbers
+            .zip(self.events.range(skip..))
+            .map(|(seq, event)| Numbered {
+                seq,
+                event: event.clone(),
+            });
+        (missed, kept)
+    }
+}
+
+/// The log as its one writer and many readers share it. A reader keeps only its own place, so none
+/// can hold up the writer or another.
+#[derive(Clone, Debug)]
+pub struct EventFeed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    log: Mutex<EventLog>,
+    next: watch::Sender<u64>,
+}
+
+/// What a reader gets at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// So many events before these are lost to this reader.
+    pub missed: u64,
+    /// In order, without gap.
+    pub events: Vec<Numbered>,
+}
+
+impl Default for EventFeed {
+    fn default() -> Self {
+        Self::new(EventLog::default())
+    }
+}
+
+impl EventFeed {
+    /// A feed of `log`.
+    pub fn new(log: EventLog) -> Self {
+        let (next, _) = watch::channel(log.next());
+        Self {
+            shared: Arc::new(Shared {
+                log: Mutex::new(log),
+                next,
+            }),
+        }
+    }
+
+    /// Adds events and wakes those who wait for them.
+    pub fn publish(&self, events: impl IntoIterator<Item = Event>) {
+        let mut log = self.log();
+        let before = log.next();
+        for event in events {
+            log.push(event);
+        }
+        let next = log.next();
+        drop(log);
+        if next != before {
+            self.shared.next.send_replace(next);
+        }
+    }
+
+    /// At most `limit` events after number `seq`.
+    pub fn read(&self, seq: u64, limit: usize) -> Batch {
+        let log = self.log();
+        let (missed, events) = log.since(seq);
+        Batch {
+            missed,
+            events: events.take(limit).collect(),
+        }
+    }
+
+    /// The numbers of the oldest event that is kept and of the next one to come.
+    pub fn bounds(&self) -> (u64, u64) {
+        let log = self.log();
+        (log.first(), log.next())
+    }
+
+    /// Wakes its owner whenever events were added.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.shared.next.subscribe()
+    }
+
+    fn log(&self) -> MutexGuard<'_, EventLog> {
+        // Every change of the log is complete before anything can panic.
+        self.shared
+            .log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(crate) fn example() -> Event {
+        Event {
+            time: "2026-01-01T00:00:00Z".parse().unwrap(),
+            service: Some("fw-1".into()),
+            member: Some(Role::Active),
+            behind: Some("10.20.0.9".parse().unwrap()),
+            from: Verdict::Up,
+            to: Verdict::Down,
+            cause: Cause::NoReply,
+            detection_us: Some(312_000),
+            detail: None,
+            chain: None,
+        }
+    }
+
+    #[test]
+    fn json_is_the_contract_s_example() {
+        let json = r#"{"seq":7,"time":"2026-01-01T00:00:00Z","service":"fw-1","member":"active","behind":"10.20.0.9","from":"up","to":"down","cause":"no-reply","detection_us":312000}"#;
+        let event = Numbered {
+            seq: 7,
+            event: example(),
+        };
+        assert_eq!(serde_json::to_string(&event).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Numbered>(json).unwrap(), event);
+    }
+
+    #[test]
+    fn services_and_chains_say_null() {
+        let event = Event {
+            service: None,
+            member: None,
+            behind: None,
+            detection_us: None,
+            detail: Some("x".into()),
+            chain: Some("internet".into()),
+            ..example()
+        };
+        let json = r#"{"seq":8,"time":"2026-01-01T00:00:00Z","service":null,"member":null,"behind":null,"from":"up","to":"down","cause":"no-reply","detection_us":null,"detail":"x","chain":"internet"}"#;
+        let event = Numbered { seq: 8, event };
+        assert_eq!(serde_json::to_string(&event).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Numbered>(json).unwrap(), event);
+    }
+
+    #[test]
+    fn a_full_log_is_a_few_megabytes() {
+        assert!(
+            size_of::<Event>() * CAPACITY <= 8 << 20,
+            "{}",
+            size_of::<Event>()
+        );
+    }
+
+    #[test]
+    fn an_empty_log_has_missed_nothing() {
+        let log = EventLog::default();
+        assert_eq!((log.first(), log.next()), (1, 1));
+        let (missed, mut events) = log.since(0);
+        assert_eq!((missed, events.next()), (0, None));
+    }
+
+    proptest! {
+        /// Readers of any pace: each sees every number exactly once, or is told how many it missed.
+        #[test]
+        fn a_reader_misses_nothing_untold(
+            capacity in 1usize..9,
+            steps in prop::collection::vec((0usize..12, prop::bool::ANY, 1usize..9), 1..40),
+        ) {
+            let feed = EventFeed::new(EventLog::new(capacity, 1));
+            let mut seen = 0;
+            let mut published = 0;
+            for (count, read, limit) in steps {
+                feed.publish((0..count).map(|index| Event {
+                    detection_us: Some(published + 1 + index as u64),
+                    ..example()
+                }));
+                published += count as u64;
+                if !read {
+                    continue;
+                }
+                let batch = feed.read(seen, limit);
+                let kept = (capacity as u64).min(published);
+                prop_assert_eq!(batch.missed, (published - kept).saturating_sub(seen));
+                seen += batch.missed;
+                for numbered in &batch.events {
+                    seen += 1;
+                    prop_assert_eq!(numbered.seq, seen);
+                    prop_assert_eq!(numbered.event.detection_us, Some(seen));
+                }
+                prop_assert_eq!(batch.events.len() as u64, (published - (seen - batch.events.len() as u64)).min(limit as u64));
+            }
+            prop_assert_eq!(feed.bounds(), (published - (capacity as u64).min(published) + 1, published + 1));
+            prop_assert_eq!(*feed.subscribe().borrow(), published + 1);
+        }
+    }
+}

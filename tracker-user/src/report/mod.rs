@@ -1,0 +1,94 @@
+//! What the daemon says: status, events, metrics, and the table that people read.
+
+pub mod events;
+pub mod metrics;
+pub mod protocol;
+pub mod status;
+pub mod table;
+
+/// serde for [`tracker_ebpf::verdict`], which as kernel code knows nothing of it: one word each.
+pub(crate) mod words {
+    use std::borrow::Cow;
+
+    use serde::de::{Error, Unexpected};
+    use serde::{Deserialize, Deserializer, Serializer};
+    use tracker_ebpf::verdict::{Cause, Verdict};
+
+    const VERDICTS: [Verdict; 3] = [Verdict::Unknown, Verdict::Up, Verdict::Down];
+    const CAUSES: [Cause; 12] = [
+        Cause::NoReply,
+        Cause::Replied,
+        Cause::NextHopUnresolved,
+        Cause::InterfaceDown,
+        Cause::InterfaceMissing,
+        Cause::Unreachable,
+        Cause::Refused,
+        Cause::WrongPath,
+        Cause::Corrupt,
+        Cause::UnexpectedReply,
+        Cause::SendFailed,
+        Cause::Stalled,
+    ];
+
+    macro_rules! word {
+        ($module:ident, $type:ident, $all:ident) => {
+            pub(crate) mod $module {
+                use super::*;
+
+                pub(crate) fn serialize<S: Serializer>(
+                    value: &$type,
+                    serializer: S,
+                ) -> Result<S::Ok, S::Error> {
+                    serializer.serialize_str(value.as_str())
+                }
+
+                pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+                    deserializer: D,
+                ) -> Result<$type, D::Error> {
+                    let word = Cow::<'de, str>::deserialize(deserializer)?;
+                    let known = $all.iter().find(|value| value.as_str() == word);
+                    known.copied().ok_or_else(|| {
+                        D::Error::invalid_value(Unexpected::Str(&word), &stringify!($type))
+                    })
+                }
+            }
+        };
+    }
+    word!(verdict, Verdict, VERDICTS);
+    word!(cause, Cause, CAUSES);
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        /// Does not compile once there is a variant that the list above may lack.
+        fn position(cause: Cause) -> usize {
+            match cause {
+                Cause::NoReply => 0,
+                Cause::Replied => 1,
+                Cause::NextHopUnresolved => 2,
+                Cause::InterfaceDown => 3,
+                Cause::InterfaceMissing => 4,
+                Cause::Unreachable => 5,
+                Cause::Refused => 6,
+                Cause::WrongPath => 7,
+                Cause::Corrupt => 8,
+                Cause::UnexpectedReply => 9,
+                Cause::SendFailed => 10,
+                Cause::Stalled => 11,
+            }
+        }
+
+        #[test]
+        fn every_cause_has_its_word() {
+            for (index, known) in CAUSES.iter().enumerate() {
+                assert_eq!(position(*known), index);
+                let mut json = serde_json::Deserializer::from_str("\"\"");
+                assert!(cause::deserialize(&mut json).is_err());
+                let text = format!("\"{}\"", known.as_str());
+                let mut json = serde_json::Deserializer::from_str(&text);
+                assert_eq!(cause::deserialize(&mut json).unwrap(), *known);
+            }
+        }
+    }
+}

@@ -1,0 +1,690 @@
+//! The daemon's Unix socket: one JSON request a connection, answered with JSON lines.
+//!
+//! `{"command":"status","name":null}` is answered with a [`Status`];
+//! `{"command":"events","since":null,"follow":false}` with one [`Numbered`] a line from the oldest
+//! that is kept (or after number `since`), for ever with `follow`, and a [`Missed`] in the place of
+//! events that the log no longer has. A request that cannot be answered gets `{"error":"..."}`.
+//!
+//! Every connection is a task of its own that shares nothing but the log, and each only keeps its
+//! place in it: a client that does not read holds up nobody.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::future::Future;
+use std::io::{self, BufRead, BufReader, Write};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::events::{EventFeed, Missed};
+use super::status::Status;
+
+/// A request is a line of at most this many bytes.
+const MAX_REQUEST: u64 = 4096;
+/// A client has this long to send its request, and to take an answer that is not followed.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client waits for a status before it says that there is no answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// More clients at a time are turned away.
+const MAX_CLIENTS: usize = 256;
+/// So many events are copied out of the log at a time.
+const BATCH: usize = 256;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// What is known of everything, or of one service or chain.
+    Status {
+        /// The service or chain.
+        #[serde(default)]
+        name: Option<String>,
+    },
+    /// The event stream.
+    Events {
+        /// Only events after this number.
+        #[serde(default)]
+        since: Option<u64>,
+        /// Whether to go on with what happens from now on.
+        #[serde(default)]
+        follow: bool,
+    },
+}
+
+/// Why a request cannot be answered, for people.
+#[derive(Debug, Serialize, Deserialize)]
+struct Refusal {
+    error: String,
+}
+
+/// What the daemon answers from.
+pub trait Api: Clone + Send + Sync + 'static {
+    /// What is known of everything, or of the service or chain `name`; the error names what there is.
+    fn status(&self, name: Option<&str>) -> impl Future<Output = Result<Status, String>> + Send;
+    /// The event stream.
+    fn events(&self) -> EventFeed;
+}
+
+/// Answers clients for ever. Dropping the future ends every connection.
+pub async fn serve(listener: UnixListener, api: impl Api) {
+    let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let mut clients = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = clients.join_next() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Most likely out of file descriptors, which only time can mend.
+                tracing::warn!(
+                    "cannot accept a client on the daemon's socket: {error}; trying again"
+                );
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        match slots.clone().try_acquire_owned() {
+            Ok(slot) => {
+                let api = api.clone();
+                clients.spawn(async move {
+                    // A client that went away is no fault of the daemon.
+                    let _ = answer(stream, api).await;
+                    drop(slot);
+                });
+            }
+            Err(_) => {
+                let line = refusal(format!(
+                    "{MAX_CLIENTS} clients are connected already; end some"
+                ));
+                // Into an empty buffer, so this does not wait; if it would, the client does without.
+                let _ = stream.try_write(&line);
+            }
+        }
+    }
+}
+
+fn refusal(error: String) -> Vec<u8> {
+    line(&Refusal { error })
+}
+
+fn line(value: &impl Serialize) -> Vec<u8> {
+    // Only maps with keys that are not strings, and failing Serialize impls, fail; there are none.
+    let mut bytes = serde_json::to_vec(value).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+async fn answer(stream: UnixStream, api: impl Api) -> io::Result<()> {
+    let (mut read, mut write) = stream.into_split();
+    let request = match timeout(PATIENCE, request(&mut read)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(error)) => return write_within(&mut write, &refusal(error)).await,
+        Err(_) => return Ok(()),
+    };
+    match request {
+        Request::Status { name } => {
+            let bytes = match api.status(name.as_deref()).await {
+                Ok(status) => line(&status),
+                Err(error) => refusal(error),
+            };
+            write_within(&mut write, &bytes).await
+        }
+        Request::Events { since, follow } => {
+            events(&mut read, &mut write, &api.events(), since, follow).await
+        }
+    }
+}
+
+async fn request(read: &mut OwnedReadHalf) -> Result<Request, String> {
+    let mut text = Vec::new();
+    let mut limited = tokio::io::BufReader::new(read.take(MAX_REQUEST));
+    limited
+        .read_until(b'\n', &mut text)
+        .await
+        .map_err(|error| format!("cannot read the request: {error}"))?;
+    if text.last() != Some(&b'\n') {
+        return Err(format!(
+            "the request is not a line of at most {MAX_REQUEST} bytes"
+        ));
+    }
+    serde_json::from_slice(&text).map_err(|error| {
+        format!("cannot understand the request: {error}; use a `tracker` of the daemon's version")
+    })
+}
+
+async fn write_within(write: &mut OwnedWriteHalf, bytes: &[u8]) -> io::Result<()> {
+    timeout(PATIENCE, write.write_all(bytes)).await?
+}
+
+async fn events(
+    read: &mut OwnedReadHalf,
+    write: &mut OwnedWriteHalf,
+    feed: &EventFeed,
+    since: Option<u64>,
+    follow: bool,
+) -> io::Result<()> {
+    // Subscribed before the first look, so that nothing falls between the two.
+    let mut news = feed.subscribe();
+    let (first, next) = feed.bounds();
+    let mut cursor = match since {
+        Some(since) if since >= next => {
+            let error = format!(
+                "event {since} has not happened yet, the last is {}; leave out --since, or give at most that",
+                next - 1
+            );
+            return write_within(write, &refusal(error)).await;
+        }
+        Some(since) => since,
+        None => first - 1,
+    };
+    loop {
+        let batch = feed.read(cursor, BATCH);
+        let mut bytes = Vec::new();
+        if batch.missed > 0 {
+            cursor += batch.missed;
+            bytes.extend(line(&Missed {
+                missed: batch.missed,
+                next: cursor + 1,
+            }));
+        }
+        for event in &batch.events {
+            // One that only wants what there was is not kept by what happens meanwhile.
+            if !follow && event.seq >= next {
+                break;
+            }
+            bytes.extend(line(event));
+        }
+        cursor += batch.events.len() as u64;
+        if follow {
+            // However slow: all that waits is this task.
+            write.write_all(&bytes).await?;
+        } else {
+            write_within(write, &bytes).await?;
+            if cursor + 1 >= next {
+                return Ok(());
+            }
+        }
+        if batch.events.is_empty() {
+            let mut rest = [0; 64];
+            tokio::select! {
+                changed = news.changed() => if changed.is_err() { return Ok(()) },
+                // Nothing more is expected: this is how a client that left is noticed.
+                read = read.read(&mut rest) => if read? == 0 { return Ok(()) },
+            }
+        }
+    }
+}
+
+/// Why the daemon's socket could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another daemon is there.
+    #[error(
+        "cannot listen on {}: another daemon answers there; stop it, or give this one its own [hub] instance and socket",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// Something else is there.
+    #[error("cannot listen on {}: it exists and is not a socket; remove it or set [hub] socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The system refused.
+    #[error("cannot listen on {}: cannot {attempt}: {source}; check the path and its permissions", .path.display())]
+    System {
+        /// The socket.
+        path: PathBuf,
+        /// What the system refused.
+        attempt: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Owns the socket's file, which is removed with it unless another daemon has replaced it.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Open so that no other file can get its inode number.
+    inode: File,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let identity = |meta: io::Result<Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
+        let there = identity(fs::symlink_metadata(&self.path));
+        let ours = there.is_some() && there == identity(self.inode.metadata());
+        if ours {
+            // Best effort: a stale socket is replaced by the next daemon.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Listens on `path`, for root alone: makes its directory, and replaces what a killed daemon left.
+/// Needs a tokio runtime.
+pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
+    let system = |attempt| {
+        move |source| BindError::System {
+            path: path.to_owned(),
+            attempt,
+            source,
+        }
+    };
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)
+            .map_err(system("create its directory"))?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(BindError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => match BlockingStream::connect(path) {
+            Ok(_) => return Err(BindError::InUse(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(system("remove the stale socket"))?;
+            }
+            Err(error) => return Err(system("find out who answers there")(error)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(system("look at it")(error)),
+    }
+    let socket = UnixSocket::new_stream().map_err(system("make a socket"))?;
+    socket.bind(path).map_err(system("bind"))?;
+    // Before it listens, so that nobody else can connect in between.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .map_err(system("set its permissions"))?;
+    // A socket can be held, though not read, by O_PATH.
+    let inode = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(system("look at it"))?;
+    let file = SocketFile {
+        path: path.to_owned(),
+        inode,
+    };
+    let listener = socket.listen(128).map_err(system("listen"))?;
+    Ok((listener, file))
+}
+
+/// Why a client has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers.
+    #[error(
+        "cannot reach the daemon at {}: {source}; is `tracker run` running? give --socket if it uses another one",
+        .path.display()
+    )]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The daemon says why not.
+    #[error("{0}")]
+    Refused(String),
+    /// The answer makes no sense.
+    #[error("cannot understand the daemon at {}: {why}; use a `tracker` of the daemon's version", .path.display())]
+    Garbled {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Sends a request and gives each line of the answer to `each`, until that breaks or the answer
+/// ends. Without `wait`, a line may take any time.
+pub fn ask(
+    socket: &Path,
+    request: &Request,
+    wait: Option<Duration>,
+    mut each: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<(), ClientError> {
+    let unreachable = |source: io::Error| {
+        let source = match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
+            }
+            _ => source,
+        };
+        ClientError::Unreachable {
+            path: socket.to_owned(),
+            source,
+        }
+    };
+    let mut stream = BlockingStream::connect(socket).map_err(unreachable)?;
+    stream.set_read_timeout(wait).map_err(unreachable)?;
+    // A daemon that turns this client away has said why before it closed the connection.
+    let sent = stream.write_all(&line(request));
+    let mut reader = BufReader::new(stream);
+    let mut text = String::new();
+    loop {
+        text.clear();
+        if reader.read_line(&mut text).map_err(unreachable)? == 0 {
+            return sent.map_err(unreachable);
+        }
+        if let Ok(Refusal { error }) = serde_json::from_str(&text) {
+            return Err(ClientError::Refused(error));
+        }
+        if each(text.trim_end()).is_break() {
+            return Ok(());
+        }
+    }
+}
+
+/// Asks for the status: the daemon's own line, and what it says.
+pub fn ask_status(socket: &Path, name: Option<&str>) -> Result<(String, Status), ClientError> {
+    let request = Request::Status {
+        name: name.map(str::to_owned),
+    };
+    let mut answer = String::new();
+    ask(socket, &request, Some(ANSWER_WAIT), |line| {
+        line.clone_into(&mut answer);
+        ControlFlow::Break(())
+    })?;
+    if answer.is_empty() {
+        let source = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
+        let path = socket.to_owned();
+        return Err(ClientError::Unreachable { path, source });
+    }
+    match serde_json::from_str(&answer) {
+        Ok(status) => Ok((answer, status)),
+        Err(error) => Err(ClientError::Garbled {
+            path: socket.to_owned(),
+            why: error.to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::events::{Event, EventLog, Numbered};
+    use super::super::{events, status};
+    use super::*;
+
+    #[derive(Clone)]
+    struct Fixed(EventFeed);
+
+    impl Api for Fixed {
+        async fn status(&self, name: Option<&str>) -> Result<Status, String> {
+            match name {
+                None | Some("fw-1") => Ok(status::tests::example()),
+                Some(name) => Err(format!("no {name}")),
+            }
+        }
+
+        fn events(&self) -> EventFeed {
+            self.0.clone()
+        }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    }
+
+    struct Daemon {
+        dir: tempfile::TempDir,
+        feed: EventFeed,
+    }
+
+    impl Daemon {
+        fn start(capacity: usize) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let feed = EventFeed::new(EventLog::new(capacity, 1));
+            let daemon = Self { dir, feed };
+            let (path, feed) = (daemon.socket(), daemon.feed.clone());
+            let (ready, wait) = std::sync::mpsc::channel();
+            // Ends with the test's process.
+            std::thread::spawn(move || {
+                runtime().block_on(async {
+                    let (listener, _file) = bind(&path).unwrap();
+                    ready.send(()).unwrap();
+                    serve(listener, Fixed(feed)).await;
+                });
+            });
+            wait.recv().unwrap();
+            daemon
+        }
+
+        fn socket(&self) -> PathBuf {
+            self.dir.path().join("run/d.sock")
+        }
+
+        fn publish(&self, count: usize) {
+            self.feed
+                .publish(std::iter::repeat_n(events::tests::example(), count));
+        }
+
+        fn lines(&self, request: &str) -> Vec<String> {
+            let mut stream = BlockingStream::connect(self.socket()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            // What follows a refused request is reset rather than read.
+            let lines = BufReader::new(stream).lines();
+            lines.map_while(Result::ok).collect()
+        }
+    }
+
+    fn seqs(lines: &[String]) -> Vec<u64> {
+        let seq = |line: &String| serde_json::from_str::<Numbered>(line).expect(line).seq;
+        lines.iter().map(seq).collect()
+    }
+
+    #[test]
+    fn status_is_one_line_and_unknown_names_are_refused() {
+        let daemon = Daemon::start(8);
+        let (line, status) = ask_status(&daemon.socket(), Some("fw-1")).unwrap();
+        assert_eq!(line, status::tests::CONTRACT);
+        assert_eq!(status, status::tests::example());
+        let error = ask_status(&daemon.socket(), Some("x")).unwrap_err();
+        assert!(
+            matches!(&error, ClientError::Refused(why) if why == "no x"),
+            "{error}"
+        );
+        let lines = daemon.lines("{\"command\":\"status\",\"name\":null}\n");
+        assert_eq!(lines, [status::tests::CONTRACT]);
+    }
+
+    #[test]
+    fn bad_requests_are_refused_and_do_no_harm() {
+        let daemon = Daemon::start(8);
+        let long = format!("{{\"command\":\"{}\"}}\n", "x".repeat(5000));
+        let cases = [
+            "\n",
+            "{}\n",
+            "{\"command\":\"reboot\"}\n",
+            "{\"command\":\"status\",\"nam\":\"x\"}\n",
+            "{\"command\":\"events\",\"since\":-1}\n",
+            long.as_str(),
+        ];
+        for request in cases {
+            let lines = daemon.lines(request);
+            assert_eq!(lines.len(), 1, "{request}: {lines:?}");
+            assert!(lines[0].starts_with("{\"error\":\""), "{lines:?}");
+        }
+        assert!(ask_status(&daemon.socket(), None).is_ok());
+    }
+
+    #[test]
+    fn events_are_what_there_was_when_not_followed() {
+        let daemon = Daemon::start(1000);
+        assert_eq!(daemon.lines("{\"command\":\"events\"}\n"), [""; 0]);
+        daemon.publish(700);
+        let all = daemon.lines("{\"command\":\"events\"}\n");
+        assert_eq!(seqs(&all), (1..=700).collect::<Vec<_>>());
+        let after = daemon.lines("{\"command\":\"events\",\"since\":698}\n");
+        assert_eq!(seqs(&after), [699, 700]);
+        assert_eq!(
+            daemon.lines("{\"command\":\"events\",\"since\":700}\n"),
+            [""; 0]
+        );
+        let ahead = daemon.lines("{\"command\":\"events\",\"since\":701}\n");
+        assert!(
+            ahead[0].contains("event 701 has not happened yet, the last is 700"),
+            "{ahead:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_longer_kept_is_told() {
+        let daemon = Daemon::start(10);
+        daemon.publish(25);
+        let lines = daemon.lines("{\"command\":\"events\",\"since\":3}\n");
+        assert_eq!(lines[0], "{\"missed\":12,\"next\":16}");
+        assert_eq!(seqs(&lines[1..]), (16..=25).collect::<Vec<_>>());
+        let all = daemon.lines("{\"command\":\"events\"}\n");
+        assert_eq!(seqs(&all), (16..=25).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn stuck_clients_hold_up_nobody_and_a_slow_follower_learns_what_it_missed() {
+        let daemon = Daemon::start(2000);
+        let request = b"{\"command\":\"events\",\"follow\":true}\n";
+        let connect = || {
+            let stream = BlockingStream::connect(daemon.socket()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream
+        };
+        let _silent: Vec<_> = (0..8).map(|_| connect()).collect();
+        let mut slow = connect();
+        slow.write_all(request).unwrap();
+        let mut quick = connect();
+        quick.write_all(request).unwrap();
+        let mut quick = BufReader::new(quick).lines();
+
+        // Far more than a socket's buffers hold, while `slow` does not read.
+        let mut seen = 0;
+        for _ in 0..30 {
+            daemon.publish(500);
+            for _ in 0..500 {
+                let line = quick.next().unwrap().unwrap();
+                seen += 1;
+                assert_eq!(seqs(&[line]), [seen]);
+            }
+        }
+        assert!(ask_status(&daemon.socket(), None).is_ok());
+
+        let mut next = 1;
+        let mut missed = 0;
+        for line in BufReader::new(slow).lines() {
+            let line = line.unwrap();
+            if let Ok(gap) = serde_json::from_str::<Missed>(&line) {
+                missed += gap.missed;
+                assert_eq!(gap.next, next + gap.missed);
+                next = gap.next;
+            } else {
+                assert_eq!(seqs(&[line]), [next]);
+                next += 1;
+            }
+            if next > seen {
+                break;
+            }
+        }
+        assert!(missed > 0, "the buffers held everything");
+    }
+
+    #[test]
+    fn a_follower_that_leaves_frees_its_place() {
+        let daemon = Daemon::start(8);
+        for _ in 0..3 {
+            let clients: Vec<_> = (0..MAX_CLIENTS)
+                .map(|_| {
+                    let mut stream = BlockingStream::connect(daemon.socket()).unwrap();
+                    stream
+                        .write_all(b"{\"command\":\"events\",\"follow\":true}\n")
+                        .unwrap();
+                    stream
+                })
+                .collect();
+            let until = std::time::Instant::now() + PATIENCE;
+            // One too many is told so at once ...
+            loop {
+                match ask_status(&daemon.socket(), None) {
+                    Err(ClientError::Refused(why)) if why.contains("clients are connected") => {
+                        break;
+                    }
+                    _ => assert!(std::time::Instant::now() < until, "nobody is turned away"),
+                }
+            }
+            drop(clients);
+            // ... and let in once the others have left.
+            while ask_status(&daemon.socket(), None).is_err() {
+                assert!(std::time::Instant::now() < until, "nobody was forgotten");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    #[test]
+    fn the_socket_is_private_replaced_when_stale_and_removed() {
+        let daemon = Daemon::start(8);
+        let path = daemon.socket();
+        let mode = fs::symlink_metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let runtime = runtime();
+        let _guard = runtime.enter();
+        let error = bind(&path).unwrap_err();
+        assert!(matches!(error, BindError::InUse(_)), "{error}");
+
+        let stale = daemon.dir.path().join("stale.sock");
+        drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+        let (listener, first) = bind(&stale).unwrap();
+        // One that lost its place leaves the new one's alone.
+        drop(listener);
+        let (_listener, second) = bind(&stale).unwrap();
+        drop(first);
+        assert!(stale.exists());
+        drop(second);
+        assert!(!stale.exists());
+
+        let file = daemon.dir.path().join("file");
+        fs::write(&file, "precious").unwrap();
+        let error = bind(&file).unwrap_err();
+        assert!(matches!(error, BindError::NotASocket(_)), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+        let error = bind(&file.join("x.sock")).unwrap_err().to_string();
+        assert!(error.contains("cannot create its directory"), "{error}");
+        assert!(!error.contains('\n'));
+    }
+
+    #[test]
+    fn nobody_there_is_said_in_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none.sock");
+        let error = ask_status(&path, None).unwrap_err().to_string();
+        let start = format!("cannot reach the daemon at {}: ", path.display());
+        assert!(error.starts_with(&start), "{error}");
+        assert!(
+            error.ends_with("; is `tracker run` running? give --socket if it uses another one")
+        );
+    }
+
+    #[test]
+    fn events_of_the_wire_are_those_of_the_log() {
+        let _: fn(Event) -> Numbered = |event| Numbered { seq: 1, event };
+        let daemon = Daemon::start(8);
+        daemon.publish(1);
+        let lines = daemon.lines("{\"command\":\"events\"}\n");
+        let numbered: Numbered = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(numbered.event, events::tests::example());
+    }
+}

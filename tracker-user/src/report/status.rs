@@ -1,0 +1,283 @@
+//! What `tracker status --json` prints: keys, their order and their units are a contract.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tracker_ebpf::verdict::{Cause, Verdict};
+
+use super::words;
+use crate::board::{Mode, SendWay};
+use crate::config::{Probe, Role};
+
+/// What is known of a hub's services and chains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The hub's name.
+    pub hub: String,
+    /// The daemon's instance.
+    pub instance: String,
+    /// In the order of the configuration.
+    pub services: Vec<ServiceStatus>,
+    /// In the order of the configuration.
+    pub chains: Vec<ChainStatus>,
+}
+
+impl Status {
+    /// Whether everything in it is up; so it is when there is nothing.
+    pub fn all_up(&self) -> bool {
+        let services = self.services.iter().map(|service| service.verdict);
+        let chains = self.chains.iter().map(|chain| chain.verdict);
+        services.chain(chains).all(|verdict| verdict == Verdict::Up)
+    }
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Up when any member is.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// That of the member that decides.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// When the verdict last changed.
+    pub since: Timestamp,
+    /// The member in use.
+    pub selected: Role,
+    /// One, or two.
+    pub members: Vec<MemberStatus>,
+}
+
+/// A member of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its part in a pair.
+    pub role: Role,
+    /// The next hop of its probes.
+    pub endpoint: IpAddr,
+    /// The way out, once known.
+    pub interface: Option<String>,
+    /// How the receive program is attached there, once it is.
+    pub mode: Option<Mode>,
+    /// By the policy over the trackers.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// That of the tracker that decides.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// In the order of the configuration.
+    pub trackers: Vec<TrackerStatus>,
+    /// How probes leave, once decided.
+    pub send: Option<SendWay>,
+}
+
+/// One stream of probes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrackerStatus {
+    /// The address behind the service.
+    pub behind: IpAddr,
+    /// The kind of probe.
+    pub probe: Probe,
+    /// As reported, that is after `hold_down`.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// Why.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// Probes that really left.
+    pub sent: u64,
+    /// Probes that were answered in time.
+    pub received: u64,
+    /// Probes whose timeout passed without a reply.
+    pub lost: u64,
+    /// Replies to a probe that was already answered.
+    pub duplicate: u64,
+    /// Round-trip times.
+    pub rtt_us: RttUs,
+    /// Replies after the timeout.
+    pub late: u64,
+    /// Packets that bear the mark and fail the token.
+    pub corrupt: u64,
+    /// Genuine replies on an interface outside `returns`.
+    pub wrong_path: u64,
+    /// Probes that the hub did not send in time, which count as nothing.
+    pub skipped: u64,
+    /// The destination port, for probes that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// More about the cause, such as who sent an ICMP error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// Round-trip times in microseconds, rounded; `None` until there was one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RttUs {
+    /// Of the last reply.
+    pub last: Option<u64>,
+    /// The shortest.
+    pub min: Option<u64>,
+    /// The mean.
+    pub avg: Option<u64>,
+    /// The longest.
+    pub max: Option<u64>,
+}
+
+impl From<&Counters> for RttUs {
+    fn from(counters: &Counters) -> Self {
+        let us = |ns: Option<u64>| ns.map(|ns| ns.saturating_add(500) / 1000);
+        Self {
+            last: us(counters.rtt_last_ns),
+            min: us(counters.rtt_min_ns),
+            avg: us(counters.rtt_avg_ns),
+            max: us(counters.rtt_max_ns),
+        }
+    }
+}
+
+/// A chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChainStatus {
+    /// Its name.
+    pub name: String,
+    /// Up when all its services are.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+}
+
+/// What the kernel counted for one tracker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Probes that really left.
+    pub sent: u64,
+    /// Probes that were answered in time.
+    pub received: u64,
+    /// Probes whose timeout passed without a reply.
+    pub lost: u64,
+    /// Replies to a probe that was already answered.
+    pub duplicate: u64,
+    /// Replies after the timeout.
+    pub late: u64,
+    /// Packets that bear the mark and fail the token.
+    pub corrupt: u64,
+    /// Genuine replies on an interface outside `returns`.
+    pub wrong_path: u64,
+    /// Probes that the hub did not send in time.
+    pub skipped: u64,
+    /// The last round-trip time, in nanoseconds; as the others, `None` until there was one.
+    pub rtt_last_ns: Option<u64>,
+    /// The shortest.
+    pub rtt_min_ns: Option<u64>,
+    /// The mean.
+    pub rtt_avg_ns: Option<u64>,
+    /// The longest.
+    pub rtt_max_ns: Option<u64>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The contract's example, with the keys that came after it, as one line.
+    pub(crate) const CONTRACT: &str = concat!(
+        r#"{"hub":"hub-1","instance":"default","services":["#,
+        r#"{"name":"fw-1","verdict":"up","cause":"replied","since":"2026-01-01T00:00:00Z","selected":"active","#,
+        r#""members":[{"role":"active","endpoint":"10.9.0.2","interface":"eth1","mode":"xdp-native","#,
+        r#""verdict":"up","cause":"replied","#,
+        r#""trackers":[{"behind":"10.20.0.9","probe":"icmp","verdict":"up","cause":"replied","#,
+        r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
+        r#","late":0,"corrupt":0,"wrong_path":0,"skipped":0"#,
+        r#"}]"#,
+        r#","send":"xdp-redirect""#,
+        r#"}]}],"#,
+        r#""chains":[{"name":"internet","verdict":"up"}]}"#,
+    );
+
+    pub(crate) fn example() -> Status {
+        Status {
+            hub: "hub-1".to_owned(),
+            instance: "default".to_owned(),
+            services: vec![ServiceStatus {
+                name: "fw-1".to_owned(),
+                verdict: Verdict::Up,
+                cause: Cause::Replied,
+                since: "2026-01-01T00:00:00Z".parse().unwrap(),
+                selected: Role::Active,
+                members: vec![MemberStatus {
+                    role: Role::Active,
+                    endpoint: "10.9.0.2".parse().unwrap(),
+                    interface: Some("eth1".to_owned()),
+                    mode: Some(Mode::XdpNative),
+                    verdict: Verdict::Up,
+                    cause: Cause::Replied,
+                    trackers: vec![TrackerStatus {
+                        behind: "10.20.0.9".parse().unwrap(),
+                        probe: Probe::Icmp,
+                        verdict: Verdict::Up,
+                        cause: Cause::Replied,
+                        sent: 120,
+                        received: 120,
+                        lost: 0,
+                        duplicate: 0,
+                        rtt_us: RttUs::from(&Counters {
+                            rtt_last_ns: Some(41_499),
+                            rtt_min_ns: Some(34_500),
+                            rtt_avg_ns: Some(44_000),
+                            rtt_max_ns: Some(89_999),
+                            ..Counters::default()
+                        }),
+                        late: 0,
+                        corrupt: 0,
+                        wrong_path: 0,
+                        skipped: 0,
+                        port: None,
+                        detail: None,
+                    }],
+                    send: Some(SendWay::XdpRedirect),
+                }],
+            }],
+            chains: vec![ChainStatus {
+                name: "internet".to_owned(),
+                verdict: Verdict::Up,
+            }],
+        }
+    }
+
+    #[test]
+    fn json_is_the_contract_s_example() {
+        assert_eq!(serde_json::to_string(&example()).unwrap(), CONTRACT);
+        assert_eq!(serde_json::from_str::<Status>(CONTRACT).unwrap(), example());
+    }
+
+    #[test]
+    fn what_is_not_known_is_null() {
+        let mut status = example();
+        let member = &mut status.services[0].members[0];
+        (member.interface, member.mode, member.send) = (None, None, None);
+        member.trackers[0].rtt_us = RttUs::from(&Counters::default());
+        member.trackers[0].detail = Some("from 10.9.0.2".to_owned());
+        let json = serde_json::to_string(&status).unwrap();
+        for part in [
+            r#""interface":null,"mode":null,"#,
+            r#""rtt_us":{"last":null,"min":null,"avg":null,"max":null}"#,
+            r#""skipped":0,"detail":"from 10.9.0.2"}],"send":null}"#,
+        ] {
+            assert!(json.contains(part), "{json}");
+        }
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+    }
+
+    #[test]
+    fn all_up_means_services_and_chains() {
+        assert!(example().all_up());
+        let mut status = example();
+        status.chains[0].verdict = Verdict::Unknown;
+        assert!(!status.all_up());
+        let mut status = example();
+        status.services[0].verdict = Verdict::Down;
+        assert!(!status.all_up());
+    }
+}

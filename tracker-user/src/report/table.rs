@@ -1,0 +1,304 @@
+//! Status and events as people read them.
+
+use std::fmt::Write as _;
+
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use jiff::Timestamp;
+use tracker_ebpf::verdict::{Cause, Verdict};
+
+use super::events::{Missed, Numbered};
+use super::status::{MemberStatus, ServiceStatus, Status, TrackerStatus};
+
+const HEADER: [&str; 13] = [
+    "SERVICE",
+    "MEMBER",
+    "ENDPOINT",
+    "INTERFACE",
+    "MODE",
+    "BEHIND",
+    "PROBE",
+    "VERDICT",
+    "CAUSE",
+    "SINCE",
+    "SENT",
+    "LOST",
+    "RTT",
+];
+const VERDICT: usize = 7;
+const NUMBERS: std::ops::RangeInclusive<usize> = 10..=12;
+
+/// The status as a table, chains after it; ends in a newline. A service of one tracker is one line;
+/// any other is a line of its own, then one for each tracker.
+pub fn status(status: &Status, colour: bool) -> String {
+    let mut text = String::new();
+    if status.services.is_empty() {
+        text.push_str("no services\n");
+    } else {
+        let mut table = new(&HEADER, colour);
+        for column in NUMBERS {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        for service in &status.services {
+            rows(&mut table, service);
+        }
+        print(&mut text, &table);
+    }
+    if !status.chains.is_empty() {
+        let mut table = new(&["CHAIN", "VERDICT"], colour);
+        for chain in &status.chains {
+            table.add_row([Cell::new(&chain.name), verdict(chain.verdict)]);
+        }
+        text.push('\n');
+        print(&mut text, &table);
+    }
+    text
+}
+
+fn new(header: &[&str], colour: bool) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        // One line a row, however narrow the terminal: what is cut in two cannot be searched.
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
+    if colour {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    let last = header.len() - 1;
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if index == last { 0 } else { 2 }));
+    }
+    table
+}
+
+fn print(text: &mut String, table: &Table) {
+    for line in table.lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+}
+
+fn rows(table: &mut Table, service: &ServiceStatus) {
+    let since = seconds(service.since);
+    if let [member] = service.members.as_slice()
+        && let [tracker] = member.trackers.as_slice()
+    {
+        let mut cells = tracker_cells(member, tracker);
+        cells[0] = service.name.clone();
+        cells[9] = since;
+        add(table, cells, tracker.verdict);
+        return;
+    }
+    let mut cells: [String; 13] = Default::default();
+    cells[0] = service.name.clone();
+    if service.members.len() > 1 {
+        cells[1] = format!("selected: {}", service.selected);
+    }
+    cells[8] = cause(service.cause);
+    cells[9] = since;
+    add(table, cells, service.verdict);
+    for member in &service.members {
+        for tracker in &member.trackers {
+            add(table, tracker_cells(member, tracker), tracker.verdict);
+        }
+    }
+}
+
+fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13] {
+    let probe = match tracker.port {
+        Some(port) => format!("{}/{port}", tracker.probe),
+        None => tracker.probe.to_string(),
+    };
+    let why = match &tracker.detail {
+        Some(detail) => format!("{} ({})", tracker.cause.as_str(), printable(detail)),
+        None => cause(tracker.cause),
+    };
+    [
+        String::new(),
+        member.role.to_string(),
+        member.endpoint.to_string(),
+        member.interface.clone().unwrap_or_else(|| "-".to_owned()),
+        member.mode.map_or("-", |mode| mode.as_str()).to_owned(),
+        tracker.behind.to_string(),
+        probe,
+        String::new(),
+        why,
+        String::new(),
+        tracker.sent.to_string(),
+        tracker.lost.to_string(),
+        tracker.rtt_us.last.map_or_else(|| "-".to_owned(), duration),
+    ]
+}
+
+fn add(table: &mut Table, cells: [String; 13], of: Verdict) {
+    let cells = cells.into_iter().enumerate().map(|(index, text)| {
+        if index == VERDICT {
+            verdict(of)
+        } else {
+            Cell::new(text)
+        }
+    });
+    table.add_row(cells);
+}
+
+fn verdict(verdict: Verdict) -> Cell {
+    Cell::new(verdict.as_str()).fg(match verdict {
+        Verdict::Up => Color::Green,
+        Verdict::Down => Color::Red,
+        Verdict::Unknown => Color::Yellow,
+    })
+}
+
+fn cause(cause: Cause) -> String {
+    cause.as_str().to_owned()
+}
+
+/// To the second: finer is noise to people, and in the JSON.
+fn seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second())
+        .unwrap_or(time)
+        .to_string()
+}
+
+fn duration(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us}us"),
+        1_000..1_000_000 => format!("{:.1}ms", us as f64 / 1e3),
+        _ => format!("{:.1}s", us as f64 / 1e6),
+    }
+}
+
+/// A detail tells of packets from the network; nothing of it may steer a terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|char| if char.is_control() { '?' } else { char })
+        .collect()
+}
+
+/// One event as one line, without a newline.
+pub fn event(numbered: &Numbered) -> String {
+    let event = &numbered.event;
+    let mut text = format!("{:.3}  #{}  ", event.time, numbered.seq);
+    // Writing to a String cannot fail.
+    if let Some(chain) = &event.chain {
+        let _ = write!(text, "chain {chain}");
+    }
+    if let Some(service) = &event.service {
+        let _ = write!(text, "{service}");
+    }
+    if let Some(member) = event.member {
+        let _ = write!(text, "/{member}");
+    }
+    if let Some(behind) = event.behind {
+        let _ = write!(text, " {behind}");
+    }
+    let (from, to, cause) = (event.from.as_str(), event.to.as_str(), event.cause.as_str());
+    let _ = write!(text, "  {from} -> {to}  {cause}");
+    if let Some(detail) = &event.detail {
+        let _ = write!(text, " ({})", printable(detail));
+    }
+    if let Some(us) = event.detection_us {
+        let _ = write!(text, "  after {}", duration(us));
+    }
+    text
+}
+
+/// A gap in the stream as one line, without a newline.
+pub fn missed(missed: &Missed) -> String {
+    format!(
+        "{} events are no longer kept; the next is #{}",
+        missed.missed, missed.next
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{events, status as json};
+    use super::*;
+    use crate::config::Role;
+
+    #[test]
+    fn a_service_of_one_tracker_is_one_line() {
+        assert_eq!(
+            status(&json::tests::example(), false),
+            "\
+SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE    SINCE                 SENT  LOST   RTT
+fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us
+
+CHAIN     VERDICT
+internet  up
+"
+        );
+    }
+
+    #[test]
+    fn a_pair_is_a_line_of_its_own_and_one_for_each_tracker() {
+        let mut example = json::tests::example();
+        example.chains.clear();
+        let service = &mut example.services[0];
+        service.since = "2026-01-01T00:00:00.987654321Z".parse().unwrap();
+        let mut standby = service.members[0].clone();
+        standby.role = Role::Standby;
+        (standby.interface, standby.mode) = (None, None);
+        let tracker = &mut standby.trackers[0];
+        (tracker.verdict, tracker.cause) = (Verdict::Down, Cause::Unreachable);
+        tracker.detail = Some("type 3 code 1 from 10.9.2.2\u{1b}[2J".to_owned());
+        tracker.rtt_us.last = None;
+        tracker.lost = 7;
+        service.members.push(standby);
+        let text = status(&example, false);
+        assert_eq!(
+            text,
+            "\
+SERVICE  MEMBER            ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE                                          SINCE                 SENT  LOST   RTT
+fw-1     selected: active                                                     up       replied                                        2026-01-01T00:00:00Z
+         active            10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied                                                               120     0  41us
+         standby           10.9.0.2  -          -           10.20.0.9  icmp   down     unreachable (type 3 code 1 from 10.9.2.2?[2J)                         120     7     -
+"
+        );
+    }
+
+    #[test]
+    fn colour_is_only_where_it_is_wanted() {
+        let example = json::tests::example();
+        assert!(status(&example, true).contains("\u{1b}["));
+        assert!(!status(&example, false).contains('\u{1b}'));
+        let none = Status {
+            services: vec![],
+            chains: vec![],
+            ..example
+        };
+        assert_eq!(status(&none, true), "no services\n");
+    }
+
+    #[test]
+    fn an_event_is_a_line() {
+        let mut numbered = Numbered {
+            seq: 7,
+            event: events::tests::example(),
+        };
+        assert_eq!(
+            event(&numbered),
+            "2026-01-01T00:00:00.000Z  #7  fw-1/active 10.20.0.9  up -> down  no-reply  after 312.0ms"
+        );
+        let inner = &mut numbered.event;
+        (inner.service, inner.member, inner.behind) = (None, None, None);
+        (inner.chain, inner.detection_us) = (Some("internet".into()), None);
+        assert_eq!(
+            event(&numbered),
+            "2026-01-01T00:00:00.000Z  #7  chain internet  up -> down  no-reply"
+        );
+        let gap = Missed {
+            missed: 12,
+            next: 16,
+        };
+        assert_eq!(
+            missed(&gap),
+            "12 events are no longer kept; the next is #16"
+        );
+    }
+}

@@ -1,0 +1,227 @@
+//! When each tracker's next probe is due: pure arithmetic over time, no clock and no allocation in
+//! the tick.
+//!
+//! Trackers of one interval and timeout form a [`Cohort`] and are spread over the interval evenly, so
+//! that what is due in a tick is a contiguous range of the cohort. Each keeps its place, so a tracker's
+//! probes are exactly one interval apart. A tick that comes late sends what is still fresh; what is
+//! staler than half an interval is skipped, so probes of one tracker are never bunched.
+
+/// What a turn is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It has come: send.
+    Take,
+    /// It is so long past that it is dropped.
+    Skip,
+}
+
+/// A group of trackers with the same interval and timeout.
+#[derive(Debug)]
+pub struct Cohort {
+    /// Time between two probes of one tracker, nanoseconds.
+    pub interval_ns: u64,
+    /// How long a probe may stay unanswered, nanoseconds.
+    pub timeout_ns: u64,
+    members: Vec<u32>,
+    /// The member whose turn is next.
+    next: usize,
+    /// When the first member's turn of this round is (was), in monotonic nanoseconds.
+    round_ns: u64,
+}
+
+
+impl Cohort {
+    /// An empty cohort.
+    pub const fn new(interval_ns: u64, timeout_ns: u64) -> Self {
+        Self { interval_ns, timeout_ns, members: Vec::new(), next: 0, round_ns: 0 }
+    }
+
+    /// Number of trackers.
+    pub const fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// True without trackers.
+    pub const fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Offset of a member's turn within a round.
+    const fn offset_ns(&self, member: usize) -> u64 {
+        (self.interval_ns as u128 * member as u128 / self.members.len() as u128) as u64
+    }
+
+    /// When the next probe of this cohort is due; `None` when it is empty.
+    pub const fn next_due_ns(&self) -> Option<u64> {
+        if self.members.is_empty() {
+            return None;
+        }
+        Some(self.round_ns + self.offset_ns(self.next))
+    }
+
+    /// Adds a tracker; the others' next turns stay in order and none is lost.
+    pub fn add(&mut self, tracker: u32, now_ns: u64) {
+        let due_ns = self.next_due_ns().unwrap_or(now_ns);
+        self.members.push(tracker);
+        self.anchor(due_ns);
+    }
+
+    /// Removes a tracker; false where it is not a member.
+    pub fn remove(&mut self, tracker: u32) -> bool {
+        let Some(at) = self.members.iter().position(|&member| member == tracker) else {
+            return false;
+        };
+        let due_ns = self.next_due_ns().unwrap_or(0);
+        self.members.remove(at);
+        if at < self.next {
+            self.next -= 1;
+        }
+        if self.next >= self.members.len() {
+            self.next = 0;
+        }
+        if !self.members.is_empty() {
+            self.anchor(due_ns);
+        }
+        true
+    }
+
+    /// Makes the next member's turn be at `due_ns`.
+    fn anchor(&mut self, due_ns: u64) {
+        self.round_ns = due_ns.saturating_sub(self.offset_ns(self.next));
+    }
+
+    /// Calls `turn` in order for the members whose turn has come, until `limit` were taken; says how
+    /// many were.
+    pub fn tick(&mut self, now_ns: u64, limit: usize, mut turn: impl FnMut(u32, Turn)) -> usize {
+        let stale_ns = self.interval_ns / 2;
+        let mut taken = 0;
+        let mut skipped = 0;
+        while let Some(due_ns) = self.next_due_ns()
+            && due_ns <= now_ns
+            && taken < limit
+        {
+            let tracker = self.members[self.next];
+            if now_ns - due_ns > stale_ns {
+                turn(tracker, Turn::Skip);
+                skipped += 1;
+                if skipped >= self.members.len() {
+                    // Every member was skipped once: jump to the present instead of counting rounds.
+                    let behind = (now_ns - due_ns) / self.interval_ns;
+                    self.round_ns += behind * self.interval_ns;
+                    skipped = 0;
+                }
+            } else {
+                turn(tracker, Turn::Take);
+                taken += 1;
+            }
+            self.next += 1;
+            if self.next == self.members.len() {
+                self.next = 0;
+                self.round_ns += self.interval_ns;
+            }
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn tick(cohort: &mut Cohort, now_ns: u64) -> (Vec<u32>, Vec<u32>) {
+        let (mut taken, mut skipped) = (Vec::new(), Vec::new());
+        cohort.tick(now_ns, usize::MAX, |one, turn| match turn {
+            Turn::Take => taken.push(one),
+            Turn::Skip => skipped.push(one),
+        });
+        (taken, skipped)
+    }
+
+    fn cohort(trackers: u32, interval_ns: u64) -> Cohort {
+        let mut cohort = Cohort::new(interval_ns, interval_ns);
+        for tracker in 0..trackers {
+            cohort.add(tracker, 0);
+        }
+        cohort
+    }
+
+    #[test]
+    fn spreads_evenly_and_repeats_exactly() {
+        let mut cohort = cohort(10, 10 * MS);
+        for now in 0..30 {
+            assert_eq!(tick(&mut cohort, now * MS).0, [(now % 10) as u32]);
+        }
+    }
+
+    #[test]
+    fn a_late_tick_sends_the_fresh_and_skips_the_stale() {
+        let mut cohort = cohort(10, 10 * MS);
+        assert_eq!(tick(&mut cohort, 0).0, [0]);
+        let (taken, skipped) = tick(&mut cohort, 9 * MS);
+        assert_eq!(skipped, [1, 2, 3]);
+        assert_eq!(taken, [4, 5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn a_long_stall_skips_each_tracker_once_and_does_not_bunch() {
+        let mut cohort = cohort(4, 4 * MS);
+        let (taken, skipped) = tick(&mut cohort, 3_600_000 * MS + 3 * MS);
+        assert!(taken.len() <= 4, "{taken:?}");
+        assert!(skipped.len() <= 8, "{skipped:?}");
+        let mut once = taken.clone();
+        once.dedup();
+        assert_eq!(once, taken);
+        assert_eq!(tick(&mut cohort, 3_600_000 * MS + 4 * MS).0.len(), 1);
+    }
+
+    proptest! {
+        /// However ticks fall and members come and go, no member is taken twice within half an
+        /// interval, and while ticks are timely none is skipped or left out.
+        #[test]
+        fn nobody_is_bunched_or_forgotten(
+            trackers in 1u32..50, steps in prop::collection::vec(1u64..4, 50..300),
+        ) {
+            let interval = 20 * MS;
+            let mut cohort = cohort(trackers, interval);
+            let mut last = vec![None::<u64>; trackers as usize];
+            let mut now = 0;
+            for step in steps {
+                now += step * MS;
+                let (taken, skipped) = tick(&mut cohort, now);
+                prop_assert!(skipped.is_empty());
+                for tracker in taken {
+                    let seen = &mut last[tracker as usize];
+                    if let Some(before) = *seen {
+                        prop_assert!(now - before >= interval / 2);
+                        prop_assert!(now - before <= interval + 4 * MS);
+                    }
+                    *seen = Some(now);
+                }
+            }
+            if now > interval + 4 * MS {
+                prop_assert!(last.iter().all(Option::is_some));
+            }
+        }
+
+        #[test]
+        fn removal_keeps_the_others_turns(remove in 0u32..10, at in 0u64..20) {
+            let mut cohort = cohort(10, 10 * MS);
+            for now in 0..=at {
+                tick(&mut cohort, now * MS);
+            }
+            prop_assert!(cohort.remove(remove));
+            prop_assert!(!cohort.remove(remove));
+            let mut seen = Vec::new();
+            for now in at + 1..=at + 12 {
+                seen.extend(tick(&mut cohort, now * MS).0);
+            }
+            for other in (0..10).filter(|other| *other != remove) {
+                prop_assert!(seen.contains(&other), "{other} missing in {seen:?}");
+            }
+            prop_assert!(!seen.contains(&remove));
+        }
+    }
+}

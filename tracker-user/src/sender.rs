@@ -1,0 +1,104 @@
+//! The thread around the [`Engine`]: sleeps until something is due, a reply waits or a command came.
+
+use std::{
+    io,
+    os::fd::AsFd as _,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, ppoll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        time::TimeSpec,
+    },
+};
+use tokio::sync::mpsc as tokio_mpsc;
+
+use crate::{
+    engine::{Command, Engine, Health, Report},
+    kernel::{plane::KernelPlane, realtime},
+};
+
+/// The running thread, seen from the daemon.
+pub struct Sender {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+    /// How well it keeps up.
+    pub health: Arc<Health>,
+}
+
+impl Sender {
+    /// Starts the thread; reports come by the returned channel, which closes when the thread ends.
+    ///
+    /// # Errors
+    /// Where the system has no thread or descriptor left.
+    pub fn start(
+        plane: KernelPlane,
+    ) -> io::Result<(Self, tokio_mpsc::UnboundedReceiver<Report>)> {
+        let (commands, inbox) = mpsc::channel();
+        let (outbox, reports) = tokio_mpsc::unbounded_channel();
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = Arc::new(EventFd::from_flags(flags)?);
+        let health = Arc::new(Health::default());
+        let thread = std::thread::Builder::new().name("tracker-send".to_owned()).spawn({
+            let (wake, health) = (wake.clone(), health.clone());
+            move || run(plane, &inbox, &wake, &outbox, &health)
+        })?;
+        Ok((Self { commands, wake, thread: Some(thread), health }, reports))
+    }
+
+    /// Hands over a command. It is obeyed before the next tick, in order.
+    pub fn command(&self, command: Command) {
+        // A thread that ended takes nothing more; the daemon learns it by the closed reports.
+        let _ = self.commands.send(command);
+        let _ = self.wake.write(1);
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.command(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(
+    plane: KernelPlane,
+    inbox: &mpsc::Receiver<Command>,
+    wake: &EventFd,
+    outbox: &tokio_mpsc::UnboundedSender<Report>,
+    health: &Health,
+) {
+    realtime::block_signals();
+    if let Err(error) = realtime::prefer() {
+        tracing::warn!(
+            "the sending thread gets no real-time priority ({error}): a busy hub may delay probes; \
+             grant CAP_SYS_NICE"
+        );
+    }
+    let mut engine = Engine::new(plane);
+    loop {
+        for command in inbox.try_iter() {
+            if !engine.command(command) {
+                return;
+            }
+        }
+        engine.tick(health);
+        for report in engine.reports() {
+            let _ = outbox.send(report);
+        }
+        let nap = TimeSpec::from_duration(engine.sleep());
+        let mut events = [
+            PollFd::new(engine.plane().events_fd(), PollFlags::POLLIN),
+            PollFd::new(wake.as_fd(), PollFlags::POLLIN),
+        ];
+        // An error means a signal, which the tick takes like any early wake-up.
+        let _ = ppoll(&mut events, Some(nap), None);
+        let _ = wake.read();
+    }
+}

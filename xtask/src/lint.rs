@@ -1,0 +1,517 @@
+//! `cargo xtask lint`: formatting, clippy, documentation, and what keeps the tree honest.
+//!
+//! The checks of the tree are plain text searches. What they look for is put together with `concat!`, so
+//! that they do not find themselves.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    bpf::{self, Toolchain, Way},
+    build, setup, sh,
+    toolchain::{self, Need},
+};
+
+/// Runs every check; each that fails is told before this fails. `cli` is xtask's own command line.
+pub fn run(cli: &clap::Command) -> Result<()> {
+    let toolchain = setup::ensure(&[Need::Build, Need::Lint])?;
+    let mut failed = Vec::new();
+    let mut check = |name: &'static str, run: &mut dyn FnMut() -> Result<()>| {
+        sh::say(format_args!("lint: {name}"));
+        if let Err(error) = run() {
+            eprintln!("{error:#}");
+            failed.push(name);
+        }
+    };
+
+    check("formatting", &mut || {
+        sh::run(sh::cargo().args(["fmt", "--all", "--check"]))
+    });
+    // In the release profile, as the tests are: one eBPF object serves both.
+    check("clippy", &mut || {
+        sh::run(
+            sh::cargo()
+                .args([
+                    "clippy",
+                    "--quiet",
+                    "--release",
+                    "--workspace",
+                    "--all-targets",
+                    "--locked",
+                ])
+                .args(["--", "--deny", "warnings"]),
+        )
+    });
+    check("clippy of the eBPF crate", &mut || lint_bpf(&toolchain));
+    check("documentation", &mut || {
+        sh::run(
+            sh::cargo()
+                .args([
+                    "doc",
+                    "--quiet",
+                    "--release",
+                    "--workspace",
+                    "--no-deps",
+                    "--document-private-items",
+                ])
+                .arg("--locked")
+                .env("RUSTDOCFLAGS", "--deny warnings"),
+        )
+    });
+    let tree = Tree::read()?;
+    check("tree", &mut || report(tree.problems()));
+    check("README.md names every command and map", &mut || {
+        let tracker = build::tracker(&[])?;
+        let help = sh::output(Command::new(&tracker).arg("--help"))
+            .with_context(|| format!("`{} --help` failed", tracker.display()))?;
+        report(tree.unnamed_in_readme(&help, cli))
+    });
+
+    if !failed.is_empty() {
+        bail!("lint failed: {}", failed.join(", "));
+    }
+    println!("lint: clean");
+    Ok(())
+}
+
+fn report(problems: Vec<String>) -> Result<()> {
+    if !problems.is_empty() {
+        bail!("{}", problems.join("\n"));
+    }
+    Ok(())
+}
+
+/// The eBPF crate is compiled by another compiler, so it takes that compiler's clippy. Where there is none,
+/// the crate is at least built with warnings denied.
+fn lint_bpf(toolchain: &Toolchain) -> Result<()> {
+    let target_dir = build::target_dir()?.join("bpf");
+    let clippy = match toolchain.way {
+        Way::Debian => toolchain::debian_clippy(toolchain),
+        Way::RustSrc => Some("clippy-driver".into()),
+    };
+    let cargo = sh::cargo_path();
+    let mut command = match clippy {
+        Some(driver) => {
+            let mut check = toolchain.cargo(&cargo, "check", &target_dir, &[]);
+            check
+                .env("RUSTC_WORKSPACE_WRAPPER", driver)
+                // What `cargo clippy -- -D warnings` hands its driver.
+                .env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings");
+            check
+        }
+        None => {
+            sh::say("no clippy for this compiler: building with warnings denied instead");
+            toolchain.cargo(&cargo, "build", &target_dir, &["-Dwarnings"])
+        }
+    };
+    sh::run(
+        command
+            .arg("--quiet")
+            .args(bpf::PACKAGE_ARGS)
+            .current_dir(sh::root()),
+    )
+}
+
+/// Files that must be there and say something.
+const PAPERS: &[&str] = &[
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "Cargo.lock",
+    ".ci/run",
+];
+
+/// Public places that the tree may point to; any other host in a URL is a mistake or a leak.
+const HOSTS: &[&str] = &[
+    "bpf.dev",
+    "crates.io",
+    "datatracker.ietf.org",
+    "doc.rust-lang.org",
+    "docs.ebpf.io",
+    "docs.kernel.org",
+    "docs.rs",
+    "example.com",
+    "example.net",
+    "example.org",
+    "git.kernel.org",
+    "github.com",
+    "keepachangelog.com",
+    "localhost",
+    "opensource.org",
+    "prometheus.io",
+    "rustup.rs",
+    "semver.org",
+    "sh.rustup.rs",
+    "spdx.org",
+    "www.apache.org",
+    "www.rfc-editor.org",
+    "www.rust-lang.org",
+];
+
+/// Directories of somebody's machine.
+const MACHINE_DIRS: &[&str] = &[
+    concat!("/ho", "me/"),
+    concat!("/ro", "ot/"),
+    concat!("/Us", "ers/"),
+    concat!("/wo", "rk/"),
+    concat!("/work", "space/"),
+    concat!("/mn", "t/"),
+];
+
+/// How keys and tokens begin.
+const SECRETS: &[&str] = &[
+    concat!("-----BEGIN", " "),
+    concat!("AKI", "A"),
+    concat!("gh", "p_"),
+    concat!("github", "_pat_"),
+    concat!("gl", "pat-"),
+    concat!("xo", "xb-"),
+    concat!("eyJh", "bGci"),
+];
+
+/// What unfinished Rust looks like. Clippy knows these too, but sees neither every feature nor every target.
+const UNFINISHED: &[&str] = &[
+    concat!("to", "do!("),
+    concat!("unimple", "mented!("),
+    concat!("db", "g!("),
+    concat!("TO", "DO"),
+    concat!("FIX", "ME"),
+];
+
+/// The committed text files: path from the root, contents.
+struct Tree(Vec<(String, Vec<u8>)>);
+
+impl Tree {
+    /// Everything in the tree but git's own and cargo's target directory. Not `git ls-files`: a file that
+    /// somebody forgot to add is checked, and a source archive without git can be.
+    fn read() -> Result<Self> {
+        let mut files = Vec::new();
+        let mut dirs = vec![sh::root().to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in
+                fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?
+            {
+                let path = entry?.path();
+                let name = path
+                    .strip_prefix(sh::root())?
+                    .to_string_lossy()
+                    .into_owned();
+                if path.is_dir() {
+                    if ![".git", "target"].contains(&name.as_str()) {
+                        dirs.push(path);
+                    }
+                } else {
+                    let bytes = fs::read(&path).with_context(|| format!("cannot read {name}"))?;
+                    files.push((name, bytes));
+                }
+            }
+        }
+        files.sort();
+        Ok(Self(files))
+    }
+
+    fn text(&self, name: &str) -> &str {
+        self.0
+            .iter()
+            .find(|(file, _)| file == name)
+            .and_then(|(_, bytes)| str::from_utf8(bytes).ok())
+            .unwrap_or("")
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for paper in PAPERS {
+            if self.text(paper).trim().is_empty() {
+                problems.push(format!("{paper}: missing or empty"));
+            }
+        }
+        let executable = |path: &Path| {
+            fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o111 != 0)
+        };
+        if !executable(&sh::root().join(".ci/run")) {
+            problems.push(".ci/run: not executable".into());
+        }
+        if self.text(".gitignore").contains("Cargo.lock") {
+            problems.push(".gitignore: Cargo.lock must be committed".into());
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        if !self.text("CHANGELOG.md").contains(version) {
+            problems.push(format!("CHANGELOG.md: says nothing of version {version}"));
+        }
+        for (name, bytes) in &self.0 {
+            match str::from_utf8(bytes) {
+                Ok(text) if !text.contains('\0') => {
+                    let here = Path::new(name).parent().unwrap_or(Path::new(""));
+                    let exists = |target: &str| sh::root().join(here).join(target).exists();
+                    problems.extend(text_problems(name, text, &exists));
+                }
+                _ => problems.push(format!("{name}: a binary file")),
+            }
+        }
+        problems
+    }
+
+    /// Commands and maps that an operator or a developer has, and README.md does not name.
+    fn unnamed_in_readme(&self, help: &str, cli: &clap::Command) -> Vec<String> {
+        let readme = self.text("README.md");
+        let mut names: Vec<String> = cli
+            .get_subcommands()
+            .map(|command| format!("cargo xtask {}", command.get_name()))
+            .collect();
+        names.extend(subcommands(help).map(|name| format!("tracker {name}")));
+        for (file, bytes) in &self.0 {
+            if file.starts_with("tracker-ebpf/src/") {
+                names.extend(maps(&String::from_utf8_lossy(bytes)));
+            }
+        }
+        names
+            .into_iter()
+            .filter(|name| !mentions(readme, name))
+            .map(|name| format!("README.md: does not name `{name}`"))
+            .collect()
+    }
+}
+
+/// The subcommands in clap's help text, but for `help` itself.
+fn subcommands(help: &str) -> impl Iterator<Item = &str> {
+    help.lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        // Deeper lines continue a description.
+        .filter_map(|line| {
+            line.strip_prefix("  ")
+                .filter(|line| !line.starts_with(' '))
+        })
+        .filter_map(|line| line.split(' ').next())
+        .filter(|name| *name != "help")
+}
+
+/// The maps that a source file of the eBPF crate declares.
+fn maps(source: &str) -> Vec<String> {
+    let mut lines = source.lines().map(str::trim);
+    let mut names = Vec::new();
+    while lines.any(|line| line.starts_with("#[btf_map")) {
+        let declared = lines
+            .by_ref()
+            .find_map(|line| line.split_once("static ")?.1.split(':').next());
+        names.extend(declared.map(|name| name.trim_start_matches("mut ").to_owned()));
+    }
+    names
+}
+
+/// Whether `text` has `name` as words of their own.
+fn mentions(text: &str, name: &str) -> bool {
+    let part_of_word =
+        |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '-');
+    text.match_indices(name).any(|(at, _)| {
+        !part_of_word(text[..at].chars().next_back())
+            && !part_of_word(text[at + name.len()..].chars().next())
+    })
+}
+
+/// What is wrong with one text file; `exists` tells whether a path relative to it does.
+fn text_problems(name: &str, text: &str, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let mut problems = Vec::new();
+    let is_license = name.starts_with("LICENSE");
+    let is_rust = name.ends_with(".rs");
+    let lines: Vec<&str> = text.lines().collect();
+    for (index, &line) in lines.iter().enumerate() {
+        let mut found = |what: String| problems.push(format!("{name}:{}: {what}", index + 1));
+        if line.ends_with([' ', '\t', '\r']) {
+            found("trailing white space".into());
+        }
+        for dir in MACHINE_DIRS {
+            // At the start of a path only: `docs/work/` is nobody's machine.
+            if line.match_indices(dir).any(|(at, _)| {
+                !line[..at].ends_with(|c: char| c.is_alphanumeric() || "._-$}*".contains(c))
+            }) {
+                found(format!("a path of somebody's machine ({dir})"));
+            }
+        }
+        for secret in SECRETS.iter().filter(|secret| line.contains(**secret)) {
+            found(format!("looks like a secret ({secret})"));
+        }
+        for host in hosts(line).filter(|host| !is_license && !is_public(host)) {
+            found(format!(
+                "a host that lint.rs does not know as public ({host})"
+            ));
+        }
+        if name == "Cargo.lock"
+            && line.starts_with("source = ")
+            && !line.contains("registry+https://github.com/rust-lang/crates.io-index")
+        {
+            found("a dependency that is not from crates.io".into());
+        }
+        if is_rust {
+            for word in UNFINISHED.iter().filter(|word| line.contains(**word)) {
+                found(format!("unfinished ({word})"));
+            }
+            let code = line.trim_start();
+            if (code.starts_with("#[ignore]"))
+                || (is_suppression(code) && !gives_reason(&lines[index..]))
+            {
+                found("gives no reason".into());
+            }
+            if takes_unsafe(code)
+                && !lines[index.saturating_sub(8)..=index]
+                    .iter()
+                    .any(|line| line.contains("SAFETY"))
+            {
+                found("unsafe without a SAFETY comment".into());
+            }
+        }
+        if name.ends_with(".md") {
+            for link in links(line).filter(|link| !exists(link)) {
+                found(format!("a link to {link}, which does not exist"));
+            }
+        }
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        problems.push(format!("{name}: no newline at the end"));
+    }
+    problems
+}
+
+fn is_suppression(code: &str) -> bool {
+    ["allow(", "expect("].iter().any(|word| {
+        code.strip_prefix("#[")
+            .or(code.strip_prefix("#!["))
+            .is_some_and(|code| code.starts_with(word))
+    })
+}
+
+/// Whether the attribute that starts these lines has a reason.
+fn gives_reason(lines: &[&str]) -> bool {
+    let end = lines
+        .iter()
+        .position(|line| line.trim_end().ends_with(']'))
+        .unwrap_or(0);
+    lines[..=end].iter().any(|line| line.contains("reason = "))
+}
+
+fn takes_unsafe(code: &str) -> bool {
+    !code.starts_with("//")
+        && (code.contains(concat!("unsafe", " {")) || code.starts_with(concat!("unsafe", " impl")))
+}
+
+/// The hosts of the URLs in a line.
+fn hosts(line: &str) -> impl Iterator<Item = &str> {
+    line.split("://").skip(1).map(|rest| {
+        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '-'));
+        rest[..end.unwrap_or(rest.len())].trim_end_matches('.')
+    })
+}
+
+/// Whether a host is on the list, or is no name at all: an address (documentation and tests use many), or
+/// a placeholder.
+fn is_public(host: &str) -> bool {
+    HOSTS.contains(&host) || host.chars().all(|c| c.is_ascii_digit() || c == '.')
+}
+
+/// The relative targets of the Markdown links in a line, without their anchors.
+fn links(line: &str) -> impl Iterator<Item = &str> {
+    line.split("](").skip(1).filter_map(|rest| {
+        let target = rest.split([')', ' ', '#']).next()?;
+        (!target.is_empty() && !target.contains("://") && !target.starts_with("mailto:"))
+            .then_some(target)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(name: &str, text: &str) -> Vec<String> {
+        text_problems(name, text, &|target| target == "there.md")
+    }
+
+    #[test]
+    fn each_check_finds_what_it_is_for() {
+        let bad = [
+            ("a.toml", "key = 1 \n".into(), "trailing white space"),
+            (
+                "a.md",
+                format!("see {}me/notes\n", MACHINE_DIRS[0]),
+                "somebody's machine",
+            ),
+            ("a.sh", format!("TOKEN={}0123\n", SECRETS[2]), "secret"),
+            (
+                "a.toml",
+                format!("index = \"https{}registry.corp.test/index\"\n", "://"),
+                "registry.corp.test",
+            ),
+            (
+                "Cargo.lock",
+                "source = \"git+ssh\"\n".into(),
+                "not from crates.io",
+            ),
+            ("a.rs", format!("    {})\n", UNFINISHED[0]), "unfinished"),
+            ("a.rs", format!("#[{}(dead_code)]\n", "allow"), "no reason"),
+            (
+                "a.rs",
+                format!("#![{}(\n    dead_code\n)]\n", "expect"),
+                "no reason",
+            ),
+            (
+                "a.rs",
+                format!("let x = unsafe{} f() }};\n", " {"),
+                "SAFETY",
+            ),
+            ("a.md", "[here](gone.md#part)\n".into(), "gone.md"),
+            ("a.md", "text".into(), "no newline"),
+        ];
+        for (name, text, expected) in bad {
+            let found = problems(name, &text);
+            assert!(
+                found.len() == 1 && found[0].contains(expected),
+                "{name} {text:?}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn honest_lines_pass() {
+        let good = [
+            (
+                "a.md",
+                "[a](there.md) [b](https://docs.rs/aya) [c](#part) http://192.0.2.1:9469/metrics\n"
+                    .into(),
+            ),
+            ("a.sh", "cd \"$base/work/\" # target/root/x\n".into()),
+            (
+                "a.rs",
+                format!("#[{}(dead_code, reason = \"why\")]\n", "allow"),
+            ),
+            (
+                "a.rs",
+                format!(
+                    "#![{}(\n    dead_code,\n    reason = \"why\"\n)]\n",
+                    "allow"
+                ),
+            ),
+            (
+                "a.rs",
+                format!("// SAFETY: it is.\nlet x = unsafe{} f() }};\n", " {"),
+            ),
+        ];
+        for (name, text) in good {
+            assert_eq!(problems(name, &text), [""; 0], "{name} {text:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_found_in_help_sources_and_readme() {
+        let help = "About.\n\nUsage: tracker <COMMAND>\n\nCommands:\n  run      Runs\n           on\n  cleanup  Removes\n  help     Print\n\nOptions:\n  -h\n";
+        assert_eq!(subcommands(help).collect::<Vec<_>>(), ["run", "cleanup"]);
+        let source = "#[btf_map]\n/// Doc.\npub static TRACKERS: Array<u32, 1> = Array::new();\n#[btf_map(name = \"x\")]\nstatic mut STATE: X = X::new();\n";
+        assert_eq!(maps(source), ["TRACKERS", "STATE"]);
+        assert!(mentions("run `tracker run --config`", "tracker run"));
+        assert!(!mentions("run `tracker runner`", "tracker run"));
+        assert!(!mentions("STATES and OLD_STATE", "STATE"));
+    }
+}

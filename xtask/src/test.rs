@@ -1,0 +1,171 @@
+//! `cargo xtask test`: every test of the workspace, then one line with the totals.
+
+use std::{
+    env, fmt,
+    io::{self, BufRead, BufReader, Read, Write},
+    process::{Command, Stdio},
+    thread,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use crate::{build, sh, toolchain::Need};
+
+/// Which tests to run; all unless something is named.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only this package's tests
+    #[arg(short, long)]
+    package: Option<String>,
+    /// Only this file of tests/tests, without .rs
+    #[arg(long, value_name = "NAME")]
+    test: Option<String>,
+    /// Part of the tests' names, and options of the test runner (`--nocapture`, `--test-threads 1`)
+    #[arg(last = true, value_name = "FILTER")]
+    runner: Vec<String>,
+}
+
+/// Builds and runs the tests.
+pub fn run(args: &Args) -> Result<()> {
+    sh::require_root(
+        "loading eBPF programs and making network namespaces",
+        "cargo xtask test",
+    )?;
+    let tracker = build::tracker(&[Need::Build, Need::Run])?;
+    // In the release profile, so that the daemon under test and the tests share one set of dependencies.
+    let mut command = sh::cargo();
+    command.args(["test", "--release", "--locked", "--no-fail-fast"]);
+    match &args.package {
+        Some(package) => command.args(["--package", package]),
+        None => command.arg("--workspace"),
+    };
+    if let Some(test) = &args.test {
+        command.args(["--test", test]);
+    }
+    command.env("TRACKER_BIN", &tracker);
+    command.arg("--").args(&args.runner);
+
+    let (status, totals) = watch(&mut command)?;
+    // Here and not where they happened: a test that did not run is easily missed among those that did.
+    for skip in &totals.skips {
+        println!("SKIP: {skip}");
+    }
+    // The last line of stdout, whatever happens next.
+    println!("{totals}");
+    if totals.failed > 0 {
+        bail!("{} of the tests failed", totals.failed);
+    }
+    if !status.success() {
+        bail!("`{}` failed ({status}): see above", sh::show(&command));
+    }
+    if totals.passed == 0 {
+        bail!("no test ran: nothing matches");
+    }
+    if env::var_os("CI").is_some_and(|ci| ci != "false")
+        && let Some(skip) = totals.skips.iter().find(|skip| !skip.contains("kernel"))
+    {
+        bail!(
+            "CI accepts only skips that the kernel excuses (\"this kernel has no ...\"), not `{skip}`"
+        );
+    }
+    Ok(())
+}
+
+/// Runs `cargo test`, passes on what it prints and counts.
+fn watch(command: &mut Command) -> Result<(std::process::ExitStatus, Totals)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", sh::show(command)))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    // The test harness reports skips on stderr, past the runner's capture.
+    let on_stderr = thread::spawn(move || Totals::read(stderr, &mut io::stderr()));
+    let mut totals = Totals::read(stdout, &mut io::stdout())?;
+    let more = on_stderr
+        .join()
+        .map_err(|_| anyhow!("the reader of stderr panicked"))??;
+    totals.skips.extend(more.skips);
+    // To the test runner a skipped test is one that passed.
+    totals.passed = totals.passed.saturating_sub(totals.skips.len());
+    Ok((child.wait()?, totals))
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+    skips: Vec<String>,
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let skipped = self.ignored + self.skips.len();
+        write!(
+            f,
+            "{} passed, {} failed, {skipped} skipped",
+            self.passed, self.failed
+        )
+    }
+}
+
+impl Totals {
+    fn read(from: Option<impl Read>, to: &mut impl Write) -> Result<Self> {
+        let mut totals = Self::default();
+        let mut lines = BufReader::new(from.context("a pipe of cargo test is missing")?);
+        let mut line = Vec::new();
+        // Bytes, not `lines()`: a test may print what is not UTF-8.
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            to.write_all(&line)?;
+            to.flush()?;
+            totals.take(String::from_utf8_lossy(&line).trim_end());
+            line.clear();
+        }
+        Ok(totals)
+    }
+
+    fn take(&mut self, line: &str) {
+        if let Some(summary) = line.strip_prefix("test result: ") {
+            let count = |what: &str| {
+                summary
+                    .split(['.', ';'])
+                    .filter_map(|part| part.trim().split_once(' '))
+                    .find_map(|(number, name)| (name == what).then(|| number.parse().ok())?)
+                    .unwrap_or(0)
+            };
+            self.passed += count("passed");
+            self.failed += count("failed");
+            self.ignored += count("ignored");
+        } else if let Some((_, skip)) = line.split_once("SKIP: ") {
+            self.skips.push(skip.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_add_up_over_test_binaries() {
+        let output = "test a ... ok\n\
+            test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+            SKIP: up::vlan: this kernel has no 8021q\n\
+            test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 4 filtered out; finished in 1.20s\n";
+        let mut copy = Vec::new();
+        let totals = Totals::read(Some(output.as_bytes()), &mut copy).unwrap();
+        assert_eq!(copy, output.as_bytes());
+        assert_eq!(
+            totals,
+            Totals {
+                passed: 15,
+                failed: 2,
+                ignored: 1,
+                skips: vec!["up::vlan: this kernel has no 8021q".into()]
+            }
+        );
+        assert_eq!(totals.to_string(), "15 passed, 2 failed, 2 skipped");
+    }
+}

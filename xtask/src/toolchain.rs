@@ -1,0 +1,551 @@
+//! What Tracker needs from the machine, how to find it and how to install it. All package names and
+//! versions are the constants below.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use crate::{
+    bpf::{self, Toolchain, Way},
+    sh,
+};
+
+/// bpf-linker, from crates.io.
+const BPF_LINKER_VERSION: &str = "0.13.0";
+/// The LLVM that bpf-linker is built with. It reads bitcode up to this version, so a rustc with a newer
+/// LLVM cannot be used.
+const LLVM: u32 = 22;
+/// What building bpf-linker needs.
+const LLVM_PACKAGES: &[&str] = &["llvm-22-dev"];
+/// Debian's compiler and its prebuilt `core` for the BPF target.
+const RUST_PACKAGES: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
+/// Where [`RUST_PACKAGES`] install the compiler.
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// Its clippy: package and program.
+const DEBIAN_CLIPPY: Tool = ("clippy-driver", "rust-web-clippy");
+
+/// A program and the Debian package that has it.
+pub type Tool = (&'static str, &'static str);
+
+/// What the demo, the tests and the bench run.
+const RUN_TOOLS: &[Tool] = &[
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("ping", "iputils-ping"),
+    ("fping", "fping"),
+    ("bpftool", "bpftool"),
+    ("ethtool", "ethtool"),
+    ("sysctl", "procps"),
+];
+
+/// What a command needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A compiler and a linker for the eBPF object.
+    Build,
+    /// rustfmt and clippy.
+    Lint,
+    /// The network tools of the demo, the tests and the bench.
+    Run,
+}
+
+/// Something that is not there.
+pub enum Missing {
+    /// The eBPF toolchain: why what is recorded cannot be used.
+    Toolchain(String),
+    /// A program, and its package.
+    Tool(Tool),
+    /// A rustup component.
+    Component(&'static str),
+}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Toolchain(why) => f.write_str(why),
+            Self::Tool((program, package)) => {
+                write!(f, "program `{program}` (Debian package {package})")
+            }
+            Self::Component(name) => write!(f, "rustup component {name}"),
+        }
+    }
+}
+
+/// What of `needs` is missing. Starts a few short programs and asks no package manager.
+pub fn missing(needs: &[Need]) -> Vec<Missing> {
+    let mut missing = Vec::new();
+    for need in needs {
+        match need {
+            Need::Build => missing.extend(recorded().err().map(Missing::Toolchain)),
+            Need::Lint => {
+                for (subcommand, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+                    if sh::output(sh::cargo().args([subcommand, "--version"])).is_none() {
+                        missing.push(Missing::Component(component));
+                    }
+                }
+            }
+            Need::Run => missing.extend(
+                RUN_TOOLS
+                    .iter()
+                    .filter(|(program, _)| sh::find(program).is_none())
+                    .map(|tool| Missing::Tool(*tool)),
+            ),
+        }
+    }
+    missing
+}
+
+/// The recorded toolchain, if it is still what was recorded.
+pub fn recorded() -> Result<Toolchain, String> {
+    let toolchain = Toolchain::load()?;
+    let now = inspect_rustc(toolchain.way, &toolchain.rustc)?;
+    if now != toolchain.rustc_version {
+        return Err(format!(
+            "{} has changed to {now}",
+            toolchain.rustc.display()
+        ));
+    }
+    let now = inspect_linker(&toolchain.linker)?;
+    if now != toolchain.linker_version {
+        return Err(format!(
+            "{} has changed to {now}",
+            toolchain.linker.display()
+        ));
+    }
+    Ok(toolchain)
+}
+
+/// Checks that a compiler can build the object; returns its version.
+fn inspect_rustc(way: Way, rustc: &Path) -> Result<String, String> {
+    let name = rustc.display();
+    let text = sh::output(Command::new(rustc).arg("-vV")).ok_or(format!("{name} does not run"))?;
+    let version = text.lines().next().unwrap_or_default();
+    let field = |key| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key))
+            .map(numbers)
+            .unwrap_or_default()
+    };
+    let wanted = env!("CARGO_PKG_RUST_VERSION");
+    if field("release: ") < numbers(wanted) {
+        return Err(format!("{name} is {version}, older than {wanted}"));
+    }
+    let llvm = field("LLVM version: ");
+    if llvm.first() > Some(&LLVM) {
+        return Err(format!(
+            "{name} has LLVM {}, newer than bpf-linker's LLVM {LLVM}",
+            llvm[0]
+        ));
+    }
+    let query = ["--print", "target-libdir", "--target", bpf::TARGET];
+    let core_is_there = match way {
+        Way::Debian => sh::output(Command::new(rustc).args(query))
+            .and_then(|dir| fs::read_dir(dir).ok())
+            .is_some_and(|mut dir| {
+                dir.any(|file| {
+                    file.is_ok_and(|file| {
+                        file.file_name().to_string_lossy().starts_with("libcore-")
+                    })
+                })
+            }),
+        Way::RustSrc => rustc
+            .ancestors()
+            .nth(2)
+            .is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core").is_dir()),
+    };
+    if !core_is_there {
+        return Err(match way {
+            Way::Debian => format!("{name} has no prebuilt core for {}", bpf::TARGET),
+            Way::RustSrc => format!("{name} has no rust-src component"),
+        });
+    }
+    Ok(version.to_owned())
+}
+
+fn numbers(version: &str) -> Vec<u32> {
+    version
+        .split(['.', '-'])
+        .map_while(|part| part.parse().ok())
+        .collect()
+}
+
+fn inspect_linker(linker: &Path) -> Result<String, String> {
+    let name = linker.display();
+    let version = sh::output(Command::new(linker).arg("--version"))
+        .and_then(|text| text.lines().next().map(str::to_owned))
+        .ok_or(format!("{name} is missing or does not run"))?;
+    if !version.split(' ').any(|word| word == BPF_LINKER_VERSION) {
+        return Err(format!("{name} is {version}, not {BPF_LINKER_VERSION}"));
+    }
+    Ok(version)
+}
+
+/// Finds or installs a compiler and a linker, proves that they work together and records them.
+pub fn install(forced: Option<Way>) -> Result<Toolchain> {
+    let mut apt = Apt::default();
+    let (way, rustc) = install_rustc(forced, &mut apt)?;
+    let linker = install_linker(&mut apt)?;
+    let toolchain = Toolchain {
+        way,
+        rustc_version: inspect_rustc(way, &rustc).map_err(|why| anyhow!(why))?,
+        rustc,
+        linker_version: inspect_linker(&linker).map_err(|why| anyhow!(why))?,
+        linker,
+    };
+    prove(&toolchain)?;
+    let file = bpf::record_file().map_err(|why| anyhow!(why))?;
+    let text = toolchain.to_text();
+    // Written only when it differs: the build script builds anew when this file is touched.
+    if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
+        fs::write(&file, text)
+            .with_context(|| format!("cannot record the toolchain in {}", file.display()))?;
+    }
+    sh::say(format_args!("recorded in {}", file.display()));
+    Ok(toolchain)
+}
+
+/// The first that works of: Debian's compiler, the developer's with rust-src, then the same two by
+/// installing what is missing. Debian's comes first because its LLVM is the one bpf-linker is built with,
+/// while rustup's moves on with each stable release.
+fn install_rustc(forced: Option<Way>, apt: &mut Apt) -> Result<(Way, PathBuf)> {
+    let ways: &[Way] = match &forced {
+        Some(way) => std::slice::from_ref(way),
+        None => &[Way::Debian, Way::RustSrc],
+    };
+    let mut reasons = Vec::new();
+    for &way in ways {
+        match present_rustc(way) {
+            Ok((rustc, version)) => {
+                sh::say(format_args!(
+                    "compiler: {version}, {} (way {way}): already installed",
+                    rustc.display()
+                ));
+                return Ok((way, rustc));
+            }
+            Err(why) => reasons.push(why),
+        }
+    }
+    for &way in ways {
+        let installed = match way {
+            Way::Debian => apt.install(
+                RUST_PACKAGES,
+                "a compiler with prebuilt core for the BPF target",
+            ),
+            Way::RustSrc => rustup(&["rust-src"]),
+        };
+        match installed.and_then(|()| present_rustc(way).map_err(|why| anyhow!(why))) {
+            Ok((rustc, version)) => {
+                sh::say(format_args!(
+                    "compiler: {version}, {} (way {way}): installed",
+                    rustc.display()
+                ));
+                return Ok((way, rustc));
+            }
+            Err(error) => {
+                sh::say(format_args!("way {way} does not work here: {error:#}"));
+                reasons.push(format!("{error:#}"));
+            }
+        }
+    }
+    bail!(
+        "no compiler for the eBPF object ({}); install Debian's {} or run `rustup component add rust-src`",
+        reasons.join("; "),
+        RUST_PACKAGES.join(" and ")
+    )
+}
+
+fn present_rustc(way: Way) -> Result<(PathBuf, String), String> {
+    let rustc = match way {
+        Way::Debian => PathBuf::from(DEBIAN_RUSTC),
+        Way::RustSrc => sh::output(Command::new("rustc").args(["--print", "sysroot"]))
+            .map(|sysroot| Path::new(&sysroot).join("bin/rustc"))
+            .ok_or("rustc is not on PATH")?,
+    };
+    let version = inspect_rustc(way, &rustc)?;
+    Ok((rustc, version))
+}
+
+fn install_linker(apt: &mut Apt) -> Result<PathBuf> {
+    let home = bpf::cache_dir()
+        .map_err(|why| anyhow!(why))?
+        .join("bpf-linker");
+    fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
+    let linker = home.join("bin/bpf-linker");
+    if let Ok(version) = inspect_linker(&linker) {
+        sh::say(format_args!(
+            "linker: {version}, {}: already installed",
+            linker.display()
+        ));
+        return Ok(linker);
+    }
+    let prefix = match llvm_prefix() {
+        Some(prefix) => prefix,
+        None => {
+            apt.install(LLVM_PACKAGES, "what bpf-linker is built with")?;
+            llvm_prefix().ok_or_else(|| {
+                anyhow!(
+                    "cannot build bpf-linker: no llvm-config of LLVM {LLVM} found; set LLVM_PREFIX to \
+                     where it is installed"
+                )
+            })?
+        }
+    };
+    // The packages alone may be enough: a linker that lost its libLLVM to an upgrade runs again.
+    if inspect_linker(&linker).is_err() {
+        sh::say(format_args!(
+            "cargo install bpf-linker {BPF_LINKER_VERSION} with LLVM {LLVM} of {}: the linker for the BPF \
+             target; takes a minute or two",
+            prefix.display()
+        ));
+        // bpf-linker's default feature is a newer LLVM: it builds against this one, then fails on memset.
+        let feature = format!("llvm-{LLVM}");
+        sh::quiet(
+            Command::new(sh::cargo_path())
+                .args([
+                    "install",
+                    "bpf-linker",
+                    "--locked",
+                    "--force",
+                    "--version",
+                    BPF_LINKER_VERSION,
+                ])
+                .args(["--no-default-features", "--features", &feature, "--root"])
+                .arg(&home)
+                .env("LLVM_PREFIX", &prefix)
+                .env_remove("CARGO_TARGET_DIR")
+                .current_dir("/"),
+        )?;
+    }
+    Ok(linker)
+}
+
+fn llvm_prefix() -> Option<PathBuf> {
+    let named = env::var_os("LLVM_PREFIX").map(PathBuf::from);
+    named
+        .into_iter()
+        .chain([format!("/usr/lib/llvm-{LLVM}").into()])
+        .find(|prefix| {
+            sh::output(Command::new(prefix.join("bin/llvm-config")).arg("--version"))
+                .is_some_and(|version| numbers(&version).first() == Some(&LLVM))
+        })
+}
+
+/// Builds a program that needs `core`, a map and a memset that is not inlined: what a linker with the
+/// wrong LLVM fails on.
+fn prove(toolchain: &Toolchain) -> Result<()> {
+    let dir = bpf::cache_dir().map_err(|why| anyhow!(why))?.join("proof");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let (manifest, source) = (dir.join("Cargo.toml"), dir.join("main.rs"));
+    fs::write(&manifest, PROOF_MANIFEST)
+        .and_then(|()| fs::write(&source, PROOF_SOURCE))
+        .with_context(|| format!("cannot write to {}", dir.display()))?;
+    let result = sh::quiet(
+        toolchain
+            .cargo(&sh::cargo_path(), "build", &dir.join("target"), &[])
+            .arg("--manifest-path")
+            .arg(&manifest),
+    )
+    .context("the toolchain cannot build an eBPF program");
+    // Only scrap; what failed to build has been printed.
+    let _ = fs::remove_dir_all(&dir);
+    result?;
+    sh::say("proof: a small eBPF program builds and links");
+    Ok(())
+}
+
+const PROOF_MANIFEST: &str = r#"[package]
+name = "proof"
+edition = "2024"
+[[bin]]
+name = "proof"
+path = "main.rs"
+[profile.release]
+panic = "abort"
+[workspace]
+"#;
+
+const PROOF_SOURCE: &str = r#"#![no_std]
+#![no_main]
+#[unsafe(no_mangle)]
+static mut BUFFER: [u8; 4096] = [0; 4096];
+#[unsafe(link_section = "xdp")]
+#[unsafe(no_mangle)]
+extern "C" fn proof(ctx: *mut u32) -> u32 {
+    // SAFETY: never run.
+    unsafe { (&raw mut BUFFER).write_bytes(*ctx as u8, 1) };
+    2
+}
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+"#;
+
+/// Fails, with the one command that root has to run, when `missing` takes packages and this is not root.
+pub fn require_root_for_packages(missing: &[Missing]) -> Result<()> {
+    let mut packages = Vec::new();
+    for missing in missing {
+        match missing {
+            Missing::Tool((_, package)) => packages.push(*package),
+            Missing::Toolchain(_) => {
+                let has_rustc = [Way::Debian, Way::RustSrc]
+                    .into_iter()
+                    .any(|way| present_rustc(way).is_ok());
+                if !has_rustc {
+                    packages.extend(RUST_PACKAGES);
+                }
+                if llvm_prefix().is_none() {
+                    packages.extend(LLVM_PACKAGES);
+                }
+            }
+            Missing::Component(_) => {}
+        }
+    }
+    if !packages.is_empty() && !sh::is_root() {
+        bail!(
+            "cannot install packages: not root; run as root `apt-get update && apt-get install -y \
+             --no-install-recommends {}`, then this again",
+            packages.join(" ")
+        );
+    }
+    Ok(())
+}
+
+/// Installs what lint needs.
+pub fn install_components(components: &[&'static str]) -> Result<()> {
+    rustup(components).map_err(|error| {
+        anyhow!(
+            "lint needs {}: {error:#}; install them with the package manager that has your cargo",
+            components.join(" and ")
+        )
+    })
+}
+
+fn rustup(components: &[&str]) -> Result<()> {
+    sh::say(format_args!(
+        "rustup component add {}",
+        components.join(" ")
+    ));
+    sh::quiet(
+        Command::new("rustup")
+            .args(["component", "add"])
+            .args(components),
+    )
+}
+
+/// Debian's clippy for Debian's compiler, installed when apt has it: the eBPF crate is then linted, not
+/// only built without warnings.
+pub fn debian_clippy(toolchain: &Toolchain) -> Option<OsString> {
+    if toolchain.way != Way::Debian {
+        return None;
+    }
+    let (program, package) = DEBIAN_CLIPPY;
+    // Beside the compiler: another clippy on PATH belongs to another compiler.
+    let driver = toolchain.rustc.with_file_name(program);
+    if !driver.is_file() {
+        Apt::default()
+            .install(&[package], "clippy for the eBPF crate")
+            .ok()?;
+    }
+    let theirs = sh::output(Command::new(&driver).arg("--rustc").arg("--version"))?;
+    (theirs == toolchain.rustc_version).then(|| driver.into())
+}
+
+/// Installs programs.
+pub fn install_tools(tools: &[Tool]) -> Result<()> {
+    let packages: Vec<_> = tools.iter().map(|(_, package)| *package).collect();
+    Apt::default().install(&packages, "programs that demo, test and bench run")
+}
+
+/// apt, with the package lists refreshed once.
+#[derive(Default)]
+struct Apt {
+    updated: bool,
+}
+
+impl Apt {
+    /// Installs packages, and never removes one to do so.
+    fn install(&mut self, packages: &[&str], why: &str) -> Result<()> {
+        let names = packages.join(" ");
+        if sh::find("apt-get").is_none() {
+            bail!(
+                "cannot install {names} ({why}): this system has no apt-get; install their like, then run \
+                 `cargo xtask setup` again"
+            );
+        }
+        if !sh::is_root() {
+            bail!("cannot install {names} ({why}): not root");
+        }
+        if !self.updated {
+            self.update();
+        }
+        sh::say(format_args!("apt-get install {names}: {why}"));
+        sh::quiet(
+            apt_get()
+                .args(["install", "--no-install-recommends", "--no-remove"])
+                .args(packages),
+        )
+    }
+
+    /// Refreshes the lists. A failure is told and no more: the lists that are there may do, and if not the
+    /// installation says so.
+    fn update(&mut self) {
+        const ATTEMPTS: u32 = 3;
+        sh::say("apt-get update: refreshes the package lists");
+        for attempt in 1..=ATTEMPTS {
+            match sh::quiet(apt_get().arg("update")) {
+                Ok(()) => break,
+                Err(error) => sh::say(format_args!("attempt {attempt} of {ATTEMPTS}: {error:#}")),
+            }
+            // Another apt may hold the lists; unlike dpkg's, their lock has no timeout option.
+            if attempt < ATTEMPTS {
+                thread::sleep(Duration::from_secs(10));
+            }
+        }
+        self.updated = true;
+    }
+}
+
+/// apt-get that asks nothing and waits for other package managers.
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("NEEDRESTART_SUSPEND", "1")
+        .args([
+            "-qq",
+            "-y",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+            "-o",
+            "Dpkg::Use-Pty=0",
+        ])
+        .args([
+            "-o",
+            "Dpkg::Options::=--force-confdef",
+            "-o",
+            "Dpkg::Options::=--force-confold",
+        ]);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(numbers("1.100.0") > numbers("1.95"));
+        assert!(numbers("1.95.0-nightly") >= numbers("1.95"));
+        assert_eq!(numbers("22.1.8").first(), Some(&22));
+        assert!(numbers("").is_empty());
+    }
+}
