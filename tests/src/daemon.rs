@@ -322,6 +322,8 @@ impl<'lab> Tracker<'lab> {
         let mut child = self
             .client(&["events", "--follow", "--json"])
             .stdout(Stdio::piped())
+            // It complains when the daemon ends, as tests make it.
+            .stderr(Stdio::null())
             .process_group(0)
             .spawn()
             .context("start `tracker events --follow`")?;

@@ -1,6 +1,6 @@
 //! What the daemon says of itself, read from its JSON.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// The object that `tracker status --json` prints.
@@ -91,8 +91,8 @@ fn text(value: &Value) -> &str {
 pub struct Event {
     /// Its place in the order of the instance.
     pub seq: u64,
-    /// The service it is about.
-    pub service: String,
+    /// The service it is about; none for a change of a chain.
+    pub service: Option<String>,
     /// The role of the member; none for a change of the service itself.
     pub member: Option<String>,
     /// The address behind; none for a change of the service or of the member itself.
@@ -108,32 +108,16 @@ pub struct Event {
 }
 
 impl Event {
-    /// Reads one event, insisting on exactly the keys of the contract.
+    /// Reads one event, insisting on the keys of the contract. More keys are no fault: programs ignore what they do not
+    /// know.
     ///
     /// # Errors
-    /// Names the key that is missing, of another type or not in the contract.
+    /// Names the key that is missing or of another type.
     pub fn parse(line: &str) -> Result<Self> {
-        const KEYS: [&str; 9] = [
-            "seq",
-            "time",
-            "service",
-            "member",
-            "behind",
-            "from",
-            "to",
-            "cause",
-            "detection_us",
-        ];
         let value: Value =
             serde_json::from_str(line).with_context(|| format!("parse event {line:?}"))?;
-        let object = value
-            .as_object()
-            .with_context(|| format!("event {line} is no object"))?;
-        if let Some(key) = object.keys().find(|key| !KEYS.contains(&key.as_str())) {
-            bail!("event {line} has the key {key}, which the contract does not know");
-        }
-        if let Some(key) = KEYS.iter().find(|key| !object.contains_key(**key)) {
-            bail!("event {line} lacks {key}");
+        for key in ["service", "member", "behind", "detection_us"] {
+            ensure!(value.get(key).is_some(), "event {line} lacks {key}");
         }
         let string = |key: &str| {
             value[key]
@@ -153,7 +137,7 @@ impl Event {
             seq: value["seq"]
                 .as_u64()
                 .with_context(|| format!("seq of event {line} is no number"))?,
-            service: string("service")?,
+            service: optional("service")?,
             member: optional("member")?,
             behind: optional("behind")?,
             from: string("from")?,
@@ -166,15 +150,18 @@ impl Event {
     /// Whether it tells of a change of the service itself, not of a part of it.
     #[must_use]
     pub fn is_of_service(&self, name: &str) -> bool {
-        self.service == name && self.member.is_none() && self.behind.is_none()
+        self.service.as_deref() == Some(name) && self.member.is_none() && self.behind.is_none()
     }
 }
 
 /// One line, for people.
 impl std::fmt::Display for Event {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "#{} {}", self.seq, self.service)?;
-        for part in [&self.member, &self.behind].into_iter().flatten() {
+        write!(f, "#{}", self.seq)?;
+        for part in [&self.service, &self.member, &self.behind]
+            .into_iter()
+            .flatten()
+        {
             write!(f, " {part}")?;
         }
         write!(f, ": {} -> {}, {}", self.from, self.to, self.cause)?;

@@ -268,7 +268,9 @@ fn run_refuses_and_changes_nothing() -> Result<()> {
             .args(["run", "--config", &path])
             .output()?;
         assert_eq!(output.status.code(), Some(1), "{new:?}");
-        assert!(one_line(&output).contains(&path), "{new:?}");
+        let text = String::from_utf8(output.stderr)?;
+        assert!(!text.is_empty(), "{new:?}");
+        assert!(text.lines().all(|line| line.contains(&path)), "{text}");
         assert!(!pins.exists(), "{new:?} left {}", pins.display());
         let after = lab.hub.run("ip -d link show")? + &lab.hub.run("tc qdisc show")?;
         assert_eq!(after, before, "{new:?}");

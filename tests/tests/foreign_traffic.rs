@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use tracker_tests::daemon::SOON;
 use tracker_tests::{Lab, Namespace, Tracker};
 
-/// A lab whose tracker is up; the hub can also reach the host by ordinary routing.
+/// A lab whose hub can also reach the host, under all its addresses, by ordinary routing.
 fn busy_lab() -> Result<Lab> {
     let lab = Lab::new()?;
-    lab.hub.ip("route add 10.20.0.0/24 via 10.9.0.2\n")?;
+    lab.hub
+        .ip("route add 10.20.0.0/24 via 10.9.0.2\nroute add 10.30.0.0/24 via 10.9.0.2\n")?;
     Ok(lab)
 }
 

@@ -45,9 +45,12 @@ fn look_of(lab: &Lab) -> Result<String> {
         .context("list the interfaces")?
         .iter()
         .map(|link| {
+            // Not the flags of the carrier, which the kernel updates up to a second late.
+            let flags = link["flags"].as_array();
+            let up = flags.is_some_and(|flags| flags.contains(&"UP".into()));
             format!(
-                "{} flags {} xdp {} promiscuity {}",
-                link["ifname"], link["flags"], link["xdp"], link["promiscuity"]
+                "{} up {up} xdp {} promiscuity {}",
+                link["ifname"], link["xdp"], link["promiscuity"]
             )
         })
         .collect();

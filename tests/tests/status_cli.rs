@@ -1,6 +1,5 @@
 //! The command line: exit codes, the shape of its JSON, the order of its events.
 
-use std::collections::BTreeSet;
 use std::process::Output;
 
 use anyhow::{Context, Result};
@@ -15,11 +14,11 @@ fn run(tracker: &Tracker, arguments: &[&str]) -> Result<Output> {
         .with_context(|| format!("run tracker {arguments:?}"))
 }
 
-fn keys(value: &Value) -> BTreeSet<&str> {
-    value
-        .as_object()
-        .map(|object| object.keys().map(String::as_str).collect())
-        .unwrap_or_default()
+/// Insists on the keys of the contract; more are no fault, programs ignore what they do not know.
+fn has_keys(value: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(value.get(key).is_some(), "{key} is missing in {value:#}");
+    }
 }
 
 fn one_line(output: &Output) -> Result<String> {
@@ -68,17 +67,14 @@ fn exit_codes() -> Result<()> {
 }
 
 #[test]
-fn status_has_exactly_the_keys_of_the_contract() -> Result<()> {
+fn status_has_the_keys_of_the_contract() -> Result<()> {
     let lab = Lab::new()?;
     let config =
         lab.service().toml("fw-1") + "[[chain]]\nname = \"internet\"\nservices = [\"fw-1\"]\n";
     let tracker = Tracker::start(&lab.hub, &config)?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let status = tracker.wait_alive(tracker_tests::daemon::SOON, "fw-1")?.0;
-    assert_eq!(
-        keys(&status),
-        ["chains", "hub", "instance", "services"].into()
-    );
+    has_keys(&status, &["chains", "hub", "instance", "services"]);
     assert_eq!(status["hub"], "hub-1");
     assert_eq!(status["instance"], tracker.instance());
     assert_eq!(
@@ -87,9 +83,9 @@ fn status_has_exactly_the_keys_of_the_contract() -> Result<()> {
     );
 
     let service = &status["services"][0];
-    assert_eq!(
-        keys(service),
-        ["cause", "members", "name", "selected", "since", "verdict"].into()
+    has_keys(
+        service,
+        &["cause", "members", "name", "selected", "since", "verdict"],
     );
     assert_eq!(service["selected"], "active");
     let since = service["since"].as_str().context("read since")?;
@@ -99,18 +95,17 @@ fn status_has_exactly_the_keys_of_the_contract() -> Result<()> {
     );
 
     let member = &service["members"][0];
-    assert_eq!(
-        keys(member),
-        [
+    has_keys(
+        member,
+        &[
             "cause",
             "endpoint",
             "interface",
             "mode",
             "role",
             "trackers",
-            "verdict"
-        ]
-        .into()
+            "verdict",
+        ],
     );
     assert_eq!(member["role"], "active");
     assert_eq!(member["endpoint"], "10.9.0.2");
@@ -122,9 +117,9 @@ fn status_has_exactly_the_keys_of_the_contract() -> Result<()> {
     );
 
     let one = &member["trackers"][0];
-    assert_eq!(
-        keys(one),
-        [
+    has_keys(
+        one,
+        &[
             "behind",
             "cause",
             "duplicate",
@@ -133,9 +128,8 @@ fn status_has_exactly_the_keys_of_the_contract() -> Result<()> {
             "received",
             "rtt_us",
             "sent",
-            "verdict"
-        ]
-        .into()
+            "verdict",
+        ],
     );
     assert_eq!(one["behind"], "10.20.0.9");
     assert_eq!(one["probe"], "icmp");
@@ -147,7 +141,7 @@ fn status_has_exactly_the_keys_of_the_contract() -> Result<()> {
     assert!(number(&one["sent"])? >= number(&one["received"])?);
     assert_eq!(number(&one["duplicate"])?, 0);
     let rtt = &one["rtt_us"];
-    assert_eq!(keys(rtt), ["avg", "last", "max", "min"].into());
+    has_keys(rtt, &["avg", "last", "max", "min"]);
     let (least, average, most) = (
         number(&rtt["min"])?,
         number(&rtt["avg"])?,

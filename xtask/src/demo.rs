@@ -13,6 +13,8 @@ use tracker_tests::{Config, Lab, Namespace, Tracker, interrupt, netns};
 const INTERVAL: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_millis(100);
 const FALL: u32 = 3;
+/// Of bpftool's dump: the send program's part, and the counters of the receive program's.
+const STATE_LINES: usize = 13;
 /// What a busy machine may add to a detection before the demo calls it too slow.
 const SLACK: Duration = Duration::from_secs(1);
 
@@ -221,8 +223,8 @@ impl Story {
     }
 
     fn events(&self, tracker: &Tracker) -> Result<()> {
-        let output = netns::check(&mut tracker.client(&["events", "--json"]))?;
-        self.command("hub", "tracker events --json");
+        let output = netns::check(&mut tracker.client(&["events"]))?;
+        self.command("hub", "tracker events");
         self.quote(&String::from_utf8_lossy(&output.stdout));
         Ok(())
     }
@@ -234,8 +236,11 @@ impl Story {
         command.args(["map", "dump", "pinned"]).arg(&path);
         let output = netns::check(&mut command)?;
         let text = String::from_utf8_lossy(&output.stdout);
-        self.command("hub", &format!("{} | head -40", netns::shown(&command)));
-        let excerpt: Vec<_> = text.lines().take(40).collect();
+        self.command(
+            "hub",
+            &format!("{} | head -{STATE_LINES}", netns::shown(&command)),
+        );
+        let excerpt: Vec<_> = text.lines().take(STATE_LINES).collect();
         self.quote(&excerpt.join("\n"));
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Once,
     thread,
     time::Duration,
 };
@@ -42,8 +43,6 @@ const RUN_TOOLS: &[Tool] = &[
     ("ping", "iputils-ping"),
     ("fping", "fping"),
     ("bpftool", "bpftool"),
-    ("ethtool", "ethtool"),
-    ("sysctl", "procps"),
 ];
 
 /// What a command needs.
@@ -190,9 +189,8 @@ fn inspect_linker(linker: &Path) -> Result<String, String> {
 
 /// Finds or installs a compiler and a linker, proves that they work together and records them.
 pub fn install(forced: Option<Way>) -> Result<Toolchain> {
-    let mut apt = Apt::default();
-    let (way, rustc) = install_rustc(forced, &mut apt)?;
-    let linker = install_linker(&mut apt)?;
+    let (way, rustc) = install_rustc(forced)?;
+    let linker = install_linker()?;
     let toolchain = Toolchain {
         way,
         rustc_version: inspect_rustc(way, &rustc).map_err(|why| anyhow!(why))?,
@@ -215,7 +213,7 @@ pub fn install(forced: Option<Way>) -> Result<Toolchain> {
 /// The first that works of: Debian's compiler, the developer's with rust-src, then the same two by
 /// installing what is missing. Debian's comes first because its LLVM is the one bpf-linker is built with,
 /// while rustup's moves on with each stable release.
-fn install_rustc(forced: Option<Way>, apt: &mut Apt) -> Result<(Way, PathBuf)> {
+fn install_rustc(forced: Option<Way>) -> Result<(Way, PathBuf)> {
     let ways: &[Way] = match &forced {
         Some(way) => std::slice::from_ref(way),
         None => &[Way::Debian, Way::RustSrc],
@@ -235,7 +233,7 @@ fn install_rustc(forced: Option<Way>, apt: &mut Apt) -> Result<(Way, PathBuf)> {
     }
     for &way in ways {
         let installed = match way {
-            Way::Debian => apt.install(
+            Way::Debian => Apt::install(
                 RUST_PACKAGES,
                 "a compiler with prebuilt core for the BPF target",
             ),
@@ -273,7 +271,7 @@ fn present_rustc(way: Way) -> Result<(PathBuf, String), String> {
     Ok((rustc, version))
 }
 
-fn install_linker(apt: &mut Apt) -> Result<PathBuf> {
+fn install_linker() -> Result<PathBuf> {
     let home = bpf::cache_dir()
         .map_err(|why| anyhow!(why))?
         .join("bpf-linker");
@@ -289,7 +287,7 @@ fn install_linker(apt: &mut Apt) -> Result<PathBuf> {
     let prefix = match llvm_prefix() {
         Some(prefix) => prefix,
         None => {
-            apt.install(LLVM_PACKAGES, "what bpf-linker is built with")?;
+            Apt::install(LLVM_PACKAGES, "what bpf-linker is built with")?;
             llvm_prefix().ok_or_else(|| {
                 anyhow!(
                     "cannot build bpf-linker: no llvm-config of LLVM {LLVM} found; set LLVM_PREFIX to \
@@ -451,9 +449,7 @@ pub fn debian_clippy(toolchain: &Toolchain) -> Option<OsString> {
     // Beside the compiler: another clippy on PATH belongs to another compiler.
     let driver = toolchain.rustc.with_file_name(program);
     if !driver.is_file() {
-        Apt::default()
-            .install(&[package], "clippy for the eBPF crate")
-            .ok()?;
+        Apt::install(&[package], "clippy for the eBPF crate").ok()?;
     }
     let theirs = sh::output(Command::new(&driver).arg("--rustc").arg("--version"))?;
     (theirs == toolchain.rustc_version).then(|| driver.into())
@@ -462,18 +458,15 @@ pub fn debian_clippy(toolchain: &Toolchain) -> Option<OsString> {
 /// Installs programs.
 pub fn install_tools(tools: &[Tool]) -> Result<()> {
     let packages: Vec<_> = tools.iter().map(|(_, package)| *package).collect();
-    Apt::default().install(&packages, "programs that demo, test and bench run")
+    Apt::install(&packages, "programs that demo, test and bench run")
 }
 
 /// apt, with the package lists refreshed once.
-#[derive(Default)]
-struct Apt {
-    updated: bool,
-}
+struct Apt;
 
 impl Apt {
     /// Installs packages, and never removes one to do so.
-    fn install(&mut self, packages: &[&str], why: &str) -> Result<()> {
+    fn install(packages: &[&str], why: &str) -> Result<()> {
         let names = packages.join(" ");
         if sh::find("apt-get").is_none() {
             bail!(
@@ -484,9 +477,8 @@ impl Apt {
         if !sh::is_root() {
             bail!("cannot install {names} ({why}): not root");
         }
-        if !self.updated {
-            self.update();
-        }
+        static UPDATED: Once = Once::new();
+        UPDATED.call_once(Self::update);
         sh::say(format_args!("apt-get install {names}: {why}"));
         sh::quiet(
             apt_get()
@@ -497,7 +489,7 @@ impl Apt {
 
     /// Refreshes the lists. A failure is told and no more: the lists that are there may do, and if not the
     /// installation says so.
-    fn update(&mut self) {
+    fn update() {
         const ATTEMPTS: u32 = 3;
         sh::say("apt-get update: refreshes the package lists");
         for attempt in 1..=ATTEMPTS {
@@ -510,7 +502,6 @@ impl Apt {
                 thread::sleep(Duration::from_secs(10));
             }
         }
-        self.updated = true;
     }
 }
 

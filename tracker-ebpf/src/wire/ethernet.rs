@@ -15,7 +15,7 @@ pub const QINQ: u16 = 0x88a8;
 
 /// The EtherType of a header.
 #[inline(always)]
-pub const fn parse(header: &[u8; LEN]) -> u16 {
+pub fn parse(header: &[u8; LEN]) -> u16 {
     be16(header, 12)
 }
 

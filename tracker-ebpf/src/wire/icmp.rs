@@ -31,7 +31,7 @@ pub struct Echo {
 
 /// Reads a header.
 #[inline(always)]
-pub const fn parse(header: &[u8; LEN]) -> Echo {
+pub fn parse(header: &[u8; LEN]) -> Echo {
     Echo {
         kind: header[0],
         code: header[1],

@@ -27,19 +27,19 @@ pub struct Header {
 
 /// The address in sixteen bytes of network order.
 #[inline(always)]
-pub const fn address(bytes: &[u8; 16]) -> Address {
+pub fn address(bytes: &[u8; 16]) -> Address {
     [be64(bytes, 0), be64(bytes, 8)]
 }
 
 /// True for a version 6 header directly followed by `next_header`.
 #[inline(always)]
-pub const fn carries(header: &[u8; LEN], next_header: u8) -> bool {
+pub fn carries(header: &[u8; LEN], next_header: u8) -> bool {
     header[6] == next_header && header[0] & 0xf0 == 0x60
 }
 
 /// Reads a header for which [`carries`] holds.
 #[inline(always)]
-pub const fn parse(header: &[u8; LEN]) -> Header {
+pub fn parse(header: &[u8; LEN]) -> Header {
     Header {
         payload_len: be16(header, 4),
         hop_limit: header[7],

@@ -24,13 +24,13 @@ pub struct Mark {
 impl Mark {
     /// True where a payload begins with [`MARK`].
     #[inline(always)]
-    pub const fn is_present(payload: &[u8; LEN]) -> bool {
+    pub fn is_present(payload: &[u8; LEN]) -> bool {
         be32(payload, 0) == MARK
     }
 
     /// Reads a payload for which [`Mark::is_present`] holds.
     #[inline(always)]
-    pub const fn parse(payload: &[u8; LEN]) -> Self {
+    pub fn parse(payload: &[u8; LEN]) -> Self {
         Self {
             tracker: be32(payload, 4),
             sequence: be64(payload, 8),

@@ -9,7 +9,7 @@ pub const ID_MASK: u16 = 0x0fff;
 
 /// The tag control information and the EtherType of what follows.
 #[inline(always)]
-pub const fn parse(tag: &[u8; LEN]) -> (u16, u16) {
+pub fn parse(tag: &[u8; LEN]) -> (u16, u16) {
     (be16(tag, 0), be16(tag, 2))
 }
 

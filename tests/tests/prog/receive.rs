@@ -1,0 +1,958 @@
+//! What the receive programs do with a frame: one table for both, XDP and TC, and a fuzzer with an oracle that
+//! shares no code with them.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use pnet_packet::ethernet::{EtherType, EtherTypes};
+use pnet_packet::ip::{IpNextHeaderProtocol, IpNextHeaderProtocols};
+use tracker_ebpf::abi::{self, Family};
+use tracker_tests::packets::{
+    self, ECHO, ETHERNET, Echo, IPV4, IPV6, Ipv4, Link, MARK, Mark, TAG, Tag, with,
+};
+
+use super::{ARRIVAL, OTHER, Object, Ran, SLOT, SLOTS, World, assert_same, now_mono_ns};
+
+/// What a receive program is to do with a frame. Whatever it is, a frame that passes is not altered, and
+/// nothing but what is named here changes in any map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Passes; counts nothing at all.
+    Foreign,
+    /// Passes; `reply_stale`.
+    Stale,
+    /// Passes; `reply_corrupt`, and the tracker's `corrupt`.
+    Corrupt,
+    /// Passes; `reply_corrupt`, and the `corrupt` of the tracker in `OTHER`.
+    CorruptOther,
+    /// Is consumed; `reply_wrong_path`, and where it arrived.
+    WrongPath,
+    /// Is consumed; `reply_late`.
+    Late,
+    /// Is consumed; `reply_duplicate`.
+    Duplicate,
+    /// Is consumed; `reply_counted`, round-trip time, bit; no event.
+    Counted,
+    /// The same, and an event.
+    CountedWithEvent,
+}
+
+impl Want {
+    const fn is_consumed(self) -> bool {
+        match self {
+            Self::Foreign | Self::Stale | Self::Corrupt | Self::CorruptOther => false,
+            Self::WrongPath
+            | Self::Late
+            | Self::Duplicate
+            | Self::Counted
+            | Self::CountedWithEvent => true,
+        }
+    }
+}
+
+/// One line of the table: frame in, and what comes of it.
+pub struct Row {
+    what: String,
+    world: World,
+    /// Sequence number and time of the probe that is answered, for the rows in which it matters.
+    mark: Mark,
+    frame: Vec<u8>,
+    want: Want,
+}
+
+/// Actions by which a program passes and consumes.
+#[derive(Clone, Copy, Debug)]
+pub struct Actions {
+    pub pass: i32,
+    pub consume: i32,
+}
+
+/// A reply to one probe, before anything is wrong with it.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    world: World,
+    link: Link,
+    from: IpAddr,
+    to: IpAddr,
+    mark: Mark,
+    echo: Echo,
+}
+
+impl Reply {
+    pub fn new(world: &World, mark: Mark) -> Self {
+        let (hub, behind) = world.addresses();
+        Self {
+            world: world.clone(),
+            link: world.inbound(),
+            from: behind,
+            to: hub,
+            mark,
+            echo: Echo {
+                kind: packets::echo_reply(hub),
+                code: 0,
+                identifier: world.tracker.icmp_id,
+                sequence: mark.sequence as u16,
+                payload: mark.payload(MARK),
+            },
+        }
+    }
+
+    #[must_use]
+    fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    #[must_use]
+    fn marked(self, change: impl FnOnce(&mut Mark)) -> Self {
+        self.with(|reply| {
+            change(&mut reply.mark);
+            reply.echo.payload = reply.mark.payload(reply.echo.payload.len());
+        })
+    }
+
+    fn packet(&self) -> Vec<u8> {
+        self.echo.packet(self.from, self.to)
+    }
+
+    pub fn frame(&self) -> Vec<u8> {
+        self.link.ip(&self.packet())
+    }
+
+    /// The frame around a packet that was changed, with what a checksum covers as it was.
+    fn tampered(&self, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        self.link.ip(&with(self.packet(), change))
+    }
+}
+
+const V4: Family = Family::Ipv4;
+const V6: Family = Family::Ipv6;
+const SEQUENCE: u64 = 1_000;
+
+/// The table.
+pub fn rows() -> Vec<Row> {
+    let sent = now_mono_ns() - 1_000_000;
+    let mut table = Table { rows: Vec::new(), sent };
+    for family in [V4, V6] {
+        table.genuine(family);
+        table.not_in_time(family);
+        table.not_ours(family);
+        table.tampered(family);
+        table.foreign(family);
+        table.truncated(family);
+    }
+    table.ipv4_only();
+    table.ipv6_only();
+    table.other_protocols();
+    table.rows
+}
+
+struct Table {
+    rows: Vec<Row>,
+    sent: u64,
+}
+
+impl Table {
+    fn row(&mut self, what: impl std::fmt::Display, reply: &Reply, frame: Vec<u8>, want: Want) {
+        let family = reply.world.tracker.family;
+        self.rows.push(Row {
+            what: format!("{family:?}: {what}"),
+            world: reply.world.clone(),
+            mark: reply.mark,
+            frame,
+            want,
+        });
+    }
+
+    fn reply(&self, world: &World) -> Reply {
+        Reply::new(world, world.mark(SEQUENCE, self.sent))
+    }
+
+    fn genuine(&mut self, family: Family) {
+        let world = World::new(family);
+        let reply = self.reply(&world);
+        self.row("a reply", &reply, reply.frame(), Want::Counted);
+        for control in [0, 1, 100, 4_095, 0xe064] {
+            let tagged = reply.clone().with(|reply| reply.link.tags = vec![Tag::dot1q(control)]);
+            let what = format!("a reply with tag {control:#x}");
+            self.row(what, &tagged, tagged.frame(), Want::Counted);
+        }
+        for payload in [33, 34, 63, 64, 1_000, 1_472] {
+            let larger = reply.clone().with(|reply| reply.echo.payload.resize(payload, 0));
+            let what = format!("a reply with {payload} bytes");
+            self.row(what, &larger, larger.frame(), Want::Counted);
+        }
+        let trailer = with(reply.frame(), |frame| frame.extend([0xee; 6]));
+        self.row("Ethernet padding after the packet", &reply, trailer, Want::Counted);
+        let odd = reply.clone().with(|reply| reply.echo.identifier ^= 0xffff);
+        let what = "another identifier: the token proves enough";
+        self.row(what, &odd, odd.frame(), Want::Counted);
+
+        for sequence in [1, 2, 63, 64, 65, 127, 128, 255, 256, 1 << 33 | 77, u64::MAX] {
+            let reply = Reply::new(&world, world.mark(sequence, self.sent));
+            let what = format!("sequence number {sequence}");
+            self.row(what, &reply, reply.frame(), Want::Counted);
+        }
+        let narrow = world.clone().with(|world| world.tracker.window_mask = 0);
+        let reply = self.reply(&narrow);
+        self.row("a bit set of one word", &reply, reply.frame(), Want::Counted);
+
+        let neighbours = world.clone().with(|world| {
+            let (word, bit) = world.bit(SEQUENCE);
+            world.words = [u64::MAX; 4];
+            world.words[word - world.tracker.window_first as usize] = !bit;
+        });
+        let reply = self.reply(&neighbours);
+        self.row("the first reply among answered ones", &reply, reply.frame(), Want::Counted);
+
+        let settled = world.clone().with(|world| {
+            world.state.receive.rtt_min_ns = 1;
+            world.state.receive.rtt_max_ns = u64::MAX;
+        });
+        let reply = self.reply(&settled);
+        self.row("neither the shortest nor the longest", &reply, reply.frame(), Want::Counted);
+
+        let fresh = world.clone().with(|world| world.state = abi::State::default());
+        let reply = Reply::new(&fresh, fresh.mark(1, self.sent));
+        self.row("the first of all replies", &reply, reply.frame(), Want::CountedWithEvent);
+        for (verdict, want) in [
+            (0, Want::CountedWithEvent),
+            (1, Want::Counted),
+            (2, Want::CountedWithEvent),
+        ] {
+            let world = world.clone().with(|world| world.state.receive.verdict = verdict);
+            let reply = self.reply(&world);
+            self.row(format!("verdict {verdict}"), &reply, reply.frame(), want);
+        }
+        for at in 0..abi::RETURNS_MAX {
+            let world = world.clone().with(|world| {
+                world.path.returns = [901, 902, 903, 904];
+                world.path.returns[at] = ARRIVAL;
+            });
+            let reply = self.reply(&world);
+            self.row(format!("entry {at} of returns"), &reply, reply.frame(), Want::Counted);
+        }
+        let nowhere = world.with(|world| world.path.via = abi::Via::Nowhere);
+        let reply = self.reply(&nowhere);
+        let what = "a reply after the way out was lost";
+        self.row(what, &reply, reply.frame(), Want::Counted);
+    }
+
+    fn not_in_time(&mut self, family: Family) {
+        let world = World::new(family);
+        let answered = world.clone().with(|world| {
+            let (word, bit) = world.bit(SEQUENCE);
+            world.words[word - world.tracker.window_first as usize] = bit;
+            world.state.receive.verdict = 0;
+        });
+        let reply = self.reply(&answered);
+        self.row("a second reply", &reply, reply.frame(), Want::Duplicate);
+
+        let impatient = world.clone().with(|world| {
+            world.tracker.timeout_ns = 1_000_000;
+            world.state.receive.verdict = 0;
+        });
+        let reply = Reply::new(&impatient, impatient.mark(SEQUENCE, self.sent - 50_000_000));
+        self.row("a late reply", &reply, reply.frame(), Want::Late);
+        let reply = Reply::new(&impatient, impatient.mark(SEQUENCE, 0));
+        self.row("a reply from before the beginning", &reply, reply.frame(), Want::Late);
+
+        for returns in [[0; 4], [901, 902, 903, 904]] {
+            let world = world.clone().with(|world| {
+                world.path.returns = returns;
+                world.state.receive.verdict = 0;
+            });
+            let reply = self.reply(&world);
+            self.row(format!("returns {returns:?}"), &reply, reply.frame(), Want::WrongPath);
+        }
+    }
+
+    fn not_ours(&mut self, family: Family) {
+        let world = World::new(family);
+        let reply = self.reply(&world);
+        let mut corrupt = |what: &str, reply: Reply| {
+            let frame = reply.frame();
+            self.row(what, &reply, frame, Want::Corrupt);
+        };
+        corrupt("wrong token", reply.clone().marked(|mark| mark.token ^= 1));
+        corrupt("no token", reply.clone().marked(|mark| mark.token = 0));
+        corrupt("wrong token, upper half", reply.clone().marked(|mark| mark.token ^= 1 << 63));
+        corrupt("another sequence number", reply.clone().marked(|mark| mark.sequence += 1));
+        corrupt("another time", reply.clone().marked(|mark| mark.sent_mono_ns += 1));
+        let predecessor = world.clone().with(|world| world.tracker.epoch -= 1);
+        let stolen = predecessor.mark(SEQUENCE, self.sent);
+        let mut corrupt = |what: &str, reply: Reply| {
+            let frame = reply.frame();
+            self.row(what, &reply, frame, Want::Corrupt);
+        };
+        corrupt("the slot's last epoch", reply.clone().marked(|mark| *mark = stolen));
+        let (hub, behind) = world.addresses();
+        corrupt("another source", reply.clone().with(|reply| reply.from = next(behind)));
+        corrupt("another destination", reply.clone().with(|reply| reply.to = next(hub)));
+        corrupt("a reply in the direction of a probe", {
+            reply.clone().with(|reply| (reply.from, reply.to) = (hub, behind))
+        });
+        corrupt("code 1", reply.clone().with(|reply| reply.echo.code = 1));
+        corrupt("code 255", reply.clone().with(|reply| reply.echo.code = 255));
+        corrupt("a larger payload with something in it", {
+            reply.clone().with(|reply| {
+                reply.echo.payload.resize(64, 0);
+                reply.echo.payload[63] = 1;
+            })
+        });
+        let (other_hub, other_behind) = World::new(other(family)).addresses();
+        corrupt("the addresses' other family", {
+            reply.clone().with(|reply| {
+                (reply.from, reply.to) = (other_behind, other_hub);
+                reply.echo.kind = packets::echo_reply(other_hub);
+            })
+        });
+
+        // A slot that is someone else's is judged by that one's state.
+        let theirs = reply.clone().marked(|mark| mark.tracker = OTHER);
+        self.row("another tracker's number", &theirs, theirs.frame(), Want::CorruptOther);
+        for slot in [0, SLOT - 1, SLOTS, SLOTS + SLOT, 1 << 31, u32::MAX] {
+            let stale = reply.clone().marked(|mark| {
+                *mark = Mark { tracker: slot, ..*mark };
+            });
+            self.row(format!("tracker {slot}"), &stale, stale.frame(), Want::Stale);
+        }
+        let retired = world.clone().with(|world| world.tracker.active = 0);
+        let reply = self.reply(&retired);
+        self.row("a tracker that is not active", &reply, reply.frame(), Want::Stale);
+        for (what, world) in [
+            (
+                "a path that does not exist",
+                world.clone().with(|world| world.tracker.path = super::PATHS),
+            ),
+            (
+                "a bit set that does not exist",
+                world.with(|world| world.tracker.window_first = super::WORDS),
+            ),
+        ] {
+            let reply = self.reply(&world);
+            self.row(what, &reply, reply.frame(), Want::Stale);
+        }
+    }
+
+    fn tampered(&mut self, family: Family) {
+        let reply = self.reply(&World::new(family));
+        let icmp = header(family);
+        for (what, at) in [
+            ("ICMP checksum, first byte", icmp + 2),
+            ("ICMP checksum, second byte", icmp + 3),
+            ("identifier under the checksum", icmp + 4),
+            ("sequence number under the checksum", icmp + 7),
+            ("time under the checksum", icmp + ECHO + 20),
+            ("token under the checksum", icmp + ECHO + 31),
+        ] {
+            let frame = reply.tampered(|packet| packet[at] ^= 0x10);
+            self.row(what, &reply, frame, Want::Corrupt);
+        }
+        let zero = reply.tampered(|packet| packet[icmp + 2..icmp + 4].fill(0));
+        self.row("no ICMP checksum", &reply, zero, Want::Corrupt);
+        let length_at = match family {
+            V4 => 2,
+            V6 => 4,
+        };
+        let full = reply.packet().len() - if family == V6 { IPV6 } else { 0 };
+        for len in [0, 1, ECHO, full - MARK, full - 2, full - 1] {
+            let frame = reply.tampered(|packet| {
+                packet[length_at..length_at + 2].copy_from_slice(&(len as u16).to_be_bytes());
+                if family == V4 {
+                    packets::mend_ipv4(packet);
+                }
+            });
+            self.row(format!("length field {len}"), &reply, frame, Want::Corrupt);
+        }
+    }
+
+    fn foreign(&mut self, family: Family) {
+        let world = World::new(family);
+        let reply = self.reply(&world);
+        let (hub, _) = world.addresses();
+        let mut foreign = |what: &dyn std::fmt::Display, reply: Reply| {
+            let frame = reply.frame();
+            self.row(what, &reply, frame, Want::Foreign);
+        };
+        for tags in [
+            vec![Tag::dot1ad(100)],
+            vec![Tag::dot1ad(100), Tag::dot1q(7)],
+            vec![Tag::dot1q(100), Tag::dot1q(7)],
+            vec![Tag::dot1q(1), Tag::dot1ad(2)],
+            vec![Tag::dot1q(1), Tag::dot1q(2), Tag::dot1q(3)],
+            vec![Tag { protocol: 0x9100, control: 5 }],
+        ] {
+            let what = format!("tags {tags:04x?}");
+            foreign(&what, reply.clone().with(|reply| reply.link.tags = tags));
+        }
+        foreign(&"an ordinary ping's reply", {
+            reply.clone().with(|reply| reply.echo.payload = (0x10..0x40).collect())
+        });
+        foreign(&"a ping's reply without payload", {
+            reply.clone().with(|reply| reply.echo.payload.clear())
+        });
+        foreign(&"a reply with most of a mark", {
+            reply.clone().with(|reply| reply.echo.payload.truncate(MARK - 1))
+        });
+        for at in 0..4 {
+            foreign(&format!("byte {at} of the mark is wrong"), {
+                reply.clone().with(|reply| reply.echo.payload[at] ^= 0x20)
+            });
+        }
+        foreign(&"the mark one byte on", {
+            reply.clone().with(|reply| reply.echo.payload.insert(0, 0))
+        });
+        foreign(&"a request that bears the mark", {
+            reply.clone().with(|reply| reply.echo.kind = packets::echo_request(hub))
+        });
+        let own = packets::echo_reply(hub);
+        let others = [0, 3, 5, 8, 11, 13, 1, 2, 4, 128, 129, 133, 134, 135, 136, 255];
+        for kind in others.into_iter().filter(|kind| *kind != own) {
+            let what = format!("ICMP type {kind} that bears the mark");
+            foreign(&what, reply.clone().with(|reply| reply.echo.kind = kind));
+        }
+
+        let version = match family {
+            V4 => [0x55, 0x65, 0x05, 0xf5],
+            V6 => [0x50, 0x40, 0x00, 0xf0],
+        };
+        for first in version {
+            let frame = reply.tampered(|packet| {
+                packet[0] = first;
+                if family == V4 {
+                    // The checksum as for a version 4 header, then the version.
+                    packet[0] = 0x45;
+                    packets::mend_ipv4(packet);
+                    packet[0] = first;
+                }
+            });
+            // `tampered` picks the EtherType by the version: put the family's own.
+            let frame = with(frame, |frame| {
+                let ethertype: u16 = if family == V4 { 0x0800 } else { 0x86dd };
+                frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+            });
+            self.row(format!("first byte {first:#x}"), &reply, frame, Want::Foreign);
+        }
+        let packet = reply.packet();
+        for ethertype in [0x0000, 0x0026, 0x0806, 0x8847, 0x8863, 0x88cc, 0x9000, 0xffff] {
+            let frame = reply.link.frame(EtherType(ethertype), &packet);
+            let what = format!("EtherType {ethertype:#06x}");
+            self.row(what, &reply, frame, Want::Foreign);
+        }
+        let swapped = if family == V4 { EtherTypes::Ipv6 } else { EtherTypes::Ipv4 };
+        let frame = reply.link.frame(swapped, &packet);
+        self.row("the other family's EtherType", &reply, frame, Want::Foreign);
+        let message = with(packet, |packet| drop(packet.drain(..header(family))));
+        let misplaced = match (reply.from, reply.to) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => Ipv4 {
+                protocol: IpNextHeaderProtocols::Icmpv6,
+                ..Ipv4::icmp(source, destination)
+            }
+            .packet(&Echo { kind: 129, ..reply.echo.clone() }.v4()),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let icmp = Echo { kind: 0, ..reply.echo.clone() }.v4();
+                packets::ipv6(source, destination, IpNextHeaderProtocols::Icmp, &icmp)
+            }
+            _ => message,
+        };
+        let frame = reply.link.ip(&misplaced);
+        self.row("the other family's ICMP", &reply, frame, Want::Foreign);
+    }
+
+    /// Every length that is too short for the mark passes, tagged or not. What is cut after the mark is only
+    /// zeros, and counts.
+    fn truncated(&mut self, family: Family) {
+        for tags in [Vec::new(), vec![Tag::dot1q(100)]] {
+            let reply = self.reply(&World::new(family)).with(|reply| reply.link.tags = tags);
+            let full = reply.frame();
+            for len in ETHERNET..full.len() {
+                let what = format!("the first {len} of {} bytes", full.len());
+                self.row(what, &reply, full[..len].to_vec(), Want::Foreign);
+            }
+            let larger = reply.clone().with(|reply| reply.echo.payload.resize(100, 0));
+            let frame = larger.frame();
+            for len in [full.len() - 1, full.len(), full.len() + 1, frame.len() - 1] {
+                let what = format!("the first {len} of {} bytes", frame.len());
+                let want = if len < full.len() { Want::Foreign } else { Want::Counted };
+                self.row(what, &larger, frame[..len].to_vec(), want);
+            }
+        }
+    }
+
+    fn ipv4_only(&mut self) {
+        let world = World::new(V4);
+        let reply = self.reply(&world);
+        let (IpAddr::V4(hub), IpAddr::V4(behind)) = world.addresses() else {
+            return;
+        };
+        let message = reply.echo.v4();
+        let ip = Ipv4::icmp(behind, hub);
+        let mut row = |what: String, ip: Ipv4, want: Want| {
+            let frame = reply.link.ip(&ip.packet(&message));
+            self.row(what, &reply, frame, want);
+        };
+        for ttl in [0, 1, 255] {
+            row(format!("TTL {ttl}"), Ipv4 { ttl, ..ip.clone() }, Want::Counted);
+        }
+        for flags in [0, 2, 4, 6] {
+            row(format!("flags {flags}"), Ipv4 { flags, ..ip.clone() }, Want::Counted);
+        }
+        row("an identification".into(), Ipv4 { identification: 4_711, ..ip.clone() }, Want::Counted);
+        for (what, flags, fragment_offset) in [
+            ("the first fragment", 1, 0),
+            ("the first fragment, and don't fragment", 3, 0),
+            ("a middle fragment", 1, 1),
+            ("the last fragment", 0, 1),
+            ("the last fragment, far out", 0, 0x1fff),
+            ("a fragment at 256", 0, 0x100),
+        ] {
+            row(what.into(), Ipv4 { flags, fragment_offset, ..ip.clone() }, Want::Foreign);
+        }
+        for words in 6..=15 {
+            // No-operation options, and an end of the list.
+            let mut options = vec![1; (words - 5) * 4];
+            options.pop();
+            options.push(0);
+            row(format!("header length {words}"), Ipv4 { options, ..ip.clone() }, Want::Foreign);
+        }
+        for protocol in [0, 2, 4, 6, 17, 41, 47, 50, 58, 255] {
+            let protocol = IpNextHeaderProtocol(protocol);
+            row(format!("protocol {protocol:?}"), Ipv4 { protocol, ..ip.clone() }, Want::Foreign);
+        }
+        for at in [1, 4, 8, 10, 11] {
+            let frame = reply.tampered(|packet| packet[at] ^= 1);
+            let what = format!("IPv4 header under the checksum, byte {at}");
+            self.row(what, &reply, frame, Want::Corrupt);
+        }
+        let frame = reply.tampered(|packet| packet[10..12].fill(0));
+        self.row("no IPv4 checksum", &reply, frame, Want::Corrupt);
+        for words in 0..5u8 {
+            let frame = reply.tampered(|packet| packet[0] = 0x40 | words);
+            self.row(format!("header length {words}"), &reply, frame, Want::Foreign);
+        }
+        let nested = Ipv4 { protocol: IpNextHeaderProtocols::Ipv4, ..ip.clone() }
+            .packet(&ip.packet(&message));
+        self.row("a reply in a tunnel", &reply, reply.link.ip(&nested), Want::Foreign);
+        let mut quoted = reply.clone();
+        quoted.echo.kind = 3;
+        quoted.echo.payload = reply.packet();
+        let what = "an ICMP error that quotes a reply";
+        self.row(what, &reply, quoted.frame(), Want::Foreign);
+    }
+
+    fn ipv6_only(&mut self) {
+        let world = World::new(V6);
+        let reply = self.reply(&world);
+        let (IpAddr::V6(hub), IpAddr::V6(behind)) = world.addresses() else {
+            return;
+        };
+        let message = reply.echo.v6(behind, hub);
+        // Each with the next header ICMPv6 and eight bytes, as the protocols have it at the least.
+        for (what, protocol, extension) in [
+            ("hop-by-hop options", IpNextHeaderProtocols::Hopopt, [58, 0, 1, 4, 0, 0, 0, 0]),
+            ("routing", IpNextHeaderProtocols::Ipv6Route, [58, 0, 4, 0, 0, 0, 0, 0]),
+            ("the first fragment", IpNextHeaderProtocols::Ipv6Frag, [58, 0, 0, 1, 0, 0, 0, 9]),
+            ("the only fragment", IpNextHeaderProtocols::Ipv6Frag, [58, 0, 0, 0, 0, 0, 0, 9]),
+            ("a later fragment", IpNextHeaderProtocols::Ipv6Frag, [58, 0, 0, 8, 0, 0, 0, 9]),
+            ("authentication", IpNextHeaderProtocols::Ah, [58, 0, 0, 0, 0, 0, 0, 1]),
+            ("destination options", IpNextHeaderProtocols::Ipv6Opts, [58, 0, 1, 4, 0, 0, 0, 0]),
+            ("mobility", IpNextHeaderProtocol(135), [58, 0, 0, 0, 0, 0, 0, 0]),
+        ] {
+            let packet = packets::ipv6(behind, hub, protocol, &[&extension[..], &message].concat());
+            let frame = reply.link.ip(&packet);
+            self.row(format!("extension header: {what}"), &reply, frame, Want::Foreign);
+        }
+        for next in [0, 1, 6, 17, 43, 44, 50, 51, 59, 60, 255] {
+            let protocol = IpNextHeaderProtocol(next);
+            let frame = reply.link.ip(&packets::ipv6(behind, hub, protocol, &message));
+            self.row(format!("next header {next}"), &reply, frame, Want::Foreign);
+        }
+        for (what, at, value) in [
+            ("a traffic class", 0, 0x6f),
+            ("a flow label", 3, 0xff),
+            ("hop limit 0", 7, 0),
+            ("hop limit 255", 7, 255),
+        ] {
+            let frame = reply.tampered(|packet| packet[at] = value);
+            self.row(what, &reply, frame, Want::Counted);
+        }
+        // The checksum of another family's rules: without pseudo-header.
+        let frame = reply.link.ip(&packets::ipv6(
+            behind,
+            hub,
+            IpNextHeaderProtocols::Icmpv6,
+            &reply.echo.v4(),
+        ));
+        self.row("a checksum without pseudo-header", &reply, frame, Want::Corrupt);
+    }
+
+    fn other_protocols(&mut self) {
+        let world = World::new(V4);
+        let reply = self.reply(&world);
+        let (IpAddr::V4(hub), IpAddr::V4(behind)) = world.addresses() else {
+            return;
+        };
+        let mark = &reply.echo.payload;
+        for (what, frame) in [
+            ("UDP that bears the mark", reply.link.ip(&packets::udp(behind, hub, mark))),
+            ("TCP that bears the mark", reply.link.ip(&packets::tcp(behind, hub, mark))),
+            ("ARP", packets::arp(&reply.link, behind, hub)),
+            ("a bare Ethernet header", reply.link.frame(EtherTypes::Ipv4, &[])),
+            ("zeros", vec![0; 74]),
+            ("ones", vec![0xff; 74]),
+            ("the mark everywhere", b"TRKR".repeat(30)),
+        ] {
+            self.row(what, &reply, frame, Want::Foreign);
+        }
+    }
+}
+
+const fn header(family: Family) -> usize {
+    match family {
+        V4 => IPV4,
+        V6 => IPV6,
+    }
+}
+
+const fn other(family: Family) -> Family {
+    match family {
+        V4 => V6,
+        V6 => V4,
+    }
+}
+
+/// The next address.
+fn next(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() + 1).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() + 1).into(),
+    }
+}
+
+/// Runs all rows through `program` and checks action, frame, counters, state, bit sets and events of each.
+pub fn check_table(program: &'static str, actions: Actions) -> Result<()> {
+    let mut object = Object::load(program)?;
+    let rows = rows();
+    let (rows, refused): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| object.takes(&row.frame));
+    for row in &rows {
+        row.world.install(&mut object)?;
+        let before = object.snapshot()?;
+        let ran = object.run(&row.frame)?;
+        row.check(&mut object, before, &ran, actions)?;
+    }
+    println!("{program}: {} rows, {} more that the kernel refuses to run", rows.len(), refused.len());
+    assert!(refused.len() < rows.len() / 4, "too many rows were not run");
+    Ok(())
+}
+
+impl Row {
+    fn check(
+        &self,
+        object: &mut Object,
+        before: super::Snapshot,
+        ran: &Ran,
+        actions: Actions,
+    ) -> Result<()> {
+        let what = self.what.as_str();
+        let action = if self.want.is_consumed() { actions.consume } else { actions.pass };
+        assert_eq!(ran.action, action, "{what}: action");
+        assert_eq!(ran.frame, self.frame, "{what}: the frame was altered");
+
+        let is = object.snapshot()?;
+        let mut should = before;
+        let state = |slot: u32| slot as usize;
+        let tracker = &mut should.states[state(SLOT)];
+        let seen = &is.states[state(SLOT)];
+        let rtt = |at: &u64| at.saturating_sub(self.mark.sent_mono_ns);
+        match self.want {
+            Want::Foreign => {}
+            Want::Stale => should.counters.reply_stale += 1,
+            Want::Corrupt | Want::CorruptOther => {
+                should.counters.reply_corrupt += 1;
+                let slot = if self.want == Want::Corrupt { SLOT } else { OTHER };
+                let at = is.states[state(slot)].trouble.corrupt_mono_ns;
+                assert!(ran.mono_ns.contains(&at), "{what}: corrupt at {at}, ran {:?}", ran.mono_ns);
+                let trouble = &mut should.states[state(slot)].trouble;
+                trouble.corrupt += 1;
+                trouble.corrupt_mono_ns = at;
+            }
+            Want::WrongPath => {
+                should.counters.reply_wrong_path += 1;
+                tracker.trouble.wrong_path += 1;
+                tracker.trouble.wrong_path_ifindex = ARRIVAL;
+                tracker.trouble.wrong_path_sequence = self.mark.sequence;
+            }
+            Want::Late => {
+                should.counters.reply_late += 1;
+                tracker.trouble.late += 1;
+            }
+            Want::Duplicate => {
+                should.counters.reply_duplicate += 1;
+                tracker.trouble.duplicate += 1;
+            }
+            Want::Counted | Want::CountedWithEvent => {
+                should.counters.reply_counted += 1;
+                let last = seen.receive.rtt_last_ns;
+                let bounds = rtt(ran.mono_ns.start())..=rtt(ran.mono_ns.end());
+                assert!(bounds.contains(&last), "{what}: round trip {last}, should be in {bounds:?}");
+                let receive = &mut tracker.receive;
+                receive.rtt_last_ns = last;
+                receive.rtt_sum_ns += last;
+                receive.rtt_min_ns = match (receive.received, receive.rtt_min_ns) {
+                    (0, _) => last,
+                    (_, min) => min.min(last),
+                };
+                receive.rtt_max_ns = receive.rtt_max_ns.max(last);
+                receive.received += 1;
+                let (word, bit) = self.world.bit(self.mark.sequence);
+                assert_eq!(should.words[word] & bit, 0, "{what}: the row is wrong");
+                should.words[word] |= bit;
+            }
+        }
+        assert_same(what, "maps", &is, &should);
+
+        let events = object.events()?;
+        let expected = if self.want == Want::CountedWithEvent {
+            let received = events.first().map_or(0, |event| event.received_mono_ns);
+            assert_eq!(rtt(&received), seen.receive.rtt_last_ns, "{what}: the event's time");
+            vec![abi::Event {
+                tracker: SLOT,
+                epoch: self.world.tracker.epoch,
+                sequence: self.mark.sequence,
+                received_mono_ns: received,
+            }]
+        } else {
+            Vec::new()
+        };
+        assert_same(what, "events", &events, &expected);
+        Ok(())
+    }
+}
+
+/// A full ring buffer loses events and nothing else.
+pub fn check_full_ring(program: &'static str, actions: Actions) -> Result<()> {
+    let mut object = Object::load(program)?;
+    let world = World::new(V4).with(|world| {
+        world.state = abi::State::default();
+        world.tracker.window_mask = 3;
+    });
+    world.install(&mut object)?;
+    // More than the 4096 bytes hold, and no more than the bit set does.
+    let replies = 200;
+    for sequence in 1..=replies {
+        let mark = world.mark(sequence, now_mono_ns());
+        let ran = object.run(&Reply::new(&world, mark).frame())?;
+        assert_eq!(ran.action, actions.consume, "reply {sequence}");
+    }
+    let counters = object.counters()?;
+    let events = object.events()?;
+    let sequences: Vec<u64> = events.iter().map(|event| event.sequence).collect();
+    assert!(events.len() > 100, "{} events came through", events.len());
+    assert_eq!(sequences, (1..=events.len() as u64).collect::<Vec<_>>());
+    let should = abi::Counters {
+        reply_counted: replies,
+        event_dropped: replies - events.len() as u64,
+        ..Default::default()
+    };
+    assert!(should.event_dropped > 0, "the ring buffer was never full");
+    assert_eq!(counters, should);
+    assert_eq!(object.states.get(&SLOT, 0)?.receive.received, replies);
+
+    // With room again, events come again.
+    let reply = Reply::new(&world, world.mark(replies + 1, now_mono_ns()));
+    object.run(&reply.frame())?;
+    assert_eq!(object.events()?.len(), 1);
+    Ok(())
+}
+
+/// xorshift64* (Vigna 2014): the same frames in every run.
+struct Random(u64);
+
+impl Random {
+    fn word(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.word() % end as u64) as usize
+    }
+
+    fn is_one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// Frames of the fuzzer: mostly replies with something done to them, the rest noise.
+struct Fuzzer {
+    random: Random,
+    worlds: [World; 2],
+    sequence: u64,
+    sent: u64,
+}
+
+impl Fuzzer {
+    fn frame(&mut self, family: usize) -> Vec<u8> {
+        if self.random.is_one_in(8) {
+            let len = ETHERNET + self.random.below(120);
+            let mut noise: Vec<u8> = (0..len).map(|_| self.random.word() as u8).collect();
+            // Let some of it get past the first look.
+            let ethertype = [0x0800u16, 0x86dd, 0x8100, 0x0806][self.random.below(4)];
+            noise[12..ETHERNET].copy_from_slice(&ethertype.to_be_bytes());
+            if self.random.is_one_in(2) && len > ETHERNET + 9 {
+                noise[ETHERNET] = [0x45, 0x60][self.random.below(2)];
+                noise[ETHERNET + 6] = [0, 58][self.random.below(2)];
+                noise[ETHERNET + 9] = 1;
+            }
+            return noise;
+        }
+        let world = self.worlds[family].clone();
+        let mut mark = world.mark(self.sequence, self.sent);
+        if self.random.is_one_in(16) {
+            mark.tracker = [0, SLOT, OTHER, SLOTS, u32::MAX][self.random.below(5)];
+        }
+        let mut reply = Reply::new(&world, mark);
+        reply.echo.payload.resize(MARK + [0, 0, 1, 8, 40][self.random.below(5)], 0);
+        reply.link.tags = match self.random.below(8) {
+            0 | 1 => vec![Tag::dot1q(self.random.word() as u16)],
+            2 => vec![Tag::dot1ad(1), Tag::dot1q(2)],
+            _ => Vec::new(),
+        };
+        let mut frame = reply.frame();
+        // As often as not in the headers: the payload is the larger part.
+        for _ in 0..[0, 1, 1, 1, 2, 3, 8][self.random.below(7)] {
+            let at = self.random.below(frame.len());
+            let headers = header(world.tracker.family) + TAG + ECHO;
+            let at = if self.random.is_one_in(2) { at } else { ETHERNET + at % headers };
+            if let Some(byte) = frame.get_mut(at) {
+                match self.random.below(3) {
+                    0 => *byte ^= 1 << self.random.below(8),
+                    1 => *byte = self.random.word() as u8,
+                    _ => *byte = [0, 1, 0x7f, 0x80, 0xff][self.random.below(5)],
+                }
+            }
+        }
+        if self.random.is_one_in(6) {
+            let len = self.random.below(frame.len() + 1).max(ETHERNET);
+            frame.truncate(len);
+        }
+        if self.random.is_one_in(12) {
+            let at = self.random.below(frame.len());
+            let byte = self.random.word() as u8;
+            frame.insert(at, byte);
+        }
+        frame
+    }
+}
+
+/// What has to come of a frame, by the product's rules and pnet_packet's reading of it.
+fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8]) -> Want {
+    let Some(seen) = packets::read_marked(frame) else {
+        return Want::Foreign;
+    };
+    if seen.kind != packets::echo_reply(seen.source) {
+        return Want::Foreign;
+    }
+    let corrupt = match seen.mark.tracker {
+        SLOT => Want::Corrupt,
+        OTHER => Want::CorruptOther,
+        _ => return Want::Stale,
+    };
+    let (hub, behind) = world.addresses();
+    let epoch = world.tracker.epoch;
+    let Mark { tracker, sequence, sent_mono_ns, token } = seen.mark;
+    let right = tracker_ebpf::wire::token::token(super::KEY, tracker, epoch, sequence, sent_mono_ns);
+    let is_ours = seen.checksums
+        && seen.code == 0
+        && seen.announced.is_some_and(|len| len >= MARK)
+        && (seen.source, seen.destination) == (behind, hub)
+        && token == right;
+    match (is_ours, answered.contains(&sequence)) {
+        (false, _) => corrupt,
+        (true, false) => Want::Counted,
+        (true, true) => Want::Duplicate,
+    }
+}
+
+/// Random and mutated frames, the same ones each time: whatever is not a genuine reply passes unaltered.
+pub fn fuzz(program: &'static str, actions: Actions, frames: u64) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut object = Object::load(program)?;
+    let mut fuzzer = Fuzzer {
+        random: Random(0x5eed_0fa1_1f3a_7e57),
+        worlds: [V4, V6].map(|family| World::new(family).with(|world| world.tracker.window_mask = 7)),
+        sequence: 0,
+        sent: now_mono_ns(),
+    };
+    let mut wants: [(Want, u64); 9] = [
+        Want::Foreign,
+        Want::Stale,
+        Want::Corrupt,
+        Want::CorruptOther,
+        Want::WrongPath,
+        Want::Late,
+        Want::Duplicate,
+        Want::Counted,
+        Want::CountedWithEvent,
+    ]
+    .map(|want| (want, 0));
+    let mut answered = HashSet::new();
+    let mut done = 0;
+    let mut should = abi::Counters::default();
+    while done < frames && Instant::now() < deadline {
+        // Alternate families and forget what was answered before the bit set comes round.
+        if done % 256 == 0 {
+            let world = &fuzzer.worlds[(done / 256 % 2) as usize];
+            world.install(&mut object)?;
+            answered.clear();
+            fuzzer.sequence = 0;
+            fuzzer.sent = now_mono_ns();
+        }
+        fuzzer.sequence += 1;
+        if fuzzer.random.is_one_in(8) && fuzzer.sequence > 1 {
+            fuzzer.sequence -= 1;
+        }
+        let family = (done / 256 % 2) as usize;
+        let frame = fuzzer.frame(family);
+        done += 1;
+        if !object.takes(&frame) {
+            continue;
+        }
+        let want = oracle(&fuzzer.worlds[family], &answered, &frame);
+        let ran = object.run(&frame)?;
+        let shown = || format!("frame {done} of {program}, {want:?}: {frame:02x?}");
+        let action = if want.is_consumed() { actions.consume } else { actions.pass };
+        assert_eq!(ran.action, action, "{}", shown());
+        assert!(ran.frame == frame, "altered: {}", shown());
+        match want {
+            Want::Foreign => {}
+            Want::Stale => should.reply_stale += 1,
+            Want::Corrupt | Want::CorruptOther => should.reply_corrupt += 1,
+            Want::WrongPath => should.reply_wrong_path += 1,
+            Want::Late => should.reply_late += 1,
+            Want::Duplicate => should.reply_duplicate += 1,
+            Want::Counted | Want::CountedWithEvent => {
+                should.reply_counted += 1;
+                if let Some(seen) = packets::read_marked(&frame) {
+                    answered.insert(seen.mark.sequence);
+                }
+            }
+        }
+        assert_eq!(object.counters()?, should, "{}", shown());
+        for (kind, count) in &mut wants {
+            *count += u64::from(*kind == want);
+        }
+    }
+    println!("{program}: {done} frames, {wants:?}");
+    // A generator that never gets past the first look, or always, would prove nothing.
+    for (want, count) in wants {
+        let is_possible = !matches!(want, Want::WrongPath | Want::Late | Want::CountedWithEvent);
+        assert_eq!(count > 0, is_possible, "{want:?}: {count} of {done} frames");
+    }
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! The receive program on XDP, frame by frame: the table is in `prog/receive.rs`.
+
+mod prog;
+
+use anyhow::Result;
+use prog::receive::{self, Actions};
+use prog::{XDP_DROP, XDP_PASS};
+use tracker_ebpf::abi::program::RECEIVE;
+
+const ACTIONS: Actions = Actions {
+    pass: XDP_PASS,
+    consume: XDP_DROP,
+};
+
+#[test]
+fn each_row_of_the_table() -> Result<()> {
+    needs_root!();
+    receive::check_table(RECEIVE, ACTIONS)
+}
+
+#[test]
+fn a_full_ring_loses_only_events() -> Result<()> {
+    needs_root!();
+    receive::check_full_ring(RECEIVE, ACTIONS)
+}
+
+#[test]
+fn only_genuine_replies_are_consumed() -> Result<()> {
+    needs_root!();
+    receive::fuzz(RECEIVE, ACTIONS, 200_000)
+}

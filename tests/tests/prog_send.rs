@@ -1,0 +1,372 @@
+//! The send program, frame by frame: what leaves for a tracker and a path, and what is refused.
+
+mod prog;
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result, bail};
+use prog::{
+    ARRIVAL, OTHER, Object, PATHS, SLOT, SLOTS, WORDS, World, XDP_DROP, XDP_PASS, XDP_REDIRECT,
+    assert_same,
+};
+use tracker_ebpf::abi::{self, Family, Via};
+use tracker_ebpf::wire::probe;
+use tracker_tests::Namespace;
+use tracker_tests::netns::Owner;
+use tracker_tests::packets::{self, Mark};
+
+/// What frames hold before the program runs: nothing of it may be seen on the wire.
+const OLD: [u8; probe::LEN_V4] = [0xaa; probe::LEN_V4];
+
+struct Sends {
+    what: String,
+    world: World,
+    /// The frame's bytes before the run.
+    old: Vec<u8>,
+}
+
+/// All probes that leave: families, tags, sizes, ways out, and where in its bit set a tracker is.
+fn sends() -> Vec<Sends> {
+    let mut rows = Vec::new();
+    let mut row = |what: String, world: World, old: &[u8]| {
+        let family = world.tracker.family;
+        let what = format!("{family:?}: {what}");
+        rows.push(Sends {
+            what,
+            world,
+            old: old.to_vec(),
+        });
+    };
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let world = World::new(family);
+        for via in [Via::XdpRedirect, Via::TcRedirect] {
+            for vlan in [0, 1, 100, 0xefff] {
+                for payload in [32, 33, 34, 63, 64, 1_000, 1_472] {
+                    let world = world.clone().with(|world| {
+                        world.path.via = via;
+                        world.path.vlan = vlan;
+                        world.tracker.payload = payload;
+                    });
+                    let what = format!("{via:?}, tag {vlan:#x}, {payload} bytes");
+                    row(what, world, &OLD);
+                }
+            }
+        }
+        for sent in [0, 1, 62, 63, 64, 126, 127, 191, 255, 256, 65_534, 65_535, 1 << 40] {
+            let world = world.clone().with(|world| world.state.send.sent = sent);
+            row(format!("{sent} sent before"), world, &OLD);
+        }
+        let narrow = world.clone().with(|world| {
+            world.tracker.window_mask = 0;
+            world.state.send.sent = 127;
+        });
+        row("a bit set of one word".into(), narrow, &OLD);
+        for len in [14, 15, 60, 73, 75, 93, 95, 1_500, 3_000] {
+            row(format!("out of a frame of {len} bytes"), world.clone(), &vec![0xaa; len]);
+        }
+        for (what, change) in [
+            ("identifier 0", (|world| world.tracker.icmp_id = 0) as fn(&mut World)),
+            ("identifier ffff", |world| world.tracker.icmp_id = 0xffff),
+            ("epoch 0", |world| world.tracker.epoch = 0),
+            ("a timeout of 0", |world| world.tracker.timeout_ns = 0),
+            ("from and to all ones", |world| {
+                world.tracker.source = [0xff; 16];
+                world.tracker.behind = [0xff; 16];
+            }),
+            ("other link addresses", |world| {
+                world.path.next_hop_mac = [0, 1, 2, 3, 4, 5];
+                world.path.source_mac = [0xfe, 0xdc, 0xba, 0x98, 0x76, 0x54];
+            }),
+            ("no returns", |world| world.path.returns = [0; 4]),
+        ] {
+            row(what.into(), world.clone().with(change), &OLD);
+        }
+    }
+    rows
+}
+
+#[test]
+fn each_probe_is_complete() -> Result<()> {
+    needs_root!();
+    let mut object = Object::load(abi::program::SEND)?;
+    object.devices.insert(ARRIVAL, ARRIVAL, None, 0)?;
+    let rows = sends();
+    for Sends { what, world, old } in &rows {
+        let world = world.clone().with(|world| world.words = [u64::MAX; 4]);
+        world.install(&mut object)?;
+        object.set_batch(&[SLOT])?;
+        let before = object.snapshot()?;
+        let ran = object.run(old)?;
+        let is = object.snapshot()?;
+
+        let action = match world.path.via {
+            Via::XdpRedirect => XDP_REDIRECT,
+            Via::TcRedirect => XDP_PASS,
+            Via::Nowhere => bail!("{what}: the row is wrong"),
+        };
+        assert_eq!(ran.action, action, "{what}: action");
+
+        // What it says, who can know: all but the time.
+        let seen = packets::read_marked(&ran.frame)
+            .with_context(|| format!("{what}: no probe in {:02x?}", ran.frame))?;
+        let sequence = world.state.send.sent + 1;
+        let sent_mono_ns = seen.mark.sent_mono_ns;
+        assert!(ran.mono_ns.contains(&sent_mono_ns), "{what}: sent at {sent_mono_ns}, ran {:?}", ran.mono_ns);
+        assert!(seen.checksums, "{what}: wrong checksum in {:02x?}", ran.frame);
+        let mark = world.mark(sequence, sent_mono_ns);
+        assert_eq!(seen.mark, mark, "{what}: mark");
+        let frame = world.probe(mark);
+        assert_eq!(ran.frame, frame, "{what}: frame");
+
+        let mut should = before;
+        should.counters.send_built += 1;
+        should.cursor.next = 1;
+        let tracker = &mut should.states[SLOT as usize];
+        tracker.send.sent = sequence;
+        tracker.send.sent_mono_ns = sent_mono_ns;
+        if sequence == 1 || sequence % 64 == 0 {
+            should.words[world.bit(sequence).0] = 0;
+        }
+        assert_same(what, "maps", &is, &should);
+    }
+    assert!(object.events()?.is_empty());
+    println!("{} rows", rows.len());
+    Ok(())
+}
+
+type Count = fn(&mut abi::Counters) -> &mut u64;
+
+/// Frames that come to nothing: dropped, counted, and neither a sequence number nor a time is spent.
+#[test]
+fn each_refusal_is_counted_and_spends_nothing() -> Result<()> {
+    needs_root!();
+    let mut object = Object::load(abi::program::SEND)?;
+    object.devices.insert(ARRIVAL, ARRIVAL, None, 0)?;
+    let inactive: Count = |counters| &mut counters.send_inactive;
+    let no_path: Count = |counters| &mut counters.send_no_path;
+    let failed: Count = |counters| &mut counters.send_failed;
+    let idle: Count = |counters| &mut counters.send_idle;
+    let change = |change: fn(&mut World)| move |world: World| world.with(change);
+    let same = change(|_| ());
+    let one = abi::Cursor { next: 0, end: 1 };
+    let at = |next, end| abi::Cursor { next, end };
+
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let rows = [
+            ("a slot that is not active", change(|world| world.tracker.active = 0), SLOT, one, inactive),
+            ("a slot never used", same, 0, one, inactive),
+            ("the first slot that does not exist", same, SLOTS, one, inactive),
+            ("the last slot that does not exist", same, u32::MAX, one, inactive),
+            ("nowhere to go", change(|world| world.path.via = Via::Nowhere), SLOT, one, no_path),
+            ("a path that does not exist", change(|world| world.tracker.path = PATHS), SLOT, one, no_path),
+            ("a path never used", change(|world| world.tracker.path = 0), SLOT, one, no_path),
+            ("a device that is no redirect target", change(|world| world.path.ifindex = 7_777), SLOT, one, failed),
+            ("no device", change(|world| world.path.ifindex = 0), SLOT, one, failed),
+            ("a payload that no frame holds", change(|world| world.tracker.payload = 3_600), SLOT, one, failed),
+            ("the largest payload", change(|world| world.tracker.payload = u16::MAX), SLOT, one, failed),
+            (
+                "a bit set that does not exist, to be cleared",
+                change(|world| {
+                    world.tracker.window_first = WORDS;
+                    world.state.send.sent = 63;
+                }),
+                SLOT,
+                one,
+                failed,
+            ),
+            ("an empty batch", same, SLOT, at(0, 0), idle),
+            ("a batch that is through", same, SLOT, at(1, 1), idle),
+            ("a cursor beyond the batch", same, SLOT, at(9, 3), idle),
+        ];
+        for (what, change, slot, cursor, count) in rows {
+            let what = format!("{family:?}: {what}");
+            let world = change(World::new(family));
+            world.install(&mut object)?;
+            object.set_batch(&[slot])?;
+            object.set_cursor(cursor)?;
+            let mut should = object.snapshot()?;
+            let ran = object.run(&OLD)?;
+            assert_eq!(ran.action, XDP_DROP, "{what}: action");
+            *count(&mut should.counters) += 1;
+            if cursor.next < cursor.end {
+                should.cursor.next += 1;
+            }
+            assert_same(&what, "maps", &object.snapshot()?, &should);
+        }
+    }
+    Ok(())
+}
+
+/// Once the device is a target again, the same sequence number leaves.
+#[test]
+fn a_refused_sequence_number_is_used_later() -> Result<()> {
+    needs_root!();
+    let mut object = Object::load(abi::program::SEND)?;
+    let world = World::new(Family::Ipv4);
+    world.install(&mut object)?;
+    object.set_batch(&[SLOT, SLOT, SLOT])?;
+    assert_eq!(object.run(&OLD)?.action, XDP_DROP);
+    object.devices.insert(ARRIVAL, ARRIVAL, None, 0)?;
+    for expected in [1_001, 1_002] {
+        let ran = object.run(&OLD)?;
+        assert_eq!(ran.action, XDP_REDIRECT);
+        let sequence = packets::read_marked(&ran.frame).map(|seen| seen.mark.sequence);
+        assert_eq!(sequence, Some(expected));
+    }
+    let should = abi::Counters {
+        send_failed: 1,
+        send_built: 2,
+        ..Default::default()
+    };
+    assert_eq!(object.counters()?, should);
+    Ok(())
+}
+
+/// The cursor walks through the batch in its order, once, and the batch's end in the map is no end.
+#[test]
+fn a_batch_is_sent_in_its_order() -> Result<()> {
+    needs_root!();
+    let mut object = Object::load(abi::program::SEND)?;
+    let world = World::new(Family::Ipv4).with(|world| world.path.via = Via::TcRedirect);
+    world.install(&mut object)?;
+    let batch = [SLOT, OTHER, OTHER, SLOT, OTHER];
+    object.set_batch(&batch)?;
+    let mut sent = Vec::new();
+    for _ in 0..batch.len() + 3 {
+        let ran = object.run(&OLD)?;
+        if ran.action == XDP_PASS {
+            sent.extend(packets::read_marked(&ran.frame).map(|seen| seen.mark.tracker));
+        }
+    }
+    assert_eq!(sent, batch);
+    let should = abi::Counters {
+        send_built: 5,
+        send_idle: 3,
+        ..Default::default()
+    };
+    assert_eq!(object.counters()?, should);
+
+    object.set_batch(&[OTHER])?;
+    let next = abi::BATCH_MAX;
+    object.set_cursor(abi::Cursor { next, end: next + 1 })?;
+    let ran = object.run(&OLD)?;
+    let slot = packets::read_marked(&ran.frame).map(|seen| seen.mark.tracker);
+    assert_eq!((ran.action, slot), (XDP_PASS, Some(OTHER)));
+    Ok(())
+}
+
+/// Live frames: the kernel hands the program frames that it used before, with what was in them. Long and short
+/// probes take turns, and each that arrives is complete, with zeros where zeros belong.
+#[test]
+fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
+    needs_root!();
+    let owner = Owner::new()?;
+    let hub = Namespace::new(&owner, "send")?;
+    hub.ip("link add p0 type veth peer name p1\nlink set p0 up\nlink set p1 up\n")?;
+    hub.enter(|| {
+        let mut object = Object::load(abi::program::SEND)?;
+        let worlds: Vec<World> = [
+            (Family::Ipv4, 1_400, 0),
+            (Family::Ipv6, 32, 0),
+            (Family::Ipv4, 33, 0),
+            (Family::Ipv6, 1_000, 0),
+            (Family::Ipv4, 32, 0),
+            (Family::Ipv4, 600, 0),
+        ]
+        .into_iter()
+        .map(|(family, payload, vlan)| {
+            World::new(family).with(|world| {
+                world.tracker.payload = payload;
+                world.path.vlan = vlan;
+                world.path.via = Via::TcRedirect;
+            })
+        })
+        .collect();
+        for (slot, world) in (0..).zip(&worlds) {
+            object.trackers.set(slot, world.tracker, 0)?;
+            object.paths.set(world.tracker.path, world.path, 0)?;
+        }
+        let ifindex = nix::net::if_::if_nametoindex("p0")?;
+        let taps = Tap::new(ifindex)?;
+        let slots: Vec<u32> = (0..1_200).map(|at| at % worlds.len() as u32).collect();
+        object.set_batch(&slots)?;
+        object.run_live(&OLD, slots.len() as u32, ifindex)?;
+
+        let mut sequences: HashMap<u32, u64> = HashMap::new();
+        for at in 0..slots.len() {
+            let frame = taps.next().with_context(|| format!("probe {at} did not arrive"))?;
+            let seen = packets::read_marked(&frame).context("not a probe")?;
+            let slot = seen.mark.tracker;
+            assert_eq!(slot, slots[at], "probe {at} is another's");
+            let sequence = sequences.entry(slot).or_default();
+            *sequence += 1;
+            let world = &worlds[slot as usize];
+            let Mark { sent_mono_ns, token, .. } = seen.mark;
+            let mark = Mark { tracker: slot, sequence: *sequence, sent_mono_ns, token };
+            assert_eq!(frame, world.probe(mark), "probe {at}");
+        }
+        assert_eq!(object.counters()?.send_built, slots.len() as u64);
+        Ok(())
+    })
+}
+
+/// Everything that an interface receives.
+struct Tap(OwnedFd);
+
+impl Tap {
+    fn new(ifindex: u32) -> Result<Self> {
+        let protocol = (libc::ETH_P_ALL as u16).to_be();
+        // SAFETY: a system call without pointers.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from(protocol)) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error()).context("open a packet socket");
+        }
+        // SAFETY: a fresh descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // Room for all frames of a test, each with the page that holds it, before the first is read.
+        nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::RcvBufForce, &(64 << 20))
+            .context("enlarge the packet socket's buffer")?;
+        let second = nix::sys::time::TimeVal::new(1, 0);
+        nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::ReceiveTimeout, &second)?;
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: protocol,
+            sll_ifindex: ifindex as i32,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        // SAFETY: the address is valid for its whole length.
+        let bound = unsafe {
+            libc::bind(
+                fd.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as u32,
+            )
+        };
+        if bound < 0 {
+            return Err(std::io::Error::last_os_error()).context("bind the packet socket");
+        }
+        Ok(Self(fd))
+    }
+
+    /// The next marked frame; `None` after a second without one. The kernel's own (neighbour discovery) are
+    /// left out.
+    fn next(&self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 4_096];
+        loop {
+            let len = nix::sys::socket::recv(
+                self.0.as_raw_fd(),
+                &mut frame,
+                nix::sys::socket::MsgFlags::empty(),
+            )
+            .ok()?;
+            if packets::read_marked(&frame[..len]).is_some() {
+                frame.truncate(len);
+                return Some(frame);
+            }
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The receive program at TC ingress: the same table as for XDP, other actions.
+//!
+//! It passes with `TC_ACT_UNSPEC`, so that programs after it still see the packet.
+
+mod prog;
+
+use anyhow::Result;
+use prog::receive::{self, Actions};
+use prog::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use tracker_ebpf::abi::program::TC_RECEIVE;
+
+const ACTIONS: Actions = Actions {
+    pass: TC_ACT_UNSPEC,
+    consume: TC_ACT_SHOT,
+};
+
+#[test]
+fn each_row_of_the_table() -> Result<()> {
+    needs_root!();
+    receive::check_table(TC_RECEIVE, ACTIONS)
+}
+
+#[test]
+fn a_full_ring_loses_only_events() -> Result<()> {
+    needs_root!();
+    receive::check_full_ring(TC_RECEIVE, ACTIONS)
+}
+
+#[test]
+fn only_genuine_replies_are_consumed() -> Result<()> {
+    needs_root!();
+    receive::fuzz(TC_RECEIVE, ACTIONS, 200_000)
+}
