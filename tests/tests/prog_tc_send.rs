@@ -25,7 +25,12 @@ fn rows() -> Vec<Row> {
         let probe = world.probe(mark);
         let mut row = |what: &dyn std::fmt::Display, world: &World, frame: Vec<u8>, action: i32| {
             let what = format!("{family:?}: {what}");
-            rows.push(Row { what, world: world.clone(), frame, action });
+            rows.push(Row {
+                what,
+                world: world.clone(),
+                frame,
+                action,
+            });
         };
 
         row(&"a probe", &world, probe.clone(), TC_ACT_REDIRECT);
@@ -34,26 +39,60 @@ fn rows() -> Vec<Row> {
             let what = format!("a probe of {payload} bytes");
             row(&what, &world, world.probe(mark), TC_ACT_REDIRECT);
         }
-        let other = Mark { tracker: OTHER, ..mark };
-        row(&"another tracker's probe", &world, world.probe(other), TC_ACT_REDIRECT);
+        let other = Mark {
+            tracker: OTHER,
+            ..mark
+        };
+        row(
+            &"another tracker's probe",
+            &world,
+            world.probe(other),
+            TC_ACT_REDIRECT,
+        );
 
         for slot in [SLOTS, u32::MAX] {
-            let stray = Mark { tracker: slot, ..mark };
-            row(&format!("tracker {slot}"), &world, world.probe(stray), TC_ACT_OK);
+            let stray = Mark {
+                tracker: slot,
+                ..mark
+            };
+            row(
+                &format!("tracker {slot}"),
+                &world,
+                world.probe(stray),
+                TC_ACT_OK,
+            );
         }
         let lost = world.clone().with(|world| world.tracker.path = PATHS);
-        row(&"a path that does not exist", &lost, probe.clone(), TC_ACT_OK);
+        row(
+            &"a path that does not exist",
+            &lost,
+            probe.clone(),
+            TC_ACT_OK,
+        );
 
         let head = probe.len() - MARK;
         for at in head..head + 4 {
             let frame = with(probe.clone(), |frame| frame[at] ^= 0x20);
-            row(&format!("byte {} of the mark is wrong", at - head), &world, frame, TC_ACT_OK);
+            row(
+                &format!("byte {} of the mark is wrong", at - head),
+                &world,
+                frame,
+                TC_ACT_OK,
+            );
         }
         for len in packets::ETHERNET..probe.len() {
-            row(&format!("the first {len} bytes"), &world, probe[..len].to_vec(), TC_ACT_OK);
+            row(
+                &format!("the first {len} bytes"),
+                &world,
+                probe[..len].to_vec(),
+                TC_ACT_OK,
+            );
         }
         let (hub, behind) = world.addresses();
-        let link = Link { tags: Vec::new(), ..world.inbound() };
+        let link = Link {
+            tags: Vec::new(),
+            ..world.inbound()
+        };
         let ping = Echo {
             kind: packets::echo_request(hub),
             code: 0,
@@ -61,15 +100,28 @@ fn rows() -> Vec<Row> {
             sequence: 1,
             payload: (0x10..0x40).collect(),
         };
-        row(&"an ordinary ping", &world, link.ip(&ping.packet(hub, behind)), TC_ACT_OK);
+        row(
+            &"an ordinary ping",
+            &world,
+            link.ip(&ping.packet(hub, behind)),
+            TC_ACT_OK,
+        );
         for tags in [
             // The kernel takes a tag out of the frame before TC sees it: one that is still there is a second one.
             vec![Tag::dot1q(100)],
             vec![Tag::dot1ad(1), Tag::dot1q(2)],
         ] {
-            let link = Link { tags, ..link.clone() };
+            let link = Link {
+                tags,
+                ..link.clone()
+            };
             let what = format!("tags {:?}", link.tags);
-            row(&what, &world, link.ip(&probe[packets::ETHERNET..]), TC_ACT_OK);
+            row(
+                &what,
+                &world,
+                link.ip(&probe[packets::ETHERNET..]),
+                TC_ACT_OK,
+            );
         }
         for ethertype in [EtherTypes::Arp, EtherTypes::Lldp, EtherTypes::Mpls] {
             let frame = link.frame(ethertype, &probe[packets::ETHERNET..]);
@@ -85,8 +137,15 @@ fn rows() -> Vec<Row> {
 fn only_probes_are_redirected() -> Result<()> {
     needs_root!();
     let mut object = Object::load(abi::program::TC_SEND)?;
-    let (rows, refused): (Vec<_>, Vec<_>) = rows().into_iter().partition(|row| object.takes(&row.frame));
-    for Row { what, world, frame, action } in &rows {
+    let (rows, refused): (Vec<_>, Vec<_>) =
+        rows().into_iter().partition(|row| object.takes(&row.frame));
+    for Row {
+        what,
+        world,
+        frame,
+        action,
+    } in &rows
+    {
         world.install(&mut object)?;
         let before = object.snapshot()?;
         let ran = object.run(frame)?;
@@ -95,6 +154,10 @@ fn only_probes_are_redirected() -> Result<()> {
         assert_same(what, "maps", &object.snapshot()?, &before);
     }
     assert!(object.events()?.is_empty());
-    println!("{} rows, {} more that the kernel refuses to run", rows.len(), refused.len());
+    println!(
+        "{} rows, {} more that the kernel refuses to run",
+        rows.len(),
+        refused.len()
+    );
     Ok(())
 }

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracker_ebpf::{
     abi::{self, Family, Via},
-    verdict::Rules,
+    verdict::{Cause, Rules, Verdict},
 };
 
 use crate::{
@@ -45,6 +45,9 @@ use crate::{
 
 /// How often what the kernel gave up on (a next hop, an attachment) is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// How often at most a next hop is asked to confirm its MAC address.
+const CONFIRM: Duration = Duration::from_secs(5);
 
 /// What clients are answered from.
 #[derive(Clone)]
@@ -142,6 +145,7 @@ struct Daemon {
     devices: HashSet<u32>,
     not_leaving: HashSet<u32>,
     refused: HashMap<u32, (String, Instant)>,
+    confirmed: HashMap<(u32, IpAddr), Instant>,
 }
 
 /// Names of the two private interfaces of an instance; they fit the kernel's 15 characters.
@@ -304,6 +308,7 @@ impl Daemon {
             devices: HashSet::new(),
             not_leaving: HashSet::new(),
             refused: HashMap::new(),
+            confirmed: HashMap::new(),
             config,
         };
         daemon.install(Vec::new())?;
@@ -647,6 +652,9 @@ impl Daemon {
                 let events =
                     self.shared.core().board.tracker_changed(at, state, stamp(), detection_ns);
                 self.shared.feed.publish(events);
+                if (verdict, cause) == (Verdict::Down, Cause::NoReply) {
+                    self.confirm_next_hop(at).await;
+                }
             }
             Report::NotLeaving(ifindex) => {
                 let name = self.netlink.observed.links.get(&ifindex).map(|link| link.name.clone());
@@ -671,8 +679,28 @@ impl Daemon {
         }
     }
 
+    /// A service that stopped answering may have been replaced by a box with another MAC address: has
+    /// the kernel ask, which the hub's own traffic would do only after up to a minute.
+    async fn confirm_next_hop(&mut self, at: TrackerRef) {
+        let member = self
+            .members
+            .iter()
+            .find(|member| (member.service, member.member) == (at.service, at.member));
+        let key = member.and_then(|member| member.plan.as_ref()?.neighbour);
+        let now = Instant::now();
+        if let Some((ifindex, ip)) = key
+            && let Some(Neighbour::Resolved(mac)) = self.netlink.observed.neighbours.get(&(ifindex, ip))
+            && self.confirmed.get(&(ifindex, ip)).is_none_or(|last| now - *last >= CONFIRM)
+        {
+            self.confirmed.insert((ifindex, ip), now);
+            if let Err(error) = self.netlink.confirm_neighbour(ifindex, ip, *mac).await {
+                tracing::debug!("{error:#}");
+            }
+        }
+    }
+
     /// The rest of the story of a tracker's cause.
-    fn detail(&self, at: TrackerRef, cause: tracker_ebpf::verdict::Cause) -> Option<String> {
+    fn detail(&self, at: TrackerRef, cause: Cause) -> Option<String> {
         let member = self
             .members
             .iter()

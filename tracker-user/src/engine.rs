@@ -164,8 +164,9 @@ struct Slot {
     fault: Option<Cause>,
     /// When the first probe of the present run of losses was sent.
     losing_since_ns: u64,
-    /// When the first early reply of the present run came; 0 for none.
+    /// When the first early reply of the present run came, and which probe it answered; 0 for none.
     replying_since_ns: u64,
+    replying_from: u64,
 }
 
 #[derive(Debug, Default)]
@@ -301,6 +302,7 @@ impl<P: Plane> Engine<P> {
             fault: None,
             losing_since_ns: 0,
             replying_since_ns: 0,
+            replying_from: 0,
         });
         let path = self.path_mut(spec.path);
         path.slots.push(spec.slot);
@@ -470,6 +472,7 @@ impl<P: Plane> Engine<P> {
             }
             if slot.replying_since_ns == 0 {
                 slot.replying_since_ns = event.received_mono_ns;
+                slot.replying_from = event.sequence;
             }
             let (plane, window) = (&self.plane, slot.spec.window);
             slot.machine.replied(slot.spec.rules, event.sequence, |sequence| {
@@ -539,7 +542,9 @@ impl<P: Plane> Engine<P> {
             return;
         };
         slot.judge.lost += 1;
-        slot.replying_since_ns = 0;
+        if sequence > slot.replying_from {
+            slot.replying_since_ns = 0;
+        }
         if slot.machine.lost_run() == 0 {
             slot.losing_since_ns = sent_ns;
         }
@@ -616,6 +621,7 @@ impl<P: Plane> Engine<P> {
             if plane.is_replied(window, sequence) {
                 if slot.replying_since_ns == 0 {
                     slot.replying_since_ns = now_ns;
+                    slot.replying_from = sequence;
                 }
                 slot.machine.replied(rules, sequence, |earlier| plane.is_replied(window, earlier));
             }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tracker_user::{
     cli::{self, Cli, Command},
-    config, daemon,
+    config, daemon, doctor,
 };
 
 fn main() -> ExitCode {
@@ -24,7 +24,22 @@ fn main() -> ExitCode {
                 }
             }
         }
-        Command::Doctor(_args) => todo!(),
+        Command::Doctor(args) => match doctor::config(args.config.as_deref()) {
+            Ok(config) => block_on(async move {
+                let report = doctor::examine(config.as_ref()).await?;
+                if args.json {
+                    println!("{}", serde_json::to_string(&report)?);
+                } else {
+                    print!("{}", doctor::table(&report));
+                }
+                anyhow::ensure!(report.ok, "this host lacks what the daemon needs; see above");
+                Ok(())
+            }),
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Cleanup(args) => block_on(async {
             let done = daemon::cleanup(&args.bpffs, &args.instance).await?;
             println!("{done}");

@@ -170,7 +170,8 @@ impl Object {
             Some([0x86, 0xdd]) => IPV6,
             _ => 1,
         };
-        let is_classifier = [abi::program::TC_SEND, abi::program::TC_RECEIVE].contains(&self.program);
+        let is_classifier =
+            [abi::program::TC_SEND, abi::program::TC_RECEIVE].contains(&self.program);
         frame.len() >= ETHERNET + if is_classifier { header } else { 0 }
     }
 
@@ -317,7 +318,12 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 12] {
 
 /// Fails with a readable difference where what the maps hold is not what they should.
 #[track_caller]
-pub fn assert_same(row: &str, what: &str, is: &impl std::fmt::Debug, should: &impl std::fmt::Debug) {
+pub fn assert_same(
+    row: &str,
+    what: &str,
+    is: &impl std::fmt::Debug,
+    should: &impl std::fmt::Debug,
+) {
     let (is, should) = (format!("{is:#?}"), format!("{should:#?}"));
     if is == should {
         return;

@@ -134,7 +134,10 @@ const SEQUENCE: u64 = 1_000;
 /// The table.
 pub fn rows() -> Vec<Row> {
     let sent = now_mono_ns() - 1_000_000;
-    let mut table = Table { rows: Vec::new(), sent };
+    let mut table = Table {
+        rows: Vec::new(),
+        sent,
+    };
     for family in [V4, V6] {
         table.genuine(family);
         table.not_in_time(family);
@@ -175,17 +178,26 @@ impl Table {
         let reply = self.reply(&world);
         self.row("a reply", &reply, reply.frame(), Want::Counted);
         for control in [0, 1, 100, 4_095, 0xe064] {
-            let tagged = reply.clone().with(|reply| reply.link.tags = vec![Tag::dot1q(control)]);
+            let tagged = reply
+                .clone()
+                .with(|reply| reply.link.tags = vec![Tag::dot1q(control)]);
             let what = format!("a reply with tag {control:#x}");
             self.row(what, &tagged, tagged.frame(), Want::Counted);
         }
         for payload in [33, 34, 63, 64, 1_000, 1_472] {
-            let larger = reply.clone().with(|reply| reply.echo.payload.resize(payload, 0));
+            let larger = reply
+                .clone()
+                .with(|reply| reply.echo.payload.resize(payload, 0));
             let what = format!("a reply with {payload} bytes");
             self.row(what, &larger, larger.frame(), Want::Counted);
         }
         let trailer = with(reply.frame(), |frame| frame.extend([0xee; 6]));
-        self.row("Ethernet padding after the packet", &reply, trailer, Want::Counted);
+        self.row(
+            "Ethernet padding after the packet",
+            &reply,
+            trailer,
+            Want::Counted,
+        );
         let odd = reply.clone().with(|reply| reply.echo.identifier ^= 0xffff);
         let what = "another identifier: the token proves enough";
         self.row(what, &odd, odd.frame(), Want::Counted);
@@ -197,7 +209,12 @@ impl Table {
         }
         let narrow = world.clone().with(|world| world.tracker.window_mask = 0);
         let reply = self.reply(&narrow);
-        self.row("a bit set of one word", &reply, reply.frame(), Want::Counted);
+        self.row(
+            "a bit set of one word",
+            &reply,
+            reply.frame(),
+            Want::Counted,
+        );
 
         let neighbours = world.clone().with(|world| {
             let (word, bit) = world.bit(SEQUENCE);
@@ -205,24 +222,43 @@ impl Table {
             world.words[word - world.tracker.window_first as usize] = !bit;
         });
         let reply = self.reply(&neighbours);
-        self.row("the first reply among answered ones", &reply, reply.frame(), Want::Counted);
+        self.row(
+            "the first reply among answered ones",
+            &reply,
+            reply.frame(),
+            Want::Counted,
+        );
 
         let settled = world.clone().with(|world| {
             world.state.receive.rtt_min_ns = 1;
             world.state.receive.rtt_max_ns = u64::MAX;
         });
         let reply = self.reply(&settled);
-        self.row("neither the shortest nor the longest", &reply, reply.frame(), Want::Counted);
+        self.row(
+            "neither the shortest nor the longest",
+            &reply,
+            reply.frame(),
+            Want::Counted,
+        );
 
-        let fresh = world.clone().with(|world| world.state = abi::State::default());
+        let fresh = world
+            .clone()
+            .with(|world| world.state = abi::State::default());
         let reply = Reply::new(&fresh, fresh.mark(1, self.sent));
-        self.row("the first of all replies", &reply, reply.frame(), Want::CountedWithEvent);
+        self.row(
+            "the first of all replies",
+            &reply,
+            reply.frame(),
+            Want::CountedWithEvent,
+        );
         for (verdict, want) in [
             (0, Want::CountedWithEvent),
             (1, Want::Counted),
             (2, Want::CountedWithEvent),
         ] {
-            let world = world.clone().with(|world| world.state.receive.verdict = verdict);
+            let world = world
+                .clone()
+                .with(|world| world.state.receive.verdict = verdict);
             let reply = self.reply(&world);
             self.row(format!("verdict {verdict}"), &reply, reply.frame(), want);
         }
@@ -232,7 +268,12 @@ impl Table {
                 world.path.returns[at] = ARRIVAL;
             });
             let reply = self.reply(&world);
-            self.row(format!("entry {at} of returns"), &reply, reply.frame(), Want::Counted);
+            self.row(
+                format!("entry {at} of returns"),
+                &reply,
+                reply.frame(),
+                Want::Counted,
+            );
         }
         let nowhere = world.with(|world| world.path.via = abi::Via::Nowhere);
         let reply = self.reply(&nowhere);
@@ -257,7 +298,12 @@ impl Table {
         let reply = Reply::new(&impatient, impatient.mark(SEQUENCE, self.sent - 50_000_000));
         self.row("a late reply", &reply, reply.frame(), Want::Late);
         let reply = Reply::new(&impatient, impatient.mark(SEQUENCE, 0));
-        self.row("a reply from before the beginning", &reply, reply.frame(), Want::Late);
+        self.row(
+            "a reply from before the beginning",
+            &reply,
+            reply.frame(),
+            Want::Late,
+        );
 
         for returns in [[0; 4], [901, 902, 903, 904]] {
             let world = world.clone().with(|world| {
@@ -265,7 +311,12 @@ impl Table {
                 world.state.receive.verdict = 0;
             });
             let reply = self.reply(&world);
-            self.row(format!("returns {returns:?}"), &reply, reply.frame(), Want::WrongPath);
+            self.row(
+                format!("returns {returns:?}"),
+                &reply,
+                reply.frame(),
+                Want::WrongPath,
+            );
         }
     }
 
@@ -278,24 +329,47 @@ impl Table {
         };
         corrupt("wrong token", reply.clone().marked(|mark| mark.token ^= 1));
         corrupt("no token", reply.clone().marked(|mark| mark.token = 0));
-        corrupt("wrong token, upper half", reply.clone().marked(|mark| mark.token ^= 1 << 63));
-        corrupt("another sequence number", reply.clone().marked(|mark| mark.sequence += 1));
-        corrupt("another time", reply.clone().marked(|mark| mark.sent_mono_ns += 1));
+        corrupt(
+            "wrong token, upper half",
+            reply.clone().marked(|mark| mark.token ^= 1 << 63),
+        );
+        corrupt(
+            "another sequence number",
+            reply.clone().marked(|mark| mark.sequence += 1),
+        );
+        corrupt(
+            "another time",
+            reply.clone().marked(|mark| mark.sent_mono_ns += 1),
+        );
         let predecessor = world.clone().with(|world| world.tracker.epoch -= 1);
         let stolen = predecessor.mark(SEQUENCE, self.sent);
         let mut corrupt = |what: &str, reply: Reply| {
             let frame = reply.frame();
             self.row(what, &reply, frame, Want::Corrupt);
         };
-        corrupt("the slot's last epoch", reply.clone().marked(|mark| *mark = stolen));
+        corrupt(
+            "the slot's last epoch",
+            reply.clone().marked(|mark| *mark = stolen),
+        );
         let (hub, behind) = world.addresses();
-        corrupt("another source", reply.clone().with(|reply| reply.from = next(behind)));
-        corrupt("another destination", reply.clone().with(|reply| reply.to = next(hub)));
+        corrupt(
+            "another source",
+            reply.clone().with(|reply| reply.from = next(behind)),
+        );
+        corrupt(
+            "another destination",
+            reply.clone().with(|reply| reply.to = next(hub)),
+        );
         corrupt("a reply in the direction of a probe", {
-            reply.clone().with(|reply| (reply.from, reply.to) = (hub, behind))
+            reply
+                .clone()
+                .with(|reply| (reply.from, reply.to) = (hub, behind))
         });
         corrupt("code 1", reply.clone().with(|reply| reply.echo.code = 1));
-        corrupt("code 255", reply.clone().with(|reply| reply.echo.code = 255));
+        corrupt(
+            "code 255",
+            reply.clone().with(|reply| reply.echo.code = 255),
+        );
         corrupt("a larger payload with something in it", {
             reply.clone().with(|reply| {
                 reply.echo.payload.resize(64, 0);
@@ -312,20 +386,40 @@ impl Table {
 
         // A slot that is someone else's is judged by that one's state.
         let theirs = reply.clone().marked(|mark| mark.tracker = OTHER);
-        self.row("another tracker's number", &theirs, theirs.frame(), Want::CorruptOther);
+        self.row(
+            "another tracker's number",
+            &theirs,
+            theirs.frame(),
+            Want::CorruptOther,
+        );
         for slot in [0, SLOT - 1, SLOTS, SLOTS + SLOT, 1 << 31, u32::MAX] {
             let stale = reply.clone().marked(|mark| {
-                *mark = Mark { tracker: slot, ..*mark };
+                *mark = Mark {
+                    tracker: slot,
+                    ..*mark
+                };
             });
-            self.row(format!("tracker {slot}"), &stale, stale.frame(), Want::Stale);
+            self.row(
+                format!("tracker {slot}"),
+                &stale,
+                stale.frame(),
+                Want::Stale,
+            );
         }
         let retired = world.clone().with(|world| world.tracker.active = 0);
         let reply = self.reply(&retired);
-        self.row("a tracker that is not active", &reply, reply.frame(), Want::Stale);
+        self.row(
+            "a tracker that is not active",
+            &reply,
+            reply.frame(),
+            Want::Stale,
+        );
         for (what, world) in [
             (
                 "a path that does not exist",
-                world.clone().with(|world| world.tracker.path = super::PATHS),
+                world
+                    .clone()
+                    .with(|world| world.tracker.path = super::PATHS),
             ),
             (
                 "a bit set that does not exist",
@@ -383,19 +477,26 @@ impl Table {
             vec![Tag::dot1q(100), Tag::dot1q(7)],
             vec![Tag::dot1q(1), Tag::dot1ad(2)],
             vec![Tag::dot1q(1), Tag::dot1q(2), Tag::dot1q(3)],
-            vec![Tag { protocol: 0x9100, control: 5 }],
+            vec![Tag {
+                protocol: 0x9100,
+                control: 5,
+            }],
         ] {
             let what = format!("tags {tags:04x?}");
             foreign(&what, reply.clone().with(|reply| reply.link.tags = tags));
         }
         foreign(&"an ordinary ping's reply", {
-            reply.clone().with(|reply| reply.echo.payload = (0x10..0x40).collect())
+            reply
+                .clone()
+                .with(|reply| reply.echo.payload = (0x10..0x40).collect())
         });
         foreign(&"a ping's reply without payload", {
             reply.clone().with(|reply| reply.echo.payload.clear())
         });
         foreign(&"a reply with most of a mark", {
-            reply.clone().with(|reply| reply.echo.payload.truncate(MARK - 1))
+            reply
+                .clone()
+                .with(|reply| reply.echo.payload.truncate(MARK - 1))
         });
         for at in 0..4 {
             foreign(&format!("byte {at} of the mark is wrong"), {
@@ -406,10 +507,14 @@ impl Table {
             reply.clone().with(|reply| reply.echo.payload.insert(0, 0))
         });
         foreign(&"a request that bears the mark", {
-            reply.clone().with(|reply| reply.echo.kind = packets::echo_request(hub))
+            reply
+                .clone()
+                .with(|reply| reply.echo.kind = packets::echo_request(hub))
         });
         let own = packets::echo_reply(hub);
-        let others = [0, 3, 5, 8, 11, 13, 1, 2, 4, 128, 129, 133, 134, 135, 136, 255];
+        let others = [
+            0, 3, 5, 8, 11, 13, 1, 2, 4, 128, 129, 133, 134, 135, 136, 255,
+        ];
         for kind in others.into_iter().filter(|kind| *kind != own) {
             let what = format!("ICMP type {kind} that bears the mark");
             foreign(&what, reply.clone().with(|reply| reply.echo.kind = kind));
@@ -434,15 +539,26 @@ impl Table {
                 let ethertype: u16 = if family == V4 { 0x0800 } else { 0x86dd };
                 frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
             });
-            self.row(format!("first byte {first:#x}"), &reply, frame, Want::Foreign);
+            self.row(
+                format!("first byte {first:#x}"),
+                &reply,
+                frame,
+                Want::Foreign,
+            );
         }
         let packet = reply.packet();
-        for ethertype in [0x0000, 0x0026, 0x0806, 0x8847, 0x8863, 0x88cc, 0x9000, 0xffff] {
+        for ethertype in [
+            0x0000, 0x0026, 0x0806, 0x8847, 0x8863, 0x88cc, 0x9000, 0xffff,
+        ] {
             let frame = reply.link.frame(EtherType(ethertype), &packet);
             let what = format!("EtherType {ethertype:#06x}");
             self.row(what, &reply, frame, Want::Foreign);
         }
-        let swapped = if family == V4 { EtherTypes::Ipv6 } else { EtherTypes::Ipv4 };
+        let swapped = if family == V4 {
+            EtherTypes::Ipv6
+        } else {
+            EtherTypes::Ipv4
+        };
         let frame = reply.link.frame(swapped, &packet);
         self.row("the other family's EtherType", &reply, frame, Want::Foreign);
         let message = with(packet, |packet| drop(packet.drain(..header(family))));
@@ -451,9 +567,19 @@ impl Table {
                 protocol: IpNextHeaderProtocols::Icmpv6,
                 ..Ipv4::icmp(source, destination)
             }
-            .packet(&Echo { kind: 129, ..reply.echo.clone() }.v4()),
+            .packet(
+                &Echo {
+                    kind: 129,
+                    ..reply.echo.clone()
+                }
+                .v4(),
+            ),
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let icmp = Echo { kind: 0, ..reply.echo.clone() }.v4();
+                let icmp = Echo {
+                    kind: 0,
+                    ..reply.echo.clone()
+                }
+                .v4();
                 packets::ipv6(source, destination, IpNextHeaderProtocols::Icmp, &icmp)
             }
             _ => message,
@@ -466,17 +592,25 @@ impl Table {
     /// zeros, and counts.
     fn truncated(&mut self, family: Family) {
         for tags in [Vec::new(), vec![Tag::dot1q(100)]] {
-            let reply = self.reply(&World::new(family)).with(|reply| reply.link.tags = tags);
+            let reply = self
+                .reply(&World::new(family))
+                .with(|reply| reply.link.tags = tags);
             let full = reply.frame();
             for len in ETHERNET..full.len() {
                 let what = format!("the first {len} of {} bytes", full.len());
                 self.row(what, &reply, full[..len].to_vec(), Want::Foreign);
             }
-            let larger = reply.clone().with(|reply| reply.echo.payload.resize(100, 0));
+            let larger = reply
+                .clone()
+                .with(|reply| reply.echo.payload.resize(100, 0));
             let frame = larger.frame();
             for len in [full.len() - 1, full.len(), full.len() + 1, frame.len() - 1] {
                 let what = format!("the first {len} of {} bytes", frame.len());
-                let want = if len < full.len() { Want::Foreign } else { Want::Counted };
+                let want = if len < full.len() {
+                    Want::Foreign
+                } else {
+                    Want::Counted
+                };
                 self.row(what, &larger, frame[..len].to_vec(), want);
             }
         }
@@ -495,12 +629,30 @@ impl Table {
             self.row(what, &reply, frame, want);
         };
         for ttl in [0, 1, 255] {
-            row(format!("TTL {ttl}"), Ipv4 { ttl, ..ip.clone() }, Want::Counted);
+            row(
+                format!("TTL {ttl}"),
+                Ipv4 { ttl, ..ip.clone() },
+                Want::Counted,
+            );
         }
         for flags in [0, 2, 4, 6] {
-            row(format!("flags {flags}"), Ipv4 { flags, ..ip.clone() }, Want::Counted);
+            row(
+                format!("flags {flags}"),
+                Ipv4 {
+                    flags,
+                    ..ip.clone()
+                },
+                Want::Counted,
+            );
         }
-        row("an identification".into(), Ipv4 { identification: 4_711, ..ip.clone() }, Want::Counted);
+        row(
+            "an identification".into(),
+            Ipv4 {
+                identification: 4_711,
+                ..ip.clone()
+            },
+            Want::Counted,
+        );
         for (what, flags, fragment_offset) in [
             ("the first fragment", 1, 0),
             ("the first fragment, and don't fragment", 3, 0),
@@ -509,18 +661,40 @@ impl Table {
             ("the last fragment, far out", 0, 0x1fff),
             ("a fragment at 256", 0, 0x100),
         ] {
-            row(what.into(), Ipv4 { flags, fragment_offset, ..ip.clone() }, Want::Foreign);
+            row(
+                what.into(),
+                Ipv4 {
+                    flags,
+                    fragment_offset,
+                    ..ip.clone()
+                },
+                Want::Foreign,
+            );
         }
         for words in 6..=15 {
             // No-operation options, and an end of the list.
             let mut options = vec![1; (words - 5) * 4];
             options.pop();
             options.push(0);
-            row(format!("header length {words}"), Ipv4 { options, ..ip.clone() }, Want::Foreign);
+            row(
+                format!("header length {words}"),
+                Ipv4 {
+                    options,
+                    ..ip.clone()
+                },
+                Want::Foreign,
+            );
         }
         for protocol in [0, 2, 4, 6, 17, 41, 47, 50, 58, 255] {
             let protocol = IpNextHeaderProtocol(protocol);
-            row(format!("protocol {protocol:?}"), Ipv4 { protocol, ..ip.clone() }, Want::Foreign);
+            row(
+                format!("protocol {protocol:?}"),
+                Ipv4 {
+                    protocol,
+                    ..ip.clone()
+                },
+                Want::Foreign,
+            );
         }
         for at in [1, 4, 8, 10, 11] {
             let frame = reply.tampered(|packet| packet[at] ^= 1);
@@ -531,11 +705,24 @@ impl Table {
         self.row("no IPv4 checksum", &reply, frame, Want::Corrupt);
         for words in 0..5u8 {
             let frame = reply.tampered(|packet| packet[0] = 0x40 | words);
-            self.row(format!("header length {words}"), &reply, frame, Want::Foreign);
+            self.row(
+                format!("header length {words}"),
+                &reply,
+                frame,
+                Want::Foreign,
+            );
         }
-        let nested = Ipv4 { protocol: IpNextHeaderProtocols::Ipv4, ..ip.clone() }
-            .packet(&ip.packet(&message));
-        self.row("a reply in a tunnel", &reply, reply.link.ip(&nested), Want::Foreign);
+        let nested = Ipv4 {
+            protocol: IpNextHeaderProtocols::Ipv4,
+            ..ip.clone()
+        }
+        .packet(&ip.packet(&message));
+        self.row(
+            "a reply in a tunnel",
+            &reply,
+            reply.link.ip(&nested),
+            Want::Foreign,
+        );
         let mut quoted = reply.clone();
         quoted.echo.kind = 3;
         quoted.echo.payload = reply.packet();
@@ -552,22 +739,61 @@ impl Table {
         let message = reply.echo.v6(behind, hub);
         // Each with the next header ICMPv6 and eight bytes, as the protocols have it at the least.
         for (what, protocol, extension) in [
-            ("hop-by-hop options", IpNextHeaderProtocols::Hopopt, [58, 0, 1, 4, 0, 0, 0, 0]),
-            ("routing", IpNextHeaderProtocols::Ipv6Route, [58, 0, 4, 0, 0, 0, 0, 0]),
-            ("the first fragment", IpNextHeaderProtocols::Ipv6Frag, [58, 0, 0, 1, 0, 0, 0, 9]),
-            ("the only fragment", IpNextHeaderProtocols::Ipv6Frag, [58, 0, 0, 0, 0, 0, 0, 9]),
-            ("a later fragment", IpNextHeaderProtocols::Ipv6Frag, [58, 0, 0, 8, 0, 0, 0, 9]),
-            ("authentication", IpNextHeaderProtocols::Ah, [58, 0, 0, 0, 0, 0, 0, 1]),
-            ("destination options", IpNextHeaderProtocols::Ipv6Opts, [58, 0, 1, 4, 0, 0, 0, 0]),
-            ("mobility", IpNextHeaderProtocol(135), [58, 0, 0, 0, 0, 0, 0, 0]),
+            (
+                "hop-by-hop options",
+                IpNextHeaderProtocols::Hopopt,
+                [58, 0, 1, 4, 0, 0, 0, 0],
+            ),
+            (
+                "routing",
+                IpNextHeaderProtocols::Ipv6Route,
+                [58, 0, 4, 0, 0, 0, 0, 0],
+            ),
+            (
+                "the first fragment",
+                IpNextHeaderProtocols::Ipv6Frag,
+                [58, 0, 0, 1, 0, 0, 0, 9],
+            ),
+            (
+                "the only fragment",
+                IpNextHeaderProtocols::Ipv6Frag,
+                [58, 0, 0, 0, 0, 0, 0, 9],
+            ),
+            (
+                "a later fragment",
+                IpNextHeaderProtocols::Ipv6Frag,
+                [58, 0, 0, 8, 0, 0, 0, 9],
+            ),
+            (
+                "authentication",
+                IpNextHeaderProtocols::Ah,
+                [58, 0, 0, 0, 0, 0, 0, 1],
+            ),
+            (
+                "destination options",
+                IpNextHeaderProtocols::Ipv6Opts,
+                [58, 0, 1, 4, 0, 0, 0, 0],
+            ),
+            (
+                "mobility",
+                IpNextHeaderProtocol(135),
+                [58, 0, 0, 0, 0, 0, 0, 0],
+            ),
         ] {
             let packet = packets::ipv6(behind, hub, protocol, &[&extension[..], &message].concat());
             let frame = reply.link.ip(&packet);
-            self.row(format!("extension header: {what}"), &reply, frame, Want::Foreign);
+            self.row(
+                format!("extension header: {what}"),
+                &reply,
+                frame,
+                Want::Foreign,
+            );
         }
         for next in [0, 1, 6, 17, 43, 44, 50, 51, 59, 60, 255] {
             let protocol = IpNextHeaderProtocol(next);
-            let frame = reply.link.ip(&packets::ipv6(behind, hub, protocol, &message));
+            let frame = reply
+                .link
+                .ip(&packets::ipv6(behind, hub, protocol, &message));
             self.row(format!("next header {next}"), &reply, frame, Want::Foreign);
         }
         for (what, at, value) in [
@@ -586,7 +812,12 @@ impl Table {
             IpNextHeaderProtocols::Icmpv6,
             &reply.echo.v4(),
         ));
-        self.row("a checksum without pseudo-header", &reply, frame, Want::Corrupt);
+        self.row(
+            "a checksum without pseudo-header",
+            &reply,
+            frame,
+            Want::Corrupt,
+        );
     }
 
     fn other_protocols(&mut self) {
@@ -597,10 +828,19 @@ impl Table {
         };
         let mark = &reply.echo.payload;
         for (what, frame) in [
-            ("UDP that bears the mark", reply.link.ip(&packets::udp(behind, hub, mark))),
-            ("TCP that bears the mark", reply.link.ip(&packets::tcp(behind, hub, mark))),
+            (
+                "UDP that bears the mark",
+                reply.link.ip(&packets::udp(behind, hub, mark)),
+            ),
+            (
+                "TCP that bears the mark",
+                reply.link.ip(&packets::tcp(behind, hub, mark)),
+            ),
             ("ARP", packets::arp(&reply.link, behind, hub)),
-            ("a bare Ethernet header", reply.link.frame(EtherTypes::Ipv4, &[])),
+            (
+                "a bare Ethernet header",
+                reply.link.frame(EtherTypes::Ipv4, &[]),
+            ),
             ("zeros", vec![0; 74]),
             ("ones", vec![0xff; 74]),
             ("the mark everywhere", b"TRKR".repeat(30)),
@@ -636,14 +876,19 @@ fn next(address: IpAddr) -> IpAddr {
 pub fn check_table(program: &'static str, actions: Actions) -> Result<()> {
     let mut object = Object::load(program)?;
     let rows = rows();
-    let (rows, refused): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| object.takes(&row.frame));
+    let (rows, refused): (Vec<_>, Vec<_>) =
+        rows.into_iter().partition(|row| object.takes(&row.frame));
     for row in &rows {
         row.world.install(&mut object)?;
         let before = object.snapshot()?;
         let ran = object.run(&row.frame)?;
         row.check(&mut object, before, &ran, actions)?;
     }
-    println!("{program}: {} rows, {} more that the kernel refuses to run", rows.len(), refused.len());
+    println!(
+        "{program}: {} rows, {} more that the kernel refuses to run",
+        rows.len(),
+        refused.len()
+    );
     assert!(refused.len() < rows.len() / 4, "too many rows were not run");
     Ok(())
 }
@@ -657,7 +902,11 @@ impl Row {
         actions: Actions,
     ) -> Result<()> {
         let what = self.what.as_str();
-        let action = if self.want.is_consumed() { actions.consume } else { actions.pass };
+        let action = if self.want.is_consumed() {
+            actions.consume
+        } else {
+            actions.pass
+        };
         assert_eq!(ran.action, action, "{what}: action");
         assert_eq!(ran.frame, self.frame, "{what}: the frame was altered");
 
@@ -672,9 +921,17 @@ impl Row {
             Want::Stale => should.counters.reply_stale += 1,
             Want::Corrupt | Want::CorruptOther => {
                 should.counters.reply_corrupt += 1;
-                let slot = if self.want == Want::Corrupt { SLOT } else { OTHER };
+                let slot = if self.want == Want::Corrupt {
+                    SLOT
+                } else {
+                    OTHER
+                };
                 let at = is.states[state(slot)].trouble.corrupt_mono_ns;
-                assert!(ran.mono_ns.contains(&at), "{what}: corrupt at {at}, ran {:?}", ran.mono_ns);
+                assert!(
+                    ran.mono_ns.contains(&at),
+                    "{what}: corrupt at {at}, ran {:?}",
+                    ran.mono_ns
+                );
                 let trouble = &mut should.states[state(slot)].trouble;
                 trouble.corrupt += 1;
                 trouble.corrupt_mono_ns = at;
@@ -697,7 +954,10 @@ impl Row {
                 should.counters.reply_counted += 1;
                 let last = seen.receive.rtt_last_ns;
                 let bounds = rtt(ran.mono_ns.start())..=rtt(ran.mono_ns.end());
-                assert!(bounds.contains(&last), "{what}: round trip {last}, should be in {bounds:?}");
+                assert!(
+                    bounds.contains(&last),
+                    "{what}: round trip {last}, should be in {bounds:?}"
+                );
                 let receive = &mut tracker.receive;
                 receive.rtt_last_ns = last;
                 receive.rtt_sum_ns += last;
@@ -717,7 +977,11 @@ impl Row {
         let events = object.events()?;
         let expected = if self.want == Want::CountedWithEvent {
             let received = events.first().map_or(0, |event| event.received_mono_ns);
-            assert_eq!(rtt(&received), seen.receive.rtt_last_ns, "{what}: the event's time");
+            assert_eq!(
+                rtt(&received),
+                seen.receive.rtt_last_ns,
+                "{what}: the event's time"
+            );
             vec![abi::Event {
                 tracker: SLOT,
                 epoch: self.world.tracker.epoch,
@@ -817,7 +1081,10 @@ impl Fuzzer {
             mark.tracker = [0, SLOT, OTHER, SLOTS, u32::MAX][self.random.below(5)];
         }
         let mut reply = Reply::new(&world, mark);
-        reply.echo.payload.resize(MARK + [0, 0, 1, 8, 40][self.random.below(5)], 0);
+        reply
+            .echo
+            .payload
+            .resize(MARK + [0, 0, 1, 8, 40][self.random.below(5)], 0);
         reply.link.tags = match self.random.below(8) {
             0 | 1 => vec![Tag::dot1q(self.random.word() as u16)],
             2 => vec![Tag::dot1ad(1), Tag::dot1q(2)],
@@ -828,7 +1095,11 @@ impl Fuzzer {
         for _ in 0..[0, 1, 1, 1, 2, 3, 8][self.random.below(7)] {
             let at = self.random.below(frame.len());
             let headers = header(world.tracker.family) + TAG + ECHO;
-            let at = if self.random.is_one_in(2) { at } else { ETHERNET + at % headers };
+            let at = if self.random.is_one_in(2) {
+                at
+            } else {
+                ETHERNET + at % headers
+            };
             if let Some(byte) = frame.get_mut(at) {
                 match self.random.below(3) {
                     0 => *byte ^= 1 << self.random.below(8),
@@ -865,8 +1136,14 @@ fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8]) -> Want {
     };
     let (hub, behind) = world.addresses();
     let epoch = world.tracker.epoch;
-    let Mark { tracker, sequence, sent_mono_ns, token } = seen.mark;
-    let right = tracker_ebpf::wire::token::token(super::KEY, tracker, epoch, sequence, sent_mono_ns);
+    let Mark {
+        tracker,
+        sequence,
+        sent_mono_ns,
+        token,
+    } = seen.mark;
+    let right =
+        tracker_ebpf::wire::token::token(super::KEY, tracker, epoch, sequence, sent_mono_ns);
     let is_ours = seen.checksums
         && seen.code == 0
         && seen.announced.is_some_and(|len| len >= MARK)
@@ -885,7 +1162,8 @@ pub fn fuzz(program: &'static str, actions: Actions, frames: u64) -> Result<()> 
     let mut object = Object::load(program)?;
     let mut fuzzer = Fuzzer {
         random: Random(0x5eed_0fa1_1f3a_7e57),
-        worlds: [V4, V6].map(|family| World::new(family).with(|world| world.tracker.window_mask = 7)),
+        worlds: [V4, V6]
+            .map(|family| World::new(family).with(|world| world.tracker.window_mask = 7)),
         sequence: 0,
         sent: now_mono_ns(),
     };
@@ -926,7 +1204,11 @@ pub fn fuzz(program: &'static str, actions: Actions, frames: u64) -> Result<()> 
         let want = oracle(&fuzzer.worlds[family], &answered, &frame);
         let ran = object.run(&frame)?;
         let shown = || format!("frame {done} of {program}, {want:?}: {frame:02x?}");
-        let action = if want.is_consumed() { actions.consume } else { actions.pass };
+        let action = if want.is_consumed() {
+            actions.consume
+        } else {
+            actions.pass
+        };
         assert_eq!(ran.action, action, "{}", shown());
         assert!(ran.frame == frame, "altered: {}", shown());
         match want {

@@ -31,3 +31,31 @@ pub const fn emit(
     put(header, 6, source);
     put(header, 12, ethertype.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pnet_packet::ethernet::{EthernetPacket, MutableEthernetPacket};
+    use pnet_packet::ethernet::EtherType;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pnet_reads_what_is_emitted(destination: [u8; 6], source: [u8; 6], ethertype: u16) {
+            let mut header = [0xaa; LEN];
+            emit(&mut header, destination, source, ethertype);
+            let packet = EthernetPacket::new(&header).expect("a whole header");
+            prop_assert_eq!(packet.get_destination().octets(), destination);
+            prop_assert_eq!(packet.get_source().octets(), source);
+            prop_assert_eq!(packet.get_ethertype().0, ethertype);
+            prop_assert_eq!(parse(&header), ethertype);
+        }
+
+        #[test]
+        fn parses_what_pnet_writes(mut header: [u8; LEN], ethertype: u16) {
+            let mut packet = MutableEthernetPacket::new(&mut header).expect("a whole header");
+            packet.set_ethertype(EtherType(ethertype));
+            prop_assert_eq!(parse(&header), ethertype);
+        }
+    }
+}

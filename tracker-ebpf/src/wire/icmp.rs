@@ -60,3 +60,48 @@ pub const fn emit(header: &mut [u8; LEN], kind: u8, identifier: u16, sequence: u
     put(header, 4, identifier.to_be_bytes());
     put(header, 6, sequence.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pnet_packet::icmp::{IcmpPacket, IcmpTypes, checksum, echo_request::EchoRequestPacket};
+    use pnet_packet::icmpv6::Icmpv6Types;
+    use proptest::prelude::*;
+
+    #[test]
+    fn types_are_those_of_pnet() {
+        assert_eq!((ECHO, ECHO_REPLY), (IcmpTypes::EchoRequest.0, IcmpTypes::EchoReply.0));
+        let v6 = (Icmpv6Types::EchoRequest.0, Icmpv6Types::EchoReply.0);
+        assert_eq!((ECHO_V6, ECHO_REPLY_V6), v6);
+    }
+
+    proptest! {
+        #[test]
+        fn pnet_reads_what_is_emitted(kind: u8, identifier: u16, sequence: u16, payload: u64) {
+            let mut header = [0xaa; LEN];
+            emit(&mut header, kind, identifier, sequence, Sum::new().u64(payload));
+            let message = [header, payload.to_be_bytes()].concat();
+            let packet = IcmpPacket::new(&message).expect("a whole message");
+            prop_assert_eq!((packet.get_icmp_type().0, packet.get_icmp_code().0), (kind, 0));
+            prop_assert_eq!(packet.get_checksum(), checksum(&packet));
+            let echo = EchoRequestPacket::new(&message).expect("a whole message");
+            prop_assert_eq!((echo.get_identifier(), echo.get_sequence_number()), (identifier, sequence));
+        }
+
+        #[test]
+        fn parses_what_pnet_reads(header: [u8; LEN], payload: u64) {
+            let message = [header, payload.to_be_bytes()].concat();
+            let packet = IcmpPacket::new(&message).expect("a whole message");
+            let echo = EchoRequestPacket::new(&message).expect("a whole message");
+            let parsed = parse(&header);
+            prop_assert_eq!(parsed, Echo {
+                kind: packet.get_icmp_type().0,
+                code: packet.get_icmp_code().0,
+                checksum: packet.get_checksum(),
+                identifier: echo.get_identifier(),
+                sequence: echo.get_sequence_number(),
+            });
+            prop_assert_eq!(parsed.sum(Sum::new().u64(payload)).checksum(), checksum(&packet));
+        }
+    }
+}

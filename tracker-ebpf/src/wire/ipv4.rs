@@ -73,3 +73,84 @@ pub const fn emit(header: &mut [u8; LEN], total_len: u16, protocol: u8, source: 
     put(header, 12, source.to_be_bytes());
     put(header, 16, destination.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pnet_packet::ip::IpNextHeaderProtocol;
+    use pnet_packet::ipv4::{Ipv4Packet, MutableIpv4Packet, checksum};
+    use proptest::prelude::*;
+
+    /// A header without options of an unfragmented packet, otherwise arbitrary.
+    fn plain(mut header: [u8; LEN]) -> [u8; LEN] {
+        let mut packet = MutableIpv4Packet::new(&mut header).expect("a whole header");
+        packet.set_version(4);
+        packet.set_header_length(5);
+        packet.set_flags(packet.get_flags() & 0b110);
+        packet.set_fragment_offset(0);
+        let right = checksum(&packet.to_immutable());
+        packet.set_checksum(right);
+        header
+    }
+
+    proptest! {
+        #[test]
+        fn pnet_reads_what_is_emitted(total_len: u16, protocol: u8, source: u32, destination: u32) {
+            let mut header = [0xaa; LEN];
+            emit(&mut header, total_len, protocol, source, destination);
+            let packet = Ipv4Packet::new(&header).expect("a whole header");
+            prop_assert_eq!((packet.get_version(), packet.get_header_length()), (4, 5));
+            prop_assert_eq!((packet.get_dscp(), packet.get_ecn()), (0, 0));
+            prop_assert_eq!(packet.get_total_length(), total_len);
+            prop_assert_eq!(packet.get_identification(), 0);
+            prop_assert_eq!((packet.get_flags(), packet.get_fragment_offset()), (0b010, 0));
+            prop_assert_eq!(packet.get_ttl(), TTL);
+            prop_assert_eq!(packet.get_next_level_protocol().0, protocol);
+            prop_assert_eq!(packet.get_source().to_bits(), source);
+            prop_assert_eq!(packet.get_destination().to_bits(), destination);
+            prop_assert_eq!(packet.get_checksum(), checksum(&packet));
+            prop_assert!(carries(&header, protocol) && checksum_ok(&header));
+        }
+
+        #[test]
+        fn parses_what_pnet_writes(header: [u8; LEN], protocol: u8) {
+            let mut header = plain(header);
+            let mut packet = MutableIpv4Packet::new(&mut header).expect("a whole header");
+            packet.set_next_level_protocol(IpNextHeaderProtocol(protocol));
+            let right = checksum(&packet.to_immutable());
+            packet.set_checksum(right);
+            let packet = Ipv4Packet::new(&header).expect("a whole header");
+            prop_assert!(carries(&header, protocol) && checksum_ok(&header));
+            prop_assert!(!carries(&header, protocol ^ 1));
+            prop_assert_eq!(parse(&header), Header {
+                total_len: packet.get_total_length(),
+                ttl: packet.get_ttl(),
+                source: packet.get_source().to_bits(),
+                destination: packet.get_destination().to_bits(),
+            });
+        }
+
+        #[test]
+        fn a_flipped_bit_fails_the_checksum(header: [u8; LEN], bit in 0..LEN * 8) {
+            let mut header = plain(header);
+            prop_assert!(checksum_ok(&header));
+            header[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!checksum_ok(&header));
+        }
+    }
+
+    #[test]
+    fn fragments_options_and_versions_are_told_apart() {
+        let header = plain([0; LEN]);
+        assert!(carries(&header, 0));
+        for (first, fragment) in (0..=255u8).flat_map(|first| [(first, 0), (first, 1), (first, 2)]) {
+            for fragment in [0x0000u16, 0x2000, 0x0001, 0x1fff, 0x4000, 0x8000].map(|f| f | fragment) {
+                let mut header = header;
+                header[0] = first;
+                header[6..8].copy_from_slice(&fragment.to_be_bytes());
+                let is_whole = fragment & !0xc000 == 0;
+                assert_eq!(carries(&header, 0), first == 0x45 && is_whole, "{first:#x} {fragment:#x}");
+            }
+        }
+    }
+}

@@ -77,3 +77,61 @@ pub const fn emit(
     put(header, 24, destination[0].to_be_bytes());
     put(header, 32, destination[1].to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pnet_packet::ip::IpNextHeaderProtocol;
+    use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pnet_reads_what_is_emitted(payload_len: u16, next: u8, source: [u8; 16], destination: [u8; 16]) {
+            let mut header = [0xaa; LEN];
+            emit(&mut header, payload_len, next, address(&source), address(&destination));
+            let packet = Ipv6Packet::new(&header).expect("a whole header");
+            prop_assert_eq!(packet.get_version(), 6);
+            prop_assert_eq!((packet.get_traffic_class(), packet.get_flow_label()), (0, 0));
+            prop_assert_eq!(packet.get_payload_length(), payload_len);
+            prop_assert_eq!(packet.get_next_header().0, next);
+            prop_assert_eq!(packet.get_hop_limit(), HOP_LIMIT);
+            prop_assert_eq!(packet.get_source().octets(), source);
+            prop_assert_eq!(packet.get_destination().octets(), destination);
+            prop_assert!(carries(&header, next));
+        }
+
+        #[test]
+        fn parses_what_pnet_writes(mut header: [u8; LEN], version in 0u8..16, next: u8) {
+            let mut packet = MutableIpv6Packet::new(&mut header).expect("a whole header");
+            packet.set_version(version);
+            packet.set_next_header(IpNextHeaderProtocol(next));
+            let packet = Ipv6Packet::new(&header).expect("a whole header");
+            prop_assert_eq!(carries(&header, next), version == 6);
+            prop_assert!(!carries(&header, next ^ 1));
+            prop_assert_eq!(parse(&header), Header {
+                payload_len: packet.get_payload_length(),
+                hop_limit: packet.get_hop_limit(),
+                source: address(&packet.get_source().octets()),
+                destination: address(&packet.get_destination().octets()),
+            });
+        }
+
+        #[test]
+        fn pseudo_header_sums_as_pnet_does(source: [u8; 16], destination: [u8; 16], payload: Vec<u8>, next: u8) {
+            let right = pnet_packet::util::ipv6_checksum(
+                &payload,
+                usize::MAX / 2,
+                &[],
+                &source.into(),
+                &destination.into(),
+                IpNextHeaderProtocol(next),
+            );
+            let sum = pseudo_header(address(&source), address(&destination), payload.len() as u16, next);
+            let sum = payload.chunks(2).fold(sum, |sum, word| {
+                sum.u16(u16::from_be_bytes([word[0], word.get(1).copied().unwrap_or(0)]))
+            });
+            prop_assert_eq!(sum.checksum(), right);
+        }
+    }
+}

@@ -178,3 +178,136 @@ impl Frame {
         mark.emit(part!(self, IP_AT + ipv6::LEN + icmp::LEN, LEN));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
+    use pnet_packet::icmp::{self as pnet_icmp, IcmpPacket, IcmpTypes};
+    use pnet_packet::icmp::echo_request::EchoRequestPacket;
+    use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Packet, Icmpv6Types};
+    use pnet_packet::ip::IpNextHeaderProtocols;
+    use pnet_packet::ipv4::Ipv4Packet;
+    use pnet_packet::ipv6::Ipv6Packet;
+    use pnet_packet::vlan::VlanPacket;
+    use pnet_packet::{Packet as _, ipv4 as pnet_ipv4};
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn marks()(tracker: u32, sequence: u64, sent_mono_ns: u64, token: u64) -> Mark {
+            Mark { tracker, sequence, sent_mono_ns, token }
+        }
+    }
+
+    prop_compose! {
+        fn trackers()(
+            behind: [u8; 16], source: [u8; 16], payload in LEN as u16..9_000, icmp_id: u16, is_v6: bool,
+        ) -> Tracker {
+            let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
+            Tracker { behind, source, payload, icmp_id, family, ..Default::default() }
+        }
+    }
+
+    prop_compose! {
+        fn paths()(next_hop_mac: [u8; 6], source_mac: [u8; 6], vlan: u16, is_tagged: bool) -> Path {
+            let vlan = if is_tagged { vlan } else { 0 };
+            Path { next_hop_mac, source_mac, vlan, ..Default::default() }
+        }
+    }
+
+    /// The frame as it leaves, with the zeros of a larger payload.
+    fn built(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
+        let mut frame = Frame::new();
+        frame.emit_link(path, tracker.family);
+        match tracker.family {
+            Family::Ipv4 => frame.emit_ipv4(tracker, mark),
+            Family::Ipv6 => frame.emit_ipv6(tracker, mark),
+        }
+        let tagged = path.vlan != 0;
+        let mut bytes = frame.bytes()[Frame::start(tagged)..Frame::end(tracker.family)].to_vec();
+        bytes.resize(Frame::wire_len(tagged, tracker.family, tracker.payload) as usize, 0);
+        bytes
+    }
+
+    #[test]
+    fn shortest_frames_have_the_shortest_lengths() {
+        assert_eq!(Frame::wire_len(false, Family::Ipv4, LEN as u16) as usize, LEN_V4);
+        assert_eq!(Frame::wire_len(false, Family::Ipv6, LEN as u16) as usize, LEN_V6);
+        for family in [Family::Ipv4, Family::Ipv6] {
+            let untagged = Frame::wire_len(false, family, 100);
+            assert_eq!(Frame::wire_len(true, family, 100), untagged + vlan::LEN as u32);
+            assert!(Frame::end(family) <= Frame::new().bytes().len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn marks_come_back(mark in marks(), old: [u8; LEN]) {
+            let mut payload = old;
+            mark.emit(&mut payload);
+            prop_assert!(Mark::is_present(&payload));
+            prop_assert_eq!(&payload[..4], b"TRKR");
+            prop_assert_eq!(Mark::parse(&payload), mark);
+            let sum = payload.chunks(2).fold(Sum::new(), |sum, word| {
+                sum.u16(u16::from_be_bytes([word[0], word[1]]))
+            });
+            prop_assert_eq!(mark.sum().folded(), sum.folded());
+        }
+
+        #[test]
+        fn only_marks_are_present(payload: [u8; LEN]) {
+            prop_assert_eq!(Mark::is_present(&payload), payload.starts_with(b"TRKR"));
+        }
+
+        #[test]
+        fn pnet_reads_the_frame(tracker in trackers(), path in paths(), mark in marks()) {
+            let frame = built(&tracker, &path, &mark);
+            let ethernet = EthernetPacket::new(&frame).expect("a whole header");
+            prop_assert_eq!(ethernet.get_destination().octets(), path.next_hop_mac);
+            prop_assert_eq!(ethernet.get_source().octets(), path.source_mac);
+            let (ethertype, packet) = if path.vlan == 0 {
+                (ethernet.get_ethertype(), ethernet.payload())
+            } else {
+                prop_assert_eq!(ethernet.get_ethertype(), EtherTypes::Vlan);
+                let tag = VlanPacket::new(ethernet.payload()).expect("a whole tag");
+                prop_assert_eq!(tag.get_vlan_identifier(), path.vlan & vlan::ID_MASK);
+                (tag.get_ethertype(), &ethernet.payload()[vlan::LEN..])
+            };
+            let message = match tracker.family {
+                Family::Ipv4 => {
+                    prop_assert_eq!(ethertype, EtherTypes::Ipv4);
+                    let ip = Ipv4Packet::new(packet).expect("a whole header");
+                    prop_assert_eq!(usize::from(ip.get_total_length()), packet.len());
+                    prop_assert_eq!(ip.get_checksum(), pnet_ipv4::checksum(&ip));
+                    prop_assert_eq!(ip.get_next_level_protocol(), IpNextHeaderProtocols::Icmp);
+                    prop_assert_eq!(&ip.get_source().octets()[..], &tracker.source[..4]);
+                    prop_assert_eq!(&ip.get_destination().octets()[..], &tracker.behind[..4]);
+                    let icmp = IcmpPacket::new(&packet[ipv4::LEN..]).expect("a whole message");
+                    prop_assert_eq!(icmp.get_icmp_type(), IcmpTypes::EchoRequest);
+                    prop_assert_eq!(icmp.get_checksum(), pnet_icmp::checksum(&icmp));
+                    &packet[ipv4::LEN..]
+                }
+                Family::Ipv6 => {
+                    prop_assert_eq!(ethertype, EtherTypes::Ipv6);
+                    let ip = Ipv6Packet::new(packet).expect("a whole header");
+                    prop_assert_eq!(usize::from(ip.get_payload_length()), packet.len() - ipv6::LEN);
+                    prop_assert_eq!(ip.get_next_header(), IpNextHeaderProtocols::Icmpv6);
+                    prop_assert_eq!(ip.get_source().octets(), tracker.source);
+                    prop_assert_eq!(ip.get_destination().octets(), tracker.behind);
+                    let icmp = Icmpv6Packet::new(&packet[ipv6::LEN..]).expect("a whole message");
+                    prop_assert_eq!(icmp.get_icmpv6_type(), Icmpv6Types::EchoRequest);
+                    let right = pnet_icmpv6::checksum(&icmp, &ip.get_source(), &ip.get_destination());
+                    prop_assert_eq!(icmp.get_checksum(), right);
+                    &packet[ipv6::LEN..]
+                }
+            };
+            let echo = EchoRequestPacket::new(message).expect("a whole message");
+            prop_assert_eq!(echo.get_identifier(), tracker.icmp_id);
+            prop_assert_eq!(echo.get_sequence_number(), mark.sequence as u16);
+            let payload: &[u8; LEN] = message[icmp::LEN..].first_chunk().expect("a whole mark");
+            prop_assert_eq!(Mark::parse(payload), mark);
+            prop_assert!(message[icmp::LEN + LEN..].iter().all(|byte| *byte == 0));
+            prop_assert_eq!(message.len(), icmp::LEN + usize::from(tracker.payload));
+        }
+    }
+}

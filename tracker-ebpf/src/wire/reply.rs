@@ -117,3 +117,202 @@ fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Optio
     let addresses = Addresses::Ipv6 { source: header.source, destination: header.destination };
     Some(Reply { mark, vlan, is_intact, addresses })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Path;
+    use crate::wire::probe::{Frame, Mark};
+    use pnet_packet::icmp::{self as pnet_icmp, IcmpCode, IcmpTypes, MutableIcmpPacket};
+    use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Types, MutableIcmpv6Packet};
+    use pnet_packet::ipv4::{self as pnet_ipv4, MutableIpv4Packet};
+    use pnet_packet::ipv6::MutableIpv6Packet;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn exchanges()(
+            behind: [u8; 16], source: [u8; 16], icmp_id: u16, is_v6: bool, control: u16, is_tagged: bool,
+            payload in probe::LEN as u16..2_000, tracker: u32, sequence: u64, sent_mono_ns: u64, token: u64,
+        ) -> Exchange {
+            let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
+            let vlan = if is_tagged { control } else { 0 };
+            Exchange {
+                tracker: Tracker { behind, source, payload, icmp_id, family, ..Default::default() },
+                path: Path { vlan, ..Default::default() },
+                mark: Mark { tracker, sequence, sent_mono_ns, token },
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    struct Exchange {
+        tracker: Tracker,
+        path: Path,
+        mark: Mark,
+    }
+
+    impl Exchange {
+        fn ip_at(&self) -> usize {
+            ethernet::LEN + if self.path.vlan == 0 { 0 } else { vlan::LEN }
+        }
+
+        fn icmp_at(&self) -> usize {
+            self.ip_at()
+                + match self.tracker.family {
+                    Family::Ipv4 => ipv4::LEN,
+                    Family::Ipv6 => ipv6::LEN,
+                }
+        }
+
+        /// Bytes without which there is no reply.
+        fn head(&self) -> usize {
+            self.icmp_at() + icmp::LEN + probe::LEN
+        }
+
+        fn probe(&self) -> Vec<u8> {
+            let Self { tracker, path, mark } = self;
+            let mut frame = Frame::new();
+            frame.emit_link(path, tracker.family);
+            match tracker.family {
+                Family::Ipv4 => frame.emit_ipv4(tracker, mark),
+                Family::Ipv6 => frame.emit_ipv6(tracker, mark),
+            }
+            let tagged = path.vlan != 0;
+            let range = Frame::start(tagged)..Frame::end(tracker.family);
+            let mut probe = frame.bytes()[range].to_vec();
+            probe.resize(Frame::wire_len(tagged, tracker.family, tracker.payload) as usize, 0);
+            probe
+        }
+
+        /// What a host does with the probe: addresses exchanged, the type changed, checksums anew.
+        fn reply(&self) -> Vec<u8> {
+            let mut frame = self.probe();
+            let (ip, message) = frame[self.ip_at()..].split_at_mut(self.icmp_at() - self.ip_at());
+            match self.tracker.family {
+                Family::Ipv4 => {
+                    let mut ip = MutableIpv4Packet::new(ip).expect("a whole header");
+                    let (source, destination) = (ip.get_source(), ip.get_destination());
+                    ip.set_source(destination);
+                    ip.set_destination(source);
+                    ip.set_ttl(61);
+                    let right = pnet_ipv4::checksum(&ip.to_immutable());
+                    ip.set_checksum(right);
+                    let mut icmp = MutableIcmpPacket::new(message).expect("a whole message");
+                    icmp.set_icmp_type(IcmpTypes::EchoReply);
+                    let right = pnet_icmp::checksum(&icmp.to_immutable());
+                    icmp.set_checksum(right);
+                }
+                Family::Ipv6 => {
+                    let mut ip = MutableIpv6Packet::new(ip).expect("a whole header");
+                    let (source, destination) = (ip.get_source(), ip.get_destination());
+                    ip.set_source(destination);
+                    ip.set_destination(source);
+                    ip.set_hop_limit(61);
+                    let mut icmp = MutableIcmpv6Packet::new(message).expect("a whole message");
+                    icmp.set_icmpv6_type(Icmpv6Types::EchoReply);
+                    let right =
+                        pnet_icmpv6::checksum(&icmp.to_immutable(), &destination, &source);
+                    icmp.set_checksum(right);
+                }
+            }
+            frame
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_genuine_reply_is_recognised(exchange in exchanges()) {
+            let frame = exchange.reply();
+            let reply = parse(&frame[..]).expect("a reply");
+            prop_assert_eq!(reply.mark, exchange.mark);
+            prop_assert_eq!(reply.vlan, exchange.path.vlan);
+            prop_assert!(reply.is_intact);
+            prop_assert!(reply.answers(&exchange.tracker));
+        }
+
+        #[test]
+        fn a_probe_is_no_reply(exchange in exchanges()) {
+            prop_assert_eq!(parse(&exchange.probe()[..]), None);
+        }
+
+        #[test]
+        fn a_truncated_mark_is_no_mark(exchange in exchanges(), cut in 0usize..2_000) {
+            let frame = exchange.reply();
+            let len = cut % frame.len();
+            let reply = parse(&frame[..len]);
+            prop_assert_eq!(reply.is_some(), len >= exchange.head());
+        }
+
+        #[test]
+        fn a_reply_answers_only_its_own_addresses(exchange in exchanges(), bit in 0usize..128) {
+            let reply = parse(&exchange.reply()[..]).expect("a reply");
+            let bits = match exchange.tracker.family { Family::Ipv4 => 32, Family::Ipv6 => 128 };
+            let bit = bit % bits;
+            let mut other = exchange.tracker;
+            other.behind[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!reply.answers(&other));
+            let mut other = exchange.tracker;
+            other.source[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!reply.answers(&other));
+            let family = match exchange.tracker.family {
+                Family::Ipv4 => Family::Ipv6,
+                Family::Ipv6 => Family::Ipv4,
+            };
+            let other = Tracker { family, ..exchange.tracker };
+            prop_assert!(!reply.answers(&other));
+        }
+
+        /// Any single bit between the IP header and the end of the mark either makes the frame foreign, or is
+        /// caught, or is one that routers may change (IPv6 has no checksum over those).
+        #[test]
+        fn a_flipped_bit_is_caught(exchange in exchanges(), bit: usize) {
+            let mut frame = exchange.reply();
+            let (ip, icmp, head) = (exchange.ip_at(), exchange.icmp_at(), exchange.head());
+            let bit = ip * 8 + bit % ((head - ip) * 8);
+            frame[bit / 8] ^= 1 << (bit % 8);
+            let is_free = exchange.tracker.family == Family::Ipv6
+                && match bit / 8 - ip {
+                    // The version is in the upper half of the first byte.
+                    0 => bit % 8 < 4,
+                    1..4 | 7 => true,
+                    _ => false,
+                };
+            let is_accepted = parse(&frame[..])
+                .is_some_and(|reply| reply.is_intact && reply.answers(&exchange.tracker));
+            prop_assert_eq!(is_accepted, is_free, "byte {} of the packet, ICMP at {}", bit / 8 - ip, icmp - ip);
+        }
+
+        #[test]
+        fn a_code_is_not_accepted(exchange in exchanges(), code in 1u8..) {
+            let mut frame = exchange.reply();
+            let mut icmp = MutableIcmpPacket::new(&mut frame[exchange.icmp_at()..]).expect("a message");
+            icmp.set_icmp_code(IcmpCode(code));
+            // Keep the sum: the checksum gives what the code takes.
+            let (sum, carry) = icmp.get_checksum().overflowing_sub(u16::from(code));
+            icmp.set_checksum(sum.wrapping_sub(u16::from(carry)));
+            let reply = parse(&frame[..]).expect("a reply");
+            prop_assert!(!reply.is_intact);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = parse(&bytes[..]);
+        }
+
+        /// Bytes that get further than noise does.
+        #[test]
+        fn no_damage_makes_it_panic(
+            exchange in exchanges(),
+            damage in proptest::collection::vec((0usize..200, any::<u8>()), 0..8),
+            cut in 0usize..200,
+        ) {
+            let mut frame = exchange.reply();
+            for (at, value) in damage {
+                let at = at % frame.len();
+                frame[at] = value;
+            }
+            frame.truncate(frame.len().saturating_sub(cut));
+            let _ = parse(&frame[..]);
+        }
+    }
+}

@@ -56,6 +56,8 @@ pub struct Link {
     pub vlan: Option<Vlan>,
     /// Its `xdp-features`; `None` where the kernel doesn't tell (before Linux 6.3).
     pub xdp_features: Option<u64>,
+    /// The XDP program that is attached to it, whoever attached it.
+    pub xdp_program: Option<u32>,
     /// Its addresses.
     pub addresses: Vec<Address>,
 }

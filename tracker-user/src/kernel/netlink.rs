@@ -12,7 +12,7 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage},
-    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
         NeighbourState,
@@ -96,17 +96,18 @@ impl Netlink {
                 self.take_neighbour(&neighbour, true);
             }
         }
-        self.dump_features().await?;
+        for ifindex in self.observed.links.keys().copied().collect::<Vec<_>>() {
+            self.ask_features(ifindex).await?;
+        }
         self.find_routes().await;
         Ok(())
     }
 
-    async fn dump_features(&mut self) -> Result<()> {
+    async fn ask_features(&mut self, ifindex: u32) -> Result<()> {
         if let Some(features) = &mut self.features {
-            for (ifindex, features) in features.dump().await? {
-                if let Some(link) = self.observed.links.get_mut(&ifindex) {
-                    link.xdp_features = Some(features);
-                }
+            let features = features.of(ifindex).await?;
+            if let Some(link) = self.observed.links.get_mut(&ifindex) {
+                link.xdp_features = features;
             }
         }
         Ok(())
@@ -191,7 +192,7 @@ impl Netlink {
         match payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
                 if self.take_link(&link) {
-                    self.dump_features().await?;
+                    self.ask_features(link.header.index).await?;
                 }
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
@@ -237,6 +238,7 @@ impl Netlink {
         link.index = index;
         link.is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         link.is_running = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+        link.xdp_program = None;
         let mut parent = None;
         let mut vlan_id = None;
         for attribute in &message.attributes {
@@ -245,6 +247,12 @@ impl Netlink {
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(mac) => {
                     link.mac = mac.as_slice().try_into().unwrap_or_default();
+                }
+                LinkAttribute::Xdp(xdp) => {
+                    link.xdp_program = xdp.iter().find_map(|xdp| match xdp {
+                        LinkXdp::ProgId(id) if *id != 0 => Some(*id),
+                        _ => None,
+                    });
                 }
                 LinkAttribute::Link(ifindex) => parent = Some(*ifindex),
                 LinkAttribute::LinkInfo(info) => {
@@ -355,6 +363,25 @@ impl Netlink {
     /// As the kernel answers.
     pub async fn release_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
         self.set_neighbour(ifindex, ip, false).await
+    }
+
+    /// Has the kernel confirm a neighbour entry now: it asks the endpoint directly, and everybody when
+    /// that fails. For a next hop that may have changed its MAC address without saying so.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn confirm_neighbour(&self, ifindex: u32, ip: IpAddr, mac: [u8; 6]) -> Result<()> {
+        let mut request = self
+            .handle
+            .neighbours()
+            .add(ifindex, ip)
+            .state(NeighbourState::Probe)
+            .flags(NeighbourFlags::empty())
+            .link_layer_address(&mac)
+            .replace();
+        let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
+        request.message_mut().attributes.push(managed);
+        request.execute().await.with_context(|| format!("cannot confirm the neighbour {ip}"))
     }
 
     async fn set_neighbour(&self, ifindex: u32, ip: IpAddr, is_managed: bool) -> Result<()> {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
 use genetlink::{GenetlinkHandle, message::RawGenlMessage};
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    DecodeError, DefaultNla, Emitable, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
     Nla as _, NlasIterator, Parseable as _, ParseableParametrized,
 };
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
@@ -109,26 +109,27 @@ impl XdpFeatures {
         Ok(Some(Self { handle, messages }))
     }
 
-    /// All devices' features.
+    /// One device's features; `None` where it is gone. Devices are asked one by one because the family
+    /// answers a dump without NLM_F_MULTI, so that netlink-proto takes the first part for the whole.
     ///
     /// # Errors
     /// As the kernel answers.
-    pub async fn dump(&mut self) -> Result<Vec<(u32, u64)>> {
-        let payload = Netdev { command: CMD_DEV_GET, attributes: Vec::new() };
+    pub async fn of(&mut self, ifindex: u32) -> Result<Option<u64>> {
+        let device = DefaultNla::new(A_DEV_IFINDEX, ifindex.to_ne_bytes().to_vec());
+        let payload = Netdev { command: CMD_DEV_GET, attributes: vec![device] };
         let mut message = NetlinkMessage::from(GenlMessage::from_payload(payload));
-        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        message.header.flags = NLM_F_REQUEST;
         let answers = self.handle.request(message).await.context("cannot ask for XDP features")?;
         let mut answers = std::pin::pin!(answers);
-        let mut devices = Vec::new();
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::InnerMessage(message) =
                 answer.context("cannot read XDP features")?.payload
-                && let Some((ifindex, Some(features))) = message.payload.device()
+                && let Some((_, features)) = message.payload.device()
             {
-                devices.push((ifindex, features));
+                return Ok(features);
             }
         }
-        Ok(devices)
+        Ok(None)
     }
 
     /// The next change: a device and its features, `None` where it is gone. Ends with the connection.

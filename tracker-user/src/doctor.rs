@@ -1,0 +1,300 @@
+//! `tracker doctor`: what this kernel and these interfaces can do, tried and not guessed where trying
+//! disturbs nobody.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use aya::{
+    EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
+    programs::{Program, loaded_programs},
+};
+use serde::Serialize;
+use tracker_ebpf::{abi, wire::probe};
+
+use crate::{
+    board::{Mode, SendWay},
+    config::{self, Config, ModeChoice},
+    kernel::{
+        OBJECT, bpffs,
+        interfaces::{Link, Observed, XDP_ACT_BASIC, XDP_ACT_NDO_XMIT},
+        netlink::Netlink,
+        preflight,
+    },
+};
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// True where the daemon can run.
+    pub ok: bool,
+    /// The kernel's release.
+    pub kernel: String,
+    /// What the daemon needs, and what it can use.
+    pub checks: Vec<Check>,
+    /// The interfaces.
+    pub interfaces: Vec<Interface>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub struct Check {
+    /// What.
+    pub name: &'static str,
+    /// Whether it is there.
+    pub ok: bool,
+    /// Whether the daemon can't run without it.
+    pub required: bool,
+    /// What was found, or what to do.
+    pub detail: String,
+}
+
+/// What an interface can do.
+#[derive(Debug, Serialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// How replies would be received; `None` where the interface does not exist.
+    pub mode: Option<Mode>,
+    /// How probes would be sent.
+    pub send: Option<SendWay>,
+    /// Why.
+    pub detail: String,
+}
+
+/// Looks at everything; with a config, at the interfaces that it names, else at all.
+///
+/// # Errors
+/// Where the kernel does not even list its interfaces.
+pub async fn examine(config: Option<&Config>) -> Result<Report> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut netlink = Netlink::connect().await?;
+    let checks = checks(config, netlink.has_xdp_features());
+    let interfaces = match config {
+        Some(config) => named(config, &mut netlink).await,
+        None => {
+            let links = netlink.observed.links.values();
+            links
+                .filter(|link| link.name != "lo" && !link.name.starts_with("trk-"))
+                .map(|link| describe(link, &netlink.observed, ModeChoice::Auto))
+                .collect()
+        }
+    };
+    Ok(Report {
+        ok: checks.iter().all(|check| check.ok || !check.required),
+        kernel: release.trim().to_owned(),
+        checks,
+        interfaces,
+    })
+}
+
+async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
+    let members: Vec<_> = config.services.iter().flat_map(|service| &service.members).collect();
+    let unnamed = members.iter().filter(|member| member.interface.is_none());
+    netlink.follow_routes(unnamed.map(|member| member.endpoint).collect()).await;
+    let observed = &netlink.observed;
+    let mut names = BTreeSet::new();
+    let mut interfaces = Vec::new();
+    for member in members {
+        match (&member.interface, observed.routes.get(&member.endpoint)) {
+            (Some(name), _) => {
+                names.insert(name.clone());
+            }
+            (None, Some(ifindex)) => {
+                names.extend(observed.links.get(ifindex).map(|link| link.name.clone()));
+            }
+            (None, None) => interfaces.push(Interface {
+                name: format!("(of {})", member.endpoint),
+                mode: None,
+                send: None,
+                detail: "no route leads to this endpoint; give the member an interface".to_owned(),
+            }),
+        }
+        names.extend(member.returns.iter().cloned());
+    }
+    interfaces.extend(names.into_iter().map(|name| match observed.by_name(&name) {
+        Some(link) => describe(link, observed, config.hub.mode),
+        None => Interface {
+            name,
+            mode: None,
+            send: None,
+            detail: "does not exist; its trackers wait until it does".to_owned(),
+        },
+    }));
+    interfaces
+}
+
+fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
+    let features = link.xdp_features;
+    let has = |bit: u64| features.is_some_and(|features| features & bit != 0);
+    let foreign = link.xdp_program.filter(|id| !is_ours(*id));
+    let (mode, why) = match (choice, foreign) {
+        (ModeChoice::Tc, _) => (Mode::Tc, "chosen by hub.mode".to_owned()),
+        (ModeChoice::XdpNative, _) => (Mode::XdpNative, "chosen by hub.mode".to_owned()),
+        (ModeChoice::XdpGeneric, _) => (Mode::XdpGeneric, "chosen by hub.mode".to_owned()),
+        (ModeChoice::Auto, Some(id)) => {
+            (Mode::Tc, format!("XDP program {id} of somebody else stays where it is"))
+        }
+        (ModeChoice::Auto, None) if !link.is_ethernet => {
+            (Mode::Tc, "frames have no Ethernet header".to_owned())
+        }
+        (ModeChoice::Auto, None) if has(XDP_ACT_BASIC) => {
+            (Mode::XdpNative, "the driver runs XDP".to_owned())
+        }
+        (ModeChoice::Auto, None) if features.is_none() => {
+            (Mode::XdpNative, "this kernel does not tell; tried when attached".to_owned())
+        }
+        (ModeChoice::Auto, None) => {
+            (Mode::XdpGeneric, "the driver does not run XDP".to_owned())
+        }
+    };
+    let parent = link.vlan.and_then(|vlan| observed.links.get(&vlan.parent));
+    let takes_frames = |link: &Link| {
+        link.xdp_features.is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
+    };
+    let redirects =
+        choice != ModeChoice::Tc && (takes_frames(link) || parent.is_some_and(takes_frames));
+    let (send, how) = if redirects {
+        (SendWay::XdpRedirect, "the device takes redirected frames")
+    } else {
+        (SendWay::TcRedirect, "the device takes no redirected frames")
+    };
+    let state = if link.is_running { "" } else { "; it is down now" };
+    Interface {
+        name: link.name.clone(),
+        mode: Some(mode),
+        send: Some(send),
+        detail: format!("{why}; {how}{state}"),
+    }
+}
+
+/// True for the receive program of any instance.
+fn is_ours(id: u32) -> bool {
+    loaded_programs().flatten().any(|program| {
+        program.id() == id && program.name_as_str() == Some(abi::program::RECEIVE)
+    })
+}
+
+fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
+    let version = preflight::linux_version();
+    let at_least = |major, minor| version >= (major, minor);
+    let required = |name, ok: bool, found: &str, remedy: &str| Check {
+        name,
+        ok,
+        required: true,
+        detail: if ok { found } else { remedy }.to_owned(),
+    };
+    let optional = |name, ok: bool, found: &str, without: &str| Check {
+        required: false,
+        ..required(name, ok, found, without)
+    };
+    let is_root = nix::unistd::geteuid().is_root();
+    let default_bpffs = std::path::PathBuf::from("/sys/fs/bpf");
+    let bpffs_path = config.map_or(&default_bpffs, |config| &config.hub.bpffs);
+    let is_mounted = bpffs::is_mounted(bpffs_path);
+    let jit = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
+    let mut checks = vec![
+        required("root", is_root, "running as root", "run this with sudo"),
+        required(
+            "live frames (Linux 5.18)",
+            version >= preflight::LINUX_MIN,
+            "this kernel is new enough",
+            "boot Linux 5.18 or newer: probes are sent as live frames",
+        ),
+    ];
+    if is_root {
+        let loaded = try_programs();
+        checks.push(Check {
+            name: "programs load and run",
+            ok: loaded.is_ok(),
+            required: true,
+            detail: match loaded {
+                Ok(()) => "the verifier takes all four, and live frames run".to_owned(),
+                Err(error) => format!("{error:#}"),
+            },
+        });
+    }
+    let path = bpffs_path.display();
+    checks.push(optional(
+        "BPF file system",
+        is_mounted,
+        &format!("mounted at {path}"),
+        &format!("not mounted at {path}; the daemon mounts it"),
+    ));
+    checks.push(optional(
+        "JIT compiler",
+        jit.trim() != "0",
+        "on",
+        "off: programs are interpreted and slow; set net.core.bpf_jit_enable=1",
+    ));
+    checks.push(optional(
+        "TCX (Linux 6.6)",
+        at_least(6, 6),
+        "TC programs attach beside others and are pinned",
+        "clsact filters are used instead, which end with the daemon",
+    ));
+    checks.push(optional(
+        "xdp-features (Linux 6.3)",
+        has_features,
+        "the kernel tells which devices take redirected frames",
+        "every device is sent to by TC redirect",
+    ));
+    checks
+}
+
+/// Loads all programs, pinned nowhere and attached to nothing, and runs one live frame that is dropped.
+fn try_programs() -> Result<()> {
+    let mut ebpf = EbpfLoader::new().load(OBJECT)?;
+    for name in [abi::program::SEND, abi::program::RECEIVE, abi::program::TC_SEND, abi::program::TC_RECEIVE]
+    {
+        match ebpf.program_mut(name) {
+            Some(Program::Xdp(program)) => program.load()?,
+            Some(Program::SchedClassifier(program)) => program.load()?,
+            _ => anyhow::bail!("the eBPF object has no program {name}"),
+        }
+    }
+    if let Some(Program::Xdp(send)) = ebpf.program_mut(abi::program::SEND) {
+        send.test_run(TestRunOptions {
+            data_in: Some(&[0; probe::LEN_V4]),
+            repeat: 1,
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..Default::default()
+        })?;
+    }
+    Ok(())
+}
+
+/// The report for people.
+pub fn table(report: &Report) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!("kernel {}\n", report.kernel);
+    for check in &report.checks {
+        let mark = match (check.ok, check.required) {
+            (true, _) => "ok     ",
+            (false, true) => "MISSING",
+            (false, false) => "without",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{mark}  {}: {}", check.name, check.detail);
+    }
+    for interface in &report.interfaces {
+        let mode = interface.mode.map_or("-", Mode::as_str);
+        let send = interface.send.map_or("-", SendWay::as_str);
+        let _ = writeln!(
+            text,
+            "interface {}: receive {mode}, send {send} ({})",
+            interface.name, interface.detail
+        );
+    }
+    let verdict = if report.ok { "the daemon can run here" } else { "the daemon can't run here" };
+    text.push_str(verdict);
+    text.push('\n');
+    text
+}
+
+/// Reads the config that doctor is to look at.
+///
+/// # Errors
+/// As [`config::load`].
+pub fn config(path: Option<&std::path::Path>) -> Result<Option<Config>, config::ConfigError> {
+    path.map(config::load).transpose()
+}
