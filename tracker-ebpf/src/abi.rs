@@ -139,14 +139,16 @@ pub struct Path {
     pub source_mac: [u8; 6],
     /// How probes leave.
     pub via: Via,
-    /// Zero.
-    pub pad: u8,
+    /// Family of `endpoint`.
+    pub endpoint_family: Family,
     /// The device on which frames leave (the parent, where `vlan` is set).
     pub ifindex: u32,
     /// Interfaces on which a reply may arrive; unused entries are 0.
     pub returns: [u32; RETURNS_MAX],
-    /// Zero.
-    pub pad2: u32,
+    /// The member's own interface, whose neighbour `endpoint` is; 0 while there is none.
+    pub interface: u32,
+    /// The next hop.
+    pub endpoint: [u8; 16],
 }
 
 /// What happened to one tracker's probes: four cache lines, so that the send program, the receive
@@ -307,7 +309,7 @@ const _: () = {
     assert!(size_of::<Hub>() == 24);
     assert!(size_of::<Tracker>() == 64 && align_of::<Tracker>() == 8);
     assert!(offset_of!(Tracker, timeout_ns) == 32 && offset_of!(Tracker, payload) == 56);
-    assert!(size_of::<Path>() == 40 && align_of::<Path>() == 4);
+    assert!(size_of::<Path>() == 56 && align_of::<Path>() == 4);
     assert!(offset_of!(Path, source_mac) == 8 && offset_of!(Path, ifindex) == 16);
     assert!(size_of::<SendState>() == 64);
     assert!(size_of::<ReceiveState>() == 64);

@@ -13,7 +13,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc::UnboundedReceiver,
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 use tracker_ebpf::{
     abi::{self, Family, Via},
@@ -27,7 +27,7 @@ use crate::{
     kernel::{
         bpffs::{self, Pins},
         interfaces::Neighbour,
-        loader::{Kernel, Sizes, StateReader},
+        loader::{self, Kernel, Sizes, StateReader},
         netlink::Netlink,
         plane::monotonic_ns,
         preflight,
@@ -216,6 +216,8 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
         daemon.by_slot.len()
     );
 
+    let mut retry = tokio::time::interval(RETRY);
+    retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let result = loop {
         let due = daemon.shared.core().board.next_due();
         let due = due.map(|due_ns| {
@@ -232,15 +234,17 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
                     }
                 }
             },
-            changed = daemon.netlink.changed() => match changed {
-                Ok(()) => daemon.reconcile().await,
-                Err(error) => break Err(error),
-            },
+            changed = daemon.netlink.changed() => {
+                if let Err(error) = changed.and(daemon.netlink.follow_up().await) {
+                    break Err(error);
+                }
+                daemon.reconcile().await;
+            }
             report = reports.recv() => match report {
                 Some(report) => daemon.take(report).await,
                 None => break Err(anyhow!("the sending thread ended; this is a bug, please report the log")),
             },
-            () = tokio::time::sleep(RETRY) => daemon.retry().await,
+            _ = retry.tick() => daemon.retry().await,
             () = sleep_until(due) => {
                 let events = daemon.shared.core().board.tick(stamp());
                 daemon.shared.feed.publish(events);
@@ -266,6 +270,7 @@ impl Daemon {
     async fn start(config: Config, pins: &Pins) -> Result<(Self, UnboundedReceiver<Report>)> {
         let mut netlink = Netlink::connect().await?;
         // What a killed daemon of this instance left.
+        release_pinned_neighbours(&netlink, pins).await;
         pins.clear()?;
         let names = private_names(&config.hub.instance);
         netlink.delete_link(&names[0]).await?;
@@ -411,7 +416,7 @@ impl Daemon {
             window_mask: words - 1,
             payload: tracker.payload,
             icmp_id: self.icmp_base ^ slot as u16,
-            family: if tracker.behind.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
+            family: family(tracker.behind),
             ..Default::default()
         };
         self.kernel.reset(slot, &entry);
@@ -617,6 +622,12 @@ impl Daemon {
             Ok(entry) => (*entry, None),
             Err(fault) => (abi::Path::default(), Some(fault.cause)),
         };
+        let entry = abi::Path {
+            endpoint: address_bytes(member.config.endpoint),
+            endpoint_family: family(member.config.endpoint),
+            interface: plan.neighbour.map_or(0, |(ifindex, _)| ifindex),
+            ..entry
+        };
         member.plan = Some(plan);
         self.sender.command(Command::SetPath(member.path, entry, cause));
     }
@@ -730,6 +741,10 @@ fn full(what: &str) -> anyhow::Error {
     anyhow!("no room for more {what} in this daemon's maps; restart it")
 }
 
+fn family(ip: IpAddr) -> Family {
+    if ip.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+}
+
 /// The address in the maps' form.
 fn address_bytes(ip: IpAddr) -> [u8; 16] {
     match ip {
@@ -777,6 +792,17 @@ fn set_source(
     }
 }
 
+/// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
+async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
+    for (ifindex, ip) in loader::pinned_neighbours(pins) {
+        if netlink.observed.neighbours.contains_key(&(ifindex, ip))
+            && let Err(error) = netlink.release_neighbour(ifindex, ip).await
+        {
+            tracing::debug!("{error:#}");
+        }
+    }
+}
+
 /// `tracker cleanup`: removes what a killed daemon left.
 ///
 /// # Errors
@@ -784,14 +810,15 @@ fn set_source(
 pub async fn cleanup(bpffs: &Path, instance: &str) -> Result<String> {
     preflight::require_root()?;
     let pins = Pins::new(bpffs, instance);
+    let netlink = Netlink::connect().await?;
     let mut removed = Vec::new();
     if pins.exist() {
         let lock = pins.lock()?;
+        release_pinned_neighbours(&netlink, &pins).await;
         let count = pins.remove()?;
         drop(lock);
         removed.push(format!("{count} pins"));
     }
-    let netlink = Netlink::connect().await?;
     let names = private_names(instance);
     if netlink.delete_link(&names[0]).await? {
         removed.push("the private interfaces".to_owned());

@@ -1,10 +1,332 @@
-//! `cargo xtask bench`.
+//! `cargo xtask bench`: what it costs, how fast it is, how soon it finds out; against fping on the same
+//! targets in the same run, because these are ratios that hold and absolute times that wander.
 
-use std::path::Path;
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, ensure};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use tracker_tests::{Config, Lab, Tracker, daemon::SOON};
+
+use crate::sh;
+
+/// Behind addresses of the throughput runs: a /16 without its first and last.
+const TARGETS: u32 = 65_534;
+/// How long throughput is measured.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Behind addresses of the detection runs.
+const TRACKERS: u32 = 1_000;
+const INTERVAL_MS: u64 = 10;
+const TIMEOUT_MS: u64 = 20;
+const FALL: u64 = 3;
+/// Breaks whose detection is timed.
+const BREAKS: u32 = 5;
+/// How long the hub runs beside full load of all processors.
+const LOAD: Duration = Duration::from_secs(60);
+
+/// The figures, with the keys of the contract; what was not measured is null.
+#[derive(Default, Serialize)]
+struct Figures {
+    empty_ns: Option<f64>,
+    foreign_ns: Option<f64>,
+    reply_ns: Option<f64>,
+    send_ns: Option<f64>,
+    fping_rps: Option<f64>,
+    tracker_rps: Option<f64>,
+    fping_cpu_us: Option<f64>,
+    tracker_cpu_us: Option<f64>,
+    loop_rps: Option<f64>,
+    reflector_fping_rps: Option<f64>,
+    reflector_tracker_rps: Option<f64>,
+    detect_p50_us: Option<u64>,
+    detect_p99_us: Option<u64>,
+    false_transitions: Option<u64>,
+    kernel_bytes_per_tracker: Option<u64>,
+    rss_mb: Option<f64>,
+}
 
 /// Runs the bench on the release binary `tracker`.
-pub fn run(_json: bool, tracker: &Path) -> Result<()> {
-    bail!("the bench of {} is not written yet", tracker.display())
+pub fn run(json: bool, tracker: &Path) -> Result<()> {
+    let mut figures = Figures::default();
+    say(json, "program time (BPF_PROG_TEST_RUN), ns a packet");
+    programs(&mut figures)?;
+    show(json, "  empty", figures.empty_ns);
+    show(json, "  foreign", figures.foreign_ns);
+    show(json, "  counted reply", figures.reply_ns);
+    show(json, "  send, live frames to a veth", figures.send_ns);
+    say(json, "round trips over hub, firewall and host, 65,534 targets");
+    fping(&mut figures)?;
+    show(json, "  fping, a second", figures.fping_rps);
+    show(json, "  fping, CPU us each", figures.fping_cpu_us);
+    throughput(&mut figures, tracker)?;
+    show(json, "  tracker, a second", figures.tracker_rps);
+    show(json, "  tracker, CPU us each", figures.tracker_cpu_us);
+    say(json, "detection, 1,000 trackers, interval 10 ms, timeout 20 ms, fall 3");
+    detection(&mut figures, tracker, json)?;
+    if json {
+        println!("{}", serde_json::to_string(&figures)?);
+    }
+    Ok(())
+}
+
+fn say(json: bool, line: &str) {
+    if json {
+        eprintln!("{line}");
+    } else {
+        println!("{line}");
+    }
+}
+
+fn show(json: bool, what: &str, figure: Option<impl std::fmt::Display>) {
+    if let Some(figure) = figure {
+        say(json, &format!("{what}: {figure}"));
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// The programs' own time, measured by a bench that links the eBPF object.
+fn programs(figures: &mut Figures) -> Result<()> {
+    let mut command = sh::cargo();
+    command.args(["bench", "--locked", "--quiet", "--package", "tracker-tests", "--bench", "programs"]);
+    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo bench")?;
+    ensure!(output.status.success(), "the bench of the programs failed; its message is above");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().rfind(|line| line.starts_with('{')).context("no figures from cargo bench")?;
+    let found: Value = serde_json::from_str(line)?;
+    figures.empty_ns = found["empty_ns"].as_f64();
+    figures.foreign_ns = found["foreign_ns"].as_f64();
+    figures.reply_ns = found["reply_ns"].as_f64();
+    figures.send_ns = found["send_ns"].as_f64();
+    Ok(())
+}
+
+/// fping over the same path; it needs the route that Tracker does not.
+fn fping(figures: &mut Figures) -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    service.answer_for_all()?;
+    lab.hub.ip(&format!("route add 10.20.0.0/16 via {}\n", service.endpoint))?;
+    let mut command = lab.hub.command("fping");
+    // No pause between packets, no retries; three rounds.
+    command.args(["-q", "-i", "0", "-p", "1", "-r", "0", "-t", "1000", "-c", "3"]);
+    command.args(["-g", "10.20.0.1", "10.20.255.254"]);
+    let before_us = children_cpu_us();
+    let begun = Instant::now();
+    let output = command.output().context("cannot run fping; `cargo xtask setup` installs it")?;
+    // fping waits for its timeout at the end, when all replies are long in.
+    let elapsed = begun.elapsed().saturating_sub(Duration::from_secs(1));
+    let used_us = children_cpu_us() - before_us;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let replies: u64 = text
+        .lines()
+        .filter_map(|line| line.split_once("xmt/rcv/%loss = ")?.1.split('/').nth(1)?.parse::<u64>().ok())
+        .sum();
+    ensure!(replies > u64::from(TARGETS), "fping got only {replies} replies");
+    figures.fping_rps = Some((replies as f64 / elapsed.as_secs_f64()).round());
+    figures.fping_cpu_us = Some(round(used_us as f64 / replies as f64));
+    Ok(())
+}
+
+/// Processor time of ended children, microseconds.
+fn children_cpu_us() -> u64 {
+    // SAFETY: the structure is plain data and the call only fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    [usage.ru_utime, usage.ru_stime].iter().map(|time| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64).sum()
+}
+
+/// Processor time of a process so far, microseconds.
+fn process_cpu_us(pid: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum();
+    // USER_HZ is 100 on every architecture that Linux still has.
+    Ok(ticks * 10_000)
+}
+
+/// Processor time of the kernel's softirq threads, which receive when nobody's context is at hand.
+fn softirq_threads_us() -> Result<u64> {
+    let mut total = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if name.starts_with("ksoftirqd/")
+            && let Ok(pid) = entry.file_name().to_string_lossy().parse()
+        {
+            total += process_cpu_us(pid)?;
+        }
+    }
+    Ok(total)
+}
+
+fn behinds(count: u32) -> impl Iterator<Item = std::net::Ipv4Addr> {
+    (1..=count).map(|at| std::net::Ipv4Addr::from(0x0a14_0000 + at))
+}
+
+fn service_toml(lab: &Lab, count: u32) -> String {
+    let service = lab.service();
+    let list: Vec<String> = behinds(count).map(|ip| format!("\"{ip}\"")).collect();
+    format!(
+        "[[service]]\nname = \"fw-1\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [{}]\n",
+        service.endpoint,
+        service.interface,
+        list.join(", ")
+    )
+}
+
+fn counted(tracker: &Tracker<'_>) -> Result<u64> {
+    let output = Command::new("bpftool")
+        .args(["-j", "map", "dump", "pinned"])
+        .arg(tracker.pins().join("maps/COUNTERS"))
+        .output()
+        .context("cannot run bpftool")?;
+    let dump: Value = serde_json::from_slice(&output.stdout).context("bpftool's JSON")?;
+    let cpus = dump[0]["formatted"]["values"].as_array().context("COUNTERS has no values")?;
+    Ok(cpus.iter().filter_map(|cpu| cpu["value"]["reply_counted"].as_u64()).sum())
+}
+
+/// As many round trips as fit into every core that the daemon gets.
+fn throughput(figures: &mut Figures, binary: &Path) -> Result<()> {
+    let lab = Lab::new()?;
+    lab.service().answer_for_all()?;
+    let config = Config::new(service_toml(&lab, TARGETS))
+        .defaults("interval = \"200ms\"\ntimeout = \"1s\"")
+        .binary(binary);
+    let tracker = Tracker::start(&lab.hub, config)?;
+    let patience = Instant::now() + Duration::from_secs(30);
+    while counted(&tracker)? < 4 * u64::from(TARGETS) {
+        ensure!(Instant::now() < patience, "replies are too slow: {}", tracker.log());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let pid = tracker.pid()?;
+    let used = |pid| Ok::<_, anyhow::Error>(process_cpu_us(pid)? + softirq_threads_us()?);
+    let (replies, cpu_us, begun) = (counted(&tracker)?, used(pid)?, Instant::now());
+    thread::sleep(WINDOW);
+    let replies = counted(&tracker)? - replies;
+    let elapsed = begun.elapsed();
+    let cpu_us = used(pid)? - cpu_us;
+    figures.tracker_rps = Some((replies as f64 / elapsed.as_secs_f64()).round());
+    figures.tracker_cpu_us = Some(round(cpu_us as f64 / replies as f64));
+    Ok(())
+}
+
+/// Wall time of the event of each tracker's turn to `verdict` after event number `since`.
+fn turns(tracker: &Tracker<'_>, since: u64, verdict: &str) -> Result<(u64, Vec<Timestamp>)> {
+    let output = tracker
+        .client(&["events", "--json", "--since", &since.to_string()])
+        .output()
+        .context("cannot run tracker events")?;
+    let mut last = since;
+    let mut times = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let event: Value = serde_json::from_str(line)?;
+        last = event["seq"].as_u64().context("an event without seq")?;
+        if !event["behind"].is_null() && event["to"] == verdict {
+            times.push(event["time"].as_str().context("an event without time")?.parse()?);
+        }
+    }
+    Ok((last, times))
+}
+
+fn detection(figures: &mut Figures, binary: &Path, json: bool) -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    service.answer_for_all()?;
+    let config = Config::new(service_toml(&lab, TRACKERS))
+        .defaults(format!(
+            "interval = \"{INTERVAL_MS}ms\"\ntimeout = \"{TIMEOUT_MS}ms\"\nfall = {FALL}\nrise = 2"
+        ))
+        .binary(binary);
+    let tracker = Tracker::start(&lab.hub, config)?;
+    let all = |since, verdict: &str| -> Result<(u64, Vec<Timestamp>)> {
+        let patience = Instant::now() + SOON;
+        loop {
+            let (last, times) = turns(&tracker, since, verdict)?;
+            if times.len() >= TRACKERS as usize {
+                return Ok((last, times));
+            }
+            ensure!(
+                Instant::now() < patience,
+                "only {} of {TRACKERS} trackers turned {verdict}: {}",
+                times.len(),
+                tracker.log()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let (mut seq, _) = all(0, "up")?;
+    let mut detections_us = Vec::new();
+    for _ in 0..BREAKS {
+        // One write to the firewall's own switch: nothing slower stands between break and clock.
+        let broken = Timestamp::now();
+        service.firewall.sysctl("net/ipv4/ip_forward", "0")?;
+        let (_, times) = all(seq, "down")?;
+        for time in times.iter().take(TRACKERS as usize) {
+            detections_us.push(time.duration_since(broken).as_micros().max(0) as u64);
+        }
+        service.firewall.sysctl("net/ipv4/ip_forward", "1")?;
+        (seq, _) = all(seq, "up")?;
+    }
+    detections_us.sort_unstable();
+    let at = |percent: usize| detections_us[(detections_us.len() * percent / 100).min(detections_us.len() - 1)];
+    (figures.detect_p50_us, figures.detect_p99_us) = (Some(at(50)), Some(at(99)));
+    let bound_us = (FALL * INTERVAL_MS + TIMEOUT_MS + 5) * 1_000;
+    show(json, "  break to event, median us", figures.detect_p50_us);
+    show(json, &format!("  99th percentile us (promised: {bound_us})"), figures.detect_p99_us);
+
+    memory(figures, &tracker)?;
+    show(json, "  kernel maps, bytes a tracker", figures.kernel_bytes_per_tracker);
+    show(json, "  daemon, MB resident", figures.rss_mb);
+
+    (seq, _) = turns(&tracker, seq, "down")?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(2, std::num::NonZero::get) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        thread::sleep(LOAD);
+        stop.store(true, Ordering::Relaxed);
+    });
+    let (_, downs) = turns(&tracker, seq, "down")?;
+    figures.false_transitions = Some(downs.len() as u64);
+    show(json, "  false transitions in a minute of full load", figures.false_transitions);
+    Ok(())
+}
+
+/// What the kernel charges for the instance's maps, and the daemon's resident memory.
+fn memory(figures: &mut Figures, tracker: &Tracker<'_>) -> Result<()> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(tracker.pins().join("maps"))?.flatten() {
+        let output = Command::new("bpftool")
+            .args(["-j", "map", "show", "pinned"])
+            .arg(entry.path())
+            .output()
+            .context("cannot run bpftool")?;
+        let map: Value = serde_json::from_slice(&output.stdout).context("bpftool's JSON")?;
+        bytes += map["bytes_memlock"].as_u64().context("a map without memlock")?;
+    }
+    figures.kernel_bytes_per_tracker = Some(bytes / u64::from(TRACKERS));
+    let status = fs::read_to_string(format!("/proc/{}/status", tracker.pid()?))?;
+    let kilobytes: Option<f64> = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+    figures.rss_mb = kilobytes.map(|kilobytes| round(kilobytes / 1024.0));
+    Ok(())
 }

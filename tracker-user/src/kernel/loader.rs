@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::Read as _,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
 };
@@ -311,6 +312,38 @@ impl Kernel {
             }
         }
     }
+}
+
+/// Interfaces and endpoints in the pinned PATHS of an instance, whose neighbour entries its daemon had
+/// the kernel keep. None where there is no such map or it has another layout.
+pub fn pinned_neighbours(pins: &Pins) -> Vec<(u32, IpAddr)> {
+    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
+    let version = hub.and_then(|hub| Some(hub.get(&0, 0).ok()?.version));
+    if version != Some(abi::VERSION) {
+        return Vec::new();
+    }
+    let paths = pinned_array::<abi::Path>(&pins.map(abi::map::PATHS));
+    let paths = paths.iter().flat_map(|paths| paths.iter().flatten());
+    paths
+        .filter(|path| path.interface != 0)
+        .map(|path| {
+            let [a, b, c, d, ..] = path.endpoint;
+            let ip = match path.endpoint_family {
+                abi::Family::Ipv4 => IpAddr::from([a, b, c, d]),
+                abi::Family::Ipv6 => IpAddr::from(path.endpoint),
+            };
+            (path.interface, ip)
+        })
+        .collect()
+}
+
+/// A pinned array whose values have the size of `T`.
+fn pinned_array<T: Pod>(path: &std::path::Path) -> Option<Array<MapData, T>> {
+    let map = MapData::from_pin(path).ok()?;
+    if map.info().ok()?.value_size() as usize != size_of::<T>() {
+        return None;
+    }
+    Array::try_from(Map::Array(map)).ok()
 }
 
 fn page_size() -> u32 {

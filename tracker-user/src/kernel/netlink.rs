@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     net::IpAddr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -20,6 +20,7 @@ use netlink_packet_route::{
     route::RouteAttribute,
 };
 use netlink_sys::SocketAddr;
+use tokio::time::Instant;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
 
 use super::{
@@ -39,6 +40,14 @@ pub struct Netlink {
     pub observed: Observed,
     /// Endpoints whose interface is found from their route.
     routed: HashSet<IpAddr>,
+    /// True from a change to the next [`Netlink::follow_up`].
+    is_dirty: bool,
+    /// Notifications were lost.
+    is_overrun: bool,
+    /// Routes changed.
+    unrouted: bool,
+    /// New interfaces, whose XDP features are not known.
+    unasked: HashSet<u32>,
 }
 
 impl Netlink {
@@ -63,6 +72,10 @@ impl Netlink {
             features: XdpFeatures::connect().await?,
             observed: Observed::default(),
             routed: HashSet::new(),
+            is_dirty: false,
+            is_overrun: false,
+            unrouted: false,
+            unasked: HashSet::new(),
         };
         netlink.dump().await?;
         Ok(netlink)
@@ -146,22 +159,43 @@ impl Netlink {
         })
     }
 
-    /// Waits for a change and takes all that come with it. Returns when [`Observed`] may differ.
+    /// Waits for a change and takes all that come with it. Nothing is lost where this is dropped before
+    /// it returns; once it has, [`Netlink::follow_up`] completes [`Netlink::observed`].
     ///
     /// # Errors
-    /// Where the connection ended, or a re-read after an overrun fails.
+    /// Where the connection ended.
     pub async fn changed(&mut self) -> Result<()> {
-        self.take_next().await?;
+        if !self.is_dirty {
+            self.take_next().await?;
+        }
         let until = Instant::now() + SETTLE;
-        while let Some(left) = until.checked_duration_since(Instant::now()) {
-            match tokio::time::timeout(left, self.take_next()).await {
-                Ok(result) => result?,
-                Err(_) => break,
-            }
+        while let Ok(taken) = tokio::time::timeout_at(until, self.take_next()).await {
+            taken?;
         }
         Ok(())
     }
 
+    /// Asks what notifications did not say.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn follow_up(&mut self) -> Result<()> {
+        self.is_dirty = false;
+        if std::mem::take(&mut self.is_overrun) {
+            self.unrouted = false;
+            self.unasked.clear();
+            return self.dump().await;
+        }
+        for ifindex in std::mem::take(&mut self.unasked) {
+            self.ask_features(ifindex).await?;
+        }
+        if std::mem::take(&mut self.unrouted) {
+            self.find_routes().await;
+        }
+        Ok(())
+    }
+
+    /// Takes one message. Only waiting for it can be cut short, never the taking.
     async fn take_next(&mut self) -> Result<()> {
         let features = async {
             match &mut self.features {
@@ -172,27 +206,26 @@ impl Netlink {
         tokio::select! {
             message = self.messages.next() => {
                 let (message, _) = message.ok_or_else(|| anyhow!("the route netlink socket closed"))?;
-                self.take(message.payload).await
+                self.take(message.payload);
             }
-            device = features => {
-                match device {
-                    Some((ifindex, features)) => {
-                        if let Some(link) = self.observed.links.get_mut(&ifindex) {
-                            link.xdp_features = features;
-                        }
+            device = features => match device {
+                Some((ifindex, features)) => {
+                    if let Some(link) = self.observed.links.get_mut(&ifindex) {
+                        link.xdp_features = features;
                     }
-                    None => self.features = None,
                 }
-                Ok(())
-            }
+                None => self.features = None,
+            },
         }
+        self.is_dirty = true;
+        Ok(())
     }
 
-    async fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Result<()> {
+    fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) {
         match payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
                 if self.take_link(&link) {
-                    self.ask_features(link.header.index).await?;
+                    self.unasked.insert(link.header.index);
                 }
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
@@ -217,12 +250,11 @@ impl Netlink {
             }
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_),
-            ) => self.find_routes().await,
+            ) => self.unrouted = true,
             // The socket's buffer overran and notifications are lost: only a new reading helps.
-            NetlinkPayload::Overrun(_) => self.dump().await?,
+            NetlinkPayload::Overrun(_) => self.is_overrun = true,
             _ => {}
         }
-        Ok(())
     }
 
     /// Takes an interface; true where it is new.
