@@ -1,8 +1,9 @@
-//! The receive program on XDP, frame by frame: the table is in `prog/receive.rs`.
+//! The receive program on XDP, frame by frame: the table is in `prog/receive.rs`, the fuzzer in `prog/fuzz.rs`.
 
 mod prog;
 
 use anyhow::Result;
+use prog::fuzz;
 use prog::receive::{self, Actions};
 use prog::{XDP_DROP, XDP_PASS};
 use tracker_ebpf::abi::program::RECEIVE;
@@ -27,5 +28,5 @@ fn a_full_ring_loses_only_events() -> Result<()> {
 #[test]
 fn only_genuine_replies_are_consumed() -> Result<()> {
     needs_root!();
-    receive::fuzz(RECEIVE, ACTIONS, 200_000)
+    fuzz::check(RECEIVE, ACTIONS, 200_000)
 }

@@ -5,6 +5,7 @@
 mod prog;
 
 use anyhow::Result;
+use prog::fuzz;
 use prog::receive::{self, Actions};
 use prog::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use tracker_ebpf::abi::program::TC_RECEIVE;
@@ -29,5 +30,5 @@ fn a_full_ring_loses_only_events() -> Result<()> {
 #[test]
 fn only_genuine_replies_are_consumed() -> Result<()> {
     needs_root!();
-    receive::fuzz(TC_RECEIVE, ACTIONS, 200_000)
+    fuzz::check(TC_RECEIVE, ACTIONS, 200_000)
 }

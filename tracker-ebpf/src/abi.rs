@@ -297,6 +297,8 @@ pub struct Counters {
     pub reply_late: u64,
     /// Genuine replies on an interface outside `returns`.
     pub reply_wrong_path: u64,
+    /// Genuine replies outside `returns` that a VLAN device's own program judges next; passed on.
+    pub reply_tagged: u64,
     /// Packets that bear the mark and fail checksum, addresses or token; passed on.
     pub reply_corrupt: u64,
     /// Packets that bear the mark and name no tracker in use; passed on.
@@ -320,7 +322,7 @@ const _: () = {
     assert!(offset_of!(State, judge) == 192);
     assert!(size_of::<Cursor>() == 8);
     assert!(size_of::<Event>() == 24);
-    assert!(size_of::<Counters>() == 96);
+    assert!(size_of::<Counters>() == 104);
     assert!(BATCH_MAX.is_power_of_two());
 };
 

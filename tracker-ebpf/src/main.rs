@@ -52,7 +52,7 @@ pub fn tracker_tc_send(ctx: TcContext) -> i32 {
 #[xdp]
 pub fn tracker_receive(ctx: XdpContext) -> u32 {
     let packet = Packet::new(ctx.data(), ctx.data_end());
-    let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32 };
+    let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, is_tagged: false };
     match receive::receive(packet, arrival) {
         Some(outcome) if receive::settle(outcome) => xdp_action::XDP_DROP,
         Some(_) | None => xdp_action::XDP_PASS,
@@ -70,7 +70,10 @@ pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
     }
     let packet = Packet::new(ctx.data(), ctx.data_end());
     // SAFETY: the context is valid while the program runs.
-    let arrival = Arrival { ifindex: unsafe { (*ctx.skb.skb).ifindex } };
+    let arrival = unsafe {
+        let skb = ctx.skb.skb;
+        Arrival { ifindex: (*skb).ifindex, is_tagged: (*skb).vlan_present != 0 }
+    };
     match receive::receive(packet, arrival) {
         Some(outcome) if receive::settle(outcome) => TC_ACT_SHOT,
         // Not our packet: the next program, or the stack, decides.

@@ -5,6 +5,7 @@
     reason = "each of the test files that include this uses a part of it"
 )]
 
+pub mod fuzz;
 pub mod receive;
 
 use std::net::IpAddr;

@@ -28,6 +28,9 @@ pub enum Outcome {
     Late,
     /// Ours, but on an interface outside `returns`.
     WrongPath,
+    /// Ours, on an interface outside `returns`, but tagged: on its way to the VLAN device, whose own
+    /// program judges it next.
+    Tagged,
     /// Not proven ours: checksum, addresses or token are wrong.
     Corrupt,
     /// Not provable: no tracker in use has that number.
@@ -39,6 +42,8 @@ pub enum Outcome {
 pub struct Arrival {
     /// The interface.
     pub ifindex: u32,
+    /// True where the packet has a VLAN tag beside its bytes (in the skb).
+    pub is_tagged: bool,
 }
 
 /// Judges one packet. `None`: foreign, and no map was touched.
@@ -73,28 +78,25 @@ fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
     let Some(path) = PATHS.get(tracker.path) else {
         return Outcome::Stale;
     };
-    count_reply(&reply.mark, arrival, tracker, path, state)
-}
-
-/// Counts a reply that the token proved to be ours.
-#[inline(always)]
-fn count_reply(
-    mark: &Mark,
-    arrival: Arrival,
-    tracker: &Tracker,
-    path: &Path,
-    state: *mut State,
-) -> Outcome {
     if !returns_by(path, arrival.ifindex) {
+        if arrival.is_tagged || reply.vlan != 0 {
+            return Outcome::Tagged;
+        }
         // SAFETY: a valid map value; whole stores, of which the last one counts.
         unsafe {
             let trouble = &raw mut (*state).trouble;
             atomic::add32(&raw mut (*trouble).wrong_path, 1);
             (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
-            (&raw mut (*trouble).wrong_path_sequence).write(mark.sequence);
+            (&raw mut (*trouble).wrong_path_sequence).write(sequence);
         }
         return Outcome::WrongPath;
     }
+    count_reply(&reply.mark, tracker, state)
+}
+
+/// Counts a reply that the token proved to be ours and that came by the right way.
+#[inline(always)]
+fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
     // SAFETY: no arguments, always available.
     let now_mono_ns = unsafe { bpf_ktime_get_ns() };
     let rtt_ns = now_mono_ns.saturating_sub(mark.sent_mono_ns);
@@ -159,11 +161,12 @@ pub fn settle(outcome: Outcome) -> bool {
         Outcome::Duplicate => count(|counters| &mut counters.reply_duplicate),
         Outcome::Late => count(|counters| &mut counters.reply_late),
         Outcome::WrongPath => count(|counters| &mut counters.reply_wrong_path),
+        Outcome::Tagged => count(|counters| &mut counters.reply_tagged),
         Outcome::Corrupt => count(|counters| &mut counters.reply_corrupt),
         Outcome::Stale => count(|counters| &mut counters.reply_stale),
     }
     match outcome {
         Outcome::Counted | Outcome::Duplicate | Outcome::Late | Outcome::WrongPath => true,
-        Outcome::Corrupt | Outcome::Stale => false,
+        Outcome::Tagged | Outcome::Corrupt | Outcome::Stale => false,
     }
 }
