@@ -105,7 +105,10 @@ fn reply_over_empty_ns(empty: &Constant) -> Result<f64> {
     let counters = object.counters()?;
     let runs = REPLIES / 64 * 64;
     if counters.reply_counted != runs {
-        bail!("of {runs} replies only {} were counted", counters.reply_counted);
+        bail!(
+            "of {runs} replies only {} were counted",
+            counters.reply_counted
+        );
     }
     Ok((counted_ns as f64 - empty_ns as f64) / runs as f64)
 }
@@ -114,11 +117,9 @@ fn reply_over_empty_ns(empty: &Constant) -> Result<f64> {
 fn send_ns() -> Result<f64> {
     let owner = Owner::new()?;
     let hub = Namespace::new(&owner, "bench")?;
-    hub.ip(
-        "link add out type veth peer name sink\n\
+    hub.ip("link add out type veth peer name sink\n\
          link add own type veth peer name own2\n\
-         link set out up\nlink set sink up\nlink set own up\nlink set own2 up\n",
-    )?;
+         link set out up\nlink set sink up\nlink set own up\nlink set own2 up\n")?;
     hub.enter(|| {
         let index = |name: &str| nix::net::if_::if_nametoindex(name).context("find a device");
         let _drops = Constant::load(XDP_DROP)?.attach(index("sink")?)?;
@@ -169,7 +170,9 @@ impl Constant {
         attributes[16..24].copy_from_slice(&(license.as_ptr() as u64).to_ne_bytes());
         let fd = bpf(5, &mut attributes).context("load the empty program")?;
         // SAFETY: the kernel has just returned this descriptor to us alone.
-        Ok(Self { program: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Self {
+            program: unsafe { OwnedFd::from_raw_fd(fd) },
+        })
     }
 
     /// BPF_PROG_TEST_RUN by hand: aya runs only programs that it loaded.
@@ -201,7 +204,17 @@ impl Constant {
 /// The bpf system call; the structure is an array of bytes because libc has none for it.
 fn bpf(command: i32, attributes: &mut [u8; 128]) -> std::io::Result<i32> {
     // SAFETY: the pointer is valid for the length given, and the pointers within live in the caller.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), attributes.len()) };
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(result as i32) }
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_mut_ptr(),
+            attributes.len(),
+        )
+    };
+    if result < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }

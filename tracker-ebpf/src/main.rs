@@ -25,8 +25,7 @@ use bpf::{
 use tracker_ebpf::wire::{ethernet, icmp, ipv6, probe, vlan};
 
 /// Bytes within which a reply is recognised, link-layer header included.
-const REPLY_HEAD: u32 =
-    (ethernet::LEN + vlan::LEN + ipv6::LEN + icmp::LEN + probe::LEN) as u32;
+const REPLY_HEAD: u32 = (ethernet::LEN + vlan::LEN + ipv6::LEN + icmp::LEN + probe::LEN) as u32;
 
 /// Live frames: each run turns the frame at hand into the batch's next probe.
 #[xdp]
@@ -52,7 +51,10 @@ pub fn tracker_tc_send(ctx: TcContext) -> i32 {
 #[xdp]
 pub fn tracker_receive(ctx: XdpContext) -> u32 {
     let packet = Packet::new(ctx.data(), ctx.data_end());
-    let arrival = Arrival { ifindex: ctx.ingress_ifindex() as u32, is_tagged: false };
+    let arrival = Arrival {
+        ifindex: ctx.ingress_ifindex() as u32,
+        is_tagged: false,
+    };
     match receive::receive(packet, arrival) {
         Some(outcome) if receive::settle(outcome) => xdp_action::XDP_DROP,
         Some(_) | None => xdp_action::XDP_PASS,
@@ -72,7 +74,10 @@ pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let arrival = unsafe {
         let skb = ctx.skb.skb;
-        Arrival { ifindex: (*skb).ifindex, is_tagged: (*skb).vlan_present != 0 }
+        Arrival {
+            ifindex: (*skb).ifindex,
+            is_tagged: (*skb).vlan_tci as u16 & vlan::ID_MASK != 0,
+        }
     };
     match receive::receive(packet, arrival) {
         Some(outcome) if receive::settle(outcome) => TC_ACT_SHOT,

@@ -127,7 +127,13 @@ pub struct Machine {
 impl Machine {
     /// A machine that goes on from an earlier verdict and ignores probes up to `settled`.
     pub const fn resume(verdict: Verdict, cause: Cause, settled: u64) -> Self {
-        Self { verdict, cause, lost_run: 0, replied_run: 0, settled }
+        Self {
+            verdict,
+            cause,
+            lost_run: 0,
+            replied_run: 0,
+            settled,
+        }
     }
 
     /// The verdict.
@@ -254,14 +260,18 @@ mod tests {
 
     /// The plain specification: the verdict after a list of outcomes, found by looking at the list.
     fn specified(rules: Rules, outcomes: &[Outcome]) -> Verdict {
-        let real: Vec<_> =
-            outcomes.iter().filter(|outcome| !matches!(outcome, Outcome::Void(_))).collect();
+        let real: Vec<_> = outcomes
+            .iter()
+            .filter(|outcome| !matches!(outcome, Outcome::Void(_)))
+            .collect();
         (0..=real.len())
             .rev()
             .find_map(|end| {
                 let last = |count: u8, wanted: Outcome| {
                     end >= usize::from(count)
-                        && real[end - usize::from(count)..end].iter().all(|&&got| got == wanted)
+                        && real[end - usize::from(count)..end]
+                            .iter()
+                            .all(|&&got| got == wanted)
                 };
                 if last(rules.rise, Outcome::Replied) {
                     Some(Verdict::Up)
@@ -289,15 +299,24 @@ mod tests {
         assert_eq!(run(&[Replied, Replied]).verdict(), Verdict::Up);
         assert_eq!(run(&[Replied, Replied, Lost, Lost]).verdict(), Verdict::Up);
         let down = run(&[Replied, Replied, Lost, Lost, Lost]);
-        assert_eq!((down.verdict(), down.cause()), (Verdict::Down, Cause::NoReply));
-        assert_eq!(run(&[Lost, Lost, Replied, Lost, Lost]).verdict(), Verdict::Unknown);
+        assert_eq!(
+            (down.verdict(), down.cause()),
+            (Verdict::Down, Cause::NoReply)
+        );
+        assert_eq!(
+            run(&[Lost, Lost, Replied, Lost, Lost]).verdict(),
+            Verdict::Unknown
+        );
     }
 
     #[test]
     fn a_local_fault_takes_an_up_tracker_down_and_leaves_an_undecided_one() {
         let mut up = run(&[Outcome::Replied, Outcome::Replied]);
         up.fault(Cause::InterfaceDown, 2);
-        assert_eq!((up.verdict(), up.cause()), (Verdict::Down, Cause::InterfaceDown));
+        assert_eq!(
+            (up.verdict(), up.cause()),
+            (Verdict::Down, Cause::InterfaceDown)
+        );
         let mut unknown = Machine::default();
         unknown.fault(Cause::NextHopUnresolved, 0);
         assert_eq!(unknown.verdict(), Verdict::Unknown);

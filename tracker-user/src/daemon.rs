@@ -73,7 +73,9 @@ impl Api for Shared {
     async fn status(&self, name: Option<&str>) -> Result<Status, String> {
         let core = self.core();
         let counters = |at: TrackerRef| {
-            core.slots.get(&at).map_or_else(Default::default, |slot| counters(&core.states.state(*slot)))
+            core.slots
+                .get(&at)
+                .map_or_else(Default::default, |slot| counters(&core.states.state(*slot)))
         };
         match name {
             Some(name) => core.board.status_of(name, counters),
@@ -88,7 +90,12 @@ impl Api for Shared {
 
 /// What `status` shows of a slot's state.
 fn counters(state: &abi::State) -> Counters {
-    let abi::State { send, receive, trouble, judge } = state;
+    let abi::State {
+        send,
+        receive,
+        trouble,
+        judge,
+    } = state;
     let rtt = |ns: u64| (receive.received > 0).then_some(ns);
     Counters {
         sent: send.sent.saturating_sub(judge.not_sent),
@@ -101,7 +108,10 @@ fn counters(state: &abi::State) -> Counters {
         skipped: judge.skipped,
         rtt_last_ns: rtt(receive.rtt_last_ns),
         rtt_min_ns: rtt(receive.rtt_min_ns),
-        rtt_avg_ns: rtt(receive.rtt_sum_ns.checked_div(receive.received).unwrap_or(0)),
+        rtt_avg_ns: rtt(receive
+            .rtt_sum_ns
+            .checked_div(receive.received)
+            .unwrap_or(0)),
         rtt_max_ns: rtt(receive.rtt_max_ns),
     }
 }
@@ -158,7 +168,10 @@ pub fn private_names(instance: &str) -> [String; 2] {
 }
 
 fn stamp() -> Stamp {
-    Stamp { mono_ns: monotonic_ns(), wall: jiff::Timestamp::now() }
+    Stamp {
+        mono_ns: monotonic_ns(),
+        wall: jiff::Timestamp::now(),
+    }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -207,9 +220,8 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
 
     let (mut daemon, mut reports) = Daemon::start(config, &pins).await?;
     let clients = tokio::spawn(protocol::serve(listener, daemon.shared.clone()));
-    let scrapes = metrics.map(|listener| {
-        tokio::spawn(metrics::serve(listener, daemon.shared.clone()))
-    });
+    let scrapes =
+        metrics.map(|listener| tokio::spawn(metrics::serve(listener, daemon.shared.clone())));
     tracing::info!(
         "watching {} services with {} trackers",
         daemon.config.services.len(),
@@ -285,8 +297,7 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let (sender, reports) =
-            Sender::start(plane).context("cannot start the sending thread")?;
+        let (sender, reports) = Sender::start(plane).context("cannot start the sending thread")?;
         let shared = Shared {
             core: Arc::new(Mutex::new(Core {
                 board: Board::new(&config, stamp()),
@@ -350,7 +361,9 @@ impl Daemon {
         let services = self.config.services.clone();
         for (service_at, service) in services.iter().enumerate() {
             for (member_at, member) in service.members.iter().enumerate() {
-                let known = old.iter().position(|known| is_same(known, &service.name, member));
+                let known = old
+                    .iter()
+                    .position(|known| is_same(known, &service.name, member));
                 let mut attachment = match known {
                     Some(at) => old.swap_remove(at),
                     None => Attachment {
@@ -427,15 +440,30 @@ impl Daemon {
             path,
             interval_ns: nanoseconds(tracker.interval),
             timeout_ns: nanoseconds(tracker.timeout),
-            rules: Rules { fall: tracker.fall, rise: tracker.rise },
-            window: Window { first, mask: words - 1 },
+            rules: Rules {
+                fall: tracker.fall,
+                rise: tracker.rise,
+            },
+            window: Window {
+                first,
+                mask: words - 1,
+            },
         }));
-        Ok(Tracker { slot, words, config: tracker.clone(), entry, fault: Some(fault) })
+        Ok(Tracker {
+            slot,
+            words,
+            config: tracker.clone(),
+            entry,
+            fault: Some(fault),
+        })
     }
 
     fn uninstall_tracker(&mut self, tracker: &Tracker) {
         self.sender.command(Command::Remove(tracker.slot));
-        let gone = abi::Tracker { active: 0, ..tracker.entry };
+        let gone = abi::Tracker {
+            active: 0,
+            ..tracker.entry
+        };
         if let Err(error) = self.kernel.set_tracker(tracker.slot, &gone) {
             tracing::warn!("{error:#}");
         }
@@ -452,15 +480,28 @@ impl Daemon {
 
     async fn try_reload(&mut self, config: Config) -> Result<()> {
         let (old, new) = (&self.config.hub, &config.hub);
-        if (&old.instance, &old.socket, &old.bpffs, &old.metrics, old.mode)
-            != (&new.instance, &new.socket, &new.bpffs, &new.metrics, new.mode)
-        {
+        if (
+            &old.instance,
+            &old.socket,
+            &old.bpffs,
+            &old.metrics,
+            old.mode,
+        ) != (
+            &new.instance,
+            &new.socket,
+            &new.bpffs,
+            &new.metrics,
+            new.mode,
+        ) {
             bail!("instance, socket, bpffs, metrics and mode of [hub] change only with a restart");
         }
         let (needed, room) = (sizes(&config), self.kernel.sizes());
         let count = config.tracker_count();
         if count > room.trackers as usize || needed.words > room.words.saturating_mul(2) {
-            bail!("{count} trackers do not fit the {} that this daemon has room for; restart it", room.trackers);
+            bail!(
+                "{count} trackers do not fit the {} that this daemon has room for; restart it",
+                room.trackers
+            );
         }
         let events = self.shared.core().board.replace(&config, stamp());
         self.config = config;
@@ -473,7 +514,10 @@ impl Daemon {
     }
 
     async fn follow_routes(&mut self) {
-        let unnamed = self.members.iter().filter(|member| member.config.interface.is_none());
+        let unnamed = self
+            .members
+            .iter()
+            .filter(|member| member.config.interface.is_none());
         let endpoints = unnamed.map(|member| member.config.endpoint).collect();
         self.netlink.follow_routes(endpoints).await;
     }
@@ -492,22 +536,28 @@ impl Daemon {
             }
         }
         let links = &self.netlink.observed.links;
-        self.last_macs.retain(|(ifindex, _), _| {
-            links.get(ifindex).is_some_and(|link| link.is_running)
-        });
-        self.not_leaving.retain(|ifindex| links.contains_key(ifindex));
+        self.last_macs
+            .retain(|(ifindex, _), _| links.get(ifindex).is_some_and(|link| link.is_running));
+        self.not_leaving
+            .retain(|ifindex| links.contains_key(ifindex));
         let ways = Ways {
             mode: self.config.hub.mode,
             not_leaving: &self.not_leaving,
             last_macs: &self.last_macs,
         };
         let observed = &self.netlink.observed;
-        let mut plans: Vec<MemberPlan> =
-            self.members.iter().map(|member| plan::member(&member.config, observed, ways)).collect();
+        let mut plans: Vec<MemberPlan> = self
+            .members
+            .iter()
+            .map(|member| plan::member(&member.config, observed, ways))
+            .collect();
 
         self.attach(&plans);
         for plan in &mut plans {
-            let refused = plan.receive.iter().find_map(|ifindex| self.refused.get(ifindex));
+            let refused = plan
+                .receive
+                .iter()
+                .find_map(|ifindex| self.refused.get(ifindex));
             if let (Some((why, _)), Ok(_)) = (refused, &plan.path) {
                 plan.path = Err(Fault::cannot_receive(why));
             }
@@ -522,7 +572,11 @@ impl Daemon {
     /// Attaches the receive program wherever replies may arrive, and nowhere else.
     fn attach(&mut self, plans: &[MemberPlan]) {
         let links = &self.netlink.observed.links;
-        let wanted: HashSet<u32> = plans.iter().flat_map(|plan| &plan.receive).copied().collect();
+        let wanted: HashSet<u32> = plans
+            .iter()
+            .flat_map(|plan| &plan.receive)
+            .copied()
+            .collect();
         for ifindex in self.kernel.attached() {
             if !wanted.contains(&ifindex) || !links.contains_key(&ifindex) {
                 self.kernel.detach(ifindex);
@@ -532,7 +586,8 @@ impl Daemon {
         self.refused.retain(|ifindex, _| wanted.contains(ifindex));
         for ifindex in wanted {
             let is_fresh = |(_, since): &(String, Instant)| now - *since < RETRY;
-            if self.kernel.mode(ifindex).is_some() || self.refused.get(&ifindex).is_some_and(is_fresh)
+            if self.kernel.mode(ifindex).is_some()
+                || self.refused.get(&ifindex).is_some_and(is_fresh)
             {
                 continue;
             }
@@ -577,10 +632,15 @@ impl Daemon {
 
     /// Has the kernel keep every endpoint's neighbour entry, and no other.
     async fn manage_neighbours(&mut self, plans: &[MemberPlan]) {
-        let wanted: HashSet<(u32, IpAddr)> = plans.iter().filter_map(|plan| plan.neighbour).collect();
+        let wanted: HashSet<(u32, IpAddr)> =
+            plans.iter().filter_map(|plan| plan.neighbour).collect();
         for &(ifindex, ip) in &wanted {
             // An entry that the kernel dropped (interface down, `ip neigh flush`) is made anew.
-            let is_there = self.netlink.observed.neighbours.contains_key(&(ifindex, ip));
+            let is_there = self
+                .netlink
+                .observed
+                .neighbours
+                .contains_key(&(ifindex, ip));
             if (!is_there || !self.neighbours.contains(&(ifindex, ip)))
                 && let Err(error) = self.netlink.manage_neighbour(ifindex, ip).await
             {
@@ -588,7 +648,12 @@ impl Daemon {
             }
         }
         for &(ifindex, ip) in self.neighbours.difference(&wanted) {
-            if self.netlink.observed.links.get(&ifindex).is_some_and(|link| link.is_running)
+            if self
+                .netlink
+                .observed
+                .links
+                .get(&ifindex)
+                .is_some_and(|link| link.is_running)
                 && let Err(error) = self.netlink.release_neighbour(ifindex, ip).await
             {
                 tracing::debug!("{error:#}");
@@ -600,7 +665,10 @@ impl Daemon {
     /// Installs one member's plan where it differs from the present one.
     fn apply(&mut self, at: usize, plan: MemberPlan) {
         let member = &mut self.members[at];
-        let mode = plan.interface.as_ref().and_then(|(ifindex, _)| self.kernel.mode(*ifindex));
+        let mode = plan
+            .interface
+            .as_ref()
+            .and_then(|(ifindex, _)| self.kernel.mode(*ifindex));
         let path = MemberPath {
             interface: plan
                 .interface
@@ -610,7 +678,10 @@ impl Daemon {
             mode,
             send: plan.send_way(),
         };
-        self.shared.core().board.member_path(member.service, member.member, path);
+        self.shared
+            .core()
+            .board
+            .member_path(member.service, member.member, path);
         if member.plan.as_ref() == Some(&plan) {
             return;
         }
@@ -629,7 +700,8 @@ impl Daemon {
             ..entry
         };
         member.plan = Some(plan);
-        self.sender.command(Command::SetPath(member.path, entry, cause));
+        self.sender
+            .command(Command::SetPath(member.path, entry, cause));
     }
 
     /// Tries again what was refused: attachments, and endpoints that did not answer.
@@ -654,24 +726,44 @@ impl Daemon {
     /// Takes what the engine found.
     async fn take(&mut self, report: Report) {
         match report {
-            Report::Changed { slot, verdict, cause, detection_ns, .. } => {
+            Report::Changed {
+                slot,
+                verdict,
+                cause,
+                detection_ns,
+                ..
+            } => {
                 let Some(&at) = self.by_slot.get(&slot) else {
                     return;
                 };
                 let detail = self.detail(at, cause);
-                let state = TrackerState { verdict, cause, detail };
+                let state = TrackerState {
+                    verdict,
+                    cause,
+                    detail,
+                };
                 let events =
-                    self.shared.core().board.tracker_changed(at, state, stamp(), detection_ns);
+                    self.shared
+                        .core()
+                        .board
+                        .tracker_changed(at, state, stamp(), detection_ns);
                 self.shared.feed.publish(events);
                 if (verdict, cause) == (Verdict::Down, Cause::NoReply) {
                     self.confirm_next_hop(at).await;
                 }
             }
             Report::NotLeaving(ifindex) => {
-                let name = self.netlink.observed.links.get(&ifindex).map(|link| link.name.clone());
+                let name = self
+                    .netlink
+                    .observed
+                    .links
+                    .get(&ifindex)
+                    .map(|link| link.name.clone());
                 let name = name.unwrap_or_else(|| ifindex.to_string());
                 if self.devices.contains(&ifindex) && self.not_leaving.insert(ifindex) {
-                    tracing::warn!("{name}: redirected probes do not leave it; sending by TC instead");
+                    tracing::warn!(
+                        "{name}: redirected probes do not leave it; sending by TC instead"
+                    );
                     self.reconcile().await;
                 } else {
                     tracing::warn!("{name}: probes do not leave it");
@@ -679,7 +771,9 @@ impl Daemon {
             }
             Report::SendFailed(errno) => {
                 let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!("cannot send any probe: {error}; `tracker doctor` tells what is missing");
+                tracing::error!(
+                    "cannot send any probe: {error}; `tracker doctor` tells what is missing"
+                );
             }
             Report::Stalled(late_ns) => {
                 tracing::warn!(
@@ -700,8 +794,12 @@ impl Daemon {
         let key = member.and_then(|member| member.plan.as_ref()?.neighbour);
         let now = Instant::now();
         if let Some((ifindex, ip)) = key
-            && let Some(Neighbour::Resolved(mac)) = self.netlink.observed.neighbours.get(&(ifindex, ip))
-            && self.confirmed.get(&(ifindex, ip)).is_none_or(|last| now - *last >= CONFIRM)
+            && let Some(Neighbour::Resolved(mac)) =
+                self.netlink.observed.neighbours.get(&(ifindex, ip))
+            && self
+                .confirmed
+                .get(&(ifindex, ip))
+                .is_none_or(|last| now - *last >= CONFIRM)
         {
             self.confirmed.insert((ifindex, ip), now);
             if let Err(error) = self.netlink.confirm_neighbour(ifindex, ip, *mac).await {
@@ -716,9 +814,15 @@ impl Daemon {
             .members
             .iter()
             .find(|member| (member.service, member.member) == (at.service, at.member))?;
-        let of_path = member.plan.as_ref().and_then(|plan| plan.path.as_ref().err());
+        let of_path = member
+            .plan
+            .as_ref()
+            .and_then(|plan| plan.path.as_ref().err());
         let of_source = member.trackers.get(at.tracker as usize)?.fault.as_ref();
-        let fault = of_path.into_iter().chain(of_source).find(|fault| fault.cause == cause);
+        let fault = of_path
+            .into_iter()
+            .chain(of_source)
+            .find(|fault| fault.cause == cause);
         fault.map(|fault| fault.detail.clone())
     }
 }
@@ -742,7 +846,11 @@ fn full(what: &str) -> anyhow::Error {
 }
 
 fn family(ip: IpAddr) -> Family {
-    if ip.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+    if ip.is_ipv4() {
+        Family::Ipv4
+    } else {
+        Family::Ipv6
+    }
 }
 
 /// The address in the maps' form.
@@ -787,7 +895,10 @@ fn set_source(
         Err(fault) => Some(fault.clone()),
     };
     if tracker.fault != fault {
-        sender.command(Command::SetFault(tracker.slot, fault.as_ref().map(|fault| fault.cause)));
+        sender.command(Command::SetFault(
+            tracker.slot,
+            fault.as_ref().map(|fault| fault.cause),
+        ));
         tracker.fault = fault;
     }
 }
@@ -826,5 +937,8 @@ pub async fn cleanup(bpffs: &Path, instance: &str) -> Result<String> {
     if removed.is_empty() {
         return Ok(format!("instance {instance}: nothing was left"));
     }
-    Ok(format!("instance {instance}: removed {}", removed.join(" and ")))
+    Ok(format!(
+        "instance {instance}: removed {}",
+        removed.join(" and ")
+    ))
 }

@@ -88,9 +88,15 @@ pub async fn examine(config: Option<&Config>) -> Result<Report> {
 }
 
 async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
-    let members: Vec<_> = config.services.iter().flat_map(|service| &service.members).collect();
+    let members: Vec<_> = config
+        .services
+        .iter()
+        .flat_map(|service| &service.members)
+        .collect();
     let unnamed = members.iter().filter(|member| member.interface.is_none());
-    netlink.follow_routes(unnamed.map(|member| member.endpoint).collect()).await;
+    netlink
+        .follow_routes(unnamed.map(|member| member.endpoint).collect())
+        .await;
     let observed = &netlink.observed;
     let mut names = BTreeSet::new();
     let mut interfaces = Vec::new();
@@ -131,25 +137,26 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         (ModeChoice::Tc, _) => (Mode::Tc, "chosen by hub.mode".to_owned()),
         (ModeChoice::XdpNative, _) => (Mode::XdpNative, "chosen by hub.mode".to_owned()),
         (ModeChoice::XdpGeneric, _) => (Mode::XdpGeneric, "chosen by hub.mode".to_owned()),
-        (ModeChoice::Auto, Some(id)) => {
-            (Mode::Tc, format!("XDP program {id} of somebody else stays where it is"))
-        }
+        (ModeChoice::Auto, Some(id)) => (
+            Mode::Tc,
+            format!("XDP program {id} of somebody else stays where it is"),
+        ),
         (ModeChoice::Auto, None) if !link.is_ethernet => {
             (Mode::Tc, "frames have no Ethernet header".to_owned())
         }
         (ModeChoice::Auto, None) if has(XDP_ACT_BASIC) => {
             (Mode::XdpNative, "the driver runs XDP".to_owned())
         }
-        (ModeChoice::Auto, None) if features.is_none() => {
-            (Mode::XdpNative, "this kernel does not tell; tried when attached".to_owned())
-        }
-        (ModeChoice::Auto, None) => {
-            (Mode::XdpGeneric, "the driver does not run XDP".to_owned())
-        }
+        (ModeChoice::Auto, None) if features.is_none() => (
+            Mode::XdpNative,
+            "this kernel does not tell; tried when attached".to_owned(),
+        ),
+        (ModeChoice::Auto, None) => (Mode::XdpGeneric, "the driver does not run XDP".to_owned()),
     };
     let parent = link.vlan.and_then(|vlan| observed.links.get(&vlan.parent));
     let takes_frames = |link: &Link| {
-        link.xdp_features.is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
+        link.xdp_features
+            .is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
     };
     let redirects =
         choice != ModeChoice::Tc && (takes_frames(link) || parent.is_some_and(takes_frames));
@@ -158,7 +165,11 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
     } else {
         (SendWay::TcRedirect, "the device takes no redirected frames")
     };
-    let state = if link.is_running { "" } else { "; it is down now" };
+    let state = if link.is_running {
+        ""
+    } else {
+        "; it is down now"
+    };
     Interface {
         name: link.name.clone(),
         mode: Some(mode),
@@ -169,9 +180,9 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
 
 /// True for the receive program of any instance.
 fn is_ours(id: u32) -> bool {
-    loaded_programs().flatten().any(|program| {
-        program.id() == id && program.name_as_str() == Some(abi::program::RECEIVE)
-    })
+    loaded_programs()
+        .flatten()
+        .any(|program| program.id() == id && program.name_as_str() == Some(abi::program::RECEIVE))
 }
 
 fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
@@ -244,8 +255,12 @@ fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
 /// Loads all programs, pinned nowhere and attached to nothing, and runs one live frame that is dropped.
 fn try_programs() -> Result<()> {
     let mut ebpf = EbpfLoader::new().load(OBJECT)?;
-    for name in [abi::program::SEND, abi::program::RECEIVE, abi::program::TC_SEND, abi::program::TC_RECEIVE]
-    {
+    for name in [
+        abi::program::SEND,
+        abi::program::RECEIVE,
+        abi::program::TC_SEND,
+        abi::program::TC_RECEIVE,
+    ] {
         match ebpf.program_mut(name) {
             Some(Program::Xdp(program)) => program.load()?,
             Some(Program::SchedClassifier(program)) => program.load()?,
@@ -285,7 +300,11 @@ pub fn table(report: &Report) -> String {
             interface.name, interface.detail
         );
     }
-    let verdict = if report.ok { "the daemon can run here" } else { "the daemon can't run here" };
+    let verdict = if report.ok {
+        "the daemon can run here"
+    } else {
+        "the daemon can't run here"
+    };
     text.push_str(verdict);
     text.push('\n');
     text

@@ -68,7 +68,10 @@ pub struct Window {
 impl Window {
     /// The word and bit of a sequence number.
     pub const fn position(self, sequence: u64) -> (u32, u64) {
-        (self.first + ((sequence >> 6) as u32 & self.mask), 1 << (sequence & 63))
+        (
+            self.first + ((sequence >> 6) as u32 & self.mask),
+            1 << (sequence & 63),
+        )
     }
 
     /// Words that a tracker needs: all probes under way, the longest run, and the words being
@@ -278,7 +281,8 @@ impl<P: Plane> Engine<P> {
             self.slots.resize_with(index + 1, || None);
         }
         let at = self.groups.iter().position(|group| {
-            (group.cohort.interval_ns, group.cohort.timeout_ns) == (spec.interval_ns, spec.timeout_ns)
+            (group.cohort.interval_ns, group.cohort.timeout_ns)
+                == (spec.interval_ns, spec.timeout_ns)
         });
         let cohort = at.unwrap_or_else(|| {
             self.groups.push(Group {
@@ -298,7 +302,10 @@ impl<P: Plane> Engine<P> {
             device: None,
             reported: (machine.verdict(), machine.cause()),
             machine,
-            judge: abi::JudgeState { judged: sent, ..Default::default() },
+            judge: abi::JudgeState {
+                judged: sent,
+                ..Default::default()
+            },
             fault: None,
             losing_since_ns: 0,
             replying_since_ns: 0,
@@ -329,10 +336,14 @@ impl<P: Plane> Engine<P> {
         for flight in &mut group.flights {
             let before = group.in_flight.len();
             let of_flight = entries.by_ref().take(flight.count as usize);
-            group.in_flight.extend(of_flight.filter(|&entry| entry != slot));
+            group
+                .in_flight
+                .extend(of_flight.filter(|&entry| entry != slot));
             flight.count = (group.in_flight.len() - before) as u32;
         }
-        self.paths[gone.spec.path as usize].slots.retain(|&other| other != slot);
+        self.paths[gone.spec.path as usize]
+            .slots
+            .retain(|&other| other != slot);
     }
 
     fn path_mut(&mut self, path: u32) -> &mut PathState {
@@ -399,7 +410,11 @@ impl<P: Plane> Engine<P> {
     }
 
     fn device(&mut self, ifindex: u32) -> usize {
-        if let Some(at) = self.devices.iter().position(|device| device.ifindex == ifindex) {
+        if let Some(at) = self
+            .devices
+            .iter()
+            .position(|device| device.ifindex == ifindex)
+        {
             return at;
         }
         let transmitted = self.plane.transmitted(ifindex);
@@ -431,16 +446,25 @@ impl<P: Plane> Engine<P> {
     }
 
     fn next_tick_ns(&self, now_ns: u64) -> u64 {
-        let due = self.groups.iter().filter_map(|group| group.cohort.next_due_ns());
-        let deadlines =
-            self.groups.iter().filter_map(|group| Some(group.flights.front()?.deadline_ns));
+        let due = self
+            .groups
+            .iter()
+            .filter_map(|group| group.cohort.next_due_ns());
+        let deadlines = self
+            .groups
+            .iter()
+            .filter_map(|group| Some(group.flights.front()?.deadline_ns));
         let next_ns = due.chain(deadlines).min().unwrap_or(u64::MAX);
         next_ns.clamp(now_ns + TICK_NS, now_ns + IDLE_NS)
     }
 
     /// A tick that comes late is the hub's fault: losses under way then prove nothing.
     fn note_lateness(&mut self, now_ns: u64, health: &Health) {
-        let late_ns = if self.planned_ns == 0 { 0 } else { now_ns.saturating_sub(self.planned_ns) };
+        let late_ns = if self.planned_ns == 0 {
+            0
+        } else {
+            now_ns.saturating_sub(self.planned_ns)
+        };
         health.late_last_ns.store(late_ns, Ordering::Relaxed);
         health.late_max_ns.fetch_max(late_ns, Ordering::Relaxed);
         health.ticks.fetch_add(1, Ordering::Relaxed);
@@ -463,7 +487,10 @@ impl<P: Plane> Engine<P> {
     /// Early replies: a tracker that is not up may be so at once.
     fn take_replies(&mut self, now_ns: u64) {
         while let Some(event) = self.plane.next_reply() {
-            let Some(slot) = self.slots.get_mut(event.tracker as usize).and_then(Option::as_mut)
+            let Some(slot) = self
+                .slots
+                .get_mut(event.tracker as usize)
+                .and_then(Option::as_mut)
             else {
                 continue;
             };
@@ -475,9 +502,10 @@ impl<P: Plane> Engine<P> {
                 slot.replying_from = event.sequence;
             }
             let (plane, window) = (&self.plane, slot.spec.window);
-            slot.machine.replied(slot.spec.rules, event.sequence, |sequence| {
-                plane.is_replied(window, sequence)
-            });
+            slot.machine
+                .replied(slot.spec.rules, event.sequence, |sequence| {
+                    plane.is_replied(window, sequence)
+                });
             let detection_ns = now_ns.saturating_sub(slot.replying_since_ns);
             self.settle(event.tracker, now_ns, Some(detection_ns));
         }
@@ -518,7 +546,8 @@ impl<P: Plane> Engine<P> {
             if let Some(device) = slot.device {
                 self.devices[device].replies += 1;
             }
-            slot.machine.judge(slot.spec.rules, sequence, Outcome::Replied);
+            slot.machine
+                .judge(slot.spec.rules, sequence, Outcome::Replied);
             if slot.reported != (slot.machine.verdict(), slot.machine.cause()) {
                 let since_ns = slot.replying_since_ns;
                 let detection_ns = (since_ns != 0).then(|| now_ns.saturating_sub(since_ns));
@@ -529,7 +558,8 @@ impl<P: Plane> Engine<P> {
         if void {
             slot.judge.skipped += 1;
             slot.judge.not_sent += 1;
-            slot.machine.judge(slot.spec.rules, sequence, Outcome::Void(Cause::Stalled));
+            slot.machine
+                .judge(slot.spec.rules, sequence, Outcome::Void(Cause::Stalled));
             self.settle(index, now_ns, None);
             return;
         }
@@ -602,7 +632,13 @@ impl<P: Plane> Engine<P> {
             self.plane.set_verdict(index, verdict);
         }
         let detection_ns = detection_ns.filter(|_| turned);
-        self.reports.push(Report::Changed { slot: index, verdict, cause, mono_ns: now_ns, detection_ns });
+        self.reports.push(Report::Changed {
+            slot: index,
+            verdict,
+            cause,
+            mono_ns: now_ns,
+            detection_ns,
+        });
         if turned && verdict == Verdict::Down {
             self.catch_up(index, now_ns);
         }
@@ -623,7 +659,8 @@ impl<P: Plane> Engine<P> {
                     slot.replying_since_ns = now_ns;
                     slot.replying_from = sequence;
                 }
-                slot.machine.replied(rules, sequence, |earlier| plane.is_replied(window, earlier));
+                slot.machine
+                    .replied(rules, sequence, |earlier| plane.is_replied(window, earlier));
             }
         }
         if slot.machine.verdict() == Verdict::Up {
@@ -674,7 +711,8 @@ impl<P: Plane> Engine<P> {
             Err(error) => {
                 if !self.send_failing {
                     self.send_failing = true;
-                    self.reports.push(Report::SendFailed(error.raw_os_error().unwrap_or(0)));
+                    self.reports
+                        .push(Report::SendFailed(error.raw_os_error().unwrap_or(0)));
                 }
                 0
             }
@@ -683,7 +721,11 @@ impl<P: Plane> Engine<P> {
         let group = &mut self.groups[at];
         let deadline_ns = self.plane.now_ns() + group.cohort.timeout_ns;
         if taken > 0 {
-            group.flights.push_back(Flight { sent_ns, deadline_ns, count: taken as u32 });
+            group.flights.push_back(Flight {
+                sent_ns,
+                deadline_ns,
+                count: taken as u32,
+            });
             group.in_flight.extend(&self.batch[..taken]);
         }
         for at in taken..self.batch.len() {
@@ -696,7 +738,8 @@ impl<P: Plane> Engine<P> {
             }
             slot.judge.skipped += 1;
             if self.send_failing {
-                slot.machine.fault(Cause::SendFailed, self.plane.sent(tracker));
+                slot.machine
+                    .fault(Cause::SendFailed, self.plane.sent(tracker));
                 self.settle(tracker, sent_ns, None);
             }
         }
@@ -732,7 +775,11 @@ impl<P: Plane> Engine<P> {
         };
         let left = transmitted.saturating_sub(device.base_transmitted);
         let (older, newer, since_ns) = device.lagged;
-        let settled = if now_ns.saturating_sub(since_ns) >= DEVICE_LAG_NS { newer } else { older };
+        let settled = if now_ns.saturating_sub(since_ns) >= DEVICE_LAG_NS {
+            newer
+        } else {
+            older
+        };
         let handed = settled.saturating_sub(device.base_ours);
         let missing = handed.saturating_sub(left);
         let replies = device.replies - device.base_replies;
@@ -767,7 +814,10 @@ impl<P: Plane> Engine<P> {
     fn missing_since(&mut self, at: usize, since_ns: u64, now_ns: u64) -> u64 {
         self.check_device(at, now_ns);
         let missing = self.devices[at].missing.iter().rev();
-        missing.take_while(|(when_ns, _)| *when_ns >= since_ns).map(|(_, count)| count).sum()
+        missing
+            .take_while(|(when_ns, _)| *when_ns >= since_ns)
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// Sleep until the planned tick.

@@ -32,7 +32,10 @@ fn main() -> ExitCode {
                 } else {
                     print!("{}", doctor::table(&report));
                 }
-                anyhow::ensure!(report.ok, "this host lacks what the daemon needs; see above");
+                anyhow::ensure!(
+                    report.ok,
+                    "this host lacks what the daemon needs; see above"
+                );
                 Ok(())
             }),
             Err(error) => {
@@ -61,7 +64,9 @@ fn log_to_stderr() {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(work),
         Err(error) => Err(anyhow::Error::new(error).context("cannot start the runtime")),

@@ -28,7 +28,10 @@ pub struct Fault {
 
 impl Fault {
     fn new(cause: Cause, detail: impl Into<String>) -> Self {
-        Self { cause, detail: detail.into() }
+        Self {
+            cause,
+            detail: detail.into(),
+        }
     }
 
     /// Nothing was looked at yet.
@@ -104,8 +107,11 @@ pub fn member(member: &Member, observed: &Observed, ways: Ways<'_>) -> MemberPla
         let by_name = |name: &String| observed.by_name(name).map(|link| link.index);
         member.returns.iter().filter_map(by_name).collect()
     };
-    let sources =
-        member.trackers.iter().map(|tracker| source(member, link, tracker.behind)).collect();
+    let sources = member
+        .trackers
+        .iter()
+        .map(|tracker| source(member, link, tracker.behind))
+        .collect();
     MemberPlan {
         interface: Some((link.index, link.name.clone())),
         path: path(member, link, observed, &returns, ways),
@@ -118,13 +124,22 @@ pub fn member(member: &Member, observed: &Observed, ways: Ways<'_>) -> MemberPla
 fn find_link<'a>(member: &Member, observed: &'a Observed) -> Result<&'a Link, Fault> {
     if let Some(name) = &member.interface {
         return observed.by_name(name).ok_or_else(|| {
-            Fault::new(Cause::InterfaceMissing, format!("there is no interface {name}"))
+            Fault::new(
+                Cause::InterfaceMissing,
+                format!("there is no interface {name}"),
+            )
         });
     }
     let endpoint = member.endpoint;
-    let link = observed.routes.get(&endpoint).and_then(|ifindex| observed.links.get(ifindex));
+    let link = observed
+        .routes
+        .get(&endpoint)
+        .and_then(|ifindex| observed.links.get(ifindex));
     link.ok_or_else(|| {
-        Fault::new(Cause::InterfaceMissing, format!("no route leads to the endpoint {endpoint}"))
+        Fault::new(
+            Cause::InterfaceMissing,
+            format!("no route leads to the endpoint {endpoint}"),
+        )
     })
 }
 
@@ -144,7 +159,10 @@ fn path(
     if !link.is_ethernet {
         return Err(Fault::new(
             Cause::SendFailed,
-            format!("{} has no Ethernet header, which this version can't send by", link.name),
+            format!(
+                "{} has no Ethernet header, which this version can't send by",
+                link.name
+            ),
         ));
     }
     let endpoint = member.endpoint;
@@ -152,10 +170,12 @@ fn path(
         Some(Neighbour::Resolved(mac)) => *mac,
         Some(Neighbour::Asking) | None => match ways.last_macs.get(&(link.index, endpoint)) {
             Some(mac) => *mac,
-            None => return Err(Fault::new(
-                Cause::NextHopUnresolved,
-                format!("asking for {endpoint} on {}", link.name),
-            )),
+            None => {
+                return Err(Fault::new(
+                    Cause::NextHopUnresolved,
+                    format!("asking for {endpoint} on {}", link.name),
+                ));
+            }
         },
         Some(Neighbour::Failed) => {
             return Err(Fault::new(
@@ -185,7 +205,9 @@ fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) 
     let takes_frames = |link: &Link| {
         ways.mode != ModeChoice::Tc
             && !ways.not_leaving.contains(&link.index)
-            && link.xdp_features.is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
+            && link
+                .xdp_features
+                .is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
     };
     if takes_frames(link) {
         return (link.index, 0, Via::XdpRedirect);
@@ -217,12 +239,18 @@ fn source(member: &Member, link: &Link, behind: IpAddr) -> Result<IpAddr, Fault>
         }
         _ => false,
     };
-    let usable = link.addresses.iter().filter(|address| address.is_usable && fits(address.ip));
+    let usable = link
+        .addresses
+        .iter()
+        .filter(|address| address.is_usable && fits(address.ip));
     let shares_prefix = |address: &&crate::kernel::interfaces::Address| {
         ipnet::IpNet::new(address.ip, address.prefix)
             .is_ok_and(|network| network.contains(&member.endpoint))
     };
-    let best = usable.clone().find(shares_prefix).or_else(|| usable.clone().next());
+    let best = usable
+        .clone()
+        .find(shares_prefix)
+        .or_else(|| usable.clone().next());
     best.map(|address| address.ip).ok_or_else(|| {
         let family = if behind.is_ipv4() { "IPv4" } else { "IPv6" };
         Fault::new(
@@ -235,7 +263,10 @@ fn source(member: &Member, link: &Link, behind: IpAddr) -> Result<IpAddr, Fault>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config, kernel::interfaces::{Address, Vlan}};
+    use crate::{
+        config,
+        kernel::interfaces::{Address, Vlan},
+    };
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
@@ -261,7 +292,11 @@ mod tests {
             is_ethernet: true,
             is_running: true,
             mtu: 1500,
-            addresses: vec![address("192.0.2.1", 24), address("10.9.0.1", 24), address("fe80::1", 64)],
+            addresses: vec![
+                address("192.0.2.1", 24),
+                address("10.9.0.1", 24),
+                address("fe80::1", 64),
+            ],
             ..Default::default()
         }
     }
@@ -269,16 +304,23 @@ mod tests {
     fn observed() -> Observed {
         let mut observed = Observed::default();
         observed.links.insert(3, link(3, "eth1"));
+        observed.neighbours.insert(
+            (3, "10.9.0.2".parse().expect("an address")),
+            Neighbour::Resolved(MAC),
+        );
         observed
-            .neighbours
-            .insert((3, "10.9.0.2".parse().expect("an address")), Neighbour::Resolved(MAC));
-        observed.routes.insert("10.9.0.2".parse().expect("an address"), 3);
+            .routes
+            .insert("10.9.0.2".parse().expect("an address"), 3);
         observed
     }
 
     fn plan(extra: &str, observed: &Observed) -> MemberPlan {
         let none = HashSet::new();
-        let ways = Ways { mode: ModeChoice::Auto, not_leaving: &none, last_macs: &HashMap::new() };
+        let ways = Ways {
+            mode: ModeChoice::Auto,
+            not_leaving: &none,
+            last_macs: &HashMap::new(),
+        };
         member(&configured(extra), observed, ways)
     }
 
@@ -291,10 +333,16 @@ mod tests {
         let plan = plan("interface = \"eth1\"", &observed());
         let path = plan.path.expect("a path");
         assert_eq!((path.next_hop_mac, path.source_mac[5]), (MAC, 3));
-        assert_eq!((path.via, path.ifindex, path.returns), (Via::TcRedirect, 3, [3, 0, 0, 0]));
+        assert_eq!(
+            (path.via, path.ifindex, path.returns),
+            (Via::TcRedirect, 3, [3, 0, 0, 0])
+        );
         assert_eq!(plan.sources[0], Ok("10.9.0.1".parse().expect("an address")));
         // Only a link-local IPv6 address: no reply would find its way back.
-        assert_eq!(plan.sources[1].as_ref().expect_err("a fault").cause, Cause::SendFailed);
+        assert_eq!(
+            plan.sources[1].as_ref().expect_err("a fault").cause,
+            Cause::SendFailed
+        );
     }
 
     #[test]
@@ -305,7 +353,10 @@ mod tests {
 
         let mut down = observed();
         down.links.get_mut(&3).expect("eth1").is_running = false;
-        assert_eq!(cause(&plan("interface = \"eth1\"", &down)), Cause::InterfaceDown);
+        assert_eq!(
+            cause(&plan("interface = \"eth1\"", &down)),
+            Cause::InterfaceDown
+        );
 
         for state in [None, Some(Neighbour::Asking), Some(Neighbour::Failed)] {
             let mut unresolved = observed();
@@ -322,7 +373,10 @@ mod tests {
 
     #[test]
     fn the_interface_is_found_from_the_endpoints_route() {
-        assert_eq!(plan("", &observed()).interface, Some((3, "eth1".to_owned())));
+        assert_eq!(
+            plan("", &observed()).interface,
+            Some((3, "eth1".to_owned()))
+        );
         let mut unrouted = observed();
         unrouted.routes.clear();
         assert_eq!(cause(&plan("", &unrouted)), Cause::InterfaceMissing);
@@ -342,17 +396,28 @@ mod tests {
         parent.xdp_features = Some(XDP_ACT_NDO_XMIT);
         tagged.links.insert(2, parent);
         let path = plan("interface = \"eth1\"", &tagged).path.expect("a path");
-        assert_eq!((path.via, path.vlan, path.ifindex), (Via::XdpRedirect, 100, 2));
+        assert_eq!(
+            (path.via, path.vlan, path.ifindex),
+            (Via::XdpRedirect, 100, 2)
+        );
         assert_eq!(path.returns, [3, 0, 0, 0]);
 
         // What was seen not to leave, or what the operator chose, goes by TC.
         let stuck = HashSet::from([3]);
-        let ways = Ways { mode: ModeChoice::Auto, not_leaving: &stuck, last_macs: &HashMap::new() };
+        let ways = Ways {
+            mode: ModeChoice::Auto,
+            not_leaving: &stuck,
+            last_macs: &HashMap::new(),
+        };
         let configured = configured("interface = \"eth1\"");
         let path = member(&configured, &capable, ways).path.expect("a path");
         assert_eq!(path.via, Via::TcRedirect);
         let none = HashSet::new();
-        let ways = Ways { mode: ModeChoice::Tc, not_leaving: &none, last_macs: &HashMap::new() };
+        let ways = Ways {
+            mode: ModeChoice::Tc,
+            not_leaving: &none,
+            last_macs: &HashMap::new(),
+        };
         let path = member(&configured, &capable, ways).path.expect("a path");
         assert_eq!(path.via, Via::TcRedirect);
     }
@@ -363,7 +428,10 @@ mod tests {
             "interface = \"eth1\"\nsource = \"192.0.2.1\"\nreturns = [\"eth1\", \"eth9\"]",
             &observed(),
         );
-        assert_eq!(plan.sources[0], Ok("192.0.2.1".parse().expect("an address")));
+        assert_eq!(
+            plan.sources[0],
+            Ok("192.0.2.1".parse().expect("an address"))
+        );
         assert_eq!(plan.receive, [3]);
     }
 }

@@ -29,11 +29,16 @@ pub struct Cohort {
     round_ns: u64,
 }
 
-
 impl Cohort {
     /// An empty cohort.
     pub const fn new(interval_ns: u64, timeout_ns: u64) -> Self {
-        Self { interval_ns, timeout_ns, members: Vec::new(), next: 0, round_ns: 0 }
+        Self {
+            interval_ns,
+            timeout_ns,
+            members: Vec::new(),
+            next: 0,
+            round_ns: 0,
+        }
     }
 
     /// Number of trackers.

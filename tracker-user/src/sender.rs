@@ -35,19 +35,27 @@ impl Sender {
     ///
     /// # Errors
     /// Where the system has no thread or descriptor left.
-    pub fn start(
-        plane: KernelPlane,
-    ) -> io::Result<(Self, tokio_mpsc::UnboundedReceiver<Report>)> {
+    pub fn start(plane: KernelPlane) -> io::Result<(Self, tokio_mpsc::UnboundedReceiver<Report>)> {
         let (commands, inbox) = mpsc::channel();
         let (outbox, reports) = tokio_mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_flags(flags)?);
         let health = Arc::new(Health::default());
-        let thread = std::thread::Builder::new().name("tracker-send".to_owned()).spawn({
-            let (wake, health) = (wake.clone(), health.clone());
-            move || run(plane, &inbox, &wake, &outbox, &health)
-        })?;
-        Ok((Self { commands, wake, thread: Some(thread), health }, reports))
+        let thread = std::thread::Builder::new()
+            .name("tracker-send".to_owned())
+            .spawn({
+                let (wake, health) = (wake.clone(), health.clone());
+                move || run(plane, &inbox, &wake, &outbox, &health)
+            })?;
+        Ok((
+            Self {
+                commands,
+                wake,
+                thread: Some(thread),
+                health,
+            },
+            reports,
+        ))
     }
 
     /// Hands over a command. It is obeyed before the next tick, in order.

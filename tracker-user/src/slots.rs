@@ -13,7 +13,11 @@ pub struct Slots {
 impl Slots {
     /// So many places, all free.
     pub const fn new(capacity: u32) -> Self {
-        Self { next: 0, capacity, free: Vec::new() }
+        Self {
+            next: 0,
+            capacity,
+            free: Vec::new(),
+        }
     }
 
     /// A free place.
@@ -44,7 +48,11 @@ pub struct Words {
 impl Words {
     /// So many words, all free.
     pub const fn new(capacity: u32) -> Self {
-        Self { next: 0, capacity, free: BTreeMap::new() }
+        Self {
+            next: 0,
+            capacity,
+            free: BTreeMap::new(),
+        }
     }
 
     /// The first of `count` free words.
@@ -52,7 +60,10 @@ impl Words {
         if let Some(first) = self.free.get_mut(&count).and_then(Vec::pop) {
             return Some(first);
         }
-        let end = self.next.checked_add(count).filter(|end| *end <= self.capacity)?;
+        let end = self
+            .next
+            .checked_add(count)
+            .filter(|end| *end <= self.capacity)?;
         Some(std::mem::replace(&mut self.next, end))
     }
 
@@ -69,7 +80,10 @@ mod tests {
     #[test]
     fn slots_are_reused_and_bounded() {
         let mut slots = Slots::new(2);
-        assert_eq!((slots.take(), slots.take(), slots.take()), (Some(0), Some(1), None));
+        assert_eq!(
+            (slots.take(), slots.take(), slots.take()),
+            (Some(0), Some(1), None)
+        );
         slots.give(0);
         assert_eq!((slots.take(), slots.take()), (Some(0), None));
     }
@@ -77,8 +91,14 @@ mod tests {
     #[test]
     fn runs_of_words_never_overlap() {
         let mut words = Words::new(8);
-        assert_eq!((words.take(2), words.take(4), words.take(4)), (Some(0), Some(2), None));
+        assert_eq!(
+            (words.take(2), words.take(4), words.take(4)),
+            (Some(0), Some(2), None)
+        );
         words.give(2, 4);
-        assert_eq!((words.take(2), words.take(4), words.take(1)), (Some(6), Some(2), None));
+        assert_eq!(
+            (words.take(2), words.take(4), words.take(1)),
+            (Some(6), Some(2), None)
+        );
     }
 }

@@ -62,14 +62,20 @@ pub fn run(json: bool, tracker: &Path) -> Result<()> {
     show(json, "  foreign", figures.foreign_ns);
     show(json, "  counted reply", figures.reply_ns);
     show(json, "  send, live frames to a veth", figures.send_ns);
-    say(json, "round trips over hub, firewall and host, 65,534 targets");
+    say(
+        json,
+        "round trips over hub, firewall and host, 65,534 targets",
+    );
     fping(&mut figures)?;
     show(json, "  fping, a second", figures.fping_rps);
     show(json, "  fping, CPU us each", figures.fping_cpu_us);
     throughput(&mut figures, tracker)?;
     show(json, "  tracker, a second", figures.tracker_rps);
     show(json, "  tracker, CPU us each", figures.tracker_cpu_us);
-    say(json, "detection, 1,000 trackers, interval 10 ms, timeout 20 ms, fall 3");
+    say(
+        json,
+        "detection, 1,000 trackers, interval 10 ms, timeout 20 ms, fall 3",
+    );
     detection(&mut figures, tracker, json)?;
     if json {
         println!("{}", serde_json::to_string(&figures)?);
@@ -98,11 +104,28 @@ fn round(value: f64) -> f64 {
 /// The programs' own time, measured by a bench that links the eBPF object.
 fn programs(figures: &mut Figures) -> Result<()> {
     let mut command = sh::cargo();
-    command.args(["bench", "--locked", "--quiet", "--package", "tracker-tests", "--bench", "programs"]);
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo bench")?;
-    ensure!(output.status.success(), "the bench of the programs failed; its message is above");
+    command.args([
+        "bench",
+        "--locked",
+        "--quiet",
+        "--package",
+        "tracker-tests",
+        "--bench",
+        "programs",
+    ]);
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo bench")?;
+    ensure!(
+        output.status.success(),
+        "the bench of the programs failed; its message is above"
+    );
     let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().rfind(|line| line.starts_with('{')).context("no figures from cargo bench")?;
+    let line = text
+        .lines()
+        .rfind(|line| line.starts_with('{'))
+        .context("no figures from cargo bench")?;
     let found: Value = serde_json::from_str(line)?;
     figures.empty_ns = found["empty_ns"].as_f64();
     figures.foreign_ns = found["foreign_ns"].as_f64();
@@ -116,7 +139,10 @@ fn fping(figures: &mut Figures) -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
     service.answer_for_all()?;
-    lab.hub.ip(&format!("route add 10.20.0.0/16 via {}\n", service.endpoint))?;
+    lab.hub.ip(&format!(
+        "route add 10.20.0.0/16 via {}\n",
+        service.endpoint
+    ))?;
     let mut command = lab.hub.command("fping");
     // No pause between packets, no retries; one round, because fping 5.1 has 65,535 sequence numbers
     // and keeps each for ten seconds. It ends when the last reply is in.
@@ -124,15 +150,27 @@ fn fping(figures: &mut Figures) -> Result<()> {
     command.args(["-g", "10.20.0.1", "10.20.255.254"]);
     let before_us = children_cpu_us();
     let begun = Instant::now();
-    let output = command.output().context("cannot run fping; `cargo xtask setup` installs it")?;
+    let output = command
+        .output()
+        .context("cannot run fping; `cargo xtask setup` installs it")?;
     let elapsed = begun.elapsed();
     let used_us = children_cpu_us() - before_us;
     let text = String::from_utf8_lossy(&output.stderr);
     let replies: u64 = text
         .lines()
-        .filter_map(|line| line.split_once("xmt/rcv/%loss = ")?.1.split('/').nth(1)?.parse::<u64>().ok())
+        .filter_map(|line| {
+            line.split_once("xmt/rcv/%loss = ")?
+                .1
+                .split('/')
+                .nth(1)?
+                .parse::<u64>()
+                .ok()
+        })
         .sum();
-    ensure!(replies * 100 >= u64::from(TARGETS) * 99, "fping got only {replies} replies");
+    ensure!(
+        replies * 100 >= u64::from(TARGETS) * 99,
+        "fping got only {replies} replies"
+    );
     figures.fping_rps = Some((replies as f64 / elapsed.as_secs_f64()).round());
     figures.fping_cpu_us = Some(round(used_us as f64 / replies as f64));
     Ok(())
@@ -146,14 +184,25 @@ fn children_cpu_us() -> u64 {
         libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
         usage
     };
-    [usage.ru_utime, usage.ru_stime].iter().map(|time| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64).sum()
+    [usage.ru_utime, usage.ru_stime]
+        .iter()
+        .map(|time| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64)
+        .sum()
 }
 
 /// Processor time of a process so far, microseconds.
 fn process_cpu_us(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = [11, 12]
+        .iter()
+        .filter_map(|at| fields.get(*at)?.parse::<u64>().ok())
+        .sum();
     // USER_HZ is 100 on every architecture that Linux still has.
     Ok(ticks * 10_000)
 }
@@ -194,8 +243,13 @@ fn counted(tracker: &Tracker<'_>) -> Result<u64> {
         .output()
         .context("cannot run bpftool")?;
     let dump: Value = serde_json::from_slice(&output.stdout).context("bpftool's JSON")?;
-    let cpus = dump[0]["formatted"]["values"].as_array().context("COUNTERS has no values")?;
-    Ok(cpus.iter().filter_map(|cpu| cpu["value"]["reply_counted"].as_u64()).sum())
+    let cpus = dump[0]["formatted"]["values"]
+        .as_array()
+        .context("COUNTERS has no values")?;
+    Ok(cpus
+        .iter()
+        .filter_map(|cpu| cpu["value"]["reply_counted"].as_u64())
+        .sum())
 }
 
 /// As many round trips as fit into every core that the daemon gets.
@@ -208,7 +262,11 @@ fn throughput(figures: &mut Figures, binary: &Path) -> Result<()> {
     let tracker = Tracker::start(&lab.hub, config)?;
     let patience = Instant::now() + Duration::from_secs(30);
     while counted(&tracker)? < 4 * u64::from(TARGETS) {
-        ensure!(Instant::now() < patience, "replies are too slow: {}", tracker.log());
+        ensure!(
+            Instant::now() < patience,
+            "replies are too slow: {}",
+            tracker.log()
+        );
         thread::sleep(Duration::from_millis(100));
     }
     let pid = tracker.pid()?;
@@ -235,7 +293,12 @@ fn turns(tracker: &Tracker<'_>, since: u64, verdict: &str) -> Result<(u64, Vec<T
         let event: Value = serde_json::from_str(line)?;
         last = event["seq"].as_u64().context("an event without seq")?;
         if !event["behind"].is_null() && event["to"] == verdict {
-            times.push(event["time"].as_str().context("an event without time")?.parse()?);
+            times.push(
+                event["time"]
+                    .as_str()
+                    .context("an event without time")?
+                    .parse()?,
+            );
         }
     }
     Ok((last, times))
@@ -281,14 +344,24 @@ fn detection(figures: &mut Figures, binary: &Path, json: bool) -> Result<()> {
         (seq, _) = all(seq, "up")?;
     }
     detections_us.sort_unstable();
-    let at = |percent: usize| detections_us[(detections_us.len() * percent / 100).min(detections_us.len() - 1)];
+    let at = |percent: usize| {
+        detections_us[(detections_us.len() * percent / 100).min(detections_us.len() - 1)]
+    };
     (figures.detect_p50_us, figures.detect_p99_us) = (Some(at(50)), Some(at(99)));
     let bound_us = (FALL * INTERVAL_MS + TIMEOUT_MS + 5) * 1_000;
     show(json, "  break to event, median us", figures.detect_p50_us);
-    show(json, &format!("  99th percentile us (promised: {bound_us})"), figures.detect_p99_us);
+    show(
+        json,
+        &format!("  99th percentile us (promised: {bound_us})"),
+        figures.detect_p99_us,
+    );
 
     memory(figures, &tracker)?;
-    show(json, "  kernel maps, bytes a tracker", figures.kernel_bytes_per_tracker);
+    show(
+        json,
+        "  kernel maps, bytes a tracker",
+        figures.kernel_bytes_per_tracker,
+    );
     show(json, "  daemon, MB resident", figures.rss_mb);
 
     (seq, _) = turns(&tracker, seq, "down")?;
@@ -306,7 +379,11 @@ fn detection(figures: &mut Figures, binary: &Path, json: bool) -> Result<()> {
     });
     let (_, downs) = turns(&tracker, seq, "down")?;
     figures.false_transitions = Some(downs.len() as u64);
-    show(json, "  false transitions in a minute of full load", figures.false_transitions);
+    show(
+        json,
+        "  false transitions in a minute of full load",
+        figures.false_transitions,
+    );
     Ok(())
 }
 
@@ -320,13 +397,19 @@ fn memory(figures: &mut Figures, tracker: &Tracker<'_>) -> Result<()> {
             .output()
             .context("cannot run bpftool")?;
         let map: Value = serde_json::from_slice(&output.stdout).context("bpftool's JSON")?;
-        bytes += map["bytes_memlock"].as_u64().context("a map without memlock")?;
+        bytes += map["bytes_memlock"]
+            .as_u64()
+            .context("a map without memlock")?;
     }
     figures.kernel_bytes_per_tracker = Some(bytes / u64::from(TRACKERS));
     let status = fs::read_to_string(format!("/proc/{}/status", tracker.pid()?))?;
-    let kilobytes: Option<f64> = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+    let kilobytes: Option<f64> = status.lines().find_map(|line| {
+        line.strip_prefix("VmRSS:")?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    });
     figures.rss_mb = kilobytes.map(|kilobytes| round(kilobytes / 1024.0));
     Ok(())
 }

@@ -145,11 +145,12 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
         sequence: 0,
         sent: now_mono_ns(),
     };
-    let mut wants: [(Want, u64); 9] = [
+    let mut wants: [(Want, u64); 10] = [
         Want::Foreign,
         Want::Stale,
         Want::Corrupt,
         Want::CorruptOther,
+        Want::Tagged,
         Want::WrongPath,
         Want::Late,
         Want::Duplicate,
@@ -193,6 +194,7 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
             Want::Foreign => {}
             Want::Stale => should.reply_stale += 1,
             Want::Corrupt | Want::CorruptOther => should.reply_corrupt += 1,
+            Want::Tagged => should.reply_tagged += 1,
             Want::WrongPath => should.reply_wrong_path += 1,
             Want::Late => should.reply_late += 1,
             Want::Duplicate => should.reply_duplicate += 1,
@@ -211,7 +213,10 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
     println!("{program}: {done} frames, {wants:?}");
     // A generator that never gets past the first look, or always, would prove nothing.
     for (want, count) in wants {
-        let is_possible = !matches!(want, Want::WrongPath | Want::Late | Want::CountedWithEvent);
+        let is_possible = !matches!(
+            want,
+            Want::Tagged | Want::WrongPath | Want::Late | Want::CountedWithEvent
+        );
         assert_eq!(count > 0, is_possible, "{want:?}: {count} of {done} frames");
     }
     Ok(())

@@ -286,7 +286,7 @@ impl Object {
 }
 
 /// All fields; a new one must be added here before the tests compile.
-pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 12] {
+pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 13] {
     let abi::Counters {
         send_built,
         send_idle,
@@ -297,6 +297,7 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 12] {
         reply_duplicate,
         reply_late,
         reply_wrong_path,
+        reply_tagged,
         reply_corrupt,
         reply_stale,
         event_dropped,
@@ -311,6 +312,7 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 12] {
         reply_duplicate,
         reply_late,
         reply_wrong_path,
+        reply_tagged,
         reply_corrupt,
         reply_stale,
         event_dropped,

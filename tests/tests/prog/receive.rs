@@ -24,6 +24,8 @@ pub enum Want {
     Corrupt,
     /// Passes; `reply_corrupt`, and the `corrupt` of the tracker in `OTHER`.
     CorruptOther,
+    /// Passes; `reply_tagged`.
+    Tagged,
     /// Is consumed; `reply_wrong_path`, and where it arrived.
     WrongPath,
     /// Is consumed; `reply_late`.
@@ -39,7 +41,9 @@ pub enum Want {
 impl Want {
     pub const fn is_consumed(self) -> bool {
         match self {
-            Self::Foreign | Self::Stale | Self::Corrupt | Self::CorruptOther => false,
+            Self::Foreign | Self::Stale | Self::Corrupt | Self::CorruptOther | Self::Tagged => {
+                false
+            }
             Self::WrongPath
             | Self::Late
             | Self::Duplicate
@@ -290,6 +294,20 @@ impl Table {
             let reply = self.reply(&world);
             self.row(format!("returns {returns:?}"), &reply, Want::WrongPath);
         }
+
+        // Runs arrive on the parent of the VLAN device by which this reply is to come.
+        let tagged = world
+            .clone()
+            .with(|world| world.path.returns = [901, 0, 0, 0]);
+        for (control, want) in [(0x0064, Want::Tagged), (0xe064, Want::Tagged)] {
+            let reply = self.reply(&tagged);
+            let reply = reply.with(|reply| reply.link.tags = vec![Tag::dot1q(control)]);
+            self.row(format!("on the parent, tag {control:#06x}"), &reply, want);
+        }
+        // A tag without identifier only tells the priority: no VLAN device takes it.
+        let reply = self.reply(&tagged);
+        let reply = reply.with(|reply| reply.link.tags = vec![Tag::dot1q(0xe000)]);
+        self.row("elsewhere with a priority tag", &reply, Want::WrongPath);
     }
 
     fn not_ours(&mut self, family: Family) {
@@ -901,6 +919,7 @@ impl Row {
                 trouble.corrupt += 1;
                 trouble.corrupt_mono_ns = at;
             }
+            Want::Tagged => should.counters.reply_tagged += 1,
             Want::WrongPath => {
                 should.counters.reply_wrong_path += 1;
                 tracker.trouble.wrong_path += 1;

@@ -7,7 +7,7 @@ use tracker_ebpf::{
     wire::{
         probe::Mark,
         reply::{self, Reply},
-        token,
+        token, vlan,
     },
 };
 
@@ -64,7 +64,11 @@ fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
     if tracker.active == 0 {
         return Outcome::Stale;
     }
-    let Mark { sequence, sent_mono_ns, .. } = reply.mark;
+    let Mark {
+        sequence,
+        sent_mono_ns,
+        ..
+    } = reply.mark;
     let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
     if token != reply.mark.token || !reply.is_intact || !reply.answers(tracker) {
         // SAFETY: a valid map value, and a helper without arguments.
@@ -79,7 +83,7 @@ fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
         return Outcome::Stale;
     };
     if !returns_by(path, arrival.ifindex) {
-        if arrival.is_tagged || reply.vlan != 0 {
+        if arrival.is_tagged || reply.vlan & vlan::ID_MASK != 0 {
             return Outcome::Tagged;
         }
         // SAFETY: a valid map value; whole stores, of which the last one counts.

@@ -2,7 +2,9 @@
 
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail, bpf_xdp_store_bytes},
+    helpers::generated::{
+        bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail, bpf_xdp_store_bytes,
+    },
     programs::{TcContext, XdpContext},
 };
 use tracker_ebpf::{
@@ -79,7 +81,12 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     // SAFETY: no arguments, always available.
     let sent_mono_ns = unsafe { bpf_ktime_get_ns() };
     let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
-    let mark = Mark { tracker: slot, sequence, sent_mono_ns, token };
+    let mark = Mark {
+        tracker: slot,
+        sequence,
+        sent_mono_ns,
+        token,
+    };
 
     let mut frame = Frame::new();
     frame.emit_link(path, tracker.family);
@@ -104,7 +111,9 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
 
     let sent = match path.via {
         Via::XdpRedirect => {
-            let action = DEVICES.redirect(path.ifindex, 0).map_err(|_| Refusal::Failed)?;
+            let action = DEVICES
+                .redirect(path.ifindex, 0)
+                .map_err(|_| Refusal::Failed)?;
             Sent::Redirect(action)
         }
         Via::TcRedirect => Sent::ToTc,
@@ -136,12 +145,18 @@ fn next_slot() -> Result<u32, Refusal> {
         return Err(Refusal::Idle);
     }
     cursor.next = next + 1;
-    BATCH.get(next & (BATCH_MAX - 1)).copied().ok_or(Refusal::Idle)
+    BATCH
+        .get(next & (BATCH_MAX - 1))
+        .copied()
+        .ok_or(Refusal::Idle)
 }
 
 /// Copies the built frame over the packet's first bytes.
 #[inline(always)]
-fn store<const START: usize, const END: usize>(ctx: &XdpContext, frame: &Frame) -> Result<(), Refusal> {
+fn store<const START: usize, const END: usize>(
+    ctx: &XdpContext,
+    frame: &Frame,
+) -> Result<(), Refusal> {
     // SAFETY: `START..END` lies in the frame's buffer; the helper checks the packet's side
     // (Linux 5.18).
     let result = unsafe {
@@ -152,7 +167,11 @@ fn store<const START: usize, const END: usize>(ctx: &XdpContext, frame: &Frame) 
             (END - START) as u32,
         )
     };
-    if result == 0 { Ok(()) } else { Err(Refusal::Failed) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Refusal::Failed)
+    }
 }
 
 /// TC ingress of the private veth: the way out of a frame that the send program passed up, or
@@ -173,4 +192,3 @@ pub fn redirect(ctx: &TcContext) -> Option<i32> {
     // SAFETY: plain helper call.
     Some(unsafe { bpf_redirect(path.ifindex, 0) } as i32)
 }
-

@@ -21,12 +21,7 @@ pub fn parse(header: &[u8; LEN]) -> u16 {
 
 /// Writes a header.
 #[inline(always)]
-pub const fn emit(
-    header: &mut [u8; LEN],
-    destination: [u8; 6],
-    source: [u8; 6],
-    ethertype: u16,
-) {
+pub const fn emit(header: &mut [u8; LEN], destination: [u8; 6], source: [u8; 6], ethertype: u16) {
     put(header, 0, destination);
     put(header, 6, source);
     put(header, 12, ethertype.to_be_bytes());
@@ -35,8 +30,8 @@ pub const fn emit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pnet_packet::ethernet::{EthernetPacket, MutableEthernetPacket};
     use pnet_packet::ethernet::EtherType;
+    use pnet_packet::ethernet::{EthernetPacket, MutableEthernetPacket};
     use proptest::prelude::*;
 
     proptest! {

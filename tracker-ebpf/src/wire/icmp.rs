@@ -54,7 +54,13 @@ impl Echo {
 /// Writes an echo request whose checksum also covers `rest`: payload and pseudo-header.
 #[inline(always)]
 pub const fn emit(header: &mut [u8; LEN], kind: u8, identifier: u16, sequence: u16, rest: Sum) {
-    let echo = Echo { kind, code: 0, checksum: 0, identifier, sequence };
+    let echo = Echo {
+        kind,
+        code: 0,
+        checksum: 0,
+        identifier,
+        sequence,
+    };
     put(header, 0, [kind, 0]);
     put(header, 2, echo.sum(rest).checksum().to_be_bytes());
     put(header, 4, identifier.to_be_bytes());
@@ -70,7 +76,10 @@ mod tests {
 
     #[test]
     fn types_are_those_of_pnet() {
-        assert_eq!((ECHO, ECHO_REPLY), (IcmpTypes::EchoRequest.0, IcmpTypes::EchoReply.0));
+        assert_eq!(
+            (ECHO, ECHO_REPLY),
+            (IcmpTypes::EchoRequest.0, IcmpTypes::EchoReply.0)
+        );
         let v6 = (Icmpv6Types::EchoRequest.0, Icmpv6Types::EchoReply.0);
         assert_eq!((ECHO_V6, ECHO_REPLY_V6), v6);
     }

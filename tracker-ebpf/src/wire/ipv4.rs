@@ -55,7 +55,13 @@ pub fn checksum_ok(header: &[u8; LEN]) -> bool {
 
 /// Writes a header with "don't fragment" and, as RFC 6864 section 4.1 allows with it, identification 0.
 #[inline(always)]
-pub const fn emit(header: &mut [u8; LEN], total_len: u16, protocol: u8, source: u32, destination: u32) {
+pub const fn emit(
+    header: &mut [u8; LEN],
+    total_len: u16,
+    protocol: u8,
+    source: u32,
+    destination: u32,
+) {
     let first = 0x4500_0000 | total_len as u32;
     let fragment = 0x0000_4000u32;
     let ttl_protocol = ((TTL as u16) << 8) | protocol as u16;
@@ -143,13 +149,20 @@ mod tests {
     fn fragments_options_and_versions_are_told_apart() {
         let header = plain([0; LEN]);
         assert!(carries(&header, 0));
-        for (first, fragment) in (0..=255u8).flat_map(|first| [(first, 0), (first, 1), (first, 2)]) {
-            for fragment in [0x0000u16, 0x2000, 0x0001, 0x1fff, 0x4000, 0x8000].map(|f| f | fragment) {
+        for (first, fragment) in (0..=255u8).flat_map(|first| [(first, 0), (first, 1), (first, 2)])
+        {
+            for fragment in
+                [0x0000u16, 0x2000, 0x0001, 0x1fff, 0x4000, 0x8000].map(|f| f | fragment)
+            {
                 let mut header = header;
                 header[0] = first;
                 header[6..8].copy_from_slice(&fragment.to_be_bytes());
                 let is_whole = fragment & !0xc000 == 0;
-                assert_eq!(carries(&header, 0), first == 0x45 && is_whole, "{first:#x} {fragment:#x}");
+                assert_eq!(
+                    carries(&header, 0),
+                    first == 0x45 && is_whole,
+                    "{first:#x} {fragment:#x}"
+                );
             }
         }
     }

@@ -50,7 +50,12 @@ pub fn parse(header: &[u8; LEN]) -> Header {
 
 /// The pseudo-header's part of an upper-layer checksum (RFC 8200 section 8.1).
 #[inline(always)]
-pub const fn pseudo_header(source: Address, destination: Address, len: u16, next_header: u8) -> Sum {
+pub const fn pseudo_header(
+    source: Address,
+    destination: Address,
+    len: u16,
+    next_header: u8,
+) -> Sum {
     Sum::new()
         .u64(source[0])
         .u64(source[1])

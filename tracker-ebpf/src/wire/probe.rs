@@ -113,10 +113,13 @@ impl Frame {
     /// Offset past the last byte of the probe's headers and mark in [`Frame::bytes`].
     #[inline(always)]
     pub const fn end(family: Family) -> usize {
-        IP_AT + icmp::LEN + LEN + match family {
-            Family::Ipv4 => ipv4::LEN,
-            Family::Ipv6 => ipv6::LEN,
-        }
+        IP_AT
+            + icmp::LEN
+            + LEN
+            + match family {
+                Family::Ipv4 => ipv4::LEN,
+                Family::Ipv6 => ipv6::LEN,
+            }
     }
 
     /// The buffer; the frame is `start..end` of it.
@@ -159,7 +162,13 @@ impl Frame {
         let header = part!(self, IP_AT, ipv4::LEN);
         ipv4::emit(header, total_len, ipv4::ICMP, source, destination);
         let header = part!(self, IP_AT + ipv4::LEN, icmp::LEN);
-        icmp::emit(header, icmp::ECHO, tracker.icmp_id, mark.sequence as u16, mark.sum());
+        icmp::emit(
+            header,
+            icmp::ECHO,
+            tracker.icmp_id,
+            mark.sequence as u16,
+            mark.sum(),
+        );
         mark.emit(part!(self, IP_AT + ipv4::LEN + icmp::LEN, LEN));
     }
 
@@ -174,7 +183,13 @@ impl Frame {
         let sum = ipv6::pseudo_header(source, destination, payload_len, ipv6::ICMP);
         let sum = mark.sum().plus(sum);
         let header = part!(self, IP_AT + ipv6::LEN, icmp::LEN);
-        icmp::emit(header, icmp::ECHO_V6, tracker.icmp_id, mark.sequence as u16, sum);
+        icmp::emit(
+            header,
+            icmp::ECHO_V6,
+            tracker.icmp_id,
+            mark.sequence as u16,
+            sum,
+        );
         mark.emit(part!(self, IP_AT + ipv6::LEN + icmp::LEN, LEN));
     }
 }
@@ -183,8 +198,8 @@ impl Frame {
 mod tests {
     use super::*;
     use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
-    use pnet_packet::icmp::{self as pnet_icmp, IcmpPacket, IcmpTypes};
     use pnet_packet::icmp::echo_request::EchoRequestPacket;
+    use pnet_packet::icmp::{self as pnet_icmp, IcmpPacket, IcmpTypes};
     use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Packet, Icmpv6Types};
     use pnet_packet::ip::IpNextHeaderProtocols;
     use pnet_packet::ipv4::Ipv4Packet;
@@ -225,17 +240,29 @@ mod tests {
         }
         let tagged = path.vlan != 0;
         let mut bytes = frame.bytes()[Frame::start(tagged)..Frame::end(tracker.family)].to_vec();
-        bytes.resize(Frame::wire_len(tagged, tracker.family, tracker.payload) as usize, 0);
+        bytes.resize(
+            Frame::wire_len(tagged, tracker.family, tracker.payload) as usize,
+            0,
+        );
         bytes
     }
 
     #[test]
     fn shortest_frames_have_the_shortest_lengths() {
-        assert_eq!(Frame::wire_len(false, Family::Ipv4, LEN as u16) as usize, LEN_V4);
-        assert_eq!(Frame::wire_len(false, Family::Ipv6, LEN as u16) as usize, LEN_V6);
+        assert_eq!(
+            Frame::wire_len(false, Family::Ipv4, LEN as u16) as usize,
+            LEN_V4
+        );
+        assert_eq!(
+            Frame::wire_len(false, Family::Ipv6, LEN as u16) as usize,
+            LEN_V6
+        );
         for family in [Family::Ipv4, Family::Ipv6] {
             let untagged = Frame::wire_len(false, family, 100);
-            assert_eq!(Frame::wire_len(true, family, 100), untagged + vlan::LEN as u32);
+            assert_eq!(
+                Frame::wire_len(true, family, 100),
+                untagged + vlan::LEN as u32
+            );
             assert!(Frame::end(family) <= Frame::new().bytes().len());
         }
     }

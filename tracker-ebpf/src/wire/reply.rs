@@ -17,8 +17,14 @@ pub struct Reply {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Addresses {
-    Ipv4 { source: u32, destination: u32 },
-    Ipv6 { source: ipv6::Address, destination: ipv6::Address },
+    Ipv4 {
+        source: u32,
+        destination: u32,
+    },
+    Ipv6 {
+        source: ipv6::Address,
+        destination: ipv6::Address,
+    },
 }
 
 impl Reply {
@@ -26,12 +32,18 @@ impl Reply {
     #[inline(always)]
     pub fn answers(&self, tracker: &Tracker) -> bool {
         match self.addresses {
-            Addresses::Ipv4 { source, destination } => {
+            Addresses::Ipv4 {
+                source,
+                destination,
+            } => {
                 matches!(tracker.family, Family::Ipv4)
                     && source == super::be32(&tracker.behind, 0)
                     && destination == super::be32(&tracker.source, 0)
             }
-            Addresses::Ipv6 { source, destination } => {
+            Addresses::Ipv6 {
+                source,
+                destination,
+            } => {
                 matches!(tracker.family, Family::Ipv6)
                     && source == ipv6::address(&tracker.behind)
                     && destination == ipv6::address(&tracker.source)
@@ -88,8 +100,16 @@ fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Optio
         && echo.code == 0
         && ipv4::checksum_ok(ip)
         && echo.sum(mark.sum()).u16(echo.checksum).folded() == 0xffff;
-    let addresses = Addresses::Ipv4 { source: header.source, destination: header.destination };
-    Some(Reply { mark, vlan, is_intact, addresses })
+    let addresses = Addresses::Ipv4 {
+        source: header.source,
+        destination: header.destination,
+    };
+    Some(Reply {
+        mark,
+        vlan,
+        is_intact,
+        addresses,
+    })
 }
 
 #[inline(always)]
@@ -109,13 +129,29 @@ fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Optio
     let echo = icmp::parse(echo);
     let mark = probe::Mark::parse(payload);
     let header = ipv6::parse(ip);
-    let pseudo =
-        ipv6::pseudo_header(header.source, header.destination, header.payload_len, ipv6::ICMP);
+    let pseudo = ipv6::pseudo_header(
+        header.source,
+        header.destination,
+        header.payload_len,
+        ipv6::ICMP,
+    );
     let is_intact = usize::from(header.payload_len) >= icmp::LEN + probe::LEN
         && echo.code == 0
-        && echo.sum(mark.sum().plus(pseudo)).u16(echo.checksum).folded() == 0xffff;
-    let addresses = Addresses::Ipv6 { source: header.source, destination: header.destination };
-    Some(Reply { mark, vlan, is_intact, addresses })
+        && echo
+            .sum(mark.sum().plus(pseudo))
+            .u16(echo.checksum)
+            .folded()
+            == 0xffff;
+    let addresses = Addresses::Ipv6 {
+        source: header.source,
+        destination: header.destination,
+    };
+    Some(Reply {
+        mark,
+        vlan,
+        is_intact,
+        addresses,
+    })
 }
 
 #[cfg(test)]
@@ -170,7 +206,11 @@ mod tests {
         }
 
         fn probe(&self) -> Vec<u8> {
-            let Self { tracker, path, mark } = self;
+            let Self {
+                tracker,
+                path,
+                mark,
+            } = self;
             let mut frame = Frame::new();
             frame.emit_link(path, tracker.family);
             match tracker.family {
@@ -180,7 +220,10 @@ mod tests {
             let tagged = path.vlan != 0;
             let range = Frame::start(tagged)..Frame::end(tracker.family);
             let mut probe = frame.bytes()[range].to_vec();
-            probe.resize(Frame::wire_len(tagged, tracker.family, tracker.payload) as usize, 0);
+            probe.resize(
+                Frame::wire_len(tagged, tracker.family, tracker.payload) as usize,
+                0,
+            );
             probe
         }
 
@@ -210,8 +253,7 @@ mod tests {
                     ip.set_hop_limit(61);
                     let mut icmp = MutableIcmpv6Packet::new(message).expect("a whole message");
                     icmp.set_icmpv6_type(Icmpv6Types::EchoReply);
-                    let right =
-                        pnet_icmpv6::checksum(&icmp.to_immutable(), &destination, &source);
+                    let right = pnet_icmpv6::checksum(&icmp.to_immutable(), &destination, &source);
                     icmp.set_checksum(right);
                 }
             }

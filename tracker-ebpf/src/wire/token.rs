@@ -5,7 +5,13 @@
 
 /// The token of one probe. `key` is the instance's secret.
 #[inline(always)]
-pub const fn token(key: [u64; 2], tracker: u32, epoch: u32, sequence: u64, sent_mono_ns: u64) -> u64 {
+pub const fn token(
+    key: [u64; 2],
+    tracker: u32,
+    epoch: u32,
+    sequence: u64,
+    sent_mono_ns: u64,
+) -> u64 {
     let mut v = [
         key[0] ^ 0x736f_6d65_7073_6575,
         key[1] ^ 0x646f_7261_6e64_6f6d,

@@ -24,7 +24,9 @@ pub struct Pins {
 impl Pins {
     /// Where an instance's pins are, whether or not they exist.
     pub fn new(bpffs: &Path, instance: &str) -> Self {
-        Self { root: bpffs.join("tracker").join(instance) }
+        Self {
+            root: bpffs.join("tracker").join(instance),
+        }
     }
 
     /// The instance's directory.
@@ -53,10 +55,14 @@ impl Pins {
     /// As the file system answers.
     pub fn create(&self) -> Result<()> {
         for directory in [self.root.join("maps"), self.root.join("links")] {
-            fs::create_dir_all(&directory)
-                .with_context(|| format!("cannot make the pin directory {}", directory.display()))?;
+            fs::create_dir_all(&directory).with_context(|| {
+                format!("cannot make the pin directory {}", directory.display())
+            })?;
         }
-        for directory in [self.root.parent(), Some(self.root.as_path())].into_iter().flatten() {
+        for directory in [self.root.parent(), Some(self.root.as_path())]
+            .into_iter()
+            .flatten()
+        {
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
                 .with_context(|| format!("cannot restrict {}", directory.display()))?;
         }
@@ -108,7 +114,11 @@ impl Pins {
     pub fn remove(&self) -> Result<usize> {
         let mut removed = 0;
         let mut failure = None;
-        for directory in [self.root.join("links"), self.root.join("maps"), self.root.clone()] {
+        for directory in [
+            self.root.join("links"),
+            self.root.join("maps"),
+            self.root.clone(),
+        ] {
             let entries = match fs::read_dir(&directory) {
                 Ok(entries) => entries,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -157,9 +167,19 @@ pub fn ensure_mounted(path: &Path) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(path).with_context(|| {
-        format!("cannot make {} for the BPF file system; set hub.bpffs to another path", path.display())
+        format!(
+            "cannot make {} for the BPF file system; set hub.bpffs to another path",
+            path.display()
+        )
     })?;
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700")).with_context(|| {
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .with_context(|| {
         format!(
             "cannot mount the BPF file system at {0}; mount it with `mount -t bpf bpf {0}`",
             path.display()

@@ -107,7 +107,11 @@ impl LinkCounters {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(16_384) })
+        Ok(Self {
+            socket,
+            sequence: 0,
+            buffer: Vec::with_capacity(16_384),
+        })
     }
 
     /// Frames the interface says it has transmitted; `None` where it is gone.
@@ -133,10 +137,13 @@ impl LinkCounters {
             else {
                 return None;
             };
-            return link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::Stats64(stats) => Some(stats.tx_packets),
-                _ => None,
-            });
+            return link
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::Stats64(stats) => Some(stats.tx_packets),
+                    _ => None,
+                });
         }
     }
 }

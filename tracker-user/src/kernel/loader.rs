@@ -1,13 +1,6 @@
 //! Loads the object, pins its maps, attaches its programs, and takes them off again.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::Read as _,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::HashMap, fs::File, io::Read as _, net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -53,7 +46,9 @@ struct Receive {
 enum Hold {
     Pinned(Option<PinnedLink>),
     /// clsact filters can't be pinned (before TCX, Linux 6.6); the value detaches when dropped.
-    Clsact { _link: SchedClassifierLink },
+    Clsact {
+        _link: SchedClassifierLink,
+    },
 }
 
 impl Drop for Hold {
@@ -90,7 +85,9 @@ impl StateReader {
     /// A slot's state as it is now; its fields may be of slightly different moments.
     pub fn state(&self, slot: u32) -> abi::State {
         // SAFETY: a valid element, which the kernel writes word by word.
-        self.0.at(slot).map_or_else(Default::default, |state| unsafe { state.read_volatile() })
+        self.0
+            .at(slot)
+            .map_or_else(Default::default, |state| unsafe { state.read_volatile() })
     }
 }
 
@@ -100,9 +97,8 @@ fn random_key() -> Result<[u64; 2]> {
     File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
         .context("cannot read /dev/urandom for the token's key")?;
-    let [low, high] = [0, 8].map(|at| {
-        u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte]))
-    });
+    let [low, high] =
+        [0, 8].map(|at| u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte])));
     Ok([low, high])
 }
 
@@ -120,8 +116,10 @@ impl Kernel {
             .next_power_of_two()
             .clamp(page_size(), abi::EVENTS_BYTES);
         let devices = sizes.paths.next_power_of_two().clamp(16, abi::DEVICES_MAX);
-        let paths: Vec<(&str, PathBuf)> =
-            abi::map::ALL.iter().map(|name| (*name, pins.map(name))).collect();
+        let paths: Vec<(&str, PathBuf)> = abi::map::ALL
+            .iter()
+            .map(|name| (*name, pins.map(name)))
+            .collect();
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries(abi::map::TRACKERS, entries(sizes.trackers))
@@ -138,25 +136,38 @@ impl Kernel {
             .load(OBJECT)
             .context("the kernel refused the eBPF maps; `tracker doctor` tells what it lacks")?;
 
-        let hub = abi::Hub { key: random_key()?, version: abi::VERSION, private_ifindex };
+        let hub = abi::Hub {
+            key: random_key()?,
+            version: abi::VERSION,
+            private_ifindex,
+        };
         Array::<_, abi::Hub>::try_from(map_mut(&mut ebpf, abi::map::HUB)?)?
             .set(0, hub, 0)
             .context("cannot write the map HUB")?;
 
         for name in [abi::program::SEND, abi::program::RECEIVE] {
             let program: &mut Xdp = program(&mut ebpf, name)?;
-            program.load().with_context(|| format!("the kernel refused the program {name}"))?;
+            program
+                .load()
+                .with_context(|| format!("the kernel refused the program {name}"))?;
         }
         for name in [abi::program::TC_SEND, abi::program::TC_RECEIVE] {
             let program: &mut SchedClassifier = program(&mut ebpf, name)?;
-            program.load().with_context(|| format!("the kernel refused the program {name}"))?;
+            program
+                .load()
+                .with_context(|| format!("the kernel refused the program {name}"))?;
         }
 
         // The send program stays attached to a device of its own: a call of an unattached one makes
         // the kernel swap its XDP dispatcher and wait for RCU, 24 ms instead of 18 us.
-        let send = attach_xdp(&mut ebpf, abi::program::SEND, private_ifindex, XdpMode::Driver)
-            .and_then(|link| pin(link, &pins.link("send")))
-            .context("cannot attach the send program to the private veth")?;
+        let send = attach_xdp(
+            &mut ebpf,
+            abi::program::SEND,
+            private_ifindex,
+            XdpMode::Driver,
+        )
+        .and_then(|link| pin(link, &pins.link("send")))
+        .context("cannot attach the send program to the private veth")?;
         let tc_send = attach_tc(&mut ebpf, abi::program::TC_SEND, private_ifindex)
             .and_then(|link| hold_tc(link, &pins.link("tc-send")))
             .context("cannot attach the send program's TC half to the private veth")?;
@@ -228,7 +239,11 @@ impl Kernel {
                 Err(error) => refusals.push(format!("{}: {error:#}", mode.as_str())),
             }
         }
-        bail!("cannot attach the receive program to {}: {}", link.name, refusals.join("; "))
+        bail!(
+            "cannot attach the receive program to {}: {}",
+            link.name,
+            refusals.join("; ")
+        )
     }
 
     fn attach_in(&mut self, ifindex: u32, mode: Mode) -> Result<Hold> {
@@ -243,7 +258,10 @@ impl Kernel {
                 return hold_tc(link, &path);
             }
         };
-        pin(attach_xdp(&mut self.ebpf, abi::program::RECEIVE, ifindex, xdp_mode)?, &path)
+        pin(
+            attach_xdp(&mut self.ebpf, abi::program::RECEIVE, ifindex, xdp_mode)?,
+            &path,
+        )
     }
 
     /// Takes the receive program off an interface.
@@ -272,7 +290,9 @@ impl Kernel {
     /// # Errors
     /// As the kernel answers.
     pub fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()> {
-        self.trackers.set(slot, tracker, 0).with_context(|| format!("cannot write tracker {slot}"))
+        self.trackers
+            .set(slot, tracker, 0)
+            .with_context(|| format!("cannot write tracker {slot}"))
     }
 
     /// Zeroes a slot's state and bit set for a new user.
@@ -299,7 +319,11 @@ impl Kernel {
     /// # Errors
     /// As the kernel answers.
     pub fn counters(&self) -> Result<Vec<abi::Counters>> {
-        Ok(self.counters.get(&0, 0).context("cannot read the map COUNTERS")?.to_vec())
+        Ok(self
+            .counters
+            .get(&0, 0)
+            .context("cannot read the map COUNTERS")?
+            .to_vec())
     }
 
     /// Leaves maps and links pinned, so that programs stay attached.
@@ -355,11 +379,13 @@ fn page_size() -> u32 {
 }
 
 fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
-    ebpf.map_mut(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+    ebpf.map_mut(name)
+        .ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
-    ebpf.take_map(name).ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+    ebpf.take_map(name)
+        .ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
 }
 
 fn mapped<T: Pod>(ebpf: &Ebpf, name: &str) -> Result<Mapped<T>> {
@@ -376,8 +402,9 @@ fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
-    let program =
-        ebpf.program_mut(name).ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
     Ok(program.try_into()?)
 }
 
@@ -415,7 +442,8 @@ fn hold_tc(link: SchedClassifierLink, path: &std::path::Path) -> Result<Hold> {
 }
 
 fn pin(link: FdLink, path: &std::path::Path) -> Result<Hold> {
-    let pinned =
-        link.pin(path).with_context(|| format!("cannot pin a link at {}", path.display()))?;
+    let pinned = link
+        .pin(path)
+        .with_context(|| format!("cannot pin a link at {}", path.display()))?;
     Ok(Hold::Pinned(Some(pinned)))
 }

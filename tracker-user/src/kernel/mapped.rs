@@ -37,7 +37,12 @@ impl<T: Pod> Mapped<T> {
         let memory = memmap2::MmapOptions::new()
             .len(len as usize * stride)
             .map_raw(map.fd().as_fd().as_raw_fd())?;
-        Ok(Self { memory, len, stride, _element: PhantomData })
+        Ok(Self {
+            memory,
+            len,
+            stride,
+            _element: PhantomData,
+        })
     }
 
     /// Number of elements.
@@ -57,12 +62,19 @@ impl<T: Pod> Mapped<T> {
         }
         // SAFETY: `index` is inside the mapping, which lives as long as `self`; the mapping is page
         // aligned and the stride a multiple of `T`'s alignment (the abi asserts sizes of 8n).
-        Some(unsafe { self.memory.as_mut_ptr().add(index as usize * self.stride).cast() })
+        Some(unsafe {
+            self.memory
+                .as_mut_ptr()
+                .add(index as usize * self.stride)
+                .cast()
+        })
     }
 }
 
 impl<T> std::fmt::Debug for Mapped<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mapped").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Mapped")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }

@@ -11,5 +11,4 @@ pub mod realtime;
 pub mod xdp_features;
 
 /// The eBPF object, built from source by this crate's build script.
-pub static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker.bpf.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker.bpf.o"));

@@ -1,10 +1,6 @@
 //! Interfaces, addresses, neighbours and routes, by rtnetlink: dumped once, then followed.
 
-use std::{
-    collections::HashSet,
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
@@ -12,7 +8,9 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage},
-    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
+    link::{
+        InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
         NeighbourState,
@@ -20,8 +18,8 @@ use netlink_packet_route::{
     route::RouteAttribute,
 };
 use netlink_sys::SocketAddr;
-use tokio::time::Instant;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
+use tokio::time::Instant;
 
 use super::{
     interfaces::{Address, Neighbour, Observed, Vlan},
@@ -94,17 +92,32 @@ impl Netlink {
         self.observed.links.clear();
         self.observed.neighbours.clear();
         let mut links = self.handle.link().get().execute();
-        while let Some(link) = links.try_next().await.context("cannot list the interfaces")? {
+        while let Some(link) = links
+            .try_next()
+            .await
+            .context("cannot list the interfaces")?
+        {
             self.take_link(&link);
         }
         let mut addresses = self.handle.address().get().execute();
-        while let Some(address) = addresses.try_next().await.context("cannot list the addresses")? {
+        while let Some(address) = addresses
+            .try_next()
+            .await
+            .context("cannot list the addresses")?
+        {
             self.take_address(&address, true);
         }
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut neighbours = self.handle.neighbours().get().set_address_family(family).execute();
-            while let Some(neighbour) =
-                neighbours.try_next().await.context("cannot list the neighbours")?
+            let mut neighbours = self
+                .handle
+                .neighbours()
+                .get()
+                .set_address_family(family)
+                .execute();
+            while let Some(neighbour) = neighbours
+                .try_next()
+                .await
+                .context("cannot list the neighbours")?
             {
                 self.take_neighbour(&neighbour, true);
             }
@@ -144,19 +157,22 @@ impl Netlink {
     /// The interface by which the hub's own routing table would reach an address.
     async fn route(&self, address: IpAddr) -> Option<u32> {
         let message = match address {
-            IpAddr::V4(ip) => {
-                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(ip, 32).build()
-            }
-            IpAddr::V6(ip) => {
-                RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(ip, 128).build()
-            }
+            IpAddr::V4(ip) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix(ip, 32)
+                .build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .destination_prefix(ip, 128)
+                .build(),
         };
         let answer = self.handle.route().get(message).execute();
         let route = std::pin::pin!(answer).try_next().await.ok()??;
-        route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(ifindex) => Some(*ifindex),
-            _ => None,
-        })
+        route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(ifindex) => Some(*ifindex),
+                _ => None,
+            })
     }
 
     /// Waits for a change and takes all that come with it. Nothing is lost where this is dropped before
@@ -223,18 +239,20 @@ impl Netlink {
 
     fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) {
         match payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                if self.take_link(&link) {
-                    self.unasked.insert(link.header.index);
-                }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
+                if self.take_link(&link) =>
+            {
+                self.unasked.insert(link.header.index);
             }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
-                // A bridge port leaving its bridge is reported as deleted, in the bridge's family.
-                if link.header.interface_family == AddressFamily::Unspec {
-                    let gone = link.header.index;
-                    self.observed.links.remove(&gone);
-                    self.observed.neighbours.retain(|(ifindex, _), _| *ifindex != gone);
-                }
+            // A bridge port leaving its bridge is reported as deleted, in the bridge's family.
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
+                if link.header.interface_family == AddressFamily::Unspec =>
+            {
+                let gone = link.header.index;
+                self.observed.links.remove(&gone);
+                self.observed
+                    .neighbours
+                    .retain(|(ifindex, _), _| *ifindex != gone);
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
                 self.take_address(&address, true);
@@ -413,7 +431,10 @@ impl Netlink {
             .replace();
         let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
         request.message_mut().attributes.push(managed);
-        request.execute().await.with_context(|| format!("cannot confirm the neighbour {ip}"))
+        request
+            .execute()
+            .await
+            .with_context(|| format!("cannot confirm the neighbour {ip}"))
     }
 
     async fn set_neighbour(&self, ifindex: u32, ip: IpAddr, is_managed: bool) -> Result<()> {
@@ -430,7 +451,10 @@ impl Netlink {
         } else {
             request.message_mut().header.flags = NeighbourFlags::Use;
         }
-        request.execute().await.with_context(|| format!("cannot manage the neighbour {ip}"))
+        request
+            .execute()
+            .await
+            .with_context(|| format!("cannot manage the neighbour {ip}"))
     }
 
     /// Makes the pair of private interfaces: the send program is attached to the first. They carry
@@ -457,11 +481,18 @@ impl Netlink {
         for name in names {
             let message = LinkUnspec::new_with_name(name).up().arp(false).build();
             let request = self.handle.link().set(message);
-            request.execute().await.with_context(|| format!("cannot set {name} up"))?;
+            request
+                .execute()
+                .await
+                .with_context(|| format!("cannot set {name} up"))?;
         }
         let mut found = self.handle.link().get().match_name(name.clone()).execute();
-        let link = found.try_next().await.with_context(|| format!("cannot find {name}"))?;
-        link.map(|link| link.header.index).ok_or_else(|| anyhow!("cannot find {name}"))
+        let link = found
+            .try_next()
+            .await
+            .with_context(|| format!("cannot find {name}"))?;
+        link.map(|link| link.header.index)
+            .ok_or_else(|| anyhow!("cannot find {name}"))
     }
 
     /// Deletes an interface if it exists; true where it did.
@@ -469,12 +500,20 @@ impl Netlink {
     /// # Errors
     /// As the kernel answers.
     pub async fn delete_link(&self, name: &str) -> Result<bool> {
-        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
+        let mut found = self
+            .handle
+            .link()
+            .get()
+            .match_name(name.to_owned())
+            .execute();
         let Ok(Some(link)) = found.try_next().await else {
             return Ok(false);
         };
         let request = self.handle.link().del(link.header.index);
-        request.execute().await.with_context(|| format!("cannot delete {name}"))?;
+        request
+            .execute()
+            .await
+            .with_context(|| format!("cannot delete {name}"))?;
         Ok(true)
     }
 }

@@ -34,7 +34,9 @@ pub struct KernelPlane {
 /// Now on `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
 pub fn monotonic_ns() -> u64 {
     let now = nix::time::ClockId::CLOCK_MONOTONIC.now();
-    now.map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+    now.map_or(0, |now| {
+        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    })
 }
 
 /// Context of a live-frames call (`struct xdp_md`): the frames come from the private veth, so that
@@ -102,7 +104,12 @@ impl Plane for KernelPlane {
             }
         }
         // SAFETY: as above; the cursor has the same two phases.
-        unsafe { cursor.write(abi::Cursor { next: 0, end: count as u32 }) };
+        unsafe {
+            cursor.write(abi::Cursor {
+                next: 0,
+                end: count as u32,
+            })
+        };
         fence(Ordering::SeqCst);
         let result = self.call(count as u32);
         fence(Ordering::SeqCst);
@@ -163,7 +170,8 @@ impl Plane for KernelPlane {
         unsafe {
             let returns = &raw mut (*slot).returns;
             for (at, ifindex) in entry.returns.iter().enumerate() {
-                AtomicU32::from_ptr(returns.cast::<u32>().add(at)).store(*ifindex, Ordering::Relaxed);
+                AtomicU32::from_ptr(returns.cast::<u32>().add(at))
+                    .store(*ifindex, Ordering::Relaxed);
             }
             slot.write_volatile(*entry);
         }

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
 use genetlink::{GenetlinkHandle, message::RawGenlMessage};
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-    Nla as _, NlasIterator, Parseable as _, ParseableParametrized,
+    DecodeError, DefaultNla, Emitable, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _,
+    NlasIterator, Parseable as _, ParseableParametrized,
 };
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_sys::{AsyncSocket as _, SocketAddr};
@@ -51,7 +51,10 @@ impl ParseableParametrized<[u8], GenlHeader> for Netdev {
         let attributes = NlasIterator::new(buffer)
             .map(|attribute| DefaultNla::parse(&attribute?))
             .collect::<Result<_, _>>()?;
-        Ok(Self { command: header.cmd, attributes })
+        Ok(Self {
+            command: header.cmd,
+            attributes,
+        })
     }
 }
 
@@ -59,7 +62,10 @@ impl Netdev {
     /// The device and its features; features are `None` where the device is gone.
     fn device(&self) -> Option<(u32, Option<u64>)> {
         let value = |kind: u16| {
-            let attribute = self.attributes.iter().find(|attribute| attribute.kind() == kind)?;
+            let attribute = self
+                .attributes
+                .iter()
+                .find(|attribute| attribute.kind() == kind)?;
             let mut bytes = vec![0; attribute.value_len()];
             attribute.emit_value(&mut bytes);
             Some(bytes)
@@ -100,10 +106,13 @@ impl XdpFeatures {
         };
         if let Some(&group) = family.multicast_groups.get("mgmt") {
             let socket = connection.socket_mut().socket_mut();
-            socket.bind_auto().and_then(|_| socket.add_membership(group)).or_else(|_| {
-                // Already bound: joining alone is enough.
-                socket.add_membership(group)
-            })?;
+            socket
+                .bind_auto()
+                .and_then(|_| socket.add_membership(group))
+                .or_else(|_| {
+                    // Already bound: joining alone is enough.
+                    socket.add_membership(group)
+                })?;
         }
         tokio::spawn(connection);
         Ok(Some(Self { handle, messages }))
@@ -116,10 +125,17 @@ impl XdpFeatures {
     /// As the kernel answers.
     pub async fn of(&mut self, ifindex: u32) -> Result<Option<u64>> {
         let device = DefaultNla::new(A_DEV_IFINDEX, ifindex.to_ne_bytes().to_vec());
-        let payload = Netdev { command: CMD_DEV_GET, attributes: vec![device] };
+        let payload = Netdev {
+            command: CMD_DEV_GET,
+            attributes: vec![device],
+        };
         let mut message = NetlinkMessage::from(GenlMessage::from_payload(payload));
         message.header.flags = NLM_F_REQUEST;
-        let answers = self.handle.request(message).await.context("cannot ask for XDP features")?;
+        let answers = self
+            .handle
+            .request(message)
+            .await
+            .context("cannot ask for XDP features")?;
         let mut answers = std::pin::pin!(answers);
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::InnerMessage(message) =
