@@ -88,7 +88,7 @@ pub enum Via {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Hub {
-    /// Key of the token; made by the first daemon of this instance.
+    /// Key of the token; made at each start of the daemon.
     pub key: [u64; 2],
     /// [`VERSION`] of the object that made the maps.
     pub version: u32,
@@ -237,8 +237,6 @@ pub struct JudgeState {
     pub skipped: u64,
     /// The part of `SendState::sent` that turned out not to have left the hub.
     pub not_sent: u64,
-    /// Wall time of the last change of the verdict, nanoseconds since 1970.
-    pub since_real_ns: u64,
     /// Consecutive losses so far, saturating.
     pub lost_run: u8,
     /// Consecutive replies so far, saturating.
@@ -248,7 +246,7 @@ pub struct JudgeState {
     /// Zero.
     pub pad: [u8; 5],
     /// Zero.
-    pub pad2: [u64; 2],
+    pub pad2: [u64; 3],
 }
 
 /// Where the send program is in BATCH. One sender at a time.

@@ -74,7 +74,7 @@ pub struct RunArgs {
     /// The configuration, in TOML
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// On SIGTERM, leave programs and pins in place for the next daemon to adopt
+    /// On SIGTERM, leave programs and pins in place, until the next daemon or `tracker cleanup` replaces them
     #[arg(long)]
     pub keep: bool,
 }

@@ -222,11 +222,7 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
     let clients = tokio::spawn(protocol::serve(listener, daemon.shared.clone()));
     let scrapes =
         metrics.map(|listener| tokio::spawn(metrics::serve(listener, daemon.shared.clone())));
-    tracing::info!(
-        "watching {} services with {} trackers",
-        daemon.config.services.len(),
-        daemon.by_slot.len()
-    );
+    tracing::info!("watching {}", daemon.extent());
 
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -471,9 +467,18 @@ impl Daemon {
         self.words.give(tracker.entry.window_first, tracker.words);
     }
 
+    /// How much is watched, for the log.
+    fn extent(&self) -> String {
+        let count = |number: usize, what: &str| {
+            format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+        };
+        let services = count(self.config.services.len(), "service");
+        format!("{services} with {}", count(self.by_slot.len(), "tracker"))
+    }
+
     async fn reload(&mut self, config: Config) {
         match self.try_reload(config).await {
-            Ok(()) => tracing::info!("reloaded: {} trackers", self.by_slot.len()),
+            Ok(()) => tracing::info!("reloaded, watching {}", self.extent()),
             Err(error) => tracing::error!("not reloaded, the running config stays: {error:#}"),
         }
     }
@@ -495,14 +500,7 @@ impl Daemon {
         ) {
             bail!("instance, socket, bpffs, metrics and mode of [hub] change only with a restart");
         }
-        let (needed, room) = (sizes(&config), self.kernel.sizes());
-        let count = config.tracker_count();
-        if count > room.trackers as usize || needed.words > room.words.saturating_mul(2) {
-            bail!(
-                "{count} trackers do not fit the {} that this daemon has room for; restart it",
-                room.trackers
-            );
-        }
+        self.check_room(&config)?;
         let events = self.shared.core().board.replace(&config, stamp());
         self.config = config;
         let old = std::mem::take(&mut self.members);
@@ -510,6 +508,33 @@ impl Daemon {
         self.shared.feed.publish(events);
         self.follow_routes().await;
         self.reconcile().await;
+        Ok(())
+    }
+
+    /// Whether what is new in a config finds a place beside what is there: nothing is taken.
+    fn check_room(&self, config: &Config) -> Result<()> {
+        let (mut slots, mut paths, mut words) =
+            (self.slots.clone(), self.paths.clone(), self.words.clone());
+        for service in &config.services {
+            for member in &service.members {
+                let known = self
+                    .members
+                    .iter()
+                    .find(|known| is_same(known, &service.name, member));
+                if known.is_none() {
+                    paths.take().ok_or_else(|| full("members"))?;
+                }
+                let old = known.map_or(&[][..], |known| &known.trackers);
+                for tracker in &member.trackers {
+                    if !old.iter().any(|old| old.config == *tracker) {
+                        slots.take().ok_or_else(|| full("trackers"))?;
+                        words
+                            .take(window_words(tracker))
+                            .ok_or_else(|| full("trackers"))?;
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
@@ -766,7 +791,7 @@ impl Daemon {
                     );
                     self.reconcile().await;
                 } else {
-                    tracing::warn!("{name}: probes do not leave it");
+                    tracing::debug!("{name}: probes do not leave it");
                 }
             }
             Report::SendFailed(errno) => {

@@ -141,9 +141,6 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
             Mode::Tc,
             format!("XDP program {id} of somebody else stays where it is"),
         ),
-        (ModeChoice::Auto, None) if !link.is_ethernet => {
-            (Mode::Tc, "frames have no Ethernet header".to_owned())
-        }
         (ModeChoice::Auto, None) if has(XDP_ACT_BASIC) => {
             (Mode::XdpNative, "the driver runs XDP".to_owned())
         }
@@ -153,6 +150,14 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         ),
         (ModeChoice::Auto, None) => (Mode::XdpGeneric, "the driver does not run XDP".to_owned()),
     };
+    if !link.is_ethernet {
+        return Interface {
+            name: link.name.clone(),
+            mode: None,
+            send: None,
+            detail: "it has no Ethernet header, which this version can't send by".to_owned(),
+        };
+    }
     let parent = link.vlan.and_then(|vlan| observed.links.get(&vlan.parent));
     let takes_frames = |link: &Link| {
         link.xdp_features

@@ -165,6 +165,8 @@ struct Slot {
     reported: (Verdict, Cause),
     judge: abi::JudgeState,
     fault: Option<Cause>,
+    /// Probes that the kernel is known to have sent.
+    handed: u64,
     /// When the first probe of the present run of losses was sent.
     losing_since_ns: u64,
     /// When the first early reply of the present run came, and which probe it answered; 0 for none.
@@ -222,6 +224,7 @@ pub struct Engine<P> {
     groups: Vec<Group>,
     devices: Vec<Device>,
     batch: Vec<u32>,
+    refused: Vec<u32>,
     reports: Vec<Report>,
     /// When the next tick should be; 0 before the first.
     planned_ns: u64,
@@ -239,6 +242,7 @@ impl<P: Plane> Engine<P> {
             groups: Vec::new(),
             devices: Vec::new(),
             batch: Vec::with_capacity(abi::BATCH_MAX as usize),
+            refused: Vec::new(),
             reports: Vec::new(),
             planned_ns: 0,
             next_device: 0,
@@ -307,6 +311,7 @@ impl<P: Plane> Engine<P> {
                 ..Default::default()
             },
             fault: None,
+            handed: sent,
             losing_since_ns: 0,
             replying_since_ns: 0,
             replying_from: 0,
@@ -398,10 +403,10 @@ impl<P: Plane> Engine<P> {
 
     /// Brings a slot's machine in line with what now keeps the hub from sending for it.
     fn apply_fault(&mut self, slot: u32, now_ns: u64) {
-        let sent = self.plane.sent(slot);
         let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else {
             return;
         };
+        let sent = state.handed;
         match self.paths[state.spec.path as usize].fault.or(state.fault) {
             Some(cause) => state.machine.fault(cause, sent),
             None => state.machine.mended(),
@@ -534,13 +539,6 @@ impl<P: Plane> Engine<P> {
             return;
         };
         let sequence = slot.judge.judged + 1;
-        if self.plane.sent(index) < sequence {
-            // The send program refused the frame: the probe never was.
-            slot.judge.skipped += 1;
-            slot.machine.fault(Cause::SendFailed, slot.judge.judged);
-            self.settle(index, now_ns, None);
-            return;
-        }
         slot.judge.judged = sequence;
         if self.plane.is_replied(slot.spec.window, sequence) {
             if let Some(device) = slot.device {
@@ -548,7 +546,9 @@ impl<P: Plane> Engine<P> {
             }
             slot.machine
                 .judge(slot.spec.rules, sequence, Outcome::Replied);
-            if slot.reported != (slot.machine.verdict(), slot.machine.cause()) {
+            if slot.reported == (slot.machine.verdict(), slot.machine.cause()) {
+                self.plane.set_judge(index, &slot.judge);
+            } else {
                 let since_ns = slot.replying_since_ns;
                 let detection_ns = (since_ns != 0).then(|| now_ns.saturating_sub(since_ns));
                 self.settle(index, now_ns, detection_ns);
@@ -676,6 +676,7 @@ impl<P: Plane> Engine<P> {
                 let now_ns = self.plane.now_ns();
                 let (slots, paths) = (&mut self.slots, &self.paths);
                 let (batch, devices) = (&mut self.batch, &mut self.devices);
+                let plane = &mut self.plane;
                 let limit = abi::BATCH_MAX as usize;
                 let turns = self.groups[at].cohort.tick(now_ns, limit, |tracker, turn| {
                     let Some(slot) = slots[tracker as usize].as_mut() else {
@@ -684,6 +685,7 @@ impl<P: Plane> Engine<P> {
                     let fault = slot.fault.or(paths[slot.spec.path as usize].fault);
                     if turn == Turn::Skip || fault.is_some() {
                         slot.judge.skipped += 1;
+                        plane.set_judge(tracker, &slot.judge);
                         return;
                     }
                     if let Some(device) = slot.device {
@@ -720,28 +722,36 @@ impl<P: Plane> Engine<P> {
         // A probe's timeout counts from when the kernel certainly had handed it over.
         let group = &mut self.groups[at];
         let deadline_ns = self.plane.now_ns() + group.cohort.timeout_ns;
-        if taken > 0 {
-            group.flights.push_back(Flight {
-                sent_ns,
-                deadline_ns,
-                count: taken as u32,
-            });
-            group.in_flight.extend(&self.batch[..taken]);
-        }
-        for at in taken..self.batch.len() {
-            let tracker = self.batch[at];
+        let before = group.in_flight.len();
+        for (position, &tracker) in self.batch.iter().enumerate() {
             let Some(slot) = self.slots[tracker as usize].as_mut() else {
                 continue;
             };
+            // The send program has the last word: it refuses a frame that the kernel won't size.
+            if position < taken && self.plane.sent(tracker) > slot.handed {
+                slot.handed += 1;
+                group.in_flight.push_back(tracker);
+                continue;
+            }
             if let Some(device) = slot.device {
                 self.devices[device].ours -= 1;
             }
             slot.judge.skipped += 1;
-            if self.send_failing {
-                slot.machine
-                    .fault(Cause::SendFailed, self.plane.sent(tracker));
-                self.settle(tracker, sent_ns, None);
+            if position < taken || self.send_failing {
+                slot.machine.fault(Cause::SendFailed, slot.handed);
             }
+            self.refused.push(tracker);
+        }
+        let count = (group.in_flight.len() - before) as u32;
+        if count > 0 {
+            group.flights.push_back(Flight {
+                sent_ns,
+                deadline_ns,
+                count,
+            });
+        }
+        while let Some(tracker) = self.refused.pop() {
+            self.settle(tracker, sent_ns, None);
         }
     }
 

@@ -7,15 +7,20 @@ use std::{
 };
 
 use tracker_ebpf::{
-    abi::{self, Via},
+    abi::{self, Family, Via},
     verdict::Cause,
+    wire::{ethernet, probe},
 };
 
 use crate::{
     board::SendWay,
-    config::{Member, ModeChoice},
+    config::{Member, ModeChoice, Tracker},
     kernel::interfaces::{Link, Neighbour, Observed, XDP_ACT_NDO_XMIT},
 };
+
+/// Longest frame that a live frame's page holds: 4,096 bytes less headroom, the kernel's own head and
+/// `struct skb_shared_info` (net/bpf/test_run.c; measured on Linux 6.18, x86-64).
+const FRAME_MAX: u32 = 3_408;
 
 /// Why a probe can't be sent, for machine and reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +115,7 @@ pub fn member(member: &Member, observed: &Observed, ways: Ways<'_>) -> MemberPla
     let sources = member
         .trackers
         .iter()
-        .map(|tracker| source(member, link, tracker.behind))
+        .map(|tracker| source(member, link, tracker))
         .collect();
     MemberPlan {
         interface: Some((link.index, link.name.clone())),
@@ -226,7 +231,32 @@ fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) 
 /// The source of probes to `behind`: the configured address, else one of the interface's of that
 /// family, first one that shares a prefix with the endpoint. A link-local source serves only a
 /// link-local destination: nobody would route the reply.
-fn source(member: &Member, link: &Link, behind: IpAddr) -> Result<IpAddr, Fault> {
+fn source(member: &Member, link: &Link, tracker: &Tracker) -> Result<IpAddr, Fault> {
+    let behind = tracker.behind;
+    let family = if behind.is_ipv4() {
+        Family::Ipv4
+    } else {
+        Family::Ipv6
+    };
+    let frame_len = probe::wire_len(link.vlan.is_some(), family, tracker.payload);
+    let packet_len = probe::wire_len(false, family, tracker.payload) - ethernet::LEN as u32;
+    if packet_len > link.mtu {
+        return Err(Fault::new(
+            Cause::SendFailed,
+            format!(
+                "a packet of {packet_len} bytes does not fit the MTU {} of {}",
+                link.mtu, link.name
+            ),
+        ));
+    }
+    if frame_len > FRAME_MAX {
+        return Err(Fault::new(
+            Cause::SendFailed,
+            format!(
+                "a frame of {frame_len} bytes exceeds the {FRAME_MAX} that fit a live frame's page"
+            ),
+        ));
+    }
     if let Some(source) = member.source
         && source.is_ipv4() == behind.is_ipv4()
     {
@@ -252,7 +282,10 @@ fn source(member: &Member, link: &Link, behind: IpAddr) -> Result<IpAddr, Fault>
         .find(shares_prefix)
         .or_else(|| usable.clone().next());
     best.map(|address| address.ip).ok_or_else(|| {
-        let family = if behind.is_ipv4() { "IPv4" } else { "IPv6" };
+        let family = match family {
+            Family::Ipv4 => "IPv4",
+            Family::Ipv6 => "IPv6",
+        };
         Fault::new(
             Cause::SendFailed,
             format!("{} has no usable {family} address to send from", link.name),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Numbered places, handed out lowest first.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Slots {
     next: u32,
     capacity: u32,
@@ -38,7 +38,7 @@ impl Slots {
 }
 
 /// Runs of words, in sizes that are powers of two.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Words {
     next: u32,
     capacity: u32,

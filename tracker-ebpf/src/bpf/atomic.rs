@@ -21,16 +21,6 @@ pub unsafe fn fetch_or(word: *mut u64, bits: u64) -> u64 {
 /// # Safety
 /// `counter` is valid and aligned.
 #[inline(always)]
-pub unsafe fn add(counter: *mut u64, value: u64) {
-    // SAFETY: by this function's contract.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(counter, value) };
-}
-
-/// Adds to a counter that several CPUs may write.
-///
-/// # Safety
-/// `counter` is valid and aligned.
-#[inline(always)]
 pub unsafe fn add32(counter: *mut u32, value: u32) {
     // SAFETY: by this function's contract.
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::AcqRel }>(counter, value) };

@@ -1,6 +1,6 @@
-//! The one place that reads packet memory.
+//! The one place that touches packet memory.
 
-use tracker_ebpf::wire::Bytes;
+use tracker_ebpf::wire::{Bytes, BytesMut};
 
 /// A packet's linear bytes, as the verifier knows them.
 #[derive(Clone, Copy)]
@@ -27,5 +27,17 @@ impl Bytes for Packet {
         // SAFETY: `data..data_end` is readable while the program runs, nobody else writes it, the
         // range was checked just above (the verifier insists), and bytes need no alignment.
         Some(unsafe { &*(start as *const [u8; N]) })
+    }
+}
+
+impl BytesMut for Packet {
+    #[inline(always)]
+    fn at_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]> {
+        let start = self.data + offset;
+        if start + N > self.data_end {
+            return None;
+        }
+        // SAFETY: as above, and `&mut self` makes it the only reference into the packet.
+        Some(unsafe { &mut *(start as *mut [u8; N]) })
     }
 }

@@ -2,16 +2,14 @@
 
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::generated::{
-        bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail, bpf_xdp_store_bytes,
-    },
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail},
     programs::{TcContext, XdpContext},
 };
 use tracker_ebpf::{
-    abi::{BATCH_MAX, Family, Via},
+    abi::{BATCH_MAX, Via},
     wire::{
         Bytes, ethernet, icmp, ipv4, ipv6,
-        probe::{self, Frame, Mark},
+        probe::{self, Mark},
         token,
     },
 };
@@ -59,7 +57,7 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
 
     // Frames keep their length and old bytes only as far as the call's input; set the length first.
     let tagged = path.vlan != 0;
-    let wire_len = Frame::wire_len(tagged, tracker.family, tracker.payload);
+    let wire_len = probe::wire_len(tagged, tracker.family, tracker.payload);
     let delta = wire_len as i32 - (ctx.data_end() as i32 - ctx.data() as i32);
     // SAFETY: helper call on this program's own context.
     if delta != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
@@ -88,26 +86,8 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
         token,
     };
 
-    let mut frame = Frame::new();
-    frame.emit_link(path, tracker.family);
-    match tracker.family {
-        Family::Ipv4 => frame.emit_ipv4(tracker, &mark),
-        Family::Ipv6 => frame.emit_ipv6(tracker, &mark),
-    }
-    match (tagged, tracker.family) {
-        (false, Family::Ipv4) => {
-            store::<{ Frame::start(false) }, { Frame::end(Family::Ipv4) }>(ctx, &frame)
-        }
-        (false, Family::Ipv6) => {
-            store::<{ Frame::start(false) }, { Frame::end(Family::Ipv6) }>(ctx, &frame)
-        }
-        (true, Family::Ipv4) => {
-            store::<{ Frame::start(true) }, { Frame::end(Family::Ipv4) }>(ctx, &frame)
-        }
-        (true, Family::Ipv6) => {
-            store::<{ Frame::start(true) }, { Frame::end(Family::Ipv6) }>(ctx, &frame)
-        }
-    }?;
+    let mut packet = Packet::new(ctx.data(), ctx.data_end());
+    probe::emit(&mut packet, path, tracker, &mark).ok_or(Refusal::Failed)?;
 
     let sent = match path.via {
         Via::XdpRedirect => {
@@ -149,29 +129,6 @@ fn next_slot() -> Result<u32, Refusal> {
         .get(next & (BATCH_MAX - 1))
         .copied()
         .ok_or(Refusal::Idle)
-}
-
-/// Copies the built frame over the packet's first bytes.
-#[inline(always)]
-fn store<const START: usize, const END: usize>(
-    ctx: &XdpContext,
-    frame: &Frame,
-) -> Result<(), Refusal> {
-    // SAFETY: `START..END` lies in the frame's buffer; the helper checks the packet's side
-    // (Linux 5.18).
-    let result = unsafe {
-        bpf_xdp_store_bytes(
-            ctx.ctx,
-            0,
-            frame.bytes().as_ptr().add(START).cast_mut().cast(),
-            (END - START) as u32,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Refusal::Failed)
-    }
 }
 
 /// TC ingress of the private veth: the way out of a frame that the send program passed up, or

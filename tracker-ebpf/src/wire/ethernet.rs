@@ -1,6 +1,6 @@
 //! Ethernet II header (IEEE 802.3, RFC 894).
 
-use super::{be16, put};
+use super::{be16, put16};
 
 /// Bytes of the header.
 pub const LEN: usize = 14;
@@ -21,10 +21,12 @@ pub fn parse(header: &[u8; LEN]) -> u16 {
 
 /// Writes a header.
 #[inline(always)]
-pub const fn emit(header: &mut [u8; LEN], destination: [u8; 6], source: [u8; 6], ethertype: u16) {
-    put(header, 0, destination);
-    put(header, 6, source);
-    put(header, 12, ethertype.to_be_bytes());
+pub fn emit(header: &mut [u8; LEN], destination: &[u8; 6], source: &[u8; 6], ethertype: u16) {
+    for word in [0, 2, 4] {
+        put16(header, word, be16(destination, word));
+        put16(header, 6 + word, be16(source, word));
+    }
+    put16(header, 12, ethertype);
 }
 
 #[cfg(test)]
@@ -38,7 +40,7 @@ mod tests {
         #[test]
         fn pnet_reads_what_is_emitted(destination: [u8; 6], source: [u8; 6], ethertype: u16) {
             let mut header = [0xaa; LEN];
-            emit(&mut header, destination, source, ethertype);
+            emit(&mut header, &destination, &source, ethertype);
             let packet = EthernetPacket::new(&header).expect("a whole header");
             prop_assert_eq!(packet.get_destination().octets(), destination);
             prop_assert_eq!(packet.get_source().octets(), source);

@@ -1,6 +1,6 @@
 //! ICMP and ICMPv6 echo (RFC 792, RFC 4443 section 4).
 
-use super::{be16, checksum::Sum, put};
+use super::{be16, checksum::Sum, put16};
 
 /// Bytes of an echo header.
 pub const LEN: usize = 8;
@@ -53,7 +53,7 @@ impl Echo {
 
 /// Writes an echo request whose checksum also covers `rest`: payload and pseudo-header.
 #[inline(always)]
-pub const fn emit(header: &mut [u8; LEN], kind: u8, identifier: u16, sequence: u16, rest: Sum) {
+pub fn emit(header: &mut [u8; LEN], kind: u8, identifier: u16, sequence: u16, rest: Sum) {
     let echo = Echo {
         kind,
         code: 0,
@@ -61,10 +61,10 @@ pub const fn emit(header: &mut [u8; LEN], kind: u8, identifier: u16, sequence: u
         identifier,
         sequence,
     };
-    put(header, 0, [kind, 0]);
-    put(header, 2, echo.sum(rest).checksum().to_be_bytes());
-    put(header, 4, identifier.to_be_bytes());
-    put(header, 6, sequence.to_be_bytes());
+    put16(header, 0, u16::from(kind) << 8);
+    put16(header, 2, echo.sum(rest).checksum());
+    put16(header, 4, identifier);
+    put16(header, 6, sequence);
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! IPv4 header without options (RFC 791).
 
-use super::{be16, be32, checksum::Sum, put};
+use super::{be16, be32, checksum::Sum, put16, put32};
 
 /// Bytes of a header without options.
 pub const LEN: usize = 20;
@@ -55,13 +55,7 @@ pub fn checksum_ok(header: &[u8; LEN]) -> bool {
 
 /// Writes a header with "don't fragment" and, as RFC 6864 section 4.1 allows with it, identification 0.
 #[inline(always)]
-pub const fn emit(
-    header: &mut [u8; LEN],
-    total_len: u16,
-    protocol: u8,
-    source: u32,
-    destination: u32,
-) {
+pub fn emit(header: &mut [u8; LEN], total_len: u16, protocol: u8, source: u32, destination: u32) {
     let first = 0x4500_0000 | total_len as u32;
     let fragment = 0x0000_4000u32;
     let ttl_protocol = ((TTL as u16) << 8) | protocol as u16;
@@ -72,12 +66,12 @@ pub const fn emit(
         .u32(source)
         .u32(destination)
         .checksum();
-    put(header, 0, first.to_be_bytes());
-    put(header, 4, fragment.to_be_bytes());
-    put(header, 8, ttl_protocol.to_be_bytes());
-    put(header, 10, checksum.to_be_bytes());
-    put(header, 12, source.to_be_bytes());
-    put(header, 16, destination.to_be_bytes());
+    put32(header, 0, first);
+    put32(header, 4, fragment);
+    put16(header, 8, ttl_protocol);
+    put16(header, 10, checksum);
+    put32(header, 12, source);
+    put32(header, 16, destination);
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! IPv6 header without extension headers (RFC 8200).
 
-use super::{be16, be64, checksum::Sum, put};
+use super::{be16, be64, checksum::Sum, put16, put32, put64};
 
 /// Bytes of the header.
 pub const LEN: usize = 40;
@@ -67,20 +67,20 @@ pub const fn pseudo_header(
 
 /// Writes a header with traffic class and flow label 0.
 #[inline(always)]
-pub const fn emit(
+pub fn emit(
     header: &mut [u8; LEN],
     payload_len: u16,
     next_header: u8,
     source: Address,
     destination: Address,
 ) {
-    put(header, 0, 0x6000_0000u32.to_be_bytes());
-    put(header, 4, payload_len.to_be_bytes());
-    put(header, 6, [next_header, HOP_LIMIT]);
-    put(header, 8, source[0].to_be_bytes());
-    put(header, 16, source[1].to_be_bytes());
-    put(header, 24, destination[0].to_be_bytes());
-    put(header, 32, destination[1].to_be_bytes());
+    put32(header, 0, 0x6000_0000);
+    put16(header, 4, payload_len);
+    put16(header, 6, u16::from_be_bytes([next_header, HOP_LIMIT]));
+    put64(header, 8, source[0]);
+    put64(header, 16, source[1]);
+    put64(header, 24, destination[0]);
+    put64(header, 32, destination[1]);
 }
 
 #[cfg(test)]

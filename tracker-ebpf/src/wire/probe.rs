@@ -1,6 +1,6 @@
 //! A probe: what it says of itself, and the frame that carries it.
 
-use super::{be32, be64, checksum::Sum, ethernet, icmp, ipv4, ipv6, put, vlan};
+use super::{BytesMut, be32, be64, checksum::Sum, ethernet, icmp, ipv4, ipv6, put32, put64, vlan};
 use crate::abi::{Family, Path, Tracker};
 
 /// Bytes of [`Mark`] on the wire: the first bytes after the ICMP header.
@@ -41,12 +41,12 @@ impl Mark {
 
     /// Writes a payload.
     #[inline(always)]
-    pub const fn emit(&self, payload: &mut [u8; LEN]) {
-        put(payload, 0, MARK.to_be_bytes());
-        put(payload, 4, self.tracker.to_be_bytes());
-        put(payload, 8, self.sequence.to_be_bytes());
-        put(payload, 16, self.sent_mono_ns.to_be_bytes());
-        put(payload, 24, self.token.to_be_bytes());
+    pub fn emit(&self, payload: &mut [u8; LEN]) {
+        put32(payload, 0, MARK);
+        put32(payload, 4, self.tracker);
+        put64(payload, 8, self.sequence);
+        put64(payload, 16, self.sent_mono_ns);
+        put64(payload, 24, self.token);
     }
 
     /// The payload's part of a checksum.
@@ -61,137 +61,74 @@ impl Mark {
     }
 }
 
-/// Where the IP header begins in [`Frame`]: room for a tagged Ethernet header before it, and every
-/// field of every later header naturally aligned, so that stores need not be split.
-const IP_AT: usize = 20;
-/// Bytes of [`Frame`]: the longest headers and [`Mark`], in whole 8-byte words.
-const FRAME_LEN: usize = 104;
-
-/// A probe's frame without the zeros that fill a larger payload.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(8))]
-pub struct Frame([u8; FRAME_LEN]);
-
 /// Bytes of an untagged IPv4 probe with the smallest payload.
 pub const LEN_V4: usize = ethernet::LEN + ipv4::LEN + icmp::LEN + LEN;
 /// Bytes of an untagged IPv6 probe with the smallest payload.
 pub const LEN_V6: usize = ethernet::LEN + ipv6::LEN + icmp::LEN + LEN;
 
-impl Default for Frame {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// A `&mut [u8; N]` at a constant offset of the frame; the compiler removes the check.
-macro_rules! part {
-    ($frame:expr, $at:expr, $len:expr) => {
-        // The range is constant and inside the frame, so this never takes the other branch.
-        match $frame.0.get_mut($at..$at + $len) {
-            Some(part) => match part.first_chunk_mut::<{ $len }>() {
-                Some(part) => part,
-                None => return,
-            },
-            None => return,
-        }
+/// Bytes on the wire of a probe with `payload` bytes after the ICMP header.
+#[inline(always)]
+pub const fn wire_len(tagged: bool, family: Family, payload: u16) -> u32 {
+    let shortest = match family {
+        Family::Ipv4 => LEN_V4,
+        Family::Ipv6 => LEN_V6,
     };
+    let tag = if tagged { vlan::LEN } else { 0 };
+    (shortest + tag - LEN) as u32 + payload as u32
 }
 
-impl Frame {
-    /// An empty frame.
-    #[inline(always)]
-    pub const fn new() -> Self {
-        Self([0; FRAME_LEN])
+/// Writes a probe over the first bytes of a frame of [`wire_len`] bytes, whose rest is zeros. `None`
+/// where the frame is too short.
+#[inline(always)]
+pub fn emit<B: BytesMut + ?Sized>(
+    frame: &mut B,
+    path: &Path,
+    tracker: &Tracker,
+    mark: &Mark,
+) -> Option<()> {
+    let ethertype = match tracker.family {
+        Family::Ipv4 => ethernet::IPV4,
+        Family::Ipv6 => ethernet::IPV6,
+    };
+    if path.vlan == 0 {
+        let header = frame.at_mut(0)?;
+        ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethertype);
+        return emit_ip::<B, { ethernet::LEN }>(frame, tracker, mark);
     }
+    let header = frame.at_mut(0)?;
+    ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethernet::VLAN);
+    vlan::emit(frame.at_mut(ethernet::LEN)?, path.vlan, ethertype);
+    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, tracker, mark)
+}
 
-    /// Offset of the frame's first byte in [`Frame::bytes`].
-    #[inline(always)]
-    pub const fn start(tagged: bool) -> usize {
-        IP_AT - ethernet::LEN - if tagged { vlan::LEN } else { 0 }
-    }
-
-    /// Offset past the last byte of the probe's headers and mark in [`Frame::bytes`].
-    #[inline(always)]
-    pub const fn end(family: Family) -> usize {
-        IP_AT
-            + icmp::LEN
-            + LEN
-            + match family {
-                Family::Ipv4 => ipv4::LEN,
-                Family::Ipv6 => ipv6::LEN,
-            }
-    }
-
-    /// The buffer; the frame is `start..end` of it.
-    #[inline(always)]
-    pub const fn bytes(&self) -> &[u8; FRAME_LEN] {
-        &self.0
-    }
-
-    /// Bytes on the wire of a whole probe, with `payload` bytes after the ICMP header.
-    #[inline(always)]
-    pub const fn wire_len(tagged: bool, family: Family, payload: u16) -> u32 {
-        (Self::end(family) - Self::start(tagged) - LEN) as u32 + payload as u32
-    }
-
-    /// Writes the link-layer header of `path`.
-    #[inline(always)]
-    pub fn emit_link(&mut self, path: &Path, family: Family) {
-        let ethertype = match family {
-            Family::Ipv4 => ethernet::IPV4,
-            Family::Ipv6 => ethernet::IPV6,
-        };
-        if path.vlan == 0 {
-            let header = part!(self, IP_AT - ethernet::LEN, ethernet::LEN);
-            ethernet::emit(header, path.next_hop_mac, path.source_mac, ethertype);
-        } else {
-            let header = part!(self, IP_AT - vlan::LEN - ethernet::LEN, ethernet::LEN);
-            ethernet::emit(header, path.next_hop_mac, path.source_mac, ethernet::VLAN);
-            let tag = part!(self, IP_AT - vlan::LEN, vlan::LEN);
-            vlan::emit(tag, path.vlan, ethertype);
+#[inline(always)]
+fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
+    frame: &mut B,
+    tracker: &Tracker,
+    mark: &Mark,
+) -> Option<()> {
+    let message_len = tracker.payload.wrapping_add(icmp::LEN as u16);
+    let (id, sequence) = (tracker.icmp_id, mark.sequence as u16);
+    match tracker.family {
+        Family::Ipv4 => {
+            let (source, behind) = (be32(&tracker.source, 0), be32(&tracker.behind, 0));
+            let total_len = message_len.wrapping_add(ipv4::LEN as u16);
+            ipv4::emit(frame.at_mut(AT)?, total_len, ipv4::ICMP, source, behind);
+            let header = frame.at_mut(AT + ipv4::LEN)?;
+            icmp::emit(header, icmp::ECHO, id, sequence, mark.sum());
+            mark.emit(frame.at_mut(AT + ipv4::LEN + icmp::LEN)?);
+        }
+        Family::Ipv6 => {
+            let source = ipv6::address(&tracker.source);
+            let behind = ipv6::address(&tracker.behind);
+            ipv6::emit(frame.at_mut(AT)?, message_len, ipv6::ICMP, source, behind);
+            let pseudo = ipv6::pseudo_header(source, behind, message_len, ipv6::ICMP);
+            let header = frame.at_mut(AT + ipv6::LEN)?;
+            icmp::emit(header, icmp::ECHO_V6, id, sequence, mark.sum().plus(pseudo));
+            mark.emit(frame.at_mut(AT + ipv6::LEN + icmp::LEN)?);
         }
     }
-
-    /// Writes the IPv4 and ICMP headers and the mark.
-    #[inline(always)]
-    pub fn emit_ipv4(&mut self, tracker: &Tracker, mark: &Mark) {
-        let payload = tracker.payload;
-        let total_len = payload.wrapping_add((ipv4::LEN + icmp::LEN) as u16);
-        let source = be32(&tracker.source, 0);
-        let destination = be32(&tracker.behind, 0);
-        let header = part!(self, IP_AT, ipv4::LEN);
-        ipv4::emit(header, total_len, ipv4::ICMP, source, destination);
-        let header = part!(self, IP_AT + ipv4::LEN, icmp::LEN);
-        icmp::emit(
-            header,
-            icmp::ECHO,
-            tracker.icmp_id,
-            mark.sequence as u16,
-            mark.sum(),
-        );
-        mark.emit(part!(self, IP_AT + ipv4::LEN + icmp::LEN, LEN));
-    }
-
-    /// Writes the IPv6 and ICMPv6 headers and the mark.
-    #[inline(always)]
-    pub fn emit_ipv6(&mut self, tracker: &Tracker, mark: &Mark) {
-        let payload_len = tracker.payload.wrapping_add(icmp::LEN as u16);
-        let source = ipv6::address(&tracker.source);
-        let destination = ipv6::address(&tracker.behind);
-        let header = part!(self, IP_AT, ipv6::LEN);
-        ipv6::emit(header, payload_len, ipv6::ICMP, source, destination);
-        let sum = ipv6::pseudo_header(source, destination, payload_len, ipv6::ICMP);
-        let sum = mark.sum().plus(sum);
-        let header = part!(self, IP_AT + ipv6::LEN, icmp::LEN);
-        icmp::emit(
-            header,
-            icmp::ECHO_V6,
-            tracker.icmp_id,
-            mark.sequence as u16,
-            sum,
-        );
-        mark.emit(part!(self, IP_AT + ipv6::LEN + icmp::LEN, LEN));
-    }
+    Some(())
 }
 
 #[cfg(test)]
@@ -232,38 +169,46 @@ mod tests {
 
     /// The frame as it leaves, with the zeros of a larger payload.
     fn built(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
-        let mut frame = Frame::new();
-        frame.emit_link(path, tracker.family);
-        match tracker.family {
-            Family::Ipv4 => frame.emit_ipv4(tracker, mark),
-            Family::Ipv6 => frame.emit_ipv6(tracker, mark),
-        }
-        let tagged = path.vlan != 0;
-        let mut bytes = frame.bytes()[Frame::start(tagged)..Frame::end(tracker.family)].to_vec();
-        bytes.resize(
-            Frame::wire_len(tagged, tracker.family, tracker.payload) as usize,
-            0,
-        );
+        let len = wire_len(path.vlan != 0, tracker.family, tracker.payload);
+        let mut bytes = vec![0; len as usize];
+        emit(bytes.as_mut_slice(), path, tracker, mark).expect("room for it");
         bytes
     }
 
     #[test]
-    fn shortest_frames_have_the_shortest_lengths() {
-        assert_eq!(
-            Frame::wire_len(false, Family::Ipv4, LEN as u16) as usize,
-            LEN_V4
-        );
-        assert_eq!(
-            Frame::wire_len(false, Family::Ipv6, LEN as u16) as usize,
-            LEN_V6
-        );
+    fn a_frame_that_is_too_short_is_refused() {
         for family in [Family::Ipv4, Family::Ipv6] {
-            let untagged = Frame::wire_len(false, family, 100);
-            assert_eq!(
-                Frame::wire_len(true, family, 100),
-                untagged + vlan::LEN as u32
-            );
-            assert!(Frame::end(family) <= Frame::new().bytes().len());
+            let tracker = Tracker {
+                family,
+                payload: LEN as u16,
+                ..Default::default()
+            };
+            let mark = Mark {
+                tracker: 0,
+                sequence: 1,
+                sent_mono_ns: 2,
+                token: 3,
+            };
+            for vlan in [0, 7] {
+                let path = Path {
+                    vlan,
+                    ..Default::default()
+                };
+                let len = wire_len(vlan != 0, family, tracker.payload) as usize;
+                let mut bytes = vec![0; len];
+                assert!(emit(&mut bytes[..len - 1], &path, &tracker, &mark).is_none());
+                assert!(emit(&mut bytes[..], &path, &tracker, &mark).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn shortest_frames_have_the_shortest_lengths() {
+        assert_eq!(wire_len(false, Family::Ipv4, LEN as u16) as usize, LEN_V4);
+        assert_eq!(wire_len(false, Family::Ipv6, LEN as u16) as usize, LEN_V6);
+        for family in [Family::Ipv4, Family::Ipv6] {
+            let untagged = wire_len(false, family, 100);
+            assert_eq!(wire_len(true, family, 100), untagged + vlan::LEN as u32);
         }
     }
 

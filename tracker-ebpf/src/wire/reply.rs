@@ -158,7 +158,7 @@ fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Optio
 mod tests {
     use super::*;
     use crate::abi::Path;
-    use crate::wire::probe::{Frame, Mark};
+    use crate::wire::probe::Mark;
     use pnet_packet::icmp::{self as pnet_icmp, IcmpCode, IcmpTypes, MutableIcmpPacket};
     use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Types, MutableIcmpv6Packet};
     use pnet_packet::ipv4::{self as pnet_ipv4, MutableIpv4Packet};
@@ -211,20 +211,10 @@ mod tests {
                 path,
                 mark,
             } = self;
-            let mut frame = Frame::new();
-            frame.emit_link(path, tracker.family);
-            match tracker.family {
-                Family::Ipv4 => frame.emit_ipv4(tracker, mark),
-                Family::Ipv6 => frame.emit_ipv6(tracker, mark),
-            }
-            let tagged = path.vlan != 0;
-            let range = Frame::start(tagged)..Frame::end(tracker.family);
-            let mut probe = frame.bytes()[range].to_vec();
-            probe.resize(
-                Frame::wire_len(tagged, tracker.family, tracker.payload) as usize,
-                0,
-            );
-            probe
+            let len = probe::wire_len(path.vlan != 0, tracker.family, tracker.payload);
+            let mut bytes = vec![0; len as usize];
+            probe::emit(bytes.as_mut_slice(), path, tracker, mark).expect("room for it");
+            bytes
         }
 
         /// What a host does with the probe: addresses exchanged, the type changed, checksums anew.

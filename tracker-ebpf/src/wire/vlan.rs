@@ -1,6 +1,6 @@
 //! 802.1Q tag: the four bytes between the MAC addresses' EtherType and what they carry.
 
-use super::{be16, put};
+use super::{be16, put16};
 
 /// Bytes of the tag after the Ethernet header's own EtherType.
 pub const LEN: usize = 4;
@@ -15,9 +15,9 @@ pub fn parse(tag: &[u8; LEN]) -> (u16, u16) {
 
 /// Writes a tag.
 #[inline(always)]
-pub const fn emit(tag: &mut [u8; LEN], control: u16, ethertype: u16) {
-    put(tag, 0, control.to_be_bytes());
-    put(tag, 2, ethertype.to_be_bytes());
+pub fn emit(tag: &mut [u8; LEN], control: u16, ethertype: u16) {
+    put16(tag, 0, control);
+    put16(tag, 2, ethertype);
 }
 
 #[cfg(test)]

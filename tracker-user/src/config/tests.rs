@@ -337,6 +337,10 @@ fn each_bad_line_is_named_with_its_reason() {
         ),
         ("returns = [\"eth1\", \"eth1\"]", "already in the list"),
         (
+            "returns = [\"a\", \"b\", \"c\", \"d\", \"e\"]",
+            "on 4 interfaces at most",
+        ),
+        (
             "returns = [\"sixteen-bytes-xx\"]",
             "longer than the 15 bytes",
         ),

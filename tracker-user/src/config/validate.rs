@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
+use tracker_ebpf::abi;
 
 use ipnet::IpNet;
 
@@ -520,9 +521,16 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
             Some(source.value)
         });
     let returns = parts.inherited("returns").map(|entry| {
-        distinct(&entry, "a list of interface names", |element| {
+        let names = distinct(&entry, "a list of interface names", |element| {
             element.parsed("an interface name", checked_interface)
-        })
+        });
+        if names.len() > abi::RETURNS_MAX {
+            let most = abi::RETURNS_MAX;
+            entry.refuse(&format!(
+                "replies may arrive on {most} interfaces at most; name fewer"
+            ));
+        }
+        names
     });
     let policy = parts
         .inherited("policy")
