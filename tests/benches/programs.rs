@@ -24,9 +24,9 @@ const REPEAT: u32 = 5_000_000;
 /// Distinct replies, each counted once.
 const REPLIES: u64 = 200_000;
 /// Probes of one live-frames call.
-const BATCH: u32 = 8_192;
+const BATCH: u32 = abi::BATCH_MAX;
 /// Calls.
-const CALLS: u32 = 60;
+const CALLS: u32 = 240;
 /// Runs of everything, of which the median counts: these machines are shared.
 const ROUNDS: usize = 5;
 
@@ -37,10 +37,6 @@ fn main() -> Result<()> {
     }
     if !nix::unistd::geteuid().is_root() {
         bail!("the bench loads eBPF programs and needs root");
-    }
-    if std::env::var_os("DBG2").is_some() {
-        println!("send {}", send_ns()?);
-        return Ok(());
     }
     let median = |measure: &dyn Fn() -> Result<f64>| -> Result<f64> {
         let mut samples = (0..ROUNDS).map(|_| measure()).collect::<Result<Vec<_>>>()?;
@@ -53,48 +49,6 @@ fn main() -> Result<()> {
     let receive = Object::load(abi::program::RECEIVE)?;
     let foreign_ns = median(&|| Ok(f64::from(receive.mean_ns(&foreign_frame, REPEAT)?)))?;
     let reply_over_ns = median(&|| reply_over_empty_ns(&empty))?;
-    if std::env::var_os("DBG").is_some() {
-        for family in [Family::Ipv4, Family::Ipv6] {
-            let world = World::new(family).with(|world| world.path.via = Via::TcRedirect);
-            let mut object = Object::load(abi::program::SEND)?;
-            world.install(&mut object)?;
-            let slots: Vec<u32> = (0..8192).map(|_| prog::SLOT).collect();
-            object.set_batch(&slots)?;
-            object.set_end(u32::MAX)?;
-            let frame = vec![0u8; if family == Family::Ipv4 { 74 } else { 94 }];
-            println!(
-                "{family:?} send program {}",
-                object.mean_ns(&frame, 4_000_000)?
-            );
-            let (hub, behind) = world.addresses();
-            let _ = (hub, behind);
-            let mut object = Object::load(abi::program::RECEIVE)?;
-            world.install(&mut object)?;
-            let echo = Echo {
-                kind: if family == Family::Ipv4 { 0 } else { 129 },
-                code: 0,
-                identifier: 7,
-                sequence: 9,
-                payload: world.mark(9, prog::now_mono_ns()).payload(32),
-            };
-            let frame = world.inbound().ip(&echo.packet(behind, hub));
-            println!(
-                "{family:?} duplicate {}",
-                object.mean_ns(&frame, 4_000_000)?
-            );
-            let world2 = world.clone().with(|w| w.tracker.active = 0);
-            world2.install(&mut object)?;
-            println!("{family:?} stale {}", object.mean_ns(&frame, 4_000_000)?);
-            let world2 = world.clone().with(|w| w.tracker.epoch += 1);
-            world2.install(&mut object)?;
-            println!("{family:?} corrupt {}", object.mean_ns(&frame, 4_000_000)?);
-        }
-        return Ok(());
-    }
-    if std::env::var_os("DBG2").is_some() {
-        println!("send {}", send_ns()?);
-        return Ok(());
-    }
     let send_ns = send_ns()?;
     println!(
         "{}",

@@ -51,8 +51,9 @@ pub mod program {
     pub const TC_RECEIVE: &str = "tracker_tc_recv";
 }
 
-/// Most probes of one tick's call of the send program. A power of two.
-pub const BATCH_MAX: u32 = 16_384;
+/// Most probes of one call of the send program: large enough that the call's own 18 us do not count,
+/// small enough that the daemon is back within milliseconds. A power of two.
+pub const BATCH_MAX: u32 = 2_048;
 /// Most devices probes can leave by.
 pub const DEVICES_MAX: u32 = 4_096;
 /// Bytes of the ring buffer; a power of two and a multiple of the page size.

@@ -668,38 +668,33 @@ impl<P: Plane> Engine<P> {
         }
     }
 
-    /// Sends what is due, in batches.
+    /// Sends what is due, at most one batch of each cohort: where more is due, the next tick follows at
+    /// once, so that replies, deadlines and commands never wait for more than a batch.
     fn send(&mut self) {
         for at in 0..self.groups.len() {
-            loop {
-                self.batch.clear();
-                let now_ns = self.plane.now_ns();
-                let (slots, paths) = (&mut self.slots, &self.paths);
-                let (batch, devices) = (&mut self.batch, &mut self.devices);
-                let plane = &mut self.plane;
-                let limit = abi::BATCH_MAX as usize;
-                let turns = self.groups[at].cohort.tick(now_ns, limit, |tracker, turn| {
-                    let Some(slot) = slots[tracker as usize].as_mut() else {
-                        return;
-                    };
-                    let fault = slot.fault.or(paths[slot.spec.path as usize].fault);
-                    if turn == Turn::Skip || fault.is_some() {
-                        slot.judge.skipped += 1;
-                        plane.set_judge(tracker, &slot.judge);
-                        return;
-                    }
-                    if let Some(device) = slot.device {
-                        devices[device].ours += 1;
-                    }
-                    batch.push(tracker);
-                });
-                let complete = turns < limit;
-                if !self.batch.is_empty() {
-                    self.send_batch(at, now_ns);
+            self.batch.clear();
+            let now_ns = self.plane.now_ns();
+            let (slots, paths) = (&mut self.slots, &self.paths);
+            let (batch, devices) = (&mut self.batch, &mut self.devices);
+            let plane = &mut self.plane;
+            let limit = abi::BATCH_MAX as usize;
+            self.groups[at].cohort.tick(now_ns, limit, |tracker, turn| {
+                let Some(slot) = slots[tracker as usize].as_mut() else {
+                    return;
+                };
+                let fault = slot.fault.or(paths[slot.spec.path as usize].fault);
+                if turn == Turn::Skip || fault.is_some() {
+                    slot.judge.skipped += 1;
+                    plane.set_judge(tracker, &slot.judge);
+                    return;
                 }
-                if complete {
-                    break;
+                if let Some(device) = slot.device {
+                    devices[device].ours += 1;
                 }
+                batch.push(tracker);
+            });
+            if !self.batch.is_empty() {
+                self.send_batch(at, now_ns);
             }
         }
     }

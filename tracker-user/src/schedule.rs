@@ -53,7 +53,12 @@ impl Cohort {
 
     /// Offset of a member's turn within a round.
     const fn offset_ns(&self, member: usize) -> u64 {
-        (self.interval_ns as u128 * member as u128 / self.members.len() as u128) as u64
+        let (member, len) = (member as u64, self.members.len() as u64);
+        match self.interval_ns.checked_mul(member) {
+            Some(product) => product / len,
+            // More than five million members at an hour: only then the slow way.
+            None => (self.interval_ns as u128 * member as u128 / len as u128) as u64,
+        }
     }
 
     /// When the next probe of this cohort is due; `None` when it is empty.
@@ -95,9 +100,8 @@ impl Cohort {
         self.round_ns = due_ns.saturating_sub(self.offset_ns(self.next));
     }
 
-    /// Calls `turn` in order for the members whose turn has come, until `limit` were taken; says how
-    /// many were.
-    pub fn tick(&mut self, now_ns: u64, limit: usize, mut turn: impl FnMut(u32, Turn)) -> usize {
+    /// Calls `turn` in order for the members whose turn has come, until `limit` were taken.
+    pub fn tick(&mut self, now_ns: u64, limit: usize, mut turn: impl FnMut(u32, Turn)) {
         let stale_ns = self.interval_ns / 2;
         let mut taken = 0;
         let mut skipped = 0;
@@ -125,7 +129,6 @@ impl Cohort {
                 self.round_ns += self.interval_ns;
             }
         }
-        taken
     }
 }
 

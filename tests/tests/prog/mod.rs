@@ -176,10 +176,6 @@ impl Object {
         frame.len() >= ETHERNET + if is_classifier { header } else { 0 }
     }
 
-    pub fn set_end(&mut self, end: u32) -> Result<()> {
-        Ok(self.cursor.set(0, abi::Cursor { next: 0, end }, 0)?)
-    }
-
     /// Runs the program on a frame.
     pub fn run(&self, frame: &[u8]) -> Result<Ran> {
         let mut out = vec![0; 4_096];
@@ -242,12 +238,7 @@ impl Object {
             data_in: Some(data),
             ctx_in: Some(&context),
             repeat: frames,
-            attrs: TestRunAttrs::new().xdp_live_frames(
-                std::env::var("LB")
-                    .ok()
-                    .and_then(|x| x.parse().ok())
-                    .unwrap_or(64),
-            ),
+            attrs: TestRunAttrs::new().xdp_live_frames(64),
             ..Default::default()
         };
         xdp.test_run(options).context("run on live frames")?;
