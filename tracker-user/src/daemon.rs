@@ -444,6 +444,7 @@ impl Daemon {
                 first,
                 mask: words - 1,
             },
+            fault: Some(fault.cause),
         }));
         Ok(Tracker {
             slot,
@@ -901,20 +902,22 @@ fn set_source(
     let fault = match source {
         Ok(ip) => {
             let source = address_bytes(*ip);
-            if tracker.entry.active == 0 || tracker.entry.source != source {
-                if tracker.entry.active != 0 {
+            let was_active = tracker.entry.active != 0;
+            if was_active && tracker.entry.source == source {
+                None
+            } else {
+                if was_active {
                     // Replies to the old source must not count for the new one.
                     tracker.entry.epoch = epoch;
-                    sender.command(Command::Renew(tracker.slot, epoch));
                 }
                 tracker.entry.source = source;
                 tracker.entry.active = 1;
-                match kernel.set_tracker(tracker.slot, &tracker.entry) {
-                    Ok(()) => None,
-                    Err(error) => Some(Fault::cannot_write(&error)),
+                let written = kernel.set_tracker(tracker.slot, &tracker.entry);
+                if was_active {
+                    // After the map: a probe sent in between bears the new epoch already, and is ignored.
+                    sender.command(Command::Renew(tracker.slot, epoch));
                 }
-            } else {
-                None
+                written.err().map(|error| Fault::cannot_write(&error))
             }
         }
         Err(fault) => Some(fault.clone()),

@@ -16,16 +16,18 @@ use tracker_ebpf::{
     verdict::{Cause, Machine, Outcome, Rules, Verdict},
 };
 
-use crate::schedule::{Cohort, Turn};
+use crate::{
+    ledger::{Ledger, Trust},
+    schedule::{Cohort, Turn},
+};
 
 /// Shortest time between two ticks.
 pub const TICK_NS: u64 = 1_000_000;
 /// A tick later than this is a stall for every probe under way, however long its timeout.
 const STALL_MIN_NS: u64 = 5_000_000;
-/// How often each device's own counter is held against what was sent by it.
-const DEVICE_CHECK_NS: u64 = 1_000_000_000;
-/// A frame younger than this may still be on its way to the device's counter.
-const DEVICE_LAG_NS: u64 = 1_000_000;
+/// How often at most each device's own counter is held against what was sent by it: a system call of
+/// some ten microseconds.
+const DEVICE_CHECK_NS: u64 = 10_000_000;
 /// Longest sleep: commands wake the thread, so this only bounds the age of device checks.
 const IDLE_NS: u64 = 1_000_000_000;
 
@@ -100,6 +102,8 @@ pub struct TrackerSpec {
     pub rules: Rules,
     /// Its bit set.
     pub window: Window,
+    /// Why it can't be sent for yet, path aside.
+    pub fault: Option<Cause>,
 }
 
 /// What the daemon tells the engine.
@@ -198,22 +202,12 @@ struct Group {
     void_until_ns: u64,
 }
 
-/// What was sent by a device against what the device says of itself.
+/// A device by which probes leave.
 #[derive(Debug)]
 struct Device {
     ifindex: u32,
-    ours: u64,
-    /// An older and a newer value of `ours`, and when the newer one was taken.
-    lagged: (u64, u64, u64),
-    replies: u64,
-    base_ours: u64,
-    base_transmitted: u64,
-    base_replies: u64,
+    ledger: Ledger,
     checked_ns: u64,
-    /// False once the device was seen not to count redirected frames although replies came.
-    trusted: bool,
-    /// Times and numbers of frames that did not leave, newest last.
-    missing: VecDeque<(u64, u64)>,
 }
 
 /// The engine's state.
@@ -310,7 +304,7 @@ impl<P: Plane> Engine<P> {
                 judged: sent,
                 ..Default::default()
             },
-            fault: None,
+            fault: spec.fault,
             handed: sent,
             losing_since_ns: 0,
             replying_since_ns: 0,
@@ -323,7 +317,7 @@ impl<P: Plane> Engine<P> {
             slot.device = Some(self.device(ifindex));
         }
         self.plane.set_verdict(spec.slot, Verdict::Unknown);
-        if let Some(cause) = fault {
+        if let Some(cause) = fault.or(spec.fault) {
             slot.machine.fault(cause, sent);
         }
         self.slots[index] = Some(slot);
@@ -398,6 +392,7 @@ impl<P: Plane> Engine<P> {
         if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
             state.spec.epoch = epoch;
             state.machine.renew(sent);
+            state.replying_since_ns = 0;
         }
     }
 
@@ -407,6 +402,7 @@ impl<P: Plane> Engine<P> {
             return;
         };
         let sent = state.handed;
+        state.replying_since_ns = 0;
         match self.paths[state.spec.path as usize].fault.or(state.fault) {
             Some(cause) => state.machine.fault(cause, sent),
             None => state.machine.mended(),
@@ -423,17 +419,11 @@ impl<P: Plane> Engine<P> {
             return at;
         }
         let transmitted = self.plane.transmitted(ifindex);
+        let now_ns = self.plane.now_ns();
         self.devices.push(Device {
             ifindex,
-            ours: 0,
-            lagged: (0, 0, 0),
-            replies: 0,
-            base_ours: 0,
-            base_transmitted: transmitted.unwrap_or(0),
-            base_replies: 0,
-            checked_ns: self.plane.now_ns(),
-            trusted: transmitted.is_some(),
-            missing: VecDeque::new(),
+            ledger: Ledger::new(transmitted, now_ns),
+            checked_ns: now_ns,
         });
         self.devices.len() - 1
     }
@@ -542,17 +532,13 @@ impl<P: Plane> Engine<P> {
         slot.judge.judged = sequence;
         if self.plane.is_replied(slot.spec.window, sequence) {
             if let Some(device) = slot.device {
-                self.devices[device].replies += 1;
+                self.devices[device].ledger.reply();
             }
             slot.machine
                 .judge(slot.spec.rules, sequence, Outcome::Replied);
-            if slot.reported == (slot.machine.verdict(), slot.machine.cause()) {
-                self.plane.set_judge(index, &slot.judge);
-            } else {
-                let since_ns = slot.replying_since_ns;
-                let detection_ns = (since_ns != 0).then(|| now_ns.saturating_sub(since_ns));
-                self.settle(index, now_ns, detection_ns);
-            }
+            let since_ns = slot.replying_since_ns;
+            let detection_ns = (since_ns != 0).then(|| now_ns.saturating_sub(since_ns));
+            self.settle(index, now_ns, detection_ns);
             return;
         }
         if void {
@@ -580,17 +566,20 @@ impl<P: Plane> Engine<P> {
         }
         let (before, counts) = (slot.machine, slot.machine.counts(sequence));
         slot.machine.judge(slot.spec.rules, sequence, Outcome::Lost);
-        let (since_ns, run, device) = (slot.losing_since_ns, slot.machine.lost_run(), slot.device);
+        let (since_ns, device) = (slot.losing_since_ns, slot.device);
         if counts && slot.machine.verdict() == Verdict::Down {
             // The last check before anyone is blamed: did the probes of this run leave at all?
-            let turned = before.verdict() != Verdict::Down;
-            let left = !turned
-                || device.is_none_or(|device| {
-                    self.missing_since(device, since_ns, now_ns) < u64::from(run)
-                });
+            let decides = slot.machine.lost_run() == slot.spec.rules.fall;
+            let left = !decides || device.is_none_or(|device| self.left(device, since_ns, now_ns));
             self.explain(index, before, sequence, left);
         }
         self.settle(index, now_ns, Some(now_ns.saturating_sub(since_ns)));
+    }
+
+    /// True where what was handed to a device since a time is believed to have left it.
+    fn left(&mut self, device: usize, since_ns: u64, now_ns: u64) -> bool {
+        self.check_device(device, now_ns, TICK_NS);
+        !self.devices[device].ledger.is_doubtful(since_ns)
     }
 
     /// Says why a tracker is down; takes the verdict back where its probes did not leave the hub.
@@ -606,6 +595,7 @@ impl<P: Plane> Engine<P> {
             slot.judge.lost = slot.judge.lost.saturating_sub(run);
             slot.judge.not_sent += run;
             slot.judge.skipped += run;
+            slot.replying_since_ns = 0;
         } else if trouble.wrong_path != 0 && trouble.wrong_path_sequence + run > sequence {
             slot.machine.explain(Cause::WrongPath);
         } else if trouble.corrupt_mono_ns >= slot.losing_since_ns {
@@ -689,7 +679,7 @@ impl<P: Plane> Engine<P> {
                     return;
                 }
                 if let Some(device) = slot.device {
-                    devices[device].ours += 1;
+                    devices[device].ledger.hand();
                 }
                 batch.push(tracker);
             });
@@ -729,7 +719,7 @@ impl<P: Plane> Engine<P> {
                 continue;
             }
             if let Some(device) = slot.device {
-                self.devices[device].ours -= 1;
+                self.devices[device].ledger.take_back();
             }
             slot.judge.skipped += 1;
             if position < taken || self.send_failing {
@@ -750,79 +740,32 @@ impl<P: Plane> Engine<P> {
         }
     }
 
-    /// Looks at one device a tick, each at most once a second.
+    /// Looks at one device a tick, each at most once in [`DEVICE_CHECK_NS`].
     fn check_devices(&mut self, now_ns: u64) {
         if self.devices.is_empty() {
             return;
         }
         self.next_device = (self.next_device + 1) % self.devices.len();
-        let at = self.next_device;
-        if now_ns.saturating_sub(self.devices[at].checked_ns) >= DEVICE_CHECK_NS {
-            self.check_device(at, now_ns);
-        }
+        self.check_device(self.next_device, now_ns, DEVICE_CHECK_NS);
         for device in &mut self.devices {
-            let (_, newer, since_ns) = device.lagged;
-            if now_ns.saturating_sub(since_ns) >= DEVICE_LAG_NS {
-                device.lagged = (newer, device.ours, now_ns);
-            }
+            device.ledger.age(now_ns);
         }
     }
 
-    /// Holds a device's own counter against what was sent by it since the last look.
-    fn check_device(&mut self, at: usize, now_ns: u64) {
+    /// Holds a device's own counter against what was handed to it, unless that was done just now.
+    fn check_device(&mut self, at: usize, now_ns: u64, fresh_ns: u64) {
         let device = &mut self.devices[at];
+        if now_ns.saturating_sub(device.checked_ns) < fresh_ns
+            || device.ledger.trust() == Trust::Denied
+        {
+            return;
+        }
         device.checked_ns = now_ns;
-        if !device.trusted {
-            return;
+        if let Some(transmitted) = self.plane.transmitted(device.ifindex)
+            && device.ledger.check(transmitted, now_ns)
+        {
+            self.reports.push(Report::NotLeaving(device.ifindex));
         }
-        let Some(transmitted) = self.plane.transmitted(device.ifindex) else {
-            return;
-        };
-        let left = transmitted.saturating_sub(device.base_transmitted);
-        let (older, newer, since_ns) = device.lagged;
-        let settled = if now_ns.saturating_sub(since_ns) >= DEVICE_LAG_NS {
-            newer
-        } else {
-            older
-        };
-        let handed = settled.saturating_sub(device.base_ours);
-        let missing = handed.saturating_sub(left);
-        let replies = device.replies - device.base_replies;
-        if missing == 0 {
-            if left >= device.ours - device.base_ours {
-                device.base_ours = device.ours;
-                device.base_transmitted = transmitted;
-                device.base_replies = device.replies;
-            }
-            return;
-        }
-        device.base_ours = device.ours;
-        device.base_transmitted = transmitted;
-        device.base_replies = device.replies;
-        if replies > left {
-            // Replies to frames that the device says it never sent: it does not count them.
-            device.trusted = false;
-            return;
-        }
-        if missing * 2 < handed {
-            // Most left: what a full queue drops here and there is the path's business.
-            return;
-        }
-        if device.missing.len() == 64 {
-            device.missing.pop_front();
-        }
-        device.missing.push_back((now_ns, missing));
-        self.reports.push(Report::NotLeaving(device.ifindex));
-    }
-
-    /// Frames of this device that did not leave since a time.
-    fn missing_since(&mut self, at: usize, since_ns: u64, now_ns: u64) -> u64 {
-        self.check_device(at, now_ns);
-        let missing = self.devices[at].missing.iter().rev();
-        missing
-            .take_while(|(when_ns, _)| *when_ns >= since_ns)
-            .map(|(_, count)| count)
-            .sum()
     }
 
     /// Sleep until the planned tick.
@@ -835,3 +778,6 @@ impl<P: Plane> Engine<P> {
         Some(self.slots.get(slot as usize)?.as_ref()?.judge)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod engine;
 pub mod kernel;
+pub mod ledger;
 pub mod plan;
 pub mod report;
 pub mod schedule;

@@ -81,12 +81,18 @@ impl Cohort {
         let Some(at) = self.members.iter().position(|&member| member == tracker) else {
             return false;
         };
-        let due_ns = self.next_due_ns().unwrap_or(0);
+        // Whose turn is next from now on keeps the time that it had.
+        let heir = if at == self.next { at + 1 } else { self.next };
+        let due_ns = if heir == self.members.len() {
+            self.round_ns + self.interval_ns
+        } else {
+            self.round_ns + self.offset_ns(heir)
+        };
         self.members.remove(at);
         if at < self.next {
             self.next -= 1;
         }
-        if self.next >= self.members.len() {
+        if self.next == self.members.len() {
             self.next = 0;
         }
         if !self.members.is_empty() {
