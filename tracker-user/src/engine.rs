@@ -18,16 +18,17 @@ use tracker_ebpf::{
 
 use crate::{
     ledger::{Ledger, Trust},
-    schedule::{Cohort, Turn},
+    schedule::{Cohort, TICK_NS, Turn},
 };
 
-/// Shortest time between two ticks.
-pub const TICK_NS: u64 = 1_000_000;
 /// A tick later than this is a stall for every probe under way, however long its timeout.
 const STALL_MIN_NS: u64 = 5_000_000;
 /// How often at most each device's own counter is held against what was sent by it: a system call of
 /// some ten microseconds.
 const DEVICE_CHECK_NS: u64 = 10_000_000;
+/// How long, beyond the longest timeout, a device of which nothing is known may keep its counter still
+/// before that is taken for the truth; some drivers refresh theirs once a second.
+const PATIENCE_NS: u64 = 2_000_000_000;
 /// Longest sleep: commands wake the thread, so this only bounds the age of device checks.
 const IDLE_NS: u64 = 1_000_000_000;
 
@@ -450,7 +451,13 @@ impl<P: Plane> Engine<P> {
             .iter()
             .filter_map(|group| Some(group.flights.front()?.deadline_ns));
         let next_ns = due.chain(deadlines).min().unwrap_or(u64::MAX);
-        next_ns.clamp(now_ns + TICK_NS, now_ns + IDLE_NS)
+        // An early wake-up (a reply, a command) does not shift the grid of ticks.
+        let soonest_ns = if self.planned_ns > now_ns {
+            self.planned_ns.min(now_ns + TICK_NS)
+        } else {
+            now_ns + TICK_NS
+        };
+        next_ns.clamp(soonest_ns, now_ns + IDLE_NS)
     }
 
     /// A tick that comes late is the hub's fault: losses under way then prove nothing.
@@ -496,11 +503,13 @@ impl<P: Plane> Engine<P> {
                 slot.replying_since_ns = event.received_mono_ns;
                 slot.replying_from = event.sequence;
             }
-            let (plane, window) = (&self.plane, slot.spec.window);
-            slot.machine
-                .replied(slot.spec.rules, event.sequence, |sequence| {
-                    plane.is_replied(window, sequence)
-                });
+            let (plane, window, rules) = (&self.plane, slot.spec.window, slot.spec.rules);
+            // Replies may overtake each other: the one that completes a run need not be its last.
+            let last = (event.sequence + u64::from(rules.rise) - 1).min(slot.handed);
+            for end in event.sequence..=last {
+                slot.machine
+                    .replied(rules, end, |sequence| plane.is_replied(window, sequence));
+            }
             let detection_ns = now_ns.saturating_sub(slot.replying_since_ns);
             self.settle(event.tracker, now_ns, Some(detection_ns));
         }
@@ -514,7 +523,7 @@ impl<P: Plane> Engine<P> {
             {
                 let group = &mut self.groups[at];
                 group.flights.pop_front();
-                let void = flight.sent_ns <= group.void_until_ns;
+                let void = flight.sent_ns < group.void_until_ns;
                 for _ in 0..flight.count {
                     if let Some(slot) = self.groups[at].in_flight.pop_front() {
                         self.judge_one(slot, flight, void, now_ns);
@@ -578,7 +587,8 @@ impl<P: Plane> Engine<P> {
 
     /// True where what was handed to a device since a time is believed to have left it.
     fn left(&mut self, device: usize, since_ns: u64, now_ns: u64) -> bool {
-        self.check_device(device, now_ns, TICK_NS);
+        // Once a tick: a thousand trackers that fall together ask only one question.
+        self.check_device(device, now_ns, 1);
         !self.devices[device].ledger.is_doubtful(since_ns)
     }
 
@@ -724,6 +734,7 @@ impl<P: Plane> Engine<P> {
             slot.judge.skipped += 1;
             if position < taken || self.send_failing {
                 slot.machine.fault(Cause::SendFailed, slot.handed);
+                slot.replying_since_ns = 0;
             }
             self.refused.push(tracker);
         }
@@ -761,8 +772,11 @@ impl<P: Plane> Engine<P> {
             return;
         }
         device.checked_ns = now_ns;
+        // Before a reply could have been judged, silence says nothing.
+        let timeouts = self.groups.iter().map(|group| group.cohort.timeout_ns);
+        let patience_ns = PATIENCE_NS + timeouts.max().unwrap_or(0);
         if let Some(transmitted) = self.plane.transmitted(device.ifindex)
-            && device.ledger.check(transmitted, now_ns)
+            && device.ledger.check(transmitted, now_ns, patience_ns)
         {
             self.reports.push(Report::NotLeaving(device.ifindex));
         }

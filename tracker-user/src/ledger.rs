@@ -10,11 +10,9 @@
 use std::collections::VecDeque;
 
 /// A frame younger than this may still be on its way to the counter.
-const LAG_NS: u64 = 1_000_000;
+const LAG_NS: u64 = 500_000;
 /// Clean checks in a row that prove a counter.
 const PROOF: u32 = 3;
-/// How long an unproven device may keep its counter still before that is taken for the truth.
-const PATIENCE_NS: u64 = 2_000_000_000;
 /// Shortfalls that are remembered.
 const MEMORY: usize = 64;
 
@@ -113,8 +111,8 @@ impl Ledger {
     }
 
     /// Takes the device's counter; true where most of what was handed over since the last check is
-    /// believed not to have left.
-    pub fn check(&mut self, transmitted: u64, now_ns: u64) -> bool {
+    /// believed not to have left. An unproven counter that stands still is believed after `patience_ns`.
+    pub fn check(&mut self, transmitted: u64, now_ns: u64, patience_ns: u64) -> bool {
         if self.trust == Trust::Denied {
             return false;
         }
@@ -159,7 +157,7 @@ impl Ledger {
                 true
             }
             Trust::Unproven => {
-                self.is_silent && now_ns.saturating_sub(self.started_ns) >= PATIENCE_NS
+                self.is_silent && now_ns.saturating_sub(self.started_ns) >= patience_ns
             }
             Trust::Denied => false,
         }
@@ -211,7 +209,7 @@ mod tests {
             self.ledger.age(self.now_ns + LAG_NS);
             self.transmitted += counted;
             self.now_ns += 10 * MS;
-            self.ledger.check(self.transmitted, self.now_ns)
+            self.ledger.check(self.transmitted, self.now_ns, 2_000 * MS)
         }
 
         fn proven() -> Self {

@@ -6,6 +6,9 @@
 //! probes are exactly one interval apart. A tick that comes late sends what is still fresh; what is
 //! staler than half an interval is skipped, so probes of one tracker are never bunched.
 
+/// Shortest time between two ticks.
+pub const TICK_NS: u64 = 1_000_000;
+
 /// What a turn is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -108,7 +111,7 @@ impl Cohort {
 
     /// Calls `turn` in order for the members whose turn has come, until `limit` were taken.
     pub fn tick(&mut self, now_ns: u64, limit: usize, mut turn: impl FnMut(u32, Turn)) {
-        let stale_ns = self.interval_ns / 2;
+        let stale_ns = (self.interval_ns / 2).max(TICK_NS);
         let mut taken = 0;
         let mut skipped = 0;
         while let Some(due_ns) = self.next_due_ns()

@@ -124,6 +124,9 @@ pub struct Device {
     pub counter_lag_ns: u64,
     /// Frames that it drops here and there.
     pub drops_per_mille: u64,
+    /// Frames it counted that were well apart: after some of them its counter is known to be good.
+    pub proofs: u32,
+    proved_ns: u64,
     counted: u64,
     recent: VecDeque<u64>,
 }
@@ -135,6 +138,8 @@ impl Default for Device {
             is_counting: true,
             counter_lag_ns: 0,
             drops_per_mille: 0,
+            proofs: 0,
+            proved_ns: 0,
             counted: 0,
             recent: VecDeque::new(),
         }
@@ -295,6 +300,10 @@ impl Kernel {
         let has_left = device.is_transmitting && !rng.chance(device.drops_per_mille);
         if has_left && device.is_counting {
             device.recent.push_back(*now_ns);
+            if *now_ns >= device.proved_ns + 12 * MS {
+                device.proofs += 1;
+                device.proved_ns = *now_ns;
+            }
         }
         slot.probes.push(Probe {
             sent_ns: *now_ns,

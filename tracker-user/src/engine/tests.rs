@@ -744,6 +744,8 @@ mod histories {
         base: Verdict,
         /// Its device was not reliable: it may be excused, but never blamed.
         is_excusable: bool,
+        /// Its device does not count, or died too early to know: nobody can tell what left.
+        is_blind: bool,
         fault: Option<Cause>,
         /// A verdict that must have been reached by a time, if nothing interferes.
         due: Option<(Verdict, u64)>,
@@ -829,7 +831,7 @@ mod histories {
         up_at_once: Option<u64>,
         /// Newest run of `rise` replies, counted at their probes' timeouts.
         up_in_order: Option<u64>,
-        /// Newest run of `fall` losses of probes that left the hub.
+        /// Newest run of `fall` losses of probes that left the hub, as far as anybody can know.
         down: Option<u64>,
     }
 
@@ -851,10 +853,17 @@ mod histories {
             at_once.see(sequence, fate == Fate::Answered);
             if probe.deadline_ns <= now_ns && fate != Fate::Void {
                 in_order.see(sequence, fate == Fate::Answered);
-                down.see(sequence, fate == Fate::Lost && probe.has_left);
+                down.see(
+                    sequence,
+                    fate == Fate::Lost && (probe.has_left || tracked.is_blind),
+                );
             }
             let best = at_once.found.max(in_order.found).max(down.found);
-            let is_open = |end| [&at_once, &in_order, &down].iter().any(|run| run.may_beat(end));
+            let is_open = |end| {
+                [&at_once, &in_order, &down]
+                    .iter()
+                    .any(|run| run.may_beat(end))
+            };
             if only_newest && best.is_some_and(|end| !is_open(end)) {
                 break;
             }
@@ -935,13 +944,14 @@ mod histories {
                 let mut spec = tracker(slot, interval_ns, timeout_ns, fall, rise);
                 spec.path = history.rng.range(0, 1) as u32;
                 let device = history.world.kernel().device(DEVICES[spec.path as usize]);
-                let is_excusable = !device.is_counting;
+                let is_blind = !device.is_counting;
                 history.tracked.push(Tracked {
                     spec,
                     is_installed: false,
                     barrier: 0,
                     base: Verdict::Unknown,
-                    is_excusable,
+                    is_excusable: is_blind,
+                    is_blind,
                     fault: None,
                     due: None,
                     reported: Verdict::Unknown,
@@ -964,12 +974,12 @@ mod histories {
             let skip = state.probes.len().saturating_sub(12);
             let tail: Vec<_> = state.probes[skip..]
                 .iter()
-                .map(|probe| fate(state, probe, now_ns, &self.world.late))
-                .map(|fate| match fate {
+                .map(|probe| match fate(state, probe, now_ns, &self.world.late) {
                     Fate::Answered => '+',
-                    Fate::Lost => '-',
                     Fate::Void => '0',
                     Fate::UnderWay => '?',
+                    Fate::Lost if probe.has_left => '-',
+                    Fate::Lost => 'x',
                 })
                 .collect();
             panic!(
@@ -1066,11 +1076,11 @@ mod histories {
             let tracked = &self.tracked[at];
             let slot = &self.world.engine.plane().slots[index as usize];
             let (base, sent) = (tracked.base, slot.probes.len() as u64);
-            let decided = decided(slot, tracked, tick_ns, &self.world.late, true);
+            let (got, dropped) = (slot.verdict(), slot.events_dropped > 0);
+            let decided = decided(slot, tracked, tick_ns, &self.world.late, !dropped);
             let up = decided.up_at_once.max(decided.up_in_order);
             let mut at_once = decided.verdict(base, up);
             let mut in_order = decided.verdict(base, decided.up_in_order);
-            let (got, dropped) = (slot.verdict(), slot.events_dropped > 0);
             if slot.was_refused {
                 // Sending comes after judging: what was up by then is undecided now.
                 for verdict in [&mut at_once, &mut in_order] {
@@ -1125,9 +1135,10 @@ mod histories {
                     || format!("{change:?} counts from before the first probe that does"),
                 );
                 let since_ns = change.at_ns - detection_ns;
-                let told = slot.probes.iter().filter(|probe| {
-                    probe.sent_ns >= since_ns && probe.answered_ns.is_none()
-                });
+                let told = slot
+                    .probes
+                    .iter()
+                    .filter(|probe| probe.sent_ns >= since_ns && probe.answered_ns.is_none());
                 let fall = usize::from(tracked.spec.rules.fall);
                 self.require(
                     change.verdict != Verdict::Down || told.take(fall).count() == fall,
@@ -1164,9 +1175,8 @@ mod histories {
         }
 
         fn set_path_fault(&mut self, path: usize, fault: Option<Cause>) {
-            let of_path = |tracked: &Tracked| {
-                tracked.is_installed && tracked.spec.path as usize == path
-            };
+            let of_path =
+                |tracked: &Tracked| tracked.is_installed && tracked.spec.path as usize == path;
             let before: Vec<_> = (0..self.tracked.len())
                 .map(|at| self.world.verdict(self.tracked[at].spec.slot))
                 .collect();
@@ -1258,7 +1268,10 @@ mod histories {
                     }
                 }
                 24 if !self.is_timely => {
-                    let most_ns = self.rng.pick(&[10 * MS, spec.timeout_ns, 10 * S]).max(2 * MS);
+                    let most_ns = self
+                        .rng
+                        .pick(&[10 * MS, spec.timeout_ns, 10 * S])
+                        .max(2 * MS);
                     let stop_ns = self.rng.range(MS, most_ns);
                     self.world.stop_for(stop_ns);
                     self.run(stop_ns);
@@ -1283,9 +1296,11 @@ mod histories {
                 28 if self.rng.chance(200) => {
                     let device = self.world.kernel().device(DEVICES[spec.path as usize]);
                     device.is_transmitting = false;
+                    let is_blind = device.proofs < 6;
                     for tracked in &mut self.tracked {
                         if tracked.spec.path == spec.path {
                             tracked.is_excusable = true;
+                            tracked.is_blind |= is_blind;
                             tracked.due = None;
                         }
                     }
@@ -1324,7 +1339,9 @@ mod histories {
                 let index = self.tracked[at].spec.slot;
                 let verdict = self.world.verdict(index);
                 let is_up = verdict == Verdict::Up || !self.tracked[at].is_installed;
-                self.require(is_up, index, || format!("is {verdict:?} although all is well"));
+                self.require(is_up, index, || {
+                    format!("is {verdict:?} although all is well")
+                });
             }
             for path in 0..DEVICES.len() {
                 self.set_path_fault(path, Some(Cause::InterfaceDown));
@@ -1342,7 +1359,9 @@ mod histories {
             let state = self.world.slot(spec.slot).state;
             let (sent, received, judge) = (state.send.sent, state.receive.received, state.judge);
             let is_even = judge.judged == sent && received + judge.lost + judge.not_sent == sent;
-            self.require(is_even, spec.slot, || format!("counters do not add up: {state:?}"));
+            self.require(is_even, spec.slot, || {
+                format!("counters do not add up: {state:?}")
+            });
             let slot = &self.world.engine.plane().slots[spec.slot as usize];
             let count = |wanted: Fate| {
                 let fates = slot.probes.iter();
@@ -1352,15 +1371,18 @@ mod histories {
             };
             let is_exact = (received, judge.lost, judge.not_sent)
                 == (count(Fate::Answered), count(Fate::Lost), count(Fate::Void));
-            self.require(
-                is_exact || self.tracked[at].is_excusable,
-                spec.slot,
-                || format!("counters tell another story: {state:?}"),
-            );
-            let mut gaps = slot.probes.windows(2).map(|pair| pair[1].sent_ns - pair[0].sent_ns);
+            self.require(is_exact || self.tracked[at].is_excusable, spec.slot, || {
+                format!("counters tell another story: {state:?}")
+            });
+            let mut gaps = slot
+                .probes
+                .windows(2)
+                .map(|pair| pair[1].sent_ns - pair[0].sent_ns);
             let shortest_ns = gaps.by_ref().min().unwrap_or(u64::MAX);
             self.require(
-                self.has_moved || shortest_ns + 200 * US >= spec.interval_ns / 2,
+                self.has_moved
+                    || spec.interval_ns <= MS
+                    || shortest_ns + 200 * US >= spec.interval_ns / 2,
                 spec.slot,
                 || format!("two probes within {shortest_ns} ns"),
             );
@@ -1368,7 +1390,11 @@ mod histories {
 
         /// The whole history; says how many probes it had.
         fn play(mut self) -> usize {
-            let longest_ns = self.tracked.iter().map(|tracked| tracked.spec.interval_ns).max();
+            let longest_ns = self
+                .tracked
+                .iter()
+                .map(|tracked| tracked.spec.interval_ns)
+                .max();
             let longest_ns = longest_ns.unwrap_or(MS);
             for _ in 0..self.rng.range(5, 40) {
                 let wait_ns = match self.rng.range(0, 3) {
@@ -1395,7 +1421,9 @@ mod histories {
         let seed = number("TRACKER_SIM_SEED").unwrap_or(1);
         let runs = number("TRACKER_SIM_RUNS").unwrap_or(2000);
         let started = Instant::now();
-        let probes: usize = (seed..seed + runs).map(|seed| History::new(seed).play()).sum();
+        let probes: usize = (seed..seed + runs)
+            .map(|seed| History::new(seed).play())
+            .sum();
         let seconds = started.elapsed().as_secs_f64();
         println!(
             "{runs} histories from seed {seed}, {probes} probes: {:.0} histories and {:.0} probes a second",

@@ -1,7 +1,7 @@
 //! The daemon's Unix socket: one JSON request a connection, answered with JSON lines.
 //!
 //! `{"command":"status","name":null}` is answered with a [`Status`];
-//! `{"command":"events","since":null,"follow":false}` with one [`Numbered`] a line from the oldest
+//! `{"command":"events","since":null,"follow":false}` with one [`super::events::Numbered`] a line from the oldest
 //! that is kept (or after number `since`), for ever with `follow`, and a [`Missed`] in the place of
 //! events that the log no longer has. A request that cannot be answered gets `{"error":"..."}`.
 //!
