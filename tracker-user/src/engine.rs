@@ -23,8 +23,8 @@ use crate::{
 
 /// A tick later than this is a stall for every probe under way, however long its timeout.
 const STALL_MIN_NS: u64 = 5_000_000;
-/// How often at most each device's own counter is held against what was sent by it: a system call of
-/// some ten microseconds.
+/// How often at least each device's own counter is held against what was sent by it, while there is
+/// something to do: a system call of some ten microseconds.
 const DEVICE_CHECK_NS: u64 = 10_000_000;
 /// How long, beyond the longest timeout, a device of which nothing is known may keep its counter still
 /// before that is taken for the truth; some drivers refresh theirs once a second.
@@ -496,7 +496,7 @@ impl<P: Plane> Engine<P> {
             else {
                 continue;
             };
-            if slot.spec.epoch != event.epoch {
+            if slot.spec.epoch != event.epoch || !slot.machine.counts(event.sequence) {
                 continue;
             }
             if slot.replying_since_ns == 0 {
@@ -751,13 +751,16 @@ impl<P: Plane> Engine<P> {
         }
     }
 
-    /// Looks at one device a tick, each at most once in [`DEVICE_CHECK_NS`].
+    /// Looks at one device a tick.
     fn check_devices(&mut self, now_ns: u64) {
         if self.devices.is_empty() {
             return;
         }
         self.next_device = (self.next_device + 1) % self.devices.len();
-        self.check_device(self.next_device, now_ns, DEVICE_CHECK_NS);
+        // As fine as the fastest trackers' runs, or what left before a break would hide what did not after.
+        let intervals = self.groups.iter().map(|group| group.cohort.interval_ns);
+        let fresh_ns = intervals.min().unwrap_or(0).clamp(TICK_NS, DEVICE_CHECK_NS);
+        self.check_device(self.next_device, now_ns, fresh_ns);
         for device in &mut self.devices {
             device.ledger.age(now_ns);
         }

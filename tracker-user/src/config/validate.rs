@@ -526,7 +526,7 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
         });
         if names.len() > abi::RETURNS_MAX {
             let most = abi::RETURNS_MAX;
-            entry.refuse(&format!(
+            entry.refuse(format!(
                 "replies may arrive on {most} interfaces at most; name fewer"
             ));
         }

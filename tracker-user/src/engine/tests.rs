@@ -1017,7 +1017,9 @@ mod histories {
         fn slack_ns(&self, spec: TrackerSpec, count: u8) -> u64 {
             let late_ns = self.world.late_ns.1 + MS;
             let short = if spec.interval_ns <= 2 * MS { 2 } else { 0 };
-            4 * late_ns + short * u64::from(count) * spec.interval_ns
+            // Who comes and goes moves the others' turns by up to an interval.
+            let moved_ns = u64::from(self.has_moved) * spec.interval_ns;
+            4 * late_ns + moved_ns + short * u64::from(count) * spec.interval_ns
         }
 
         /// From now on a tracker is out, or well: what it must be, and when at the latest.
