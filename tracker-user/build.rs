@@ -34,9 +34,12 @@ fn build() -> Result<(), String> {
     let variable = |name| env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"));
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
     let target_dir = bpf_target_dir(&out_dir);
-    let output = toolchain
-        .cargo(&variable("CARGO")?, "build", &target_dir, &[])
-        .args(bpf::PACKAGE_ARGS)
+    let mut command = toolchain.cargo(&variable("CARGO")?, "build", &target_dir, &[]);
+    command.args(bpf::PACKAGE_ARGS);
+    if env::var_os("CARGO_FEATURE_BPF_LOG").is_some() {
+        command.args(["--features", bpf::LOG_FEATURE]);
+    }
+    let output = command
         .output()
         .map_err(|error| format!("cannot run cargo for the eBPF object: {error}"))?;
     if !output.status.success() {

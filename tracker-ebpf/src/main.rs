@@ -19,7 +19,7 @@ use aya_ebpf::{
 use bpf::{
     maps::count,
     packet::Packet,
-    receive::{self, Arrival},
+    receive::{self, Arrival, Outcome},
     send::{self, Refusal, Sent},
 };
 use tracker_ebpf::wire::{ethernet, icmp, ipv6, probe, vlan};
@@ -27,16 +27,36 @@ use tracker_ebpf::wire::{ethernet, icmp, ipv6, probe, vlan};
 /// Bytes within which a reply is recognised, link-layer header included.
 const REPLY_HEAD: u32 = (ethernet::LEN + vlan::LEN + ipv6::LEN + icmp::LEN + probe::LEN) as u32;
 
+/// A diagnostic through aya-log, at the 1st, 2nd, 4th, 8th ... time: rare by construction, so that no
+/// flood of packets becomes a flood of messages. Nothing without the feature `log`.
+macro_rules! rarely {
+    ($count:expr, $ctx:expr, $message:literal) => {
+        #[cfg(feature = "log")]
+        if $count.is_power_of_two() {
+            aya_log_ebpf::warn!($ctx, $message, $count);
+        }
+        #[cfg(not(feature = "log"))]
+        let _ = ($count, $ctx);
+    };
+}
+
 /// Live frames: each run turns the frame at hand into the batch's next probe.
 #[xdp]
 pub fn tracker_send(ctx: XdpContext) -> u32 {
     let outcome = send::send(&ctx);
-    match outcome {
+    let count = match outcome {
         Ok(Sent::Redirect(_) | Sent::ToTc) => count(|counters| &mut counters.send_built),
         Err(Refusal::Idle) => count(|counters| &mut counters.send_idle),
         Err(Refusal::Inactive) => count(|counters| &mut counters.send_inactive),
         Err(Refusal::NoPath) => count(|counters| &mut counters.send_no_path),
         Err(Refusal::Failed) => count(|counters| &mut counters.send_failed),
+    };
+    if let Err(Refusal::Failed) = outcome {
+        rarely!(
+            count,
+            &ctx,
+            "the kernel refused to size or redirect {} probes"
+        );
     }
     send::action(&outcome)
 }
@@ -55,9 +75,16 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
         ifindex: ctx.ingress_ifindex() as u32,
         is_tagged: false,
     };
-    match receive::receive(packet, arrival) {
-        Some(outcome) if receive::settle(outcome) => xdp_action::XDP_DROP,
-        Some(_) | None => xdp_action::XDP_PASS,
+    let Some(outcome) = receive::receive(packet, arrival) else {
+        return xdp_action::XDP_PASS;
+    };
+    let count = receive::count_outcome(outcome);
+    if let Outcome::Corrupt = outcome {
+        rarely!(count, &ctx, "{} packets bear the mark and fail the token");
+    }
+    match outcome.is_ours() {
+        true => xdp_action::XDP_DROP,
+        false => xdp_action::XDP_PASS,
     }
 }
 
@@ -79,10 +106,17 @@ pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
             is_tagged: (*skb).vlan_tci as u16 & vlan::ID_MASK != 0,
         }
     };
-    match receive::receive(packet, arrival) {
-        Some(outcome) if receive::settle(outcome) => TC_ACT_SHOT,
+    let Some(outcome) = receive::receive(packet, arrival) else {
+        return TC_ACT_UNSPEC;
+    };
+    let count = receive::count_outcome(outcome);
+    if let Outcome::Corrupt = outcome {
+        rarely!(count, &ctx, "{} packets bear the mark and fail the token");
+    }
+    match outcome.is_ours() {
+        true => TC_ACT_SHOT,
         // Not our packet: the next program, or the stack, decides.
-        Some(_) | None => TC_ACT_UNSPEC,
+        false => TC_ACT_UNSPEC,
     }
 }
 

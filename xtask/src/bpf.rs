@@ -191,6 +191,9 @@ impl Toolchain {
     }
 }
 
+/// The feature of [`PACKAGE_ARGS`] with diagnostics through aya-log besides.
+pub const LOG_FEATURE: &str = "log";
+
 /// Arguments of [`Toolchain::cargo`] that select Tracker's programs.
 pub const PACKAGE_ARGS: [&str; 7] = [
     "--package",

@@ -30,13 +30,15 @@ pub static EVENTS: RingBuf<(), { abi::EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<abi::Counters, 1> = PerCpuArray::new();
 
-/// Adds one to this CPU's counter that `field` picks.
+/// Adds one to this CPU's counter that `field` picks, and says how many there are now.
 #[inline(always)]
-pub fn count(field: impl FnOnce(&mut abi::Counters) -> &mut u64) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
-        // SAFETY: the slot belongs to this CPU, on which a program of this type is not preempted by
-        // itself; programs of another context (TC over XDP) touch other fields, or lose a count.
-        let counter = field(unsafe { &mut *counters });
-        *counter = counter.wrapping_add(1);
-    }
+pub fn count(field: impl FnOnce(&mut abi::Counters) -> &mut u64) -> u64 {
+    let Some(counters) = COUNTERS.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: the slot belongs to this CPU, on which a program of this type is not preempted by itself;
+    // programs of another context (TC over XDP) touch other fields, or lose a count.
+    let counter = field(unsafe { &mut *counters });
+    *counter = counter.wrapping_add(1);
+    *counter
 }

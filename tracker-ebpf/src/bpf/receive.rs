@@ -157,9 +157,9 @@ fn returns_by(path: &Path, ifindex: u32) -> bool {
     ifindex == a || ifindex == b || ifindex == c || ifindex == d
 }
 
-/// Counts the outcome and says whether the packet is provably ours, to be consumed.
+/// Counts the outcome on this CPU and says how many there are now.
 #[inline(always)]
-pub fn settle(outcome: Outcome) -> bool {
+pub fn count_outcome(outcome: Outcome) -> u64 {
     match outcome {
         Outcome::Counted => count(|counters| &mut counters.reply_counted),
         Outcome::Duplicate => count(|counters| &mut counters.reply_duplicate),
@@ -169,8 +169,15 @@ pub fn settle(outcome: Outcome) -> bool {
         Outcome::Corrupt => count(|counters| &mut counters.reply_corrupt),
         Outcome::Stale => count(|counters| &mut counters.reply_stale),
     }
-    match outcome {
-        Outcome::Counted | Outcome::Duplicate | Outcome::Late | Outcome::WrongPath => true,
-        Outcome::Tagged | Outcome::Corrupt | Outcome::Stale => false,
+}
+
+impl Outcome {
+    /// True where the packet is provably ours, to be consumed.
+    #[inline(always)]
+    pub const fn is_ours(self) -> bool {
+        match self {
+            Self::Counted | Self::Duplicate | Self::Late | Self::WrongPath => true,
+            Self::Tagged | Self::Corrupt | Self::Stale => false,
+        }
     }
 }

@@ -136,6 +136,9 @@ impl Kernel {
             .load(OBJECT)
             .context("the kernel refused the eBPF maps; `tracker doctor` tells what it lacks")?;
 
+        #[cfg(feature = "bpf-log")]
+        follow_log(&mut ebpf)?;
+
         let hub = abi::Hub {
             key: random_key()?,
             version: abi::VERSION,
@@ -336,6 +339,24 @@ impl Kernel {
             }
         }
     }
+}
+
+/// Carries the programs' diagnostics into the daemon's own log.
+#[cfg(feature = "bpf-log")]
+fn follow_log(ebpf: &mut Ebpf) -> Result<()> {
+    let logger = aya_log::EbpfLogger::init(ebpf).context("cannot read the programs' log")?;
+    // SAFETY: the logger owns its ring buffer's descriptor, the same one as long as it lives.
+    let registered = unsafe {
+        tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE)
+    };
+    let mut logger = registered.map_err(|_| anyhow!("cannot wait for the programs' log"))?;
+    tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Ok(())
 }
 
 /// Interfaces and endpoints in the pinned PATHS of an instance, whose neighbour entries its daemon had
