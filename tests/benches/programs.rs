@@ -170,9 +170,8 @@ impl Constant {
         attributes[16..24].copy_from_slice(&(license.as_ptr() as u64).to_ne_bytes());
         let fd = bpf(5, &mut attributes).context("load the empty program")?;
         // SAFETY: the kernel has just returned this descriptor to us alone.
-        Ok(Self {
-            program: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        let program = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { program })
     }
 
     /// BPF_PROG_TEST_RUN by hand: aya runs only programs that it loaded.

@@ -588,7 +588,7 @@ impl<P: Plane> Engine<P> {
     /// True where what was handed to a device since a time is believed to have left it.
     fn left(&mut self, device: usize, since_ns: u64, now_ns: u64) -> bool {
         // Once a tick: a thousand trackers that fall together ask only one question.
-        self.check_device(device, now_ns, 1);
+        self.check_device(device, now_ns, 1, true);
         !self.devices[device].ledger.is_doubtful(since_ns)
     }
 
@@ -760,14 +760,14 @@ impl<P: Plane> Engine<P> {
         // As fine as the fastest trackers' runs, or what left before a break would hide what did not after.
         let intervals = self.groups.iter().map(|group| group.cohort.interval_ns);
         let fresh_ns = intervals.min().unwrap_or(0).clamp(TICK_NS, DEVICE_CHECK_NS);
-        self.check_device(self.next_device, now_ns, fresh_ns);
+        self.check_device(self.next_device, now_ns, fresh_ns, false);
         for device in &mut self.devices {
             device.ledger.age(now_ns);
         }
     }
 
     /// Holds a device's own counter against what was handed to it, unless that was done just now.
-    fn check_device(&mut self, at: usize, now_ns: u64, fresh_ns: u64) {
+    fn check_device(&mut self, at: usize, now_ns: u64, fresh_ns: u64, decisive: bool) {
         let device = &mut self.devices[at];
         if now_ns.saturating_sub(device.checked_ns) < fresh_ns
             || device.ledger.trust() == Trust::Denied
@@ -779,7 +779,9 @@ impl<P: Plane> Engine<P> {
         let timeouts = self.groups.iter().map(|group| group.cohort.timeout_ns);
         let patience_ns = PATIENCE_NS + timeouts.max().unwrap_or(0);
         if let Some(transmitted) = self.plane.transmitted(device.ifindex)
-            && device.ledger.check(transmitted, now_ns, patience_ns)
+            && device
+                .ledger
+                .check(transmitted, now_ns, patience_ns, decisive)
         {
             self.reports.push(Report::NotLeaving(device.ifindex));
         }

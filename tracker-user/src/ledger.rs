@@ -112,7 +112,15 @@ impl Ledger {
 
     /// Takes the device's counter; true where most of what was handed over since the last check is
     /// believed not to have left. An unproven counter that stands still is believed after `patience_ns`.
-    pub fn check(&mut self, transmitted: u64, now_ns: u64, patience_ns: u64) -> bool {
+    /// A `decisive` look, at the moment when somebody is about to be blamed, doubts more readily: the
+    /// frames at stake may be a small part of what was handed over since the last check.
+    pub fn check(
+        &mut self,
+        transmitted: u64,
+        now_ns: u64,
+        patience_ns: u64,
+        decisive: bool,
+    ) -> bool {
         if self.trust == Trust::Denied {
             return false;
         }
@@ -144,8 +152,9 @@ impl Ledger {
             return false;
         }
         self.clean = 0;
-        if missing * 2 < handed {
-            // Most left: what a full queue drops here and there is the path's business.
+        let most = missing * 2 >= handed;
+        if !most && !(decisive && missing * 4 >= handed) {
+            // What a full queue drops here and there is the path's business.
             return false;
         }
         match self.trust {
@@ -154,7 +163,7 @@ impl Ledger {
                     self.shortfalls.pop_front();
                 }
                 self.shortfalls.push_back(now_ns);
-                true
+                most
             }
             Trust::Unproven => {
                 self.is_silent && now_ns.saturating_sub(self.started_ns) >= patience_ns
@@ -209,7 +218,8 @@ mod tests {
             self.ledger.age(self.now_ns + LAG_NS);
             self.transmitted += counted;
             self.now_ns += 10 * MS;
-            self.ledger.check(self.transmitted, self.now_ns, 2_000 * MS)
+            self.ledger
+                .check(self.transmitted, self.now_ns, 2_000 * MS, false)
         }
 
         fn proven() -> Self {

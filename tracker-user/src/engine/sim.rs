@@ -126,6 +126,8 @@ pub struct Device {
     pub drops_per_mille: u64,
     /// Frames it counted that were well apart: after some of them its counter is known to be good.
     pub proofs: u32,
+    /// When it stopped transmitting, and began again.
+    pub deaths: Vec<(u64, u64)>,
     proved_ns: u64,
     counted: u64,
     recent: VecDeque<u64>,
@@ -139,10 +141,27 @@ impl Default for Device {
             counter_lag_ns: 0,
             drops_per_mille: 0,
             proofs: 0,
+            deaths: Vec::new(),
             proved_ns: 0,
             counted: 0,
             recent: VecDeque::new(),
         }
+    }
+}
+
+impl Device {
+    /// Stops or goes on transmitting.
+    pub fn set_transmitting(&mut self, transmits: bool, now_ns: u64) {
+        match (self.is_transmitting, transmits) {
+            (true, false) => self.deaths.push((now_ns, u64::MAX)),
+            (false, true) => {
+                if let Some(death) = self.deaths.last_mut() {
+                    death.1 = now_ns;
+                }
+            }
+            _ => {}
+        }
+        self.is_transmitting = transmits;
     }
 }
 

@@ -841,8 +841,17 @@ mod histories {
         tracked: &Tracked,
         now_ns: u64,
         late: &[Lateness],
+        deaths: &[(u64, u64)],
         only_newest: bool,
     ) -> Decided {
+        // What left just before or after a device's death hides what did not just then.
+        let edge_ns = 12 * MS + tracked.spec.interval_ns;
+        let has_left = |probe: &Probe| {
+            let is_within = |(from_ns, to_ns): &(u64, u64)| {
+                probe.sent_ns >= from_ns + edge_ns && probe.sent_ns + edge_ns < *to_ns
+            };
+            probe.has_left || tracked.is_blind || !deaths.iter().any(is_within)
+        };
         let rules = tracked.spec.rules;
         let mut at_once = Run::of(rules.rise);
         let mut in_order = Run::of(rules.rise);
@@ -853,10 +862,7 @@ mod histories {
             at_once.see(sequence, fate == Fate::Answered);
             if probe.deadline_ns <= now_ns && fate != Fate::Void {
                 in_order.see(sequence, fate == Fate::Answered);
-                down.see(
-                    sequence,
-                    fate == Fate::Lost && (probe.has_left || tracked.is_blind),
-                );
+                down.see(sequence, fate == Fate::Lost && has_left(probe));
             }
             let best = at_once.found.max(in_order.found).max(down.found);
             let is_open = |end| {
@@ -1073,13 +1079,25 @@ mod histories {
             }
         }
 
+        fn deaths(&self, at: usize) -> &[(u64, u64)] {
+            let device = DEVICES[self.tracked[at].spec.path as usize];
+            &self.world.engine.plane().devices[&device].deaths
+        }
+
         fn check_tracker(&mut self, at: usize, tick_ns: u64) {
             let index = self.tracked[at].spec.slot;
             let tracked = &self.tracked[at];
             let slot = &self.world.engine.plane().slots[index as usize];
             let (base, sent) = (tracked.base, slot.probes.len() as u64);
             let (got, dropped) = (slot.verdict(), slot.events_dropped > 0);
-            let decided = decided(slot, tracked, tick_ns, &self.world.late, !dropped);
+            let decided = decided(
+                slot,
+                tracked,
+                tick_ns,
+                &self.world.late,
+                self.deaths(at),
+                !dropped,
+            );
             let up = decided.up_at_once.max(decided.up_in_order);
             let mut at_once = decided.verdict(base, up);
             let mut in_order = decided.verdict(base, decided.up_in_order);
@@ -1119,7 +1137,14 @@ mod histories {
             let tracked = &self.tracked[at];
             let turned = tracked.reported != change.verdict;
             let slot = &self.world.engine.plane().slots[at];
-            let decided = decided(slot, tracked, change.at_ns, &self.world.late, false);
+            let decided = decided(
+                slot,
+                tracked,
+                change.at_ns,
+                &self.world.late,
+                self.deaths(at),
+                false,
+            );
             let first = slot.probes.get(tracked.barrier as usize);
             if turned && change.verdict != Verdict::Unknown {
                 let found = match change.verdict {
@@ -1296,8 +1321,9 @@ mod histories {
                     self.world.kernel().ring_room = self.rng.pick(&[0, 1, usize::MAX, usize::MAX]);
                 }
                 28 if self.rng.chance(200) => {
+                    let now_ns = self.world.now_ns();
                     let device = self.world.kernel().device(DEVICES[spec.path as usize]);
-                    device.is_transmitting = false;
+                    device.set_transmitting(false, now_ns);
                     let is_blind = device.proofs < 6;
                     for tracked in &mut self.tracked {
                         if tracked.spec.path == spec.path {
@@ -1308,8 +1334,9 @@ mod histories {
                     }
                 }
                 29 => {
+                    let now_ns = self.world.now_ns();
                     let device = self.world.kernel().device(DEVICES[spec.path as usize]);
-                    device.is_transmitting = true;
+                    device.set_transmitting(true, now_ns);
                 }
                 _ => {}
             }
@@ -1324,7 +1351,9 @@ mod histories {
             let mut quiet_ns = 0;
             for path in 0..DEVICES.len() {
                 self.set_path_fault(path, None);
-                self.world.kernel().device(DEVICES[path]).is_transmitting = true;
+                let now_ns = self.world.now_ns();
+                let device = self.world.kernel().device(DEVICES[path]);
+                device.set_transmitting(true, now_ns);
             }
             for at in 0..self.tracked.len() {
                 let spec = self.tracked[at].spec;

@@ -111,8 +111,8 @@ impl Kernel {
         pins.create()?;
         let entries = |count: u32| count.max(1);
         let batch = sizes.trackers.next_power_of_two().clamp(64, abi::BATCH_MAX);
-        // Room for one early reply of every tracker; the state is re-read where that is too little.
-        let events = (sizes.trackers.saturating_mul(32))
+        // Room for an early reply of every other tracker; the state is re-read where that is too little.
+        let events = (sizes.trackers.saturating_mul(16))
             .next_power_of_two()
             .clamp(page_size(), abi::EVENTS_BYTES);
         let devices = sizes.paths.next_power_of_two().clamp(16, abi::DEVICES_MAX);
