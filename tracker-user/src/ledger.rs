@@ -153,7 +153,8 @@ impl Ledger {
         }
         self.clean = 0;
         let most = missing * 2 >= handed;
-        if !most && !(decisive && missing * 4 >= handed) {
+        let doubt = most || (decisive && missing * 4 >= handed);
+        if !doubt {
             // What a full queue drops here and there is the path's business.
             return false;
         }

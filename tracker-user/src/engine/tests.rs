@@ -689,6 +689,27 @@ fn the_next_user_of_a_slot_inherits_nothing() {
 }
 
 #[test]
+fn an_early_reply_to_the_last_user_of_a_slot_tells_nothing_of_the_next() {
+    let spec = tracker(0, 100 * MS, 50 * MS, 3, 5);
+    let mut world = world();
+    world.install(spec);
+    world.net(0).delay_ns = (20 * MS, 20 * MS);
+    world.run(105 * MS);
+    // The reply waits in the ring buffer while the slot changes hands.
+    world.stop_for(40 * MS);
+    world.run(30 * MS);
+    world.remove(0);
+    let installed_ns = world.now_ns();
+    world.install(TrackerSpec { epoch: 77, ..spec });
+    world.run(S);
+    let up = *world.changes.last().expect("a change");
+    assert_eq!(words(&[up]), [("up", "replied")]);
+    let first = world.slot(0).probes[0].answered_ns.expect("answered");
+    assert!(first > installed_ns);
+    assert_eq!(up.detection_ns, Some(up.at_ns - first));
+}
+
+#[test]
 fn a_renewed_tracker_keeps_its_verdict_and_forgets_what_was_under_way() {
     // Fall 1: one loss of the old probes too many would show.
     let mut world = up(tracker(0, 100 * MS, S, 1, 2));
@@ -841,16 +862,13 @@ mod histories {
         tracked: &Tracked,
         now_ns: u64,
         late: &[Lateness],
-        deaths: &[(u64, u64)],
+        dead: &[(u64, u64)],
         only_newest: bool,
     ) -> Decided {
-        // What left just before or after a device's death hides what did not just then.
-        let edge_ns = 12 * MS + tracked.spec.interval_ns;
         let has_left = |probe: &Probe| {
-            let is_within = |(from_ns, to_ns): &(u64, u64)| {
-                probe.sent_ns >= from_ns + edge_ns && probe.sent_ns + edge_ns < *to_ns
-            };
-            probe.has_left || tracked.is_blind || !deaths.iter().any(is_within)
+            let sent_ns = probe.sent_ns;
+            let is_dead = |(from_ns, to_ns): &(u64, u64)| (*from_ns..*to_ns).contains(&sent_ns);
+            probe.has_left || tracked.is_blind || !dead.iter().any(is_dead)
         };
         let rules = tracked.spec.rules;
         let mut at_once = Run::of(rules.rise);
@@ -1079,9 +1097,17 @@ mod histories {
             }
         }
 
-        fn deaths(&self, at: usize) -> &[(u64, u64)] {
-            let device = DEVICES[self.tracked[at].spec.path as usize];
-            &self.world.engine.plane().devices[&device].deaths
+        /// When a tracker's device was certainly dead: what left just before or after hides what did
+        /// not just then.
+        fn dead(&self, at: usize) -> Vec<(u64, u64)> {
+            let spec = self.tracked[at].spec;
+            let late_ns = if self.is_timely { 0 } else { 60 * MS };
+            let edge_ns = spec.interval_ns + 12 * MS + late_ns;
+            let device = &self.world.engine.plane().devices[&DEVICES[spec.path as usize]];
+            let deaths = device.deaths.iter();
+            deaths
+                .map(|(from_ns, to_ns)| (from_ns + edge_ns, to_ns.saturating_sub(edge_ns)))
+                .collect()
         }
 
         fn check_tracker(&mut self, at: usize, tick_ns: u64) {
@@ -1095,7 +1121,7 @@ mod histories {
                 tracked,
                 tick_ns,
                 &self.world.late,
-                self.deaths(at),
+                &self.dead(at),
                 !dropped,
             );
             let up = decided.up_at_once.max(decided.up_in_order);
@@ -1142,7 +1168,7 @@ mod histories {
                 tracked,
                 change.at_ns,
                 &self.world.late,
-                self.deaths(at),
+                &self.dead(at),
                 false,
             );
             let first = slot.probes.get(tracked.barrier as usize);
@@ -1349,10 +1375,10 @@ mod histories {
             self.world.kernel().calls = Calls::Succeed;
             self.world.kernel().ring_room = usize::MAX;
             let mut quiet_ns = 0;
-            for path in 0..DEVICES.len() {
+            for (path, ifindex) in DEVICES.into_iter().enumerate() {
                 self.set_path_fault(path, None);
                 let now_ns = self.world.now_ns();
-                let device = self.world.kernel().device(DEVICES[path]);
+                let device = self.world.kernel().device(ifindex);
                 device.set_transmitting(true, now_ns);
             }
             for at in 0..self.tracked.len() {
