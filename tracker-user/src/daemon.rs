@@ -775,7 +775,7 @@ impl Daemon {
                         .tracker_changed(at, state, stamp(), detection_ns);
                 self.shared.feed.publish(events);
                 if (verdict, cause) == (Verdict::Down, Cause::NoReply) {
-                    self.confirm_next_hop(at).await;
+                    self.confirm_next_hop(at);
                 }
             }
             Report::NotLeaving(ifindex) => {
@@ -812,7 +812,7 @@ impl Daemon {
 
     /// A service that stopped answering may have been replaced by a box with another MAC address: has
     /// the kernel ask, which the hub's own traffic would do only after up to a minute.
-    async fn confirm_next_hop(&mut self, at: TrackerRef) {
+    fn confirm_next_hop(&mut self, at: TrackerRef) {
         let member = self
             .members
             .iter()
@@ -828,9 +828,13 @@ impl Daemon {
                 .is_none_or(|last| now - *last >= CONFIRM)
         {
             self.confirmed.insert((ifindex, ip), now);
-            if let Err(error) = self.netlink.confirm_neighbour(ifindex, ip, *mac).await {
-                tracing::debug!("{error:#}");
-            }
+            // Beside the loop: the next events do not wait for the kernel's answer.
+            let confirmed = self.netlink.confirm_neighbour(ifindex, ip, *mac);
+            tokio::spawn(async move {
+                if let Err(error) = confirmed.await {
+                    tracing::debug!("{error:#}");
+                }
+            });
         }
     }
 

@@ -67,11 +67,13 @@ pub fn run(json: bool, tracker: &Path) -> Result<()> {
         json,
         "round trips over hub, firewall and host, 65,534 targets",
     );
-    fping(&mut figures)?;
+    figures.fping_rps = Some(fping(Forwarding::Everywhere)?.0.round());
     show(json, "  fping, a second", figures.fping_rps);
-    show(json, "  fping, CPU us each", figures.fping_cpu_us);
-    throughput(&mut figures, tracker)?;
+    figures.tracker_rps = Some(throughput(tracker, Forwarding::Everywhere)?.0.round());
     show(json, "  tracker, a second", figures.tracker_rps);
+    figures.fping_cpu_us = Some(round(fping(Forwarding::BesideHub)?.1));
+    show(json, "  fping, CPU us each", figures.fping_cpu_us);
+    figures.tracker_cpu_us = Some(round(throughput(tracker, Forwarding::BesideHub)?.1));
     show(json, "  tracker, CPU us each", figures.tracker_cpu_us);
     say(
         json,
@@ -135,16 +137,58 @@ fn programs(figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// fping over the same path; it needs the route that Tracker does not.
-fn fping(figures: &mut Figures) -> Result<()> {
+/// Which processors forward and answer. Namespaces share the machine, and a packet that is sent is
+/// forwarded and answered in the sender's own context unless told otherwise; firewall and host are told,
+/// by RPS, as a network card with several queues would.
+#[derive(Clone, Copy, PartialEq)]
+enum Forwarding {
+    /// All of them: the path, which is the same for everybody, is as fast as the machine.
+    Everywhere,
+    /// All but the first, to which the hub's process is bound: what that process uses is the hub's own.
+    BesideHub,
+}
+
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, |count| count.get().min(63))
+}
+
+/// A hub, a firewall and a host that answers for all targets.
+fn throughput_lab(path: Forwarding) -> Result<Lab> {
     let lab = Lab::new()?;
     let service = lab.service();
     service.answer_for_all()?;
-    lab.hub.ip(&format!(
-        "route add 10.20.0.0/16 via {}\n",
-        service.endpoint
-    ))?;
-    let mut command = lab.hub.command("fping");
+    let all = (1u64 << processors()) - 1;
+    let mask = match path {
+        Forwarding::BesideHub if processors() > 1 => all & !1,
+        Forwarding::Everywhere | Forwarding::BesideHub => all,
+    };
+    for (namespace, device) in [
+        (&service.firewall, "eth0"),
+        (&service.firewall, "eth1"),
+        (&service.host, "eth0"),
+    ] {
+        // `ip netns exec` for once: it mounts the namespace's own /sys, where the switch is.
+        let write = format!("echo {mask:x} > /sys/class/net/{device}/queues/rx-0/rps_cpus");
+        sh::run(Command::new("ip").args(["netns", "exec", namespace.name(), "sh", "-c", &write]))?;
+    }
+    Ok(lab)
+}
+
+/// One round of fping over the path; it needs the route that Tracker does not. Round trips a second, and
+/// microseconds of processor time each.
+fn fping(path: Forwarding) -> Result<(f64, f64)> {
+    let lab = throughput_lab(path)?;
+    let endpoint = lab.service().endpoint;
+    lab.hub
+        .ip(&format!("route add 10.20.0.0/16 via {endpoint}\n"))?;
+    let mut command = match path {
+        Forwarding::Everywhere => lab.hub.command("fping"),
+        Forwarding::BesideHub => {
+            let mut command = lab.hub.command("taskset");
+            command.args(["--cpu-list", "0", "fping"]);
+            command
+        }
+    };
     // No pause between packets, no retries; one round, because fping 5.1 has 65,535 sequence numbers
     // and keeps each for ten seconds. It ends when the last reply is in.
     command.args(["-q", "-i", "0", "-r", "0", "-t", "1000", "-c", "1"]);
@@ -157,24 +201,23 @@ fn fping(figures: &mut Figures) -> Result<()> {
     let elapsed = begun.elapsed();
     let used_us = children_cpu_us() - before_us;
     let text = String::from_utf8_lossy(&output.stderr);
-    let replies: u64 = text
-        .lines()
-        .filter_map(|line| {
-            line.split_once("xmt/rcv/%loss = ")?
-                .1
-                .split('/')
-                .nth(1)?
-                .parse::<u64>()
-                .ok()
-        })
-        .sum();
+    let received = |line: &str| -> Option<u64> {
+        line.split_once("xmt/rcv/%loss = ")?
+            .1
+            .split('/')
+            .nth(1)?
+            .parse()
+            .ok()
+    };
+    let replies: u64 = text.lines().filter_map(received).sum();
     ensure!(
         replies * 100 >= u64::from(TARGETS) * 99,
         "fping got only {replies} replies"
     );
-    figures.fping_rps = Some((replies as f64 / elapsed.as_secs_f64()).round());
-    figures.fping_cpu_us = Some(round(used_us as f64 / replies as f64));
-    Ok(())
+    Ok((
+        replies as f64 / elapsed.as_secs_f64(),
+        used_us as f64 / replies as f64,
+    ))
 }
 
 /// Processor time of ended children, microseconds.
@@ -208,20 +251,6 @@ fn process_cpu_us(pid: u32) -> Result<u64> {
     Ok(ticks * 10_000)
 }
 
-/// Processor time of the kernel's softirq threads, which receive when nobody's context is at hand.
-fn softirq_threads_us() -> Result<u64> {
-    let mut total = 0;
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        if name.starts_with("ksoftirqd/")
-            && let Ok(pid) = entry.file_name().to_string_lossy().parse()
-        {
-            total += process_cpu_us(pid)?;
-        }
-    }
-    Ok(total)
-}
-
 fn behinds(count: u32) -> impl Iterator<Item = std::net::Ipv4Addr> {
     (1..=count).map(|at| std::net::Ipv4Addr::from(0x0a14_0000 + at))
 }
@@ -253,14 +282,24 @@ fn counted(tracker: &Tracker<'_>) -> Result<u64> {
         .sum())
 }
 
-/// As many round trips as fit into every core that the daemon gets.
-fn throughput(figures: &mut Figures, binary: &Path) -> Result<()> {
-    let lab = Lab::new()?;
-    lab.service().answer_for_all()?;
+/// The daemon over the same path to the same targets, as [`fping`].
+fn throughput(binary: &Path, path: Forwarding) -> Result<(f64, f64)> {
+    let lab = throughput_lab(path)?;
+    // More than fits, where the rate counts; what fits beside the path, where the cost counts.
+    let interval = match path {
+        Forwarding::Everywhere => "200ms",
+        Forwarding::BesideHub => "1s",
+    };
     let config = Config::new(service_toml(&lab, TARGETS))
-        .defaults("interval = \"200ms\"\ntimeout = \"1s\"")
+        .defaults(format!("interval = \"{interval}\"\ntimeout = \"1s\""))
         .binary(binary);
     let tracker = Tracker::start(&lab.hub, config)?;
+    let pid = tracker.pid()?;
+    if path == Forwarding::BesideHub {
+        let pid = pid.to_string();
+        let mut bind = Command::new("taskset");
+        sh::quiet(bind.args(["--all-tasks", "--cpu-list", "--pid", "0", &pid]))?;
+    }
     let patience = Instant::now() + Duration::from_secs(30);
     while counted(&tracker)? < 4 * u64::from(TARGETS) {
         ensure!(
@@ -270,16 +309,12 @@ fn throughput(figures: &mut Figures, binary: &Path) -> Result<()> {
         );
         thread::sleep(Duration::from_millis(100));
     }
-    let pid = tracker.pid()?;
-    let used = |pid| Ok::<_, anyhow::Error>(process_cpu_us(pid)? + softirq_threads_us()?);
-    let (replies, cpu_us, begun) = (counted(&tracker)?, used(pid)?, Instant::now());
+    let (replies, cpu_us, begun) = (counted(&tracker)?, process_cpu_us(pid)?, Instant::now());
     thread::sleep(WINDOW);
-    let replies = counted(&tracker)? - replies;
+    let replies = (counted(&tracker)? - replies) as f64;
     let elapsed = begun.elapsed();
-    let cpu_us = used(pid)? - cpu_us;
-    figures.tracker_rps = Some((replies as f64 / elapsed.as_secs_f64()).round());
-    figures.tracker_cpu_us = Some(round(cpu_us as f64 / replies as f64));
-    Ok(())
+    let cpu_us = process_cpu_us(pid)? - cpu_us;
+    Ok((replies / elapsed.as_secs_f64(), cpu_us as f64 / replies))
 }
 
 /// Wall time of the event of each tracker's turn to `verdict` after event number `since`.

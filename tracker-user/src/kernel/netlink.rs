@@ -420,7 +420,12 @@ impl Netlink {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub async fn confirm_neighbour(&self, ifindex: u32, ip: IpAddr, mac: [u8; 6]) -> Result<()> {
+    pub fn confirm_neighbour(
+        &self,
+        ifindex: u32,
+        ip: IpAddr,
+        mac: [u8; 6],
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
         let mut request = self
             .handle
             .neighbours()
@@ -431,10 +436,10 @@ impl Netlink {
             .replace();
         let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
         request.message_mut().attributes.push(managed);
-        request
-            .execute()
-            .await
-            .with_context(|| format!("cannot confirm the neighbour {ip}"))
+        async move {
+            let done = request.execute().await;
+            done.with_context(|| format!("cannot confirm the neighbour {ip}"))
+        }
     }
 
     async fn set_neighbour(&self, ifindex: u32, ip: IpAddr, is_managed: bool) -> Result<()> {
