@@ -11,7 +11,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use crate::config::{Config, Member, Policy, Role, Service, Tracker, words};
+use crate::config::{Config, Member, Policy, Role, Service, Tracker};
+use crate::mode::{Mode, SendWay};
 use crate::report::events::Event;
 use crate::report::status::{
     ChainStatus, Counters, MemberStatus, RttUs, ServiceStatus, Status, TrackerStatus,
@@ -57,31 +58,6 @@ pub struct MemberPath {
     pub mode: Option<Mode>,
     /// How probes leave.
     pub send: Option<SendWay>,
-}
-
-/// How the receive program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// XDP in the driver.
-    XdpNative,
-    /// XDP in the kernel's generic hook.
-    XdpGeneric,
-    /// TC ingress.
-    Tc,
-}
-
-/// How probes leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SendWay {
-    /// Redirected by XDP into the device.
-    XdpRedirect,
-    /// Passed to a private device's TC ingress and redirected there.
-    TcRedirect,
-}
-
-words! {
-    Mode { XdpNative = "xdp-native", XdpGeneric = "xdp-generic", Tc = "tc" }
-    SendWay { XdpRedirect = "xdp-redirect", TcRedirect = "tc-redirect" }
 }
 
 /// The reporting state of one daemon.

@@ -12,7 +12,6 @@ use serde::Serialize;
 use tracker_ebpf::{abi, wire::probe};
 
 use crate::{
-    board::{Mode, SendWay},
     config::{self, Config, ModeChoice},
     kernel::{
         OBJECT, bpffs,
@@ -20,6 +19,7 @@ use crate::{
         netlink::Netlink,
         preflight,
     },
+    mode::{Mode, SendWay},
 };
 
 /// What was found.

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod engine;
 pub mod kernel;
 pub mod ledger;
+pub mod mode;
 pub mod plan;
 pub mod report;
 pub mod schedule;

@@ -13,9 +13,9 @@ use tracker_ebpf::{
 };
 
 use crate::{
-    board::SendWay,
     config::{Member, ModeChoice, Tracker},
     kernel::interfaces::{Link, Neighbour, Observed, XDP_ACT_NDO_XMIT},
+    mode::SendWay,
 };
 
 /// Longest frame that a live frame's page holds: 4,096 bytes less headroom, the kernel's own head and

@@ -23,7 +23,7 @@ use super::{
     mapped::Mapped,
     plane::KernelPlane,
 };
-use crate::{board::Mode, config::ModeChoice};
+use crate::{config::ModeChoice, mode::Mode};
 
 /// How large the maps must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use super::words;
-use crate::board::{Mode, SendWay};
 use crate::config::{Probe, Role};
+use crate::mode::{Mode, SendWay};
 
 /// What is known of a hub's services and chains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,48 @@
+//! What a killed daemon leaves, and its removal.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::private_names;
+use crate::kernel::{bpffs::Pins, loader, netlink::Netlink, preflight};
+
+/// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
+pub(super) async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
+    for (ifindex, ip) in loader::pinned_neighbours(pins) {
+        if netlink.observed.neighbours.contains_key(&(ifindex, ip))
+            && let Err(error) = netlink.release_neighbour(ifindex, ip).await
+        {
+            tracing::debug!("{error:#}");
+        }
+    }
+}
+
+/// `tracker cleanup`: removes what a killed daemon left.
+///
+/// # Errors
+/// Where the daemon still runs, or something can't be removed.
+pub async fn cleanup(bpffs: &Path, instance: &str) -> Result<String> {
+    preflight::require_root()?;
+    let pins = Pins::new(bpffs, instance);
+    let netlink = Netlink::connect().await?;
+    let mut removed = Vec::new();
+    if pins.exist() {
+        let lock = pins.lock()?;
+        release_pinned_neighbours(&netlink, &pins).await;
+        let count = pins.remove()?;
+        drop(lock);
+        removed.push(format!("{count} pins"));
+    }
+    let names = private_names(instance);
+    if netlink.delete_link(&names[0]).await? {
+        removed.push("the private interfaces".to_owned());
+    }
+    if removed.is_empty() {
+        return Ok(format!("instance {instance}: nothing was left"));
+    }
+    Ok(format!(
+        "instance {instance}: removed {}",
+        removed.join(" and ")
+    ))
+}

@@ -1,0 +1,267 @@
+//! The kernel brought in line with what is configured and observed, after each change of either.
+
+use std::{collections::HashSet, net::IpAddr};
+
+use tokio::time::Instant;
+use tracker_ebpf::abi::{self, Via};
+
+use super::{Daemon, RETRY, Tracker, address_bytes, family};
+use crate::{
+    board::MemberPath,
+    engine::Command,
+    kernel::{interfaces::Neighbour, loader::Kernel},
+    plan::{self, Fault, MemberPlan, Ways},
+    sender::Sender,
+};
+
+impl Daemon {
+    pub(super) async fn follow_routes(&mut self) {
+        let unnamed = self
+            .members
+            .iter()
+            .filter(|member| member.config.interface.is_none());
+        let endpoints = unnamed.map(|member| member.config.endpoint).collect();
+        self.netlink.follow_routes(endpoints).await;
+    }
+
+    /// Brings the kernel in line with what is configured and observed.
+    pub(super) async fn reconcile(&mut self) {
+        for (key, neighbour) in &self.netlink.observed.neighbours {
+            match neighbour {
+                Neighbour::Resolved(mac) if self.neighbours.contains(key) => {
+                    self.last_macs.insert(*key, *mac);
+                }
+                Neighbour::Failed => {
+                    self.last_macs.remove(key);
+                }
+                Neighbour::Resolved(_) | Neighbour::Asking => {}
+            }
+        }
+        let links = &self.netlink.observed.links;
+        self.last_macs
+            .retain(|(ifindex, _), _| links.get(ifindex).is_some_and(|link| link.is_running));
+        self.not_leaving
+            .retain(|ifindex| links.contains_key(ifindex));
+        let ways = Ways {
+            mode: self.config.hub.mode,
+            not_leaving: &self.not_leaving,
+            last_macs: &self.last_macs,
+        };
+        let observed = &self.netlink.observed;
+        let mut plans: Vec<MemberPlan> = self
+            .members
+            .iter()
+            .map(|member| plan::member(&member.config, observed, ways))
+            .collect();
+
+        self.attach(&plans);
+        for plan in &mut plans {
+            let refused = plan
+                .receive
+                .iter()
+                .find_map(|ifindex| self.refused.get(ifindex));
+            if let (Some((why, _)), Ok(_)) = (refused, &plan.path) {
+                plan.path = Err(Fault::cannot_receive(why));
+            }
+        }
+        self.set_devices(&plans);
+        self.manage_neighbours(&plans).await;
+        for (at, plan) in plans.into_iter().enumerate() {
+            self.apply(at, plan);
+        }
+    }
+
+    /// Attaches the receive program wherever replies may arrive, and nowhere else.
+    fn attach(&mut self, plans: &[MemberPlan]) {
+        let links = &self.netlink.observed.links;
+        let wanted: HashSet<u32> = plans
+            .iter()
+            .flat_map(|plan| &plan.receive)
+            .copied()
+            .collect();
+        for ifindex in self.kernel.attached() {
+            if !wanted.contains(&ifindex) || !links.contains_key(&ifindex) {
+                self.kernel.detach(ifindex);
+            }
+        }
+        let now = Instant::now();
+        self.refused.retain(|ifindex, _| wanted.contains(ifindex));
+        for ifindex in wanted {
+            let is_fresh = |(_, since): &(String, Instant)| now - *since < RETRY;
+            if self.kernel.mode(ifindex).is_some()
+                || self.refused.get(&ifindex).is_some_and(is_fresh)
+            {
+                continue;
+            }
+            let Some(link) = links.get(&ifindex) else {
+                continue;
+            };
+            match self.kernel.attach(link, self.config.hub.mode) {
+                Ok(mode) => {
+                    self.refused.remove(&ifindex);
+                    tracing::info!("{}: receiving by {}", link.name, mode.as_str());
+                }
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    let before = self.refused.insert(ifindex, (why.clone(), now));
+                    if before.is_none_or(|(before, _)| before != why) {
+                        tracing::error!("{why}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps the redirect targets to the devices that are used as such.
+    fn set_devices(&mut self, plans: &[MemberPlan]) {
+        let paths = plans.iter().filter_map(|plan| plan.path.as_ref().ok());
+        let wanted: HashSet<u32> = paths
+            .filter(|path| path.via == Via::XdpRedirect)
+            .map(|path| path.ifindex)
+            .collect();
+        for &ifindex in wanted.difference(&self.devices) {
+            if let Err(error) = self.kernel.set_device(ifindex, true) {
+                tracing::error!("{error:#}");
+            }
+        }
+        for &ifindex in self.devices.difference(&wanted) {
+            if let Err(error) = self.kernel.set_device(ifindex, false) {
+                tracing::error!("{error:#}");
+            }
+        }
+        self.devices = wanted;
+    }
+
+    /// Has the kernel keep every endpoint's neighbour entry, and no other.
+    async fn manage_neighbours(&mut self, plans: &[MemberPlan]) {
+        let wanted: HashSet<(u32, IpAddr)> =
+            plans.iter().filter_map(|plan| plan.neighbour).collect();
+        for &(ifindex, ip) in &wanted {
+            // An entry that the kernel dropped (interface down, `ip neigh flush`) is made anew.
+            let is_there = self
+                .netlink
+                .observed
+                .neighbours
+                .contains_key(&(ifindex, ip));
+            if (!is_there || !self.neighbours.contains(&(ifindex, ip)))
+                && let Err(error) = self.netlink.manage_neighbour(ifindex, ip).await
+            {
+                tracing::debug!("{error:#}");
+            }
+        }
+        for &(ifindex, ip) in self.neighbours.difference(&wanted) {
+            if self
+                .netlink
+                .observed
+                .links
+                .get(&ifindex)
+                .is_some_and(|link| link.is_running)
+                && let Err(error) = self.netlink.release_neighbour(ifindex, ip).await
+            {
+                tracing::debug!("{error:#}");
+            }
+        }
+        self.neighbours = wanted;
+    }
+
+    /// Installs one member's plan where it differs from the present one.
+    fn apply(&mut self, at: usize, plan: MemberPlan) {
+        let member = &mut self.members[at];
+        let mode = plan
+            .interface
+            .as_ref()
+            .and_then(|(ifindex, _)| self.kernel.mode(*ifindex));
+        let path = MemberPath {
+            interface: plan
+                .interface
+                .as_ref()
+                .map(|(_, name)| name.clone())
+                .or_else(|| member.config.interface.clone()),
+            mode,
+            send: plan.send_way(),
+        };
+        self.shared
+            .core()
+            .board
+            .member_path(member.service, member.member, path);
+        if member.plan.as_ref() == Some(&plan) {
+            return;
+        }
+        for (tracker, source) in member.trackers.iter_mut().zip(&plan.sources) {
+            self.epoch = self.epoch.wrapping_add(1);
+            set_source(&mut self.kernel, &self.sender, tracker, source, self.epoch);
+        }
+        let (entry, cause) = match &plan.path {
+            Ok(entry) => (*entry, None),
+            Err(fault) => (abi::Path::default(), Some(fault.cause)),
+        };
+        let entry = abi::Path {
+            endpoint: address_bytes(member.config.endpoint),
+            endpoint_family: family(member.config.endpoint),
+            interface: plan.neighbour.map_or(0, |(ifindex, _)| ifindex),
+            ..entry
+        };
+        member.plan = Some(plan);
+        self.sender
+            .command(Command::SetPath(member.path, entry, cause));
+    }
+
+    /// Tries again what was refused: attachments, and endpoints that did not answer.
+    pub(super) async fn retry(&mut self) {
+        for member in &self.members {
+            if let Some(plan) = &member.plan
+                && let Some(key) = plan.neighbour
+                && !matches!(
+                    self.netlink.observed.neighbours.get(&key),
+                    Some(Neighbour::Resolved(_))
+                )
+                && let Err(error) = self.netlink.manage_neighbour(key.0, key.1).await
+            {
+                tracing::debug!("{error:#}");
+            }
+        }
+        if !self.refused.is_empty() {
+            self.reconcile().await;
+        }
+    }
+}
+
+/// Gives a tracker its source address, or the reason why it has none.
+fn set_source(
+    kernel: &mut Kernel,
+    sender: &Sender,
+    tracker: &mut Tracker,
+    source: &Result<IpAddr, Fault>,
+    epoch: u32,
+) {
+    let fault = match source {
+        Ok(ip) => {
+            let source = address_bytes(*ip);
+            let was_active = tracker.entry.active != 0;
+            if was_active && tracker.entry.source == source {
+                None
+            } else {
+                if was_active {
+                    // Replies to the old source must not count for the new one.
+                    tracker.entry.epoch = epoch;
+                }
+                tracker.entry.source = source;
+                tracker.entry.active = 1;
+                let written = kernel.set_tracker(tracker.slot, &tracker.entry);
+                if was_active {
+                    // After the map: a probe sent in between bears the new epoch already, and is ignored.
+                    sender.command(Command::Renew(tracker.slot, epoch));
+                }
+                written.err().map(|error| Fault::cannot_write(&error))
+            }
+        }
+        Err(fault) => Some(fault.clone()),
+    };
+    if tracker.fault != fault {
+        sender.command(Command::SetFault(
+            tracker.slot,
+            fault.as_ref().map(|fault| fault.cause),
+        ));
+        tracker.fault = fault;
+    }
+}
