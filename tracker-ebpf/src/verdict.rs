@@ -122,6 +122,8 @@ pub struct Machine {
     replied_run: u8,
     /// Outcomes up to this sequence number no longer count.
     settled: u64,
+    /// It was up when the hub stopped being able to send, and nothing was decided since.
+    was_up: bool,
 }
 
 impl Machine {
@@ -133,6 +135,7 @@ impl Machine {
             lost_run: 0,
             replied_run: 0,
             settled,
+            was_up: false,
         }
     }
 
@@ -178,6 +181,7 @@ impl Machine {
                 if self.replied_run >= rules.rise {
                     self.verdict = Verdict::Up;
                     self.cause = Cause::Replied;
+                    self.was_up = false;
                 }
             }
             Outcome::Lost => {
@@ -186,6 +190,7 @@ impl Machine {
                 if self.lost_run >= rules.fall {
                     self.verdict = Verdict::Down;
                     self.cause = Cause::NoReply;
+                    self.was_up = false;
                 }
             }
             Outcome::Void(cause) => self.cause = cause,
@@ -208,20 +213,28 @@ impl Machine {
             self.lost_run = 0;
             self.replied_run = rules.rise;
             self.settled = sequence;
+            self.was_up = false;
         }
     }
 
     /// The hub can't send: what was up is down where the fault proves that nothing can pass, else
-    /// unknown; what was not decided stays so. Probes up to `sent` no longer count.
+    /// unknown; what was not decided stays so. Faults may come one after the other (an interface that
+    /// goes down loses its addresses first), so what was up counts until probes decide. Probes up to
+    /// `sent` no longer count.
     pub const fn fault(&mut self, cause: Cause, sent: u64) {
         self.cause = cause;
         self.lost_run = 0;
         self.replied_run = 0;
         self.settled = sent;
-        self.verdict = match (self.verdict, cause) {
-            (Verdict::Up, Cause::SendFailed | Cause::Stalled) => Verdict::Unknown,
-            (Verdict::Up, _) => Verdict::Down,
-            (verdict, _) => verdict,
+        self.was_up |= matches!(self.verdict, Verdict::Up);
+        let proves = matches!(
+            cause,
+            Cause::InterfaceDown | Cause::InterfaceMissing | Cause::NextHopUnresolved
+        );
+        self.verdict = match self.verdict {
+            Verdict::Up | Verdict::Unknown if self.was_up && proves => Verdict::Down,
+            Verdict::Up => Verdict::Unknown,
+            verdict => verdict,
         };
     }
 
@@ -323,6 +336,19 @@ mod tests {
         let mut unsendable = run(&[Outcome::Replied, Outcome::Replied]);
         unsendable.fault(Cause::SendFailed, 2);
         assert_eq!(unsendable.verdict(), Verdict::Unknown);
+        unsendable.fault(Cause::InterfaceDown, 2);
+        assert_eq!(unsendable.verdict(), Verdict::Down);
+        // Once probes decided, what was before does not count.
+        let mut decided = run(&[Outcome::Replied, Outcome::Replied]);
+        decided.fault(Cause::SendFailed, 2);
+        decided.mended();
+        for sequence in 3..=5 {
+            decided.judge(RULES, sequence, Outcome::Lost);
+        }
+        assert_eq!(
+            (decided.verdict(), decided.cause()),
+            (Verdict::Down, Cause::NoReply)
+        );
     }
 
     #[test]

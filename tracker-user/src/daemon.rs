@@ -269,18 +269,20 @@ impl Daemon {
         leftovers::release_pinned_neighbours(&netlink, pins).await;
         pins.clear()?;
         let names = private_names(&config.hub.instance);
-        netlink.delete_link(&names[0]).await?;
-        let private_ifindex = netlink.make_private_pair(&names).await?;
-        let sizes = install::sizes(&config);
-        let loaded = Kernel::load(pins, sizes, private_ifindex);
+        let loaded = match netlink.make_private_pair(&names).await {
+            Ok(private) => Kernel::load(pins, install::sizes(&config), private),
+            Err(error) => Err(error),
+        };
         let (kernel, plane) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
-                netlink.delete_link(&names[0]).await?;
-                pins.remove()?;
+                // What failed to start leaves nothing either; its own error matters more than these.
+                let _ = netlink.delete_private_pair(&names).await;
+                let _ = pins.remove();
                 return Err(error);
             }
         };
+        let sizes = kernel.sizes();
         let (sender, reports) = Sender::start(plane).context("cannot start the sending thread")?;
         let shared = Shared {
             core: Arc::new(Mutex::new(Core {
@@ -334,7 +336,7 @@ impl Daemon {
         drop(self.kernel);
         let pins = pins.remove().map(|_| ());
         let names = private_names(&self.config.hub.instance);
-        let link = self.netlink.delete_link(&names[0]).await.map(|_| ());
+        let link = self.netlink.delete_private_pair(&names).await.map(|_| ());
         pins.and(link)
     }
 

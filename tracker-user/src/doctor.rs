@@ -133,6 +133,16 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
     let features = link.xdp_features;
     let has = |bit: u64| features.is_some_and(|features| features & bit != 0);
     let foreign = link.xdp_program.filter(|id| !is_ours(*id));
+    if let (ModeChoice::XdpNative | ModeChoice::XdpGeneric, Some(id)) = (choice, foreign) {
+        return Interface {
+            name: link.name.clone(),
+            mode: None,
+            send: None,
+            detail: format!(
+                "XDP program {id} of somebody else is attached; remove it, or set hub.mode to auto or tc"
+            ),
+        };
+    }
     let (mode, why) = match (choice, foreign) {
         (ModeChoice::Tc, _) => (Mode::Tc, "chosen by hub.mode".to_owned()),
         (ModeChoice::XdpNative, _) => (Mode::XdpNative, "chosen by hub.mode".to_owned()),

@@ -35,7 +35,7 @@ pub async fn cleanup(bpffs: &Path, instance: &str) -> Result<String> {
         removed.push(format!("{count} pins"));
     }
     let names = private_names(instance);
-    if netlink.delete_link(&names[0]).await? {
+    if netlink.delete_private_pair(&names).await? {
         removed.push("the private interfaces".to_owned());
     }
     if removed.is_empty() {

@@ -80,8 +80,14 @@ impl Daemon {
             .copied()
             .collect();
         for ifindex in self.kernel.attached() {
-            if !wanted.contains(&ifindex) || !links.contains_key(&ifindex) {
-                self.kernel.detach(ifindex);
+            match links.get(&ifindex) {
+                Some(link) if wanted.contains(&ifindex) => {
+                    if self.kernel.is_detached(link) {
+                        tracing::warn!("{}: somebody detached the receive program", link.name);
+                        self.kernel.detach(ifindex);
+                    }
+                }
+                Some(_) | None => self.kernel.detach(ifindex),
             }
         }
         let now = Instant::now();

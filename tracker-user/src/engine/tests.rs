@@ -771,6 +771,8 @@ mod histories {
         /// A verdict that must have been reached by a time, if nothing interferes.
         due: Option<(Verdict, u64)>,
         reported: Verdict,
+        /// It was up when the hub stopped being able to send, and nothing was decided since.
+        was_up: bool,
         epochs: u32,
     }
 
@@ -979,6 +981,7 @@ mod histories {
                     fault: None,
                     due: None,
                     reported: Verdict::Unknown,
+                    was_up: false,
                     epochs: 0,
                 });
                 history.install(slot as usize);
@@ -1024,6 +1027,7 @@ mod histories {
             tracked.spec.epoch = tracked.epochs;
             tracked.is_installed = true;
             tracked.barrier = 0;
+            tracked.was_up = false;
             tracked.base = Verdict::Unknown;
             tracked.reported = Verdict::Unknown;
             tracked.fault = None;
@@ -1199,18 +1203,26 @@ mod histories {
                     || format!("{change:?}: too late to have seen all losses"),
                 );
             }
-            self.tracked[at].reported = change.verdict;
+            let tracked = &mut self.tracked[at];
+            tracked.was_up = change.verdict == Verdict::Unknown
+                && (tracked.was_up || tracked.reported == Verdict::Up);
+            tracked.reported = change.verdict;
         }
 
-        /// A fault of the hub's own: what was up is down or undecided at once, nothing else changes.
+        /// A fault of the hub's own: what was up, or was when the faults began, is down or undecided at
+        /// once; nothing else changes.
         fn faulted(&mut self, at: usize, cause: Cause, before: Verdict) {
             let index = self.tracked[at].spec.slot;
+            let got = self.world.verdict(index);
+            let tracked = &mut self.tracked[at];
+            let was_up = before == Verdict::Up || tracked.was_up;
+            tracked.was_up = was_up && got == Verdict::Unknown;
             let expected = match (before, cause) {
                 (Verdict::Up, Cause::SendFailed) => Verdict::Unknown,
-                (Verdict::Up, _) => Verdict::Down,
+                (Verdict::Unknown, Cause::SendFailed) => Verdict::Unknown,
+                (Verdict::Up | Verdict::Unknown, _) if was_up => Verdict::Down,
                 (other, _) => other,
             };
-            let got = self.world.verdict(index);
             self.require(got == expected, index, || {
                 format!("{before:?} became {got:?} by {}", cause.as_str())
             });

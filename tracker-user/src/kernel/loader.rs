@@ -40,6 +40,7 @@ pub struct Sizes {
 struct Receive {
     mode: Mode,
     hold: Hold,
+    was_seen: bool,
 }
 
 /// What keeps a program attached; dropping it detaches.
@@ -236,17 +237,43 @@ impl Kernel {
         for &mode in modes {
             match self.attach_in(link.index, mode) {
                 Ok(hold) => {
-                    self.receives.insert(link.index, Receive { mode, hold });
+                    self.receives.insert(
+                        link.index,
+                        Receive {
+                            mode,
+                            hold,
+                            was_seen: false,
+                        },
+                    );
                     return Ok(mode);
                 }
                 Err(error) => refusals.push(format!("{}: {error:#}", mode.as_str())),
             }
         }
+        let remedy = match link.xdp_program {
+            Some(id) => format!(
+                "; XDP program {id} is attached already: remove it, or set hub.mode to auto or tc"
+            ),
+            None => "; `tracker doctor` tells what this interface can do".to_owned(),
+        };
         bail!(
-            "cannot attach the receive program to {}: {}",
+            "cannot attach the receive program to {}: {}{remedy}",
             link.name,
             refusals.join("; ")
         )
+    }
+
+    /// True where an interface's XDP program was ours and is gone: somebody detached it under us.
+    pub fn is_detached(&mut self, link: &Link) -> bool {
+        let Some(receive) = self.receives.get_mut(&link.index) else {
+            return false;
+        };
+        if receive.mode == Mode::Tc {
+            return false;
+        }
+        // What was observed may be older than the attachment, until it shows a program once.
+        receive.was_seen |= link.xdp_program.is_some();
+        receive.was_seen && link.xdp_program.is_none()
     }
 
     fn attach_in(&mut self, ifindex: u32, mode: Mode) -> Result<Hold> {

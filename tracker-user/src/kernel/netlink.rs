@@ -462,12 +462,13 @@ impl Netlink {
             .with_context(|| format!("cannot manage the neighbour {ip}"))
     }
 
-    /// Makes the pair of private interfaces: the send program is attached to the first. They carry
+    /// Makes the pair of private interfaces anew: the send program is attached to the first. They carry
     /// no address and no traffic of the stack.
     ///
     /// # Errors
     /// As the kernel answers.
     pub async fn make_private_pair(&mut self, names: &[String; 2]) -> Result<u32> {
+        self.delete_private_pair(names).await?;
         let [name, peer] = names;
         let message = LinkVeth::new(name, peer).build();
         self.handle
@@ -500,11 +501,21 @@ impl Netlink {
             .ok_or_else(|| anyhow!("cannot find {name}"))
     }
 
+    /// Deletes the private interfaces, each of which may be gone or elsewhere; true where any was there.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn delete_private_pair(&self, names: &[String; 2]) -> Result<bool> {
+        let [first, second] = names;
+        // One takes the other along, unless somebody moved it to another namespace.
+        Ok(self.delete_link(first).await? | self.delete_link(second).await?)
+    }
+
     /// Deletes an interface if it exists; true where it did.
     ///
     /// # Errors
     /// As the kernel answers.
-    pub async fn delete_link(&self, name: &str) -> Result<bool> {
+    async fn delete_link(&self, name: &str) -> Result<bool> {
         let mut found = self
             .handle
             .link()
