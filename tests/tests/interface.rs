@@ -86,3 +86,30 @@ fn the_address_changes_while_running() -> Result<()> {
     tracker.wait_alive(LATER, "fw-1")?;
     Ok(())
 }
+
+/// The kernel takes IPv6 addresses away before it reports the interface down: two faults in a row, of
+/// which the second decides.
+#[test]
+fn what_was_up_is_down_with_its_interface_whatever_went_first() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let config = service.toml("fw-1").replace(
+        "behind = [",
+        &format!("behind = [\"{}\", ", service.behind6),
+    );
+    let tracker = Tracker::start(&lab.hub, &config)?;
+    let both = |status: &tracker_tests::status::Status, verdict: &str| {
+        let trackers = [
+            status.tracker("fw-1", service.behind),
+            status.tracker("fw-1", service.behind6),
+        ];
+        trackers.iter().all(|tracker| tracker["verdict"] == verdict)
+    };
+    tracker.wait_for("both up", LATER, |status| both(status, "up"))?;
+    lab.hub.ip("link set eth1 down\n")?;
+    let down = tracker.wait_for("both down", LATER, |status| both(status, "down"))?;
+    for behind in [service.behind.to_string(), service.behind6.to_string()] {
+        assert_eq!(down.tracker("fw-1", behind)["cause"], "interface-down");
+    }
+    Ok(())
+}

@@ -55,6 +55,8 @@ pub trait Plane {
     fn set_path(&mut self, path: u32, entry: &abi::Path);
     /// The next early reply.
     fn next_reply(&mut self) -> Option<abi::Event>;
+    /// Frames come from this private interface from now on.
+    fn set_private(&mut self, _ifindex: u32) {}
     /// Frames that the device itself says it has transmitted.
     fn transmitted(&mut self, ifindex: u32) -> Option<u64>;
 }
@@ -120,6 +122,8 @@ pub enum Command {
     SetFault(u32, Option<Cause>),
     /// A tracker's probes are different from here on, under this epoch.
     Renew(u32, u32),
+    /// The private interface was made anew.
+    SetPrivate(u32),
     /// Ends the thread.
     Stop,
 }
@@ -268,6 +272,7 @@ impl<P: Plane> Engine<P> {
             Command::SetPath(path, entry, fault) => self.set_path(path, &entry, fault),
             Command::SetFault(slot, fault) => self.set_slot_fault(slot, fault),
             Command::Renew(slot, epoch) => self.renew(slot, epoch),
+            Command::SetPrivate(ifindex) => self.plane.set_private(ifindex),
             Command::Stop => return false,
         }
         true

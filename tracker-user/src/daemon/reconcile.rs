@@ -5,7 +5,7 @@ use std::{collections::HashSet, net::IpAddr};
 use tokio::time::Instant;
 use tracker_ebpf::abi::{self, Via};
 
-use super::{Daemon, RETRY, Tracker, address_bytes, family};
+use super::{Daemon, RETRY, Tracker, address_bytes, family, private_names};
 use crate::{
     board::MemberPath,
     engine::Command,
@@ -26,6 +26,7 @@ impl Daemon {
 
     /// Brings the kernel in line with what is configured and observed.
     pub(super) async fn reconcile(&mut self) {
+        self.keep_private_pair().await;
         for (key, neighbour) in &self.netlink.observed.neighbours {
             match neighbour {
                 Neighbour::Resolved(mac) if self.neighbours.contains(key) => {
@@ -71,6 +72,30 @@ impl Daemon {
         }
     }
 
+    /// Makes the private interfaces anew where somebody deleted them or moved them away.
+    async fn keep_private_pair(&mut self) {
+        if self
+            .netlink
+            .observed
+            .links
+            .contains_key(&self.kernel.private_ifindex())
+        {
+            return;
+        }
+        let names = private_names(&self.config.hub.instance);
+        let moved = match self.netlink.make_private_pair(&names).await {
+            Ok(private) => self.kernel.move_send(private).map(|()| private),
+            Err(error) => Err(error),
+        };
+        match moved {
+            Ok(private) => {
+                self.sender.command(Command::SetPrivate(private));
+                tracing::warn!("the private interface {} was gone; made it anew", names[0]);
+            }
+            Err(error) => tracing::error!("{error:#}; no probe can be sent until it exists"),
+        }
+    }
+
     /// Attaches the receive program wherever replies may arrive, and nowhere else.
     fn attach(&mut self, plans: &[MemberPlan]) {
         let links = &self.netlink.observed.links;
@@ -80,14 +105,8 @@ impl Daemon {
             .copied()
             .collect();
         for ifindex in self.kernel.attached() {
-            match links.get(&ifindex) {
-                Some(link) if wanted.contains(&ifindex) => {
-                    if self.kernel.is_detached(link) {
-                        tracing::warn!("{}: somebody detached the receive program", link.name);
-                        self.kernel.detach(ifindex);
-                    }
-                }
-                Some(_) | None => self.kernel.detach(ifindex),
+            if !wanted.contains(&ifindex) || !links.contains_key(&ifindex) {
+                self.kernel.detach(ifindex);
             }
         }
         let now = Instant::now();
@@ -226,7 +245,25 @@ impl Daemon {
                 tracing::debug!("{error:#}");
             }
         }
-        if !self.refused.is_empty() {
+        let detached = self.kernel.detached();
+        for ifindex in &detached {
+            // No notification tells of it; the interface itself may be gone, which one does.
+            if let Some(link) = self.netlink.observed.links.get(ifindex) {
+                tracing::warn!("{}: somebody detached the receive program", link.name);
+            }
+            self.kernel.detach(*ifindex);
+            // Replies to what is under way went unheard: nobody is to blame.
+            let hearing = |plan: &MemberPlan| plan.receive.contains(ifindex);
+            let deaf = self
+                .members
+                .iter()
+                .filter(|member| member.plan.as_ref().is_some_and(hearing));
+            for tracker in deaf.flat_map(|member| &member.trackers) {
+                self.sender
+                    .command(Command::Renew(tracker.slot, tracker.entry.epoch));
+            }
+        }
+        if !self.refused.is_empty() || !detached.is_empty() {
             self.reconcile().await;
         }
     }

@@ -20,6 +20,7 @@ use super::{
     OBJECT,
     bpffs::Pins,
     interfaces::{Link, LinkCounters},
+    links,
     mapped::Mapped,
     plane::KernelPlane,
 };
@@ -40,7 +41,6 @@ pub struct Sizes {
 struct Receive {
     mode: Mode,
     hold: Hold,
-    was_seen: bool,
 }
 
 /// What keeps a program attached; dropping it detaches.
@@ -66,6 +66,9 @@ impl Drop for Hold {
 /// The loaded object.
 pub struct Kernel {
     ebpf: Ebpf,
+    hub: Array<MapData, abi::Hub>,
+    key: [u64; 2],
+    private_ifindex: u32,
     pins: Pins,
     receives: HashMap<u32, Receive>,
     devices: DevMapHash<MapData>,
@@ -140,15 +143,6 @@ impl Kernel {
         #[cfg(feature = "bpf-log")]
         follow_log(&mut ebpf)?;
 
-        let hub = abi::Hub {
-            key: random_key()?,
-            version: abi::VERSION,
-            private_ifindex,
-        };
-        Array::<_, abi::Hub>::try_from(map_mut(&mut ebpf, abi::map::HUB)?)?
-            .set(0, hub, 0)
-            .context("cannot write the map HUB")?;
-
         for name in [abi::program::SEND, abi::program::RECEIVE] {
             let program: &mut Xdp = program(&mut ebpf, name)?;
             program
@@ -162,19 +156,9 @@ impl Kernel {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
         }
 
-        // The send program stays attached to a device of its own: a call of an unattached one makes
-        // the kernel swap its XDP dispatcher and wait for RCU, 24 ms instead of 18 us.
-        let send = attach_xdp(
-            &mut ebpf,
-            abi::program::SEND,
-            private_ifindex,
-            XdpMode::Driver,
-        )
-        .and_then(|link| pin(link, &pins.link("send")))
-        .context("cannot attach the send program to the private veth")?;
-        let tc_send = attach_tc(&mut ebpf, abi::program::TC_SEND, private_ifindex)
-            .and_then(|link| hold_tc(link, &pins.link("tc-send")))
-            .context("cannot attach the send program's TC half to the private veth")?;
+        let mut hub = Array::try_from(take(&mut ebpf, abi::map::HUB)?)?;
+        let key = random_key()?;
+        let [send, tc_send] = attach_send(&mut ebpf, &mut hub, pins, key, private_ifindex)?;
 
         let info = program::<Xdp>(&mut ebpf, abi::program::SEND)?.info()?;
         let send_program =
@@ -197,6 +181,9 @@ impl Kernel {
             states: StateReader(Arc::new(mapped(&ebpf, abi::map::STATE)?)),
             windows: mapped(&ebpf, abi::map::WINDOWS)?,
             ebpf,
+            hub,
+            key,
+            private_ifindex,
             pins: pins.clone(),
             receives: HashMap::new(),
             sizes,
@@ -204,6 +191,24 @@ impl Kernel {
             tc_send,
         };
         Ok((kernel, plane))
+    }
+
+    /// The private interface on which the send side is attached.
+    pub const fn private_ifindex(&self) -> u32 {
+        self.private_ifindex
+    }
+
+    /// Attaches the send side to a private interface made anew.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn move_send(&mut self, private_ifindex: u32) -> Result<()> {
+        // The old links' pins make room for the new ones' first.
+        (self.send, self.tc_send) = (Hold::Pinned(None), Hold::Pinned(None));
+        let (ebpf, hub) = (&mut self.ebpf, &mut self.hub);
+        let [send, tc_send] = attach_send(ebpf, hub, &self.pins, self.key, private_ifindex)?;
+        (self.send, self.tc_send, self.private_ifindex) = (send, tc_send, private_ifindex);
+        Ok(())
     }
 
     /// The maps' sizes.
@@ -237,14 +242,7 @@ impl Kernel {
         for &mode in modes {
             match self.attach_in(link.index, mode) {
                 Ok(hold) => {
-                    self.receives.insert(
-                        link.index,
-                        Receive {
-                            mode,
-                            hold,
-                            was_seen: false,
-                        },
-                    );
+                    self.receives.insert(link.index, Receive { mode, hold });
                     return Ok(mode);
                 }
                 Err(error) => refusals.push(format!("{}: {error:#}", mode.as_str())),
@@ -263,17 +261,19 @@ impl Kernel {
         )
     }
 
-    /// True where an interface's XDP program was ours and is gone: somebody detached it under us.
-    pub fn is_detached(&mut self, link: &Link) -> bool {
-        let Some(receive) = self.receives.get_mut(&link.index) else {
-            return false;
-        };
-        if receive.mode == Mode::Tc {
-            return false;
-        }
-        // What was observed may be older than the attachment, until it shows a program once.
-        receive.was_seen |= link.xdp_program.is_some();
-        receive.was_seen && link.xdp_program.is_none()
+    /// Interfaces from which somebody detached the receive program under us.
+    pub fn detached(&self) -> Vec<u32> {
+        let pinned = self.receives.iter().filter(|(_, receive)| {
+            // A clsact filter has no link to ask.
+            matches!(receive.hold, Hold::Pinned(_))
+        });
+        pinned
+            .map(|(ifindex, _)| *ifindex)
+            .filter(|ifindex| {
+                let pin = self.pins.link(&format!("receive-{ifindex}"));
+                links::attached_to(&pin).is_ok_and(|attached| attached != *ifindex)
+            })
+            .collect()
     }
 
     fn attach_in(&mut self, ifindex: u32, mode: Mode) -> Result<Hold> {
@@ -426,9 +426,29 @@ fn page_size() -> u32 {
         .unwrap_or(4096)
 }
 
-fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
-    ebpf.map_mut(name)
-        .ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+/// Attaches both halves of the send side to the private interface, and tells HUB.
+fn attach_send(
+    ebpf: &mut Ebpf,
+    hub: &mut Array<MapData, abi::Hub>,
+    pins: &Pins,
+    key: [u64; 2],
+    private_ifindex: u32,
+) -> Result<[Hold; 2]> {
+    let entry = abi::Hub {
+        key,
+        version: abi::VERSION,
+        private_ifindex,
+    };
+    hub.set(0, entry, 0).context("cannot write the map HUB")?;
+    // The send program stays attached to a device of its own: a call of an unattached one makes the
+    // kernel swap its XDP dispatcher and wait for RCU, 24 ms instead of 18 us.
+    let send = attach_xdp(ebpf, abi::program::SEND, private_ifindex, XdpMode::Driver)
+        .and_then(|link| pin(link, &pins.link("send")))
+        .context("cannot attach the send program to the private veth")?;
+    let tc_send = attach_tc(ebpf, abi::program::TC_SEND, private_ifindex)
+        .and_then(|link| hold_tc(link, &pins.link("tc-send")))
+        .context("cannot attach the send program's TC half to the private veth")?;
+    Ok([send, tc_send])
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {

@@ -2,6 +2,7 @@
 
 pub mod bpffs;
 pub mod interfaces;
+pub mod links;
 pub mod loader;
 pub mod mapped;
 pub mod netlink;

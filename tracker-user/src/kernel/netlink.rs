@@ -497,8 +497,10 @@ impl Netlink {
             .try_next()
             .await
             .with_context(|| format!("cannot find {name}"))?;
-        link.map(|link| link.header.index)
-            .ok_or_else(|| anyhow!("cannot find {name}"))
+        let link = link.ok_or_else(|| anyhow!("cannot find {name}"))?;
+        // Known from now on, not only from its notification on.
+        self.take_link(&link);
+        Ok(link.header.index)
     }
 
     /// Deletes the private interfaces, each of which may be gone or elsewhere; true where any was there.

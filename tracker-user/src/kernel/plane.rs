@@ -188,6 +188,10 @@ impl Plane for KernelPlane {
         }
     }
 
+    fn set_private(&mut self, ifindex: u32) {
+        self.private_ifindex = ifindex;
+    }
+
     fn transmitted(&mut self, ifindex: u32) -> Option<u64> {
         self.counters.transmitted(ifindex)
     }
