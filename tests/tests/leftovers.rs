@@ -177,3 +177,44 @@ fn a_bpffs_that_is_not_mounted_is_mounted() -> Result<()> {
     assert!(!pins.exists(), "{}", pins.display());
     Ok(())
 }
+
+#[test]
+fn a_start_that_fails_leaves_nothing() -> Result<()> {
+    netns::ensure_bpffs()?;
+    let lab = Lab::new()?;
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("tracker.toml");
+    let instance = format!("failed-{}", lab.id());
+    let refused = [
+        (
+            "socket = \"/proc/nowhere/tracker.sock\"",
+            "cannot listen on /proc/nowhere",
+        ),
+        (
+            "metrics = \"192.0.2.1:9469\"",
+            "cannot serve metrics on 192.0.2.1:9469",
+        ),
+    ];
+    for (line, message) in refused {
+        let socket = directory.path().join("tracker.sock");
+        let socket = format!("socket = \"{}\"\n", socket.display());
+        let socket = if line.starts_with("socket") {
+            ""
+        } else {
+            &socket
+        };
+        let hub = format!("[hub]\ninstance = \"{instance}\"\n{socket}{line}\n");
+        std::fs::write(&path, hub + &lab.service().toml("fw-1"))?;
+        let mut command = lab.hub.command(tracker_tests::daemon::binary());
+        let output = command.args(["run", "--config"]).arg(&path).output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{line}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{line}: {stderr}");
+        assert!(stderr.contains(message), "{line}: {stderr}");
+        let pins = std::path::Path::new("/sys/fs/bpf/tracker").join(&instance);
+        assert!(!pins.exists(), "{line}: {} is left", pins.display());
+        let links = lab.hub.run("ip -brief link")?;
+        assert!(!links.contains("trk-"), "{line}: {links}");
+    }
+    Ok(())
+}

@@ -82,7 +82,7 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
     if let Outcome::Corrupt = outcome {
         rarely!(count, &ctx, "{} packets bear the mark and fail the token");
     }
-    match outcome.is_ours() {
+    match outcome.is_done() {
         true => xdp_action::XDP_DROP,
         false => xdp_action::XDP_PASS,
     }
@@ -113,9 +113,9 @@ pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
     if let Outcome::Corrupt = outcome {
         rarely!(count, &ctx, "{} packets bear the mark and fail the token");
     }
-    match outcome.is_ours() {
+    match outcome.is_done() {
         true => TC_ACT_SHOT,
-        // Not our packet: the next program, or the stack, decides.
+        // Not ours, or not ours alone: the next program, or the stack, decides.
         false => TC_ACT_UNSPEC,
     }
 }

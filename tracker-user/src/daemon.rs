@@ -194,11 +194,21 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
     bpffs::ensure_mounted(&hub.bpffs)?;
     let pins = Pins::new(&hub.bpffs, &hub.instance);
     pins.create()?;
+    let result = run_locked(file, config, keep, &pins).await;
+    if result.is_err() {
+        // A start that failed leaves nothing that was not there before.
+        pins.remove_empty();
+    }
+    result
+}
+
+async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Result<()> {
+    let hub = &config.hub;
     let _lock = pins.lock()?;
     let (listener, _socket) = protocol::bind(&hub.socket)?;
     let metrics = match hub.metrics {
-        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
-            format!("cannot serve metrics on {address}; set hub.metrics to a free address")
+        Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
+            anyhow!("cannot serve metrics on {address}: {error}; set hub.metrics to a free address")
         })?),
         None => None,
     };
@@ -206,7 +216,7 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let (mut daemon, mut reports) = Daemon::start(config, &pins).await?;
+    let (mut daemon, mut reports) = Daemon::start(config, pins).await?;
     let clients = tokio::spawn(protocol::serve(listener, daemon.shared.clone()));
     let scrapes =
         metrics.map(|listener| tokio::spawn(metrics::serve(listener, daemon.shared.clone())));
@@ -251,7 +261,7 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
     if let Some(scrapes) = scrapes {
         scrapes.abort();
     }
-    let ended = daemon.stop(keep, &pins).await;
+    let ended = daemon.stop(keep, pins).await;
     result.and(ended)
 }
 

@@ -41,14 +41,13 @@ pub enum Want {
 impl Want {
     pub const fn is_consumed(self) -> bool {
         match self {
-            Self::Foreign | Self::Stale | Self::Corrupt | Self::CorruptOther | Self::Tagged => {
-                false
-            }
-            Self::WrongPath
-            | Self::Late
-            | Self::Duplicate
-            | Self::Counted
-            | Self::CountedWithEvent => true,
+            Self::Foreign
+            | Self::Stale
+            | Self::Corrupt
+            | Self::CorruptOther
+            | Self::Tagged
+            | Self::WrongPath => false,
+            Self::Late | Self::Duplicate | Self::Counted | Self::CountedWithEvent => true,
         }
     }
 }

@@ -172,12 +172,14 @@ pub fn count_outcome(outcome: Outcome) -> u64 {
 }
 
 impl Outcome {
-    /// True where the packet is provably ours, to be consumed.
+    /// True where the packet is provably ours and done with. A reply on an interface outside `returns`
+    /// is ours and passes on: this may be a bridge's port or a macvlan's parent, and the device above, to
+    /// which it is on its way, the one of `returns`. Where it is not, the stack drops it.
     #[inline(always)]
-    pub const fn is_ours(self) -> bool {
+    pub const fn is_done(self) -> bool {
         match self {
-            Self::Counted | Self::Duplicate | Self::Late | Self::WrongPath => true,
-            Self::Tagged | Self::Corrupt | Self::Stale => false,
+            Self::Counted | Self::Duplicate | Self::Late => true,
+            Self::WrongPath | Self::Tagged | Self::Corrupt | Self::Stale => false,
         }
     }
 }

@@ -69,6 +69,20 @@ impl Pins {
         Ok(())
     }
 
+    /// Removes the directories that hold nothing.
+    pub fn remove_empty(&self) {
+        let parent = self.root.parent().map(Path::to_owned);
+        let below = [
+            self.root.join("links"),
+            self.root.join("maps"),
+            self.root.clone(),
+        ];
+        for directory in below.into_iter().chain(parent) {
+            // Fails where there is something, as it should.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+
     /// Takes the instance for this process, until the lock is dropped.
     ///
     /// # Errors
@@ -166,9 +180,9 @@ pub fn ensure_mounted(path: &Path) -> Result<()> {
     if is_mounted(path) {
         return Ok(());
     }
-    fs::create_dir_all(path).with_context(|| {
-        format!(
-            "cannot make {} for the BPF file system; set hub.bpffs to another path",
+    fs::create_dir_all(path).map_err(|error| {
+        anyhow!(
+            "cannot make {} for the BPF file system: {error}; set hub.bpffs to another path",
             path.display()
         )
     })?;
@@ -179,9 +193,9 @@ pub fn ensure_mounted(path: &Path) -> Result<()> {
         MsFlags::empty(),
         Some("mode=0700"),
     )
-    .with_context(|| {
-        format!(
-            "cannot mount the BPF file system at {0}; mount it with `mount -t bpf bpf {0}`",
+    .map_err(|error| {
+        anyhow!(
+            "cannot mount the BPF file system at {0}: {error}; mount it with `mount -t bpf bpf {0}`",
             path.display()
         )
     })

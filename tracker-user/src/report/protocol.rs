@@ -240,14 +240,14 @@ pub enum BindError {
     #[error("cannot listen on {}: it exists and is not a socket; remove it or set [hub] socket", .0.display())]
     NotASocket(PathBuf),
     /// The system refused.
-    #[error("cannot listen on {}: cannot {attempt}: {source}; check the path and its permissions", .path.display())]
+    #[error("cannot listen on {}: cannot {attempt}: {why}; check the path and its permissions", .path.display())]
     System {
         /// The socket.
         path: PathBuf,
         /// What the system refused.
         attempt: &'static str,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
 }
 
@@ -275,10 +275,10 @@ impl Drop for SocketFile {
 /// Needs a tokio runtime.
 pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
     let system = |attempt| {
-        move |source| BindError::System {
+        move |why| BindError::System {
             path: path.to_owned(),
             attempt,
-            source,
+            why,
         }
     };
     if let Some(parent) = path.parent() {
