@@ -184,3 +184,36 @@ fn over_vlan() -> Result<()> {
          address add 10.9.7.2/24 dev eth0.10\nlink set eth0.10 up\n",
     )
 }
+
+/// Another service on the device below: its receive program sees the upper service's replies first, and
+/// must let them pass.
+#[test]
+fn one_service_above_another() -> Result<()> {
+    let uppers = [
+        (
+            "br1",
+            "link add br1 type bridge\nlink set eth1 master br1\n",
+        ),
+        (
+            "mac1",
+            "link add link eth1 name mac1 type macvlan mode bridge\n",
+        ),
+    ];
+    for (upper, make) in uppers {
+        let lab = Lab::new()?;
+        let service = lab.service();
+        lab.hub.ip(&format!(
+            "{make}address add 10.9.7.1/24 dev {upper}\nlink set {upper} up\n"
+        ))?;
+        service.firewall.ip("address add 10.9.7.2/24 dev eth0\n")?;
+        let above = format!(
+            "[[service]]\nname = \"above\"\nendpoint = \"10.9.7.2\"\ninterface = \"{upper}\"\nbehind = [\"10.20.0.9\"]\n"
+        );
+        let tracker = Tracker::start(&lab.hub, &(above + &service.toml("below")))?;
+        tracker.wait_verdict("above", "up", "replied")?;
+        tracker.wait_alive(SOON, "above")?;
+        service.break_forwarding()?;
+        tracker.wait_verdict("above", "down", "no-reply")?;
+    }
+    Ok(())
+}

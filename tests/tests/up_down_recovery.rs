@@ -98,3 +98,13 @@ fn a_timeout_longer_than_the_interval_is_waited_for() -> Result<()> {
     assert!(broken.elapsed() >= Duration::from_millis(1490));
     Ok(())
 }
+
+/// At the start the next hop is not resolved yet, so that the first turn is lost; the next is far away.
+#[test]
+fn the_first_probe_does_not_wait_for_a_long_interval() -> Result<()> {
+    let lab = Lab::new()?;
+    let config = Config::new(lab.service().toml("fw-1")).defaults("interval = \"1h\"\nrise = 1");
+    let tracker = Tracker::start(&lab.hub, config)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    Ok(())
+}

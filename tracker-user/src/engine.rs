@@ -29,6 +29,11 @@ const DEVICE_CHECK_NS: u64 = 10_000_000;
 /// How long, beyond the longest timeout, a device of which nothing is known may keep its counter still
 /// before that is taken for the truth; some drivers refresh theirs once a second.
 const PATIENCE_NS: u64 = 2_000_000_000;
+/// Trackers of at least this interval are sent for as soon as they can be (again), not only at their next
+/// turn: it may be an hour away.
+const PROMPT_NS: u64 = 1_000_000_000;
+/// Of those, so many a tick: a million that can be sent for at once are still spread.
+const PROMPT_MAX: usize = 64;
 /// Longest sleep: commands wake the thread, so this only bounds the age of device checks.
 const IDLE_NS: u64 = 1_000_000_000;
 
@@ -176,6 +181,8 @@ struct Slot {
     fault: Option<Cause>,
     /// Probes that the kernel is known to have sent.
     handed: u64,
+    /// When it was last sent for; 0 before the first time.
+    sent_ns: u64,
     /// When the first probe of the present run of losses was sent.
     losing_since_ns: u64,
     /// When the first early reply of the present run came, and which probe it answered; 0 for none.
@@ -203,6 +210,8 @@ struct Group {
     cohort: Cohort,
     flights: VecDeque<Flight>,
     in_flight: VecDeque<u32>,
+    /// Trackers that can be sent for again and should not wait for their turn.
+    prompt: VecDeque<u32>,
     /// Losses of probes sent before this prove nothing.
     void_until_ns: u64,
 }
@@ -293,6 +302,7 @@ impl<P: Plane> Engine<P> {
                 cohort: Cohort::new(spec.interval_ns, spec.timeout_ns),
                 flights: VecDeque::new(),
                 in_flight: VecDeque::new(),
+                prompt: VecDeque::new(),
                 void_until_ns: 0,
             });
             self.groups.len() - 1
@@ -312,6 +322,7 @@ impl<P: Plane> Engine<P> {
             },
             fault: spec.fault,
             handed: sent,
+            sent_ns: 0,
             losing_since_ns: 0,
             replying_since_ns: 0,
             replying_from: 0,
@@ -336,6 +347,7 @@ impl<P: Plane> Engine<P> {
         };
         let group = &mut self.groups[gone.cohort];
         group.cohort.remove(slot);
+        group.prompt.retain(|&entry| entry != slot);
         // Its probes under way are forgotten: each flight loses the entries that were this slot's.
         let mut entries = std::mem::take(&mut group.in_flight).into_iter();
         for flight in &mut group.flights {
@@ -411,7 +423,12 @@ impl<P: Plane> Engine<P> {
         state.replying_since_ns = 0;
         match self.paths[state.spec.path as usize].fault.or(state.fault) {
             Some(cause) => state.machine.fault(cause, sent),
-            None => state.machine.mended(),
+            None => {
+                state.machine.mended();
+                if state.spec.interval_ns >= PROMPT_NS {
+                    self.groups[state.cohort].prompt.push_back(slot);
+                }
+            }
         }
         self.settle(slot, now_ns, None);
     }
@@ -455,7 +472,12 @@ impl<P: Plane> Engine<P> {
             .groups
             .iter()
             .filter_map(|group| Some(group.flights.front()?.deadline_ns));
-        let next_ns = due.chain(deadlines).min().unwrap_or(u64::MAX);
+        let prompt = self
+            .groups
+            .iter()
+            .any(|group| !group.prompt.is_empty())
+            .then_some(now_ns);
+        let next_ns = due.chain(deadlines).chain(prompt).min().unwrap_or(u64::MAX);
         // An early wake-up (a reply, a command) does not shift the grid of ticks.
         let soonest_ns = if self.planned_ns > now_ns {
             self.planned_ns.min(now_ns + TICK_NS)
@@ -682,11 +704,20 @@ impl<P: Plane> Engine<P> {
             let (slots, paths) = (&mut self.slots, &self.paths);
             let (batch, devices) = (&mut self.batch, &mut self.devices);
             let plane = &mut self.plane;
-            let limit = abi::BATCH_MAX as usize;
-            self.groups[at].cohort.tick(now_ns, limit, |tracker, turn| {
+            let group = &mut self.groups[at];
+            let spacing_ns = if group.cohort.interval_ns >= PROMPT_NS {
+                group.cohort.interval_ns / 2
+            } else {
+                0
+            };
+            let mut turn = |tracker: u32, turn: Turn| {
                 let Some(slot) = slots[tracker as usize].as_mut() else {
                     return;
                 };
+                if slot.sent_ns != 0 && now_ns.saturating_sub(slot.sent_ns) < spacing_ns {
+                    // It was sent for out of turn just before.
+                    return;
+                }
                 let fault = slot.fault.or(paths[slot.spec.path as usize].fault);
                 if turn == Turn::Skip || fault.is_some() {
                     slot.judge.skipped += 1;
@@ -696,8 +727,16 @@ impl<P: Plane> Engine<P> {
                 if let Some(device) = slot.device {
                     devices[device].ledger.hand();
                 }
+                slot.sent_ns = now_ns;
                 batch.push(tracker);
-            });
+            };
+            for _ in 0..PROMPT_MAX.min(group.prompt.len()) {
+                if let Some(tracker) = group.prompt.pop_front() {
+                    turn(tracker, Turn::Take);
+                }
+            }
+            let limit = abi::BATCH_MAX as usize - PROMPT_MAX;
+            group.cohort.tick(now_ns, limit, turn);
             if !self.batch.is_empty() {
                 self.send_batch(at, now_ns);
             }

@@ -20,7 +20,7 @@ pub fn linux_version() -> (u32, u32) {
 /// One line that says what to do.
 pub fn require_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("loading eBPF programs needs root; run this with sudo");
+        bail!("loading and removing eBPF programs needs root; run this with sudo");
     }
     Ok(())
 }
