@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -176,7 +176,7 @@ fn throughput_lab(path: Forwarding) -> Result<Lab> {
 
 /// One round of fping over the path; it needs the route that Tracker does not. Round trips a second, and
 /// microseconds of processor time each.
-fn fping(path: Forwarding) -> Result<(f64, f64)> {
+fn fping_once(path: Forwarding) -> Result<Option<(f64, f64)>> {
     let lab = throughput_lab(path)?;
     let endpoint = lab.service().endpoint;
     lab.hub
@@ -210,14 +210,22 @@ fn fping(path: Forwarding) -> Result<(f64, f64)> {
             .ok()
     };
     let replies: u64 = text.lines().filter_map(received).sum();
-    ensure!(
-        replies * 100 >= u64::from(TARGETS) * 99,
-        "fping got only {replies} replies"
-    );
-    Ok((
+    let is_whole = replies * 100 >= u64::from(TARGETS) * 99;
+    Ok(is_whole.then_some((
         replies as f64 / elapsed.as_secs_f64(),
         used_us as f64 / replies as f64,
-    ))
+    )))
+}
+
+/// [`fping_once`] until nearly all replies came: where a busy machine drops some, fping waits for its
+/// timeout at the end, which would not be fair.
+fn fping(path: Forwarding) -> Result<(f64, f64)> {
+    for _ in 0..5 {
+        if let Some(figures) = fping_once(path)? {
+            return Ok(figures);
+        }
+    }
+    bail!("in five rounds fping never got nearly all replies; the machine is too busy to measure")
 }
 
 /// Processor time of ended children, microseconds.
