@@ -6,7 +6,10 @@
 //! whenever any layout or meaning changes; it is part of [`Hub`], so that a newer daemon recognises
 //! pins it can't read.
 
-use core::mem::{align_of, offset_of, size_of};
+use core::{
+    mem::{align_of, offset_of, size_of},
+    net::IpAddr,
+};
 
 /// Version of everything in this module.
 pub const VERSION: u32 = 1;
@@ -70,6 +73,15 @@ pub enum Family {
     Ipv4 = 0,
     /// IPv6.
     Ipv6 = 1,
+}
+
+impl From<IpAddr> for Family {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self::Ipv4,
+            IpAddr::V6(_) => Self::Ipv6,
+        }
+    }
 }
 
 /// How probes leave by a path.

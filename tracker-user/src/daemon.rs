@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 use tracker_ebpf::{
-    abi::{self, Family},
+    abi,
     verdict::{Cause, Verdict},
 };
 
@@ -150,7 +150,7 @@ struct Daemon {
     shared: Shared,
     members: Vec<Attachment>,
     /// The tracker of each slot: position in `members` and in its trackers.
-    by_slot: HashMap<u32, TrackerRef>,
+    by_slot: HashMap<u32, (TrackerRef, usize)>,
     slots: Slots,
     paths: Slots,
     words: Words,
@@ -369,10 +369,10 @@ impl Daemon {
                 detection_ns,
                 ..
             } => {
-                let Some(&at) = self.by_slot.get(&slot) else {
+                let Some(&(at, member)) = self.by_slot.get(&slot) else {
                     return;
                 };
-                let detail = self.detail(at, cause);
+                let detail = self.detail(member, at.tracker, cause);
                 let state = TrackerState {
                     verdict,
                     cause,
@@ -385,7 +385,7 @@ impl Daemon {
                         .tracker_changed(at, state, stamp(), detection_ns);
                 self.shared.feed.publish(events);
                 if (verdict, cause) == (Verdict::Down, Cause::NoReply) {
-                    self.confirm_next_hop(at);
+                    self.confirm_next_hop(member);
                 }
             }
             Report::NotLeaving(ifindex) => {
@@ -422,11 +422,8 @@ impl Daemon {
 
     /// A service that stopped answering may have been replaced by a box with another MAC address: has
     /// the kernel ask, which the hub's own traffic would do only after up to a minute.
-    fn confirm_next_hop(&mut self, at: TrackerRef) {
-        let member = self
-            .members
-            .iter()
-            .find(|member| (member.service, member.member) == (at.service, at.member));
+    fn confirm_next_hop(&mut self, member: usize) {
+        let member = self.members.get(member);
         let key = member.and_then(|member| member.plan.as_ref()?.neighbour);
         let now = Instant::now();
         if let Some((ifindex, ip)) = key
@@ -449,29 +446,18 @@ impl Daemon {
     }
 
     /// The rest of the story of a tracker's cause.
-    fn detail(&self, at: TrackerRef, cause: Cause) -> Option<String> {
-        let member = self
-            .members
-            .iter()
-            .find(|member| (member.service, member.member) == (at.service, at.member))?;
+    fn detail(&self, member: usize, tracker: u32, cause: Cause) -> Option<String> {
+        let member = self.members.get(member)?;
         let of_path = member
             .plan
             .as_ref()
             .and_then(|plan| plan.path.as_ref().err());
-        let of_source = member.trackers.get(at.tracker as usize)?.fault.as_ref();
+        let of_source = member.trackers.get(tracker as usize)?.fault.as_ref();
         let fault = of_path
             .into_iter()
             .chain(of_source)
             .find(|fault| fault.cause == cause);
         fault.map(|fault| fault.detail.clone())
-    }
-}
-
-fn family(ip: IpAddr) -> Family {
-    if ip.is_ipv4() {
-        Family::Ipv4
-    } else {
-        Family::Ipv6
     }
 }
 

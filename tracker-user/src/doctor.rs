@@ -1,7 +1,7 @@
 //! `tracker doctor`: what this kernel and these interfaces can do, tried and not guessed where trying
 //! disturbs nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use anyhow::Result;
 use aya::{
@@ -9,17 +9,21 @@ use aya::{
     programs::{Program, loaded_programs},
 };
 use serde::Serialize;
-use tracker_ebpf::{abi, wire::probe};
+use tracker_ebpf::{
+    abi::{self, Via},
+    wire::probe,
+};
 
 use crate::{
     config::{self, Config, ModeChoice},
     kernel::{
         OBJECT, bpffs,
-        interfaces::{Link, Observed, XDP_ACT_BASIC, XDP_ACT_NDO_XMIT},
+        interfaces::{Link, Observed, XDP_ACT_BASIC},
         netlink::Netlink,
         preflight,
     },
     mode::{Mode, SendWay},
+    plan::{self, Ways},
 };
 
 /// What was found.
@@ -59,6 +63,17 @@ pub struct Interface {
     pub send: Option<SendWay>,
     /// Why.
     pub detail: String,
+}
+
+impl Interface {
+    fn unusable(name: &str, detail: impl Into<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            mode: None,
+            send: None,
+            detail: detail.into(),
+        }
+    }
 }
 
 /// Looks at everything; with a config, at the interfaces that it names, else at all.
@@ -108,23 +123,16 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
             (None, Some(ifindex)) => {
                 names.extend(observed.links.get(ifindex).map(|link| link.name.clone()));
             }
-            (None, None) => interfaces.push(Interface {
-                name: format!("(of {})", member.endpoint),
-                mode: None,
-                send: None,
-                detail: "no route leads to this endpoint; give the member an interface".to_owned(),
-            }),
+            (None, None) => interfaces.push(Interface::unusable(
+                &format!("(of {})", member.endpoint),
+                "no route leads to this endpoint; give the member an interface",
+            )),
         }
         names.extend(member.returns.iter().cloned());
     }
     interfaces.extend(names.into_iter().map(|name| match observed.by_name(&name) {
         Some(link) => describe(link, observed, config.hub.mode),
-        None => Interface {
-            name,
-            mode: None,
-            send: None,
-            detail: "does not exist; its trackers wait until it does".to_owned(),
-        },
+        None => Interface::unusable(&name, "does not exist; its trackers wait until it does"),
     }));
     interfaces
 }
@@ -134,14 +142,12 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
     let has = |bit: u64| features.is_some_and(|features| features & bit != 0);
     let foreign = link.xdp_program.filter(|id| !is_ours(*id));
     if let (ModeChoice::XdpNative | ModeChoice::XdpGeneric, Some(id)) = (choice, foreign) {
-        return Interface {
-            name: link.name.clone(),
-            mode: None,
-            send: None,
-            detail: format!(
+        return Interface::unusable(
+            &link.name,
+            format!(
                 "XDP program {id} of somebody else is attached; remove it, or set hub.mode to auto or tc"
             ),
-        };
+        );
     }
     let (mode, why) = match (choice, foreign) {
         (ModeChoice::Tc, _) => (Mode::Tc, "chosen by hub.mode".to_owned()),
@@ -161,24 +167,20 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         (ModeChoice::Auto, None) => (Mode::XdpGeneric, "the driver does not run XDP".to_owned()),
     };
     if !link.is_ethernet {
-        return Interface {
-            name: link.name.clone(),
-            mode: None,
-            send: None,
-            detail: "it has no Ethernet header, which this version can't send by".to_owned(),
-        };
+        return Interface::unusable(
+            &link.name,
+            "it has no Ethernet header, which this version can't send by",
+        );
     }
-    let parent = link.vlan.and_then(|vlan| observed.links.get(&vlan.parent));
-    let takes_frames = |link: &Link| {
-        link.xdp_features
-            .is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
+    let ways = Ways {
+        mode: choice,
+        not_leaving: &HashSet::new(),
+        last_macs: &HashMap::new(),
     };
-    let redirects =
-        choice != ModeChoice::Tc && (takes_frames(link) || parent.is_some_and(takes_frames));
-    let (send, how) = if redirects {
-        (SendWay::XdpRedirect, "the device takes redirected frames")
-    } else {
-        (SendWay::TcRedirect, "the device takes no redirected frames")
+    let (_, _, via) = plan::way_out(link, observed, ways);
+    let how = match via {
+        Via::XdpRedirect => "the device takes redirected frames",
+        Via::TcRedirect | Via::Nowhere => "the device takes no redirected frames",
     };
     let state = if link.is_running {
         ""
@@ -188,7 +190,7 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
     Interface {
         name: link.name.clone(),
         mode: Some(mode),
-        send: Some(send),
+        send: SendWay::of(via),
         detail: format!("{why}; {how}{state}"),
     }
 }

@@ -835,11 +835,6 @@ impl<P: Plane> Engine<P> {
     pub fn sleep(&self) -> Duration {
         Duration::from_nanos(self.planned_ns.saturating_sub(self.plane.now_ns()))
     }
-
-    /// The judge's view of a tracker, for tests and simulation.
-    pub fn judge_state(&self, slot: u32) -> Option<abi::JudgeState> {
-        Some(self.slots.get(slot as usize)?.as_ref()?.judge)
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! How programs are attached and how probes leave: what `status` and `doctor` call mode and send.
 
+use tracker_ebpf::abi::Via;
+
 use crate::config::words;
 
 /// How the receive program is attached.
@@ -20,6 +22,17 @@ pub enum SendWay {
     XdpRedirect,
     /// Passed to a private device's TC ingress and redirected there.
     TcRedirect,
+}
+
+impl SendWay {
+    /// The way of a path; `None` where it leads nowhere.
+    pub const fn of(via: Via) -> Option<Self> {
+        match via {
+            Via::XdpRedirect => Some(Self::XdpRedirect),
+            Via::TcRedirect => Some(Self::TcRedirect),
+            Via::Nowhere => None,
+        }
+    }
 }
 
 words! {

@@ -73,11 +73,7 @@ pub struct MemberPlan {
 impl MemberPlan {
     /// How the member's probes leave, where they do.
     pub fn send_way(&self) -> Option<SendWay> {
-        match self.path.as_ref().ok()?.via {
-            Via::XdpRedirect => Some(SendWay::XdpRedirect),
-            Via::TcRedirect => Some(SendWay::TcRedirect),
-            Via::Nowhere => None,
-        }
+        SendWay::of(self.path.as_ref().ok()?.via)
     }
 }
 
@@ -206,7 +202,7 @@ fn path(
 
 /// The device by which frames leave, their tag, and how they get there. A device without
 /// `ndo_xdp_xmit`, or on a kernel that doesn't tell, takes the way that every device has: TC.
-fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) {
+pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) {
     let takes_frames = |link: &Link| {
         ways.mode != ModeChoice::Tc
             && !ways.not_leaving.contains(&link.index)
@@ -233,11 +229,7 @@ fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) 
 /// link-local destination: nobody would route the reply.
 fn source(member: &Member, link: &Link, tracker: &Tracker) -> Result<IpAddr, Fault> {
     let behind = tracker.behind;
-    let family = if behind.is_ipv4() {
-        Family::Ipv4
-    } else {
-        Family::Ipv6
-    };
+    let family = Family::from(behind);
     let frame_len = probe::wire_len(link.vlan.is_some(), family, tracker.payload);
     let packet_len = probe::wire_len(false, family, tracker.payload) - ethernet::LEN as u32;
     if packet_len > link.mtu {

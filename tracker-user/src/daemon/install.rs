@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, anyhow, bail};
 use tracker_ebpf::{abi, verdict::Rules};
 
-use super::{Attachment, Daemon, Tracker, address_bytes, family, nanoseconds, stamp};
+use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, stamp};
 use crate::{
     board::TrackerRef,
     config::{self, Config, Member, Role},
@@ -63,7 +63,7 @@ impl Daemon {
                         member: member_at as u32,
                         tracker: tracker_at as u32,
                     };
-                    refs.insert(installed.slot, at);
+                    refs.insert(installed.slot, (at, self.members.len()));
                     attachment.trackers.push(installed);
                 }
                 for tracker in before.values() {
@@ -78,7 +78,7 @@ impl Daemon {
             }
             self.paths.give(attachment.path);
         }
-        self.shared.core().slots = refs.iter().map(|(slot, at)| (*at, *slot)).collect();
+        self.shared.core().slots = refs.iter().map(|(slot, (at, _))| (*at, *slot)).collect();
         self.by_slot = refs;
         Ok(())
     }
@@ -97,7 +97,7 @@ impl Daemon {
             window_mask: words - 1,
             payload: tracker.payload,
             icmp_id: self.icmp_base ^ slot as u16,
-            family: family(tracker.behind),
+            family: tracker.behind.into(),
             ..Default::default()
         };
         self.kernel.reset(slot, &entry);

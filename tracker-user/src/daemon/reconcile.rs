@@ -5,7 +5,7 @@ use std::{collections::HashSet, net::IpAddr};
 use tokio::time::Instant;
 use tracker_ebpf::abi::{self, Via};
 
-use super::{Daemon, RETRY, Tracker, address_bytes, family, private_names};
+use super::{Daemon, RETRY, Tracker, address_bytes, private_names};
 use crate::{
     board::MemberPath,
     engine::Command,
@@ -222,7 +222,7 @@ impl Daemon {
         };
         let entry = abi::Path {
             endpoint: address_bytes(member.config.endpoint),
-            endpoint_family: family(member.config.endpoint),
+            endpoint_family: member.config.endpoint.into(),
             interface: plan.neighbour.map_or(0, |(ifindex, _)| ifindex),
             ..entry
         };

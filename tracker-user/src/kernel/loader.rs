@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs::File, io::Read as _, net::IpAddr, path::Path
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, Map, MapData, PerCpuArray, RingBuf, xdp::DevMapHash},
+    maps::{Array, Map, MapData, RingBuf, xdp::DevMapHash},
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
@@ -73,7 +73,6 @@ pub struct Kernel {
     receives: HashMap<u32, Receive>,
     devices: DevMapHash<MapData>,
     trackers: Array<MapData, abi::Tracker>,
-    counters: PerCpuArray<MapData, abi::Counters>,
     states: StateReader,
     windows: Mapped<u64>,
     sizes: Sizes,
@@ -177,7 +176,6 @@ impl Kernel {
         let kernel = Self {
             devices: DevMapHash::try_from(take(&mut ebpf, abi::map::DEVICES)?)?,
             trackers: Array::try_from(take(&mut ebpf, abi::map::TRACKERS)?)?,
-            counters: PerCpuArray::try_from(take(&mut ebpf, abi::map::COUNTERS)?)?,
             states: StateReader(Arc::new(mapped(&ebpf, abi::map::STATE)?)),
             windows: mapped(&ebpf, abi::map::WINDOWS)?,
             ebpf,
@@ -342,18 +340,6 @@ impl Kernel {
     /// A reader of trackers' states.
     pub fn states(&self) -> StateReader {
         self.states.clone()
-    }
-
-    /// The programs' counters of each CPU.
-    ///
-    /// # Errors
-    /// As the kernel answers.
-    pub fn counters(&self) -> Result<Vec<abi::Counters>> {
-        Ok(self
-            .counters
-            .get(&0, 0)
-            .context("cannot read the map COUNTERS")?
-            .to_vec())
     }
 
     /// Leaves maps and links pinned, so that programs stay attached.
