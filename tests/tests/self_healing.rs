@@ -38,7 +38,8 @@ fn orphan_of_the_private_interfaces_does_not_stop_a_start() -> Result<()> {
     let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let orphan = private_interface(&lab)?;
-    let other = orphan.trim_end_matches('b').to_owned() + "a";
+    let pair = orphan.strip_suffix('b').context("read the pair's name")?;
+    let other = format!("{pair}a");
     tracker.kill()?;
     let elsewhere = lab.service().host.name().to_owned();
     lab.hub
