@@ -32,7 +32,7 @@ use crate::{
     engine::Report,
     kernel::{
         bpffs::{self, Pins},
-        interfaces::Neighbour,
+        interfaces::{Neighbour, PRIVATE_PREFIX},
         loader::{Kernel, StateReader},
         netlink::Netlink,
         plane::monotonic_ns,
@@ -170,7 +170,7 @@ pub fn private_names(instance: &str) -> [String; 2] {
     let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
-    ["a", "b"].map(|end| format!("trk-{hash:08x}{end}"))
+    ["a", "b"].map(|end| format!("{PRIVATE_PREFIX}{hash:08x}{end}"))
 }
 
 fn stamp() -> Stamp {

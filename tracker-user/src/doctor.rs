@@ -89,7 +89,7 @@ pub async fn examine(config: Option<&Config>) -> Result<Report> {
         None => {
             let links = netlink.observed.links.values();
             links
-                .filter(|link| link.name != "lo" && !link.name.starts_with("trk-"))
+                .filter(|link| !link.is_private())
                 .map(|link| describe(link, &netlink.observed, ModeChoice::Auto))
                 .collect()
         }

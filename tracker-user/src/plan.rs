@@ -200,6 +200,21 @@ fn path(
     Ok(entry)
 }
 
+/// Interfaces on which nobody expects a reply, but one may arrive that came a wrong way: all that run,
+/// but for those of `receive` and what lies below them, where each of their replies passes first.
+pub fn watched(observed: &Observed, receive: &HashSet<u32>) -> HashSet<u32> {
+    let passes: HashSet<u32> = receive
+        .iter()
+        .flat_map(|ifindex| observed.below(*ifindex))
+        .collect();
+    observed
+        .links
+        .values()
+        .filter(|link| link.is_running && !link.is_private() && !passes.contains(&link.index))
+        .map(|link| link.index)
+        .collect()
+}
+
 /// The device by which frames leave, their tag, and how they get there. A device without
 /// `ndo_xdp_xmit`, or on a kernel that doesn't tell, takes the way that every device has: TC.
 pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) {

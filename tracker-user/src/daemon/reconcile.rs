@@ -8,8 +8,13 @@ use tracker_ebpf::abi::{self, Via};
 use super::{Daemon, RETRY, Tracker, address_bytes, private_names};
 use crate::{
     board::MemberPath,
+    config::ModeChoice,
     engine::Command,
-    kernel::{interfaces::Neighbour, loader::Kernel},
+    kernel::{
+        interfaces::Neighbour,
+        loader::{Kernel, Purpose},
+    },
+    mode::Mode,
     plan::{self, Fault, MemberPlan, Ways},
     sender::Sender,
 };
@@ -96,22 +101,20 @@ impl Daemon {
         }
     }
 
-    /// Attaches the receive program wherever replies may arrive, and nowhere else.
+    /// Attaches the receive program wherever replies may arrive, and beside that wherever one could come
+    /// by a wrong way.
     fn attach(&mut self, plans: &[MemberPlan]) {
-        let links = &self.netlink.observed.links;
+        let observed = &self.netlink.observed;
+        let links = &observed.links;
         let wanted: HashSet<u32> = plans
             .iter()
             .flat_map(|plan| &plan.receive)
             .copied()
             .collect();
-        for ifindex in self.kernel.attached() {
-            if !wanted.contains(&ifindex) || !links.contains_key(&ifindex) {
-                self.kernel.detach(ifindex);
-            }
-        }
+        let watched = plan::watched(observed, &wanted);
         let now = Instant::now();
         self.refused.retain(|ifindex, _| wanted.contains(ifindex));
-        for ifindex in wanted {
+        for &ifindex in &wanted {
             let is_fresh = |(_, since): &(String, Instant)| now - *since < RETRY;
             if self.kernel.mode(ifindex).is_some()
                 || self.refused.get(&ifindex).is_some_and(is_fresh)
@@ -124,7 +127,13 @@ impl Daemon {
             match self.kernel.attach(link, self.config.hub.mode) {
                 Ok(mode) => {
                     self.refused.remove(&ifindex);
-                    tracing::info!("{}: receiving by {}", link.name, mode.as_str());
+                    let why = match (link.xdp_program, mode) {
+                        (Some(id), Mode::Tc) if self.config.hub.mode == ModeChoice::Auto => {
+                            format!("; XDP program {id} of somebody else stays where it is")
+                        }
+                        _ => String::new(),
+                    };
+                    tracing::info!("{}: receiving by {}{why}", link.name, mode.as_str());
                 }
                 Err(error) => {
                     let why = format!("{error:#}");
@@ -133,6 +142,26 @@ impl Daemon {
                         tracing::error!("{why}");
                     }
                 }
+            }
+        }
+        let attached: HashSet<_> = self.kernel.attached().into_iter().collect();
+        for ifindex in &watched {
+            if !attached.contains(&(*ifindex, Purpose::Watch))
+                && let Some(link) = links.get(ifindex)
+                && let Err(error) = self.kernel.watch(link)
+            {
+                // Nothing depends on it: such a reply is then missed, and the cause `no-reply`.
+                tracing::debug!("{error:#}");
+            }
+        }
+        // After the new ones, so that an interface that changes its purpose is never without.
+        for (ifindex, purpose) in attached {
+            let is_wanted = match purpose {
+                Purpose::Receive => wanted.contains(&ifindex) && links.contains_key(&ifindex),
+                Purpose::Watch => watched.contains(&ifindex),
+            };
+            if !is_wanted {
+                self.kernel.detach(ifindex, purpose);
             }
         }
     }
@@ -193,9 +222,9 @@ impl Daemon {
     fn apply(&mut self, at: usize, plan: MemberPlan) {
         let member = &mut self.members[at];
         let mode = plan
-            .interface
-            .as_ref()
-            .and_then(|(ifindex, _)| self.kernel.mode(*ifindex));
+            .receive
+            .iter()
+            .find_map(|ifindex| self.kernel.mode(*ifindex));
         let path = MemberPath {
             interface: plan
                 .interface
@@ -246,14 +275,16 @@ impl Daemon {
             }
         }
         let detached = self.kernel.detached();
-        for ifindex in &detached {
+        for (ifindex, purpose) in &detached {
             // No notification tells of it; the interface itself may be gone, which one does.
             if let Some(link) = self.netlink.observed.links.get(ifindex) {
                 tracing::warn!("{}: somebody detached the receive program", link.name);
             }
-            self.kernel.detach(*ifindex);
-            // Replies to what is under way went unheard: nobody is to blame.
-            let hearing = |plan: &MemberPlan| plan.receive.contains(ifindex);
+            self.kernel.detach(*ifindex, *purpose);
+            // Replies to what is under way went unheard: nobody is to blame. (None counts where one is
+            // only watched for.)
+            let hearing =
+                |plan: &MemberPlan| *purpose == Purpose::Receive && plan.receive.contains(ifindex);
             let deaf = self
                 .members
                 .iter()

@@ -1,7 +1,7 @@
 //! What the hub's kernel says of its interfaces, addresses and neighbours.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -54,12 +54,35 @@ pub struct Link {
     pub mtu: u32,
     /// Where it is an 802.1Q device.
     pub vlan: Option<Vlan>,
+    /// The device that first sees what arrives on this one: a VLAN's, macvlan's or ipvlan's parent.
+    pub parent: Option<u32>,
+    /// The device that takes over what arrives on this one: the bridge, bond or VRF it belongs to.
+    pub master: Option<u32>,
     /// Its `xdp-features`; `None` where the kernel doesn't tell (before Linux 6.3).
     pub xdp_features: Option<u64>,
     /// The XDP program that is attached to it, whoever attached it.
     pub xdp_program: Option<u32>,
     /// Its addresses.
     pub addresses: Vec<Address>,
+}
+
+/// What the names of private interfaces begin with; eight hexadecimal digits and `a` or `b` follow.
+pub const PRIVATE_PREFIX: &str = "trk-";
+
+impl Link {
+    /// True where no packet of a service arrives: the loopback, and the private interfaces of this
+    /// instance and of others.
+    pub fn is_private(&self) -> bool {
+        let of_instance = |rest: &str| {
+            let (digits, end) = rest.split_at_checked(8).unwrap_or_default();
+            digits.bytes().all(|byte| byte.is_ascii_hexdigit()) && matches!(end, "a" | "b")
+        };
+        self.name == "lo"
+            || self
+                .name
+                .strip_prefix(PRIVATE_PREFIX)
+                .is_some_and(of_instance)
+    }
 }
 
 /// What the neighbour table knows of an address.
@@ -85,6 +108,26 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// The interfaces that see what arrives on `ifindex` before it does, themselves included: ports and
+    /// parents, at any depth.
+    pub fn below(&self, ifindex: u32) -> HashSet<u32> {
+        let mut below = HashSet::from([ifindex]);
+        let mut upper = vec![ifindex];
+        while let Some(ifindex) = upper.pop() {
+            let parent = self.links.get(&ifindex).and_then(|link| link.parent);
+            let ports = self
+                .links
+                .values()
+                .filter(|link| link.master == Some(ifindex));
+            for lower in parent.into_iter().chain(ports.map(|port| port.index)) {
+                if below.insert(lower) {
+                    upper.push(lower);
+                }
+            }
+        }
+        below
+    }
+
     /// The interface of a name.
     pub fn by_name(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|link| link.name == name)

@@ -43,6 +43,25 @@ struct Receive {
     hold: Hold,
 }
 
+/// What a receive program on an interface is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Counting replies: the interface is in some member's `returns`.
+    Receive,
+    /// Noticing replies that come by a way that no member's `returns` names.
+    Watch,
+}
+
+impl Purpose {
+    /// The name of the link's pin.
+    fn pin(self, ifindex: u32, mode: Mode) -> String {
+        match self {
+            Self::Receive => format!("receive-{}-{ifindex}", mode.as_str()),
+            Self::Watch => format!("watch-{ifindex}"),
+        }
+    }
+}
+
 /// What keeps a program attached; dropping it detaches.
 enum Hold {
     Pinned(Option<PinnedLink>),
@@ -70,7 +89,7 @@ pub struct Kernel {
     key: [u64; 2],
     private_ifindex: u32,
     pins: Pins,
-    receives: HashMap<u32, Receive>,
+    receives: HashMap<(u32, Purpose), Receive>,
     devices: DevMapHash<MapData>,
     trackers: Array<MapData, abi::Tracker>,
     states: StateReader,
@@ -214,14 +233,29 @@ impl Kernel {
         self.sizes
     }
 
-    /// The mode in which the receive program is attached to an interface, if it is.
+    /// The mode in which replies are counted on an interface, if they are.
     pub fn mode(&self, ifindex: u32) -> Option<Mode> {
-        Some(self.receives.get(&ifindex)?.mode)
+        Some(self.receives.get(&(ifindex, Purpose::Receive))?.mode)
     }
 
-    /// Interfaces with a receive program.
-    pub fn attached(&self) -> Vec<u32> {
+    /// Interfaces with a receive program, and what for.
+    pub fn attached(&self) -> Vec<(u32, Purpose)> {
         self.receives.keys().copied().collect()
+    }
+
+    /// Attaches the receive program at TC ingress only to notice replies that come a wrong way: that
+    /// hook takes nothing from anybody, where XDP would take the driver's one place and may reset it.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn watch(&mut self, link: &Link) -> Result<()> {
+        let hold = self
+            .attach_in(link.index, Mode::Tc, Purpose::Watch)
+            .with_context(|| format!("cannot watch {} for replies", link.name))?;
+        let mode = Mode::Tc;
+        self.receives
+            .insert((link.index, Purpose::Watch), Receive { mode, hold });
+        Ok(())
     }
 
     /// Attaches the receive program, in the best mode that `choice` allows and the device takes. A
@@ -238,9 +272,10 @@ impl Kernel {
         };
         let mut refusals = Vec::new();
         for &mode in modes {
-            match self.attach_in(link.index, mode) {
+            match self.attach_in(link.index, mode, Purpose::Receive) {
                 Ok(hold) => {
-                    self.receives.insert(link.index, Receive { mode, hold });
+                    self.receives
+                        .insert((link.index, Purpose::Receive), Receive { mode, hold });
                     return Ok(mode);
                 }
                 Err(error) => refusals.push(format!("{}: {error:#}", mode.as_str())),
@@ -260,23 +295,23 @@ impl Kernel {
     }
 
     /// Interfaces from which somebody detached the receive program under us.
-    pub fn detached(&self) -> Vec<u32> {
+    pub fn detached(&self) -> Vec<(u32, Purpose)> {
         let pinned = self.receives.iter().filter(|(_, receive)| {
             // A clsact filter has no link to ask.
             matches!(receive.hold, Hold::Pinned(_))
         });
         pinned
-            .map(|(ifindex, _)| *ifindex)
-            .filter(|ifindex| {
-                let pin = self.pins.link(&format!("receive-{ifindex}"));
+            .filter(|((ifindex, purpose), receive)| {
+                let pin = self.pins.link(&purpose.pin(*ifindex, receive.mode));
                 links::attached_to(&pin).is_ok_and(|attached| attached != *ifindex)
             })
+            .map(|(key, _)| *key)
             .collect()
     }
 
-    fn attach_in(&mut self, ifindex: u32, mode: Mode) -> Result<Hold> {
+    fn attach_in(&mut self, ifindex: u32, mode: Mode, purpose: Purpose) -> Result<Hold> {
         // A pin may be left where the interface went away and its index came back.
-        let path = self.pins.link(&format!("receive-{ifindex}"));
+        let path = self.pins.link(&purpose.pin(ifindex, mode));
         let _ = std::fs::remove_file(&path);
         let xdp_mode = match mode {
             Mode::XdpNative => XdpMode::Driver,
@@ -293,8 +328,8 @@ impl Kernel {
     }
 
     /// Takes the receive program off an interface.
-    pub fn detach(&mut self, ifindex: u32) {
-        self.receives.remove(&ifindex);
+    pub fn detach(&mut self, ifindex: u32, purpose: Purpose) {
+        self.receives.remove(&(ifindex, purpose));
     }
 
     /// Lets probes be redirected to a device, or no longer.

@@ -9,7 +9,8 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage},
     link::{
-        InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage, LinkXdp,
     },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
@@ -289,8 +290,10 @@ impl Netlink {
         link.is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         link.is_running = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
         link.xdp_program = None;
-        let mut parent = None;
+        let mut lower = None;
         let mut vlan_id = None;
+        let mut is_stacked = false;
+        link.master = None;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -304,20 +307,37 @@ impl Netlink {
                         _ => None,
                     });
                 }
-                LinkAttribute::Link(ifindex) => parent = Some(*ifindex),
+                LinkAttribute::Link(ifindex) => lower = Some(*ifindex),
+                LinkAttribute::Controller(ifindex) => link.master = Some(*ifindex),
                 LinkAttribute::LinkInfo(info) => {
                     for info in info {
-                        if let LinkInfo::Data(InfoData::Vlan(vlan)) = info {
-                            vlan_id = vlan.iter().find_map(|info| match info {
-                                InfoVlan::Id(id) => Some(*id),
-                                _ => None,
-                            });
+                        match info {
+                            // Others use IFLA_LINK too, for what is no parent: a veth for its peer, a
+                            // tunnel for the device of its outer packets.
+                            LinkInfo::Kind(kind) => {
+                                is_stacked = matches!(
+                                    kind,
+                                    InfoKind::Vlan
+                                        | InfoKind::MacVlan
+                                        | InfoKind::MacVtap
+                                        | InfoKind::IpVlan
+                                );
+                            }
+                            LinkInfo::Data(InfoData::Vlan(vlan)) => {
+                                vlan_id = vlan.iter().find_map(|info| match info {
+                                    InfoVlan::Id(id) => Some(*id),
+                                    _ => None,
+                                });
+                            }
+                            _ => {}
                         }
                     }
                 }
                 _ => {}
             }
         }
+        link.parent = lower.filter(|_| is_stacked);
+        let parent = link.parent;
         link.vlan = parent.zip(vlan_id).map(|(parent, id)| Vlan { parent, id });
         is_new
     }

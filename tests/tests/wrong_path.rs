@@ -1,0 +1,103 @@
+//! A reply that comes back around the service proves nothing, on whatever interface of the hub it arrives.
+
+use anyhow::Result;
+use tracker_tests::daemon::SOON;
+use tracker_tests::{Lab, Tracker};
+
+/// Connects the hub's `bypass` and the host directly, past the firewall.
+fn lay_bypass(lab: &Lab) -> Result<()> {
+    let host = &lab.service().host;
+    lab.hub.ip(&format!(
+        "link add bypass type veth peer name eth9 netns {}\n\
+         address add 10.66.0.1/24 dev bypass\nlink set bypass up\n",
+        host.name()
+    ))?;
+    host.ip("address add 10.66.0.2/24 dev eth9\nlink set eth9 up\n")
+}
+
+/// The host's replies to the hub leave it by the bypass, or no longer.
+fn answer_by_bypass(lab: &Lab, is_bypassed: bool) -> Result<()> {
+    let verb = if is_bypassed { "add" } else { "del" };
+    let route = format!("route {verb} 10.9.0.1/32 via 10.66.0.1\n");
+    lab.service().host.ip(&route)
+}
+
+fn watches(tracker: &Tracker) -> Result<usize> {
+    let links = std::fs::read_dir(tracker.pins().join("links"))?;
+    let names = links.flatten().map(|entry| entry.file_name());
+    Ok(names
+        .filter(|name| name.to_string_lossy().starts_with("watch-"))
+        .count())
+}
+
+#[test]
+fn a_reply_on_an_interface_that_nobody_named() -> Result<()> {
+    for mode in ["auto", "tc"] {
+        let lab = Lab::new()?;
+        let config = tracker_tests::Config::new(lab.service().toml("fw-1"))
+            .hub(format!("mode = \"{mode}\""));
+        let tracker = Tracker::start(&lab.hub, config)?;
+        tracker.wait_verdict("fw-1", "up", "replied")?;
+        // Laid while the daemon runs: an interface that comes later is watched too.
+        lay_bypass(&lab)?;
+        answer_by_bypass(&lab, true)?;
+        let down = tracker.wait_verdict("fw-1", "down", "wrong-path")?;
+        let wrong = |status: &tracker_tests::Status| status.count("fw-1", "wrong_path");
+        assert!(wrong(&down) >= 3, "{}", wrong(&down));
+        answer_by_bypass(&lab, false)?;
+        tracker.wait_verdict("fw-1", "up", "replied")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn only_what_cannot_be_on_the_way_is_watched() -> Result<()> {
+    let lab = Lab::with_services(2)?;
+    lab.hub
+        .ip("link add br1 type bridge\nlink set eth1 master br1\n\
+         address add 10.9.7.1/24 dev br1\nlink set br1 up\n")?;
+    let service = lab.service();
+    service.firewall.ip("address add 10.9.7.2/24 dev eth0\n")?;
+    let config = "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.7.2\"\ninterface = \"br1\"\nbehind = [\"10.20.0.9\"]\n";
+    let tracker = Tracker::start(&lab.hub, config)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let status = tracker.wait_alive(SOON, "fw-1")?;
+    // Not the bridge's port eth1, which sees each reply first; only eth2.
+    assert_eq!(status.count("fw-1", "wrong_path"), 0);
+    assert_eq!(watches(&tracker)?, 1);
+    lab.hub.ip("link del eth2\n")?;
+    tracker.wait_for("the watch to go", SOON, |_| {
+        watches(&tracker).is_ok_and(|watches| watches == 0)
+    })?;
+    Ok(())
+}
+
+/// What is watched becomes one of `returns`, and the other way round, without a restart.
+#[test]
+fn an_interface_changes_its_purpose() -> Result<()> {
+    let lab = Lab::new()?;
+    lay_bypass(&lab)?;
+    let service = lab.service();
+    let only = |interface: &str| {
+        service.toml_with(
+            "fw-1",
+            &format!("returns = [\"{interface}\"]\ninterval = \"100ms\""),
+        )
+    };
+    answer_by_bypass(&lab, true)?;
+    let tracker = Tracker::start(&lab.hub, &only("eth1"))?;
+    tracker.wait_verdict("fw-1", "down", "wrong-path")?;
+    let reload = |config: &str| -> Result<()> {
+        let text = std::fs::read_to_string(tracker.config())?;
+        let services = text.find("[[service]]").unwrap_or(text.len());
+        std::fs::write(tracker.config(), text[..services].to_owned() + config)?;
+        tracker.signal(nix::sys::signal::Signal::SIGHUP)
+    };
+    reload(&only("bypass"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    answer_by_bypass(&lab, false)?;
+    tracker.wait_verdict("fw-1", "down", "wrong-path")?;
+    reload(&only("eth1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    Ok(())
+}
