@@ -1,8 +1,5 @@
 //! The ways out of the hub: XDP redirect where the interface can, TC redirect where it cannot, followed when that changes.
 
-use std::thread::sleep;
-use std::time::Duration;
-
 use anyhow::Result;
 use tracker_tests::daemon::{LATER, SOON};
 use tracker_tests::{Config, Lab, Tracker, skip};
@@ -57,11 +54,11 @@ fn the_way_is_changed_while_running() -> Result<()> {
     let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     for _ in 0..3 {
-        offload(&lab, "on")?;
-        sleep(Duration::from_millis(300));
         let before = redirected(&lab)?;
-        tracker.wait_alive(SOON, "fw-1")?;
-        assert!(redirected(&lab)? > before, "XDP redirect was not taken up");
+        offload(&lab, "on")?;
+        tracker.wait_for("XDP redirect to be taken up", SOON, |_| {
+            redirected(&lab).is_ok_and(|count| count > before)
+        })?;
         offload(&lab, "off")?;
         tracker.wait_alive(SOON, "fw-1")?;
     }

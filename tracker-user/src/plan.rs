@@ -14,7 +14,7 @@ use tracker_ebpf::{
 
 use crate::{
     config::{Member, ModeChoice, Tracker},
-    kernel::interfaces::{Link, Neighbour, Observed, XDP_ACT_NDO_XMIT},
+    kernel::interfaces::{Link, Neighbour, Observed},
     mode::SendWay,
 };
 
@@ -221,9 +221,7 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
     let takes_frames = |link: &Link| {
         ways.mode != ModeChoice::Tc
             && !ways.not_leaving.contains(&link.index)
-            && link
-                .xdp_features
-                .is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
+            && link.takes_frames()
     };
     if takes_frames(link) {
         return (link.index, 0, Via::XdpRedirect);
@@ -305,7 +303,7 @@ mod tests {
     use super::*;
     use crate::{
         config,
-        kernel::interfaces::{Address, Vlan},
+        kernel::interfaces::{Address, Vlan, XDP_ACT_NDO_XMIT},
     };
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];

@@ -11,7 +11,7 @@ use crate::{
     config::ModeChoice,
     engine::Command,
     kernel::{
-        interfaces::Neighbour,
+        interfaces::{Link, Neighbour},
         loader::{Kernel, Purpose},
     },
     mode::Mode,
@@ -46,8 +46,10 @@ impl Daemon {
         let links = &self.netlink.observed.links;
         self.last_macs
             .retain(|(ifindex, _), _| links.get(ifindex).is_some_and(|link| link.is_running));
+        // What a device was seen to do counts as long as it says that it can: frames that were lost
+        // while it gave that up say nothing of the time after it says so again.
         self.not_leaving
-            .retain(|ifindex| links.contains_key(ifindex));
+            .retain(|ifindex| links.get(ifindex).is_some_and(Link::takes_frames));
         let ways = Ways {
             mode: self.config.hub.mode,
             not_leaving: &self.not_leaving,

@@ -70,6 +70,12 @@ pub struct Link {
 pub const PRIVATE_PREFIX: &str = "trk-";
 
 impl Link {
+    /// True where the device says that it takes redirected frames.
+    pub fn takes_frames(&self) -> bool {
+        self.xdp_features
+            .is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
+    }
+
     /// True where no packet of a service arrives: the loopback, and the private interfaces of this
     /// instance and of others.
     pub fn is_private(&self) -> bool {
