@@ -261,6 +261,30 @@ impl Namespace {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// What an operator would see in it: interfaces, programs on them, qdiscs.
+    ///
+    /// # Errors
+    /// Those of `ip` and `tc`.
+    pub fn look(&self) -> Result<String> {
+        let links: serde_json::Value = serde_json::from_str(&self.run("ip -j -d link show")?)?;
+        let mut look: Vec<String> = links
+            .as_array()
+            .context("list the interfaces")?
+            .iter()
+            .map(|link| {
+                // Not the flags of the carrier, which the kernel updates up to a second late.
+                let flags = link["flags"].as_array();
+                let up = flags.is_some_and(|flags| flags.contains(&"UP".into()));
+                format!(
+                    "{} up {up} xdp {} promiscuity {}",
+                    link["ifname"], link["xdp"], link["promiscuity"]
+                )
+            })
+            .collect();
+        look.push(self.run("tc qdisc show")?);
+        Ok(look.join("\n"))
+    }
+
     /// Whether a command line exits with 0.
     ///
     /// # Errors

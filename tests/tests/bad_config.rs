@@ -258,7 +258,7 @@ fn check_accepts_what_is_right() -> Result<()> {
 fn run_refuses_and_changes_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let fixture = Fixture::new()?;
-    let before = lab.hub.run("ip -d link show")? + &lab.hub.run("tc qdisc show")?;
+    let before = lab.hub.look()?;
     let pins = Path::new(BPFFS).join("tracker").join(lab.id());
     for (old, new, _, _) in CASES.iter().step_by(5) {
         let path = fixture.write("bad.toml", &GOOD.replacen(old, new, 1), lab.id())?;
@@ -272,7 +272,7 @@ fn run_refuses_and_changes_nothing() -> Result<()> {
         assert!(!text.is_empty(), "{new:?}");
         assert!(text.lines().all(|line| line.contains(&path)), "{text}");
         assert!(!pins.exists(), "{new:?} left {}", pins.display());
-        let after = lab.hub.run("ip -d link show")? + &lab.hub.run("tc qdisc show")?;
+        let after = lab.hub.look()?;
         assert_eq!(after, before, "{new:?}");
     }
     Ok(())

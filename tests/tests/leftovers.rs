@@ -37,29 +37,8 @@ fn wait_until_gone(objects: &BTreeSet<KernelObject>) -> Result<()> {
     }
 }
 
-/// What an operator would see in the hub's namespace: interfaces, programs on them, qdiscs.
-fn look_of(lab: &Lab) -> Result<String> {
-    let links: serde_json::Value = serde_json::from_str(&lab.hub.run("ip -j -d link show")?)?;
-    let mut look: Vec<String> = links
-        .as_array()
-        .context("list the interfaces")?
-        .iter()
-        .map(|link| {
-            // Not the flags of the carrier, which the kernel updates up to a second late.
-            let flags = link["flags"].as_array();
-            let up = flags.is_some_and(|flags| flags.contains(&"UP".into()));
-            format!(
-                "{} up {up} xdp {} promiscuity {}",
-                link["ifname"], link["xdp"], link["promiscuity"]
-            )
-        })
-        .collect();
-    look.push(lab.hub.run("tc qdisc show")?);
-    Ok(look.join("\n"))
-}
-
 fn is_clean(lab: &Lab, tracker: &Tracker, before: &str) -> Result<()> {
-    assert_eq!(look_of(lab)?, before);
+    assert_eq!(lab.hub.look()?, before);
     assert!(!tracker.pins().exists(), "{}", tracker.pins().display());
     let neighbours = lab.hub.run("ip neigh show")?;
     for flag in ["managed", "extern_learn", "PERMANENT"] {
@@ -71,10 +50,10 @@ fn is_clean(lab: &Lab, tracker: &Tracker, before: &str) -> Result<()> {
 #[test]
 fn sigterm_leaves_nothing() -> Result<()> {
     let lab = Lab::new()?;
-    let before = look_of(&lab)?;
+    let before = lab.hub.look()?;
     let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
-    assert_ne!(look_of(&lab)?, before, "a running daemon can be seen");
+    assert_ne!(lab.hub.look()?, before, "a running daemon can be seen");
     let objects = objects(&tracker)?;
 
     let status = tracker.terminate()?;
@@ -87,7 +66,7 @@ fn sigterm_leaves_nothing() -> Result<()> {
 #[test]
 fn sigkill_and_cleanup_leave_nothing() -> Result<()> {
     let lab = Lab::new()?;
-    let before = look_of(&lab)?;
+    let before = lab.hub.look()?;
     let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let objects = objects(&tracker)?;
@@ -117,7 +96,7 @@ fn cleanup_spares_the_other_instances() -> Result<()> {
 #[test]
 fn a_new_daemon_takes_over_after_sigkill() -> Result<()> {
     let lab = Lab::new()?;
-    let before = look_of(&lab)?;
+    let before = lab.hub.look()?;
     let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let mut seen = objects(&tracker)?;
