@@ -25,6 +25,7 @@ pub mod packets;
 pub mod skip;
 pub mod status;
 pub mod topology;
+pub mod tun;
 
 pub use daemon::{Config, Tracker};
 pub use netns::Namespace;

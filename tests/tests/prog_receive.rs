@@ -11,6 +11,7 @@ use tracker_ebpf::abi::program::RECEIVE;
 const ACTIONS: Actions = Actions {
     pass: XDP_PASS,
     consume: XDP_DROP,
+    takes_tag: true,
 };
 
 #[test]

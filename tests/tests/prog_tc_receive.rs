@@ -1,6 +1,8 @@
 //! The receive program at TC ingress: the same table as for XDP, other actions.
 //!
-//! It passes with `TC_ACT_UNSPEC`, so that programs after it still see the packet.
+//! It passes with `TC_ACT_UNSPEC`, so that programs after it still see the packet. It reads from the IP header on,
+//! wherever that is; `BPF_PROG_TEST_RUN` insists on an Ethernet header before it, so that packets that begin with
+//! the IP header are for `tunnel_tun.rs`.
 
 mod prog;
 
@@ -13,6 +15,7 @@ use tracker_ebpf::abi::program::TC_RECEIVE;
 const ACTIONS: Actions = Actions {
     pass: TC_ACT_UNSPEC,
     consume: TC_ACT_SHOT,
+    takes_tag: false,
 };
 
 #[test]

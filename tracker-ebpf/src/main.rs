@@ -12,7 +12,6 @@ mod bpf;
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::bpf_skb_pull_data,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -22,10 +21,7 @@ use bpf::{
     receive::{self, Arrival, Outcome},
     send::{self, Refusal, Sent},
 };
-use tracker_ebpf::wire::{ethernet, icmp, ipv6, probe, vlan};
-
-/// Bytes within which a reply is recognised, link-layer header included.
-const REPLY_HEAD: u32 = (ethernet::LEN + vlan::LEN + ipv6::LEN + icmp::LEN + probe::LEN) as u32;
+use tracker_ebpf::wire::{reply, vlan};
 
 /// A diagnostic through aya-log, at the 1st, 2nd, 4th, 8th ... time: rare by construction, so that no
 /// flood of packets becomes a flood of messages. Nothing without the feature `log`.
@@ -75,9 +71,10 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
         ifindex: ctx.ingress_ifindex() as u32,
         is_tagged: false,
     };
-    let Some(outcome) = receive::receive(packet, arrival) else {
+    let Some(reply) = reply::parse(&packet) else {
         return xdp_action::XDP_PASS;
     };
+    let outcome = receive::recognise(&reply, arrival);
     let count = receive::count_outcome(outcome);
     if let Outcome::Corrupt = outcome {
         rarely!(count, &ctx, "{} packets bear the mark and fail the token");
@@ -88,16 +85,12 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
     }
 }
 
-/// The same at TC ingress.
+/// The same at TC ingress, of devices with and without Ethernet header.
 #[classifier]
 pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
-    let head = ctx.len().min(REPLY_HEAD);
-    if ctx.data() + head as usize > ctx.data_end() {
-        // The rest of the head is in fragments of the buffer. A failure leaves the packet as it was.
-        // SAFETY: helper call on this program's own context; no packet pointer is held across it.
-        unsafe { bpf_skb_pull_data(ctx.skb.skb, head) };
-    }
-    let packet = Packet::new(ctx.data(), ctx.data_end());
+    let Some(reply) = receive::parse_skb(&ctx) else {
+        return TC_ACT_UNSPEC;
+    };
     // SAFETY: the context is valid while the program runs.
     let arrival = unsafe {
         let skb = ctx.skb.skb;
@@ -106,9 +99,7 @@ pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
             is_tagged: (*skb).vlan_tci as u16 & vlan::ID_MASK != 0,
         }
     };
-    let Some(outcome) = receive::receive(packet, arrival) else {
-        return TC_ACT_UNSPEC;
-    };
+    let outcome = receive::recognise(&reply, arrival);
     let count = receive::count_outcome(outcome);
     if let Outcome::Corrupt = outcome {
         rarely!(count, &ctx, "{} packets bear the mark and fail the token");

@@ -18,7 +18,7 @@ use crate::{
     config::{self, Config, ModeChoice},
     kernel::{
         OBJECT, bpffs,
-        interfaces::{Link, Observed, XDP_ACT_BASIC},
+        interfaces::{Header, Link, Observed, XDP_ACT_BASIC},
         netlink::Netlink,
         preflight,
     },
@@ -149,7 +149,18 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
             ),
         );
     }
+    let modes = match Mode::allowed(link, choice) {
+        Ok(modes) => modes,
+        Err(why) => return Interface::unusable(&link.name, why),
+    };
+    if link.header == Header::Other {
+        return Interface::unusable(&link.name, plan::OTHER_HEADER);
+    }
     let (mode, why) = match (choice, foreign) {
+        (ModeChoice::Auto, _) if modes == [Mode::Tc] => (
+            Mode::Tc,
+            "it has no Ethernet header, which XDP needs".to_owned(),
+        ),
         (ModeChoice::Tc, _) => (Mode::Tc, "chosen by hub.mode".to_owned()),
         (ModeChoice::XdpNative, _) => (Mode::XdpNative, "chosen by hub.mode".to_owned()),
         (ModeChoice::XdpGeneric, _) => (Mode::XdpGeneric, "chosen by hub.mode".to_owned()),
@@ -166,12 +177,6 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         ),
         (ModeChoice::Auto, None) => (Mode::XdpGeneric, "the driver does not run XDP".to_owned()),
     };
-    if !link.is_ethernet {
-        return Interface::unusable(
-            &link.name,
-            "it has no Ethernet header, which this version can't send by",
-        );
-    }
     let ways = Ways {
         mode: choice,
         not_leaving: &HashSet::new(),

@@ -2,7 +2,10 @@
 
 use tracker_ebpf::abi::Via;
 
-use crate::config::words;
+use crate::{
+    config::{ModeChoice, words},
+    kernel::interfaces::{Header, Link},
+};
 
 /// How the receive program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +16,24 @@ pub enum Mode {
     XdpGeneric,
     /// TC ingress.
     Tc,
+}
+
+impl Mode {
+    /// The modes of an interface that `choice` allows, best first; or why there is none.
+    pub fn allowed(link: &Link, choice: ModeChoice) -> Result<&'static [Self], String> {
+        match (choice, link.header) {
+            (ModeChoice::Auto, Header::Ethernet) => {
+                Ok(&[Self::XdpNative, Self::XdpGeneric, Self::Tc])
+            }
+            (ModeChoice::Auto | ModeChoice::Tc, _) => Ok(&[Self::Tc]),
+            (ModeChoice::XdpNative, Header::Ethernet) => Ok(&[Self::XdpNative]),
+            (ModeChoice::XdpGeneric, Header::Ethernet) => Ok(&[Self::XdpGeneric]),
+            // The generic hook would run on such a device, at bytes that mean something else.
+            (ModeChoice::XdpNative | ModeChoice::XdpGeneric, Header::Ip | Header::Other) => Err(
+                "it has no Ethernet header, which XDP needs; set hub.mode to auto or tc".to_owned(),
+            ),
+        }
+    }
 }
 
 /// How probes leave.

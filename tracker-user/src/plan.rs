@@ -14,13 +14,16 @@ use tracker_ebpf::{
 
 use crate::{
     config::{Member, ModeChoice, Tracker},
-    kernel::interfaces::{Link, Neighbour, Observed},
+    kernel::interfaces::{Header, Link, Neighbour, Observed},
     mode::SendWay,
 };
 
 /// Longest frame that a live frame's page holds: 4,096 bytes less headroom, the kernel's own head and
 /// `struct skb_shared_info` (net/bpf/test_run.c; measured on Linux 6.18, x86-64).
 const FRAME_MAX: u32 = 3_408;
+
+/// Why an interface is of no use.
+pub const OTHER_HEADER: &str = "its packets begin neither with an Ethernet nor with an IP header";
 
 /// Why a probe can't be sent, for machine and reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +120,8 @@ pub fn member(member: &Member, observed: &Observed, ways: Ways<'_>) -> MemberPla
         interface: Some((link.index, link.name.clone())),
         path: path(member, link, observed, &returns, ways),
         receive: returns,
-        neighbour: link.is_running.then_some((link.index, member.endpoint)),
+        neighbour: (link.is_running && link.has_neighbours())
+            .then_some((link.index, member.endpoint)),
         sources,
     }
 }
@@ -157,37 +161,9 @@ fn path(
             format!("{} is down or has no carrier", link.name),
         ));
     }
-    if !link.is_ethernet {
-        return Err(Fault::new(
-            Cause::SendFailed,
-            format!(
-                "{} has no Ethernet header, which this version can't send by",
-                link.name
-            ),
-        ));
-    }
-    let endpoint = member.endpoint;
-    let next_hop_mac = match observed.neighbours.get(&(link.index, endpoint)) {
-        Some(Neighbour::Resolved(mac)) => *mac,
-        Some(Neighbour::Asking) | None => match ways.last_macs.get(&(link.index, endpoint)) {
-            Some(mac) => *mac,
-            None => {
-                return Err(Fault::new(
-                    Cause::NextHopUnresolved,
-                    format!("asking for {endpoint} on {}", link.name),
-                ));
-            }
-        },
-        Some(Neighbour::Failed) => {
-            return Err(Fault::new(
-                Cause::NextHopUnresolved,
-                format!("{endpoint} does not answer on {}", link.name),
-            ));
-        }
-    };
     let (device, vlan, via) = way_out(link, observed, ways);
     let mut entry = abi::Path {
-        next_hop_mac,
+        next_hop_mac: next_hop_mac(member, link, observed, ways)?,
         vlan,
         source_mac: link.mac,
         via,
@@ -215,11 +191,45 @@ pub fn watched(observed: &Observed, receive: &HashSet<u32>) -> HashSet<u32> {
         .collect()
 }
 
+/// The MAC address of the endpoint; zeros where the interface's packets have no Ethernet header: that of
+/// the frame on the private veth is taken off on its way out.
+fn next_hop_mac(
+    member: &Member,
+    link: &Link,
+    observed: &Observed,
+    ways: Ways<'_>,
+) -> Result<[u8; 6], Fault> {
+    match link.header {
+        Header::Ethernet => {}
+        Header::Ip => return Ok([0; 6]),
+        Header::Other => {
+            let why = format!("{}: {OTHER_HEADER}", link.name);
+            return Err(Fault::new(Cause::SendFailed, why));
+        }
+    }
+    let endpoint = member.endpoint;
+    let unresolved = |why: String| Err(Fault::new(Cause::NextHopUnresolved, why));
+    match observed.neighbours.get(&(link.index, endpoint)) {
+        Some(Neighbour::Resolved(mac)) => Ok(*mac),
+        // Where nobody is asked, the kernel sends to the interface's own address (`arp_constructor`).
+        _ if !link.has_neighbours() => Ok(link.mac),
+        Some(Neighbour::Asking) | None => match ways.last_macs.get(&(link.index, endpoint)) {
+            Some(mac) => Ok(*mac),
+            None => unresolved(format!("asking for {endpoint} on {}", link.name)),
+        },
+        Some(Neighbour::Failed) => {
+            unresolved(format!("{endpoint} does not answer on {}", link.name))
+        }
+    }
+}
+
 /// The device by which frames leave, their tag, and how they get there. A device without
 /// `ndo_xdp_xmit`, or on a kernel that doesn't tell, takes the way that every device has: TC.
 pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) {
     let takes_frames = |link: &Link| {
         ways.mode != ModeChoice::Tc
+            // XDP would hand such a device the Ethernet header with the packet; TC takes it off.
+            && link.header == Header::Ethernet
             && !ways.not_leaving.contains(&link.index)
             && link.takes_frames()
     };
@@ -327,7 +337,6 @@ mod tests {
             index,
             name: name.to_owned(),
             mac: [2, 0, 0, 0, 0, index as u8],
-            is_ethernet: true,
             is_running: true,
             mtu: 1500,
             addresses: vec![
@@ -458,6 +467,43 @@ mod tests {
         };
         let path = member(&configured, &capable, ways).path.expect("a path");
         assert_eq!(path.via, Via::TcRedirect);
+    }
+
+    /// No address to ask for, no Ethernet header, and no XDP whatever the device says it can do.
+    #[test]
+    fn a_tunnel_needs_no_next_hop() {
+        let mut observed = observed();
+        observed.neighbours.clear();
+        let eth1 = observed.links.get_mut(&3).expect("eth1");
+        eth1.header = Header::Ip;
+        eth1.mac = [0; 6];
+        eth1.xdp_features = Some(XDP_ACT_NDO_XMIT);
+        let through = plan("interface = \"eth1\"", &observed);
+        let path = through.path.expect("a path");
+        assert_eq!((path.next_hop_mac, path.source_mac), ([0; 6], [0; 6]));
+        assert_eq!((path.via, path.ifindex), (Via::TcRedirect, 3));
+        assert_eq!(through.neighbour, None);
+
+        observed.links.get_mut(&3).expect("eth1").header = Header::Other;
+        assert_eq!(
+            cause(&plan("interface = \"eth1\"", &observed)),
+            Cause::SendFailed
+        );
+    }
+
+    /// Where the kernel asks nobody, it sends to the interface's own address, or to what the operator set.
+    #[test]
+    fn an_interface_without_arp() {
+        let mut observed = observed();
+        observed.links.get_mut(&3).expect("eth1").is_noarp = true;
+        let set = plan("interface = \"eth1\"", &observed);
+        assert_eq!(set.path.expect("a path").next_hop_mac, MAC);
+        assert_eq!(set.neighbour, None);
+        observed.neighbours.clear();
+        let unset = plan("interface = \"eth1\"", &observed)
+            .path
+            .expect("a path");
+        assert_eq!(unset.next_hop_mac, unset.source_mac);
     }
 
     #[test]

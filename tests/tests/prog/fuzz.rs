@@ -181,6 +181,7 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
             continue;
         }
         let want = oracle(&fuzzer.worlds[family], &answered, &frame);
+        let want = actions.want(&frame, want);
         let ran = object.run(&frame)?;
         let shown = || format!("frame {done} of {program}, {want:?}: {frame:02x?}");
         let action = if want.is_consumed() {

@@ -53,6 +53,7 @@ impl Want {
 }
 
 /// One line of the table: frame in, and what comes of it.
+#[derive(Clone)]
 pub struct Row {
     what: String,
     world: World,
@@ -62,11 +63,25 @@ pub struct Row {
     want: Want,
 }
 
-/// Actions by which a program passes and consumes.
+/// How a program passes and consumes, and what it sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Actions {
     pub pass: i32,
     pub consume: i32,
+    /// Whether a packet may have a VLAN tag among its bytes. At TC ingress the kernel has taken out the
+    /// outer one; what still has one had two.
+    pub takes_tag: bool,
+}
+
+impl Actions {
+    /// What is to come of a frame of which an XDP program makes `want`.
+    pub fn want(self, frame: &[u8], want: Want) -> Want {
+        let is_tagged = frame.get(12..ETHERNET) == Some(&[0x81, 0x00]);
+        match is_tagged && !self.takes_tag {
+            true => Want::Foreign,
+            false => want,
+        }
+    }
 }
 
 /// A reply to one probe, before anything is wrong with it.
@@ -860,7 +875,8 @@ pub fn check_table(program: &'static str, actions: Actions) -> Result<()> {
     let rows = rows();
     let (rows, refused): (Vec<_>, Vec<_>) =
         rows.into_iter().partition(|row| object.takes(&row.frame));
-    for row in &rows {
+    for mut row in rows.iter().cloned() {
+        row.want = actions.want(&row.frame, row.want);
         row.world.install(&mut object)?;
         let before = object.snapshot()?;
         let ran = object.run(&row.frame)?;

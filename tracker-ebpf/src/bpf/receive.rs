@@ -1,11 +1,12 @@
 //! From a frame on a hub's interface to a counted reply.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
     abi::{Event, Path, RETURNS_MAX, State, Tracker},
     verdict::Verdict,
     wire::{
-        probe::Mark,
+        ethernet, icmp, ipv4, ipv6,
+        probe::{self, Mark},
         reply::{self, Reply},
         token, vlan,
     },
@@ -14,7 +15,7 @@ use tracker_ebpf::{
 use super::{
     atomic,
     maps::{EVENTS, HUB, PATHS, STATE, TRACKERS, WINDOWS, count},
-    packet::Packet,
+    packet::{self, Head},
 };
 
 /// What became of a packet that bears the mark.
@@ -46,15 +47,30 @@ pub struct Arrival {
     pub is_tagged: bool,
 }
 
-/// Judges one packet. `None`: foreign, and no map was touched.
+/// Looks for a reply in a packet at TC ingress. The kernel has taken the outer tag of a tagged frame out
+/// of its bytes by then, so that the protocol is that behind the tag.
 #[inline(always)]
-pub fn receive(packet: Packet, arrival: Arrival) -> Option<Outcome> {
-    let reply = reply::parse(&packet)?;
-    Some(recognise(&reply, arrival))
+pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
+    packet::make_linear(ctx);
+    // SAFETY: the context is valid while the program runs.
+    let protocol = unsafe { (*ctx.skb.skb).protocol };
+    // The shifts put 64-bit words of the mark, and of IPv6 addresses, where they are aligned.
+    match u16::from_be(protocol as u16) {
+        ethernet::IPV4 => {
+            let head = Head::<4>::load::<{ ipv4::LEN + icmp::LEN + probe::LEN }>(ctx)?;
+            reply::parse_ipv4::<_, 0>(&head, 0)
+        }
+        ethernet::IPV6 => {
+            let head = Head::<0>::load::<{ ipv6::LEN + icmp::LEN + probe::LEN }>(ctx)?;
+            reply::parse_ipv6::<_, 0>(&head, 0)
+        }
+        _ => None,
+    }
 }
 
+/// Judges a packet that bears the mark.
 #[inline(always)]
-fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
+pub fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
     let slot = reply.mark.tracker;
     let (Some(hub), Some(tracker), Some(state)) =
         (HUB.get(0), TRACKERS.get(slot), STATE.get_ptr_mut(slot))

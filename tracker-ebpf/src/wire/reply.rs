@@ -78,8 +78,9 @@ fn parse_ip<B: Bytes + ?Sized, const AT: usize>(
     }
 }
 
+/// The same of an IPv4 packet that begins at `AT`.
 #[inline(always)]
-fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
+pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
     let ip: &[u8; ipv4::LEN] = frame.at(AT)?;
     if !ipv4::carries(ip, ipv4::ICMP) {
         return None;
@@ -112,8 +113,9 @@ fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Optio
     })
 }
 
+/// The same of an IPv6 packet that begins at `AT`.
 #[inline(always)]
-fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
+pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
     let ip: &[u8; ipv6::LEN] = frame.at(AT)?;
     if !ipv6::carries(ip, ipv6::ICMP) {
         return None;

@@ -37,6 +37,18 @@ pub struct Address {
     pub is_usable: bool,
 }
 
+/// What packets of an interface begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Header {
+    /// An Ethernet header.
+    #[default]
+    Ethernet,
+    /// The IP header: tun, WireGuard, GRE, IPIP, SIT. There are no MAC addresses and no neighbours.
+    Ip,
+    /// Anything else: the loopback interface, InfiniBand.
+    Other,
+}
+
 /// One interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -46,8 +58,10 @@ pub struct Link {
     pub name: String,
     /// Its MAC address; zeros where it has none.
     pub mac: [u8; 6],
-    /// True where frames have an Ethernet header.
-    pub is_ethernet: bool,
+    /// What its packets begin with.
+    pub header: Header,
+    /// True where the kernel resolves no neighbours (`IFF_NOARP`).
+    pub is_noarp: bool,
     /// True when it is administratively up and has a carrier.
     pub is_running: bool,
     /// Largest packet, bytes.
@@ -88,6 +102,11 @@ impl Link {
                 .name
                 .strip_prefix(PRIVATE_PREFIX)
                 .is_some_and(of_instance)
+    }
+
+    /// True where a next hop has a MAC address that the kernel finds out.
+    pub fn has_neighbours(&self) -> bool {
+        self.header == Header::Ethernet && !self.is_noarp
     }
 }
 

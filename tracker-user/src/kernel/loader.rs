@@ -264,12 +264,8 @@ impl Kernel {
     /// # Errors
     /// Where no allowed mode works: what each answered.
     pub fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<Mode> {
-        let modes: &[Mode] = match choice {
-            ModeChoice::Auto if link.is_ethernet => &[Mode::XdpNative, Mode::XdpGeneric, Mode::Tc],
-            ModeChoice::Auto | ModeChoice::Tc => &[Mode::Tc],
-            ModeChoice::XdpNative => &[Mode::XdpNative],
-            ModeChoice::XdpGeneric => &[Mode::XdpGeneric],
-        };
+        let modes = Mode::allowed(link, choice)
+            .map_err(|why| anyhow!("cannot receive on {}: {why}", link.name))?;
         let mut refusals = Vec::new();
         for &mode in modes {
             match self.attach_in(link.index, mode, Purpose::Receive) {

@@ -23,7 +23,7 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilde
 use tokio::time::Instant;
 
 use super::{
-    interfaces::{Address, Neighbour, Observed, Vlan},
+    interfaces::{Address, Header, Neighbour, Observed, Vlan},
     xdp_features::XdpFeatures,
 };
 
@@ -287,7 +287,20 @@ impl Netlink {
         let link = self.observed.links.entry(index).or_default();
         let flags = message.header.flags;
         link.index = index;
-        link.is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+        link.header = match message.header.link_layer_type {
+            LinkLayerType::Ether => Header::Ethernet,
+            // Of the kernel's list of devices whose xmit takes a bare IP packet (`dev_is_mac_header_xmit`).
+            LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre
+            | LinkLayerType::None
+            | LinkLayerType::Rawip
+            | LinkLayerType::Ppp => Header::Ip,
+            _ => Header::Other,
+        };
+        link.is_noarp = flags.contains(LinkFlags::Noarp);
         link.is_running = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
         link.xdp_program = None;
         let mut lower = None;
