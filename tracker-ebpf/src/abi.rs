@@ -12,7 +12,7 @@ use core::{
 };
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Map names, as the object, the pins and bpftool know them.
 pub mod map {
@@ -61,7 +61,7 @@ pub const BATCH_MAX: u32 = 2_048;
 pub const DEVICES_MAX: u32 = 4_096;
 /// Bytes of the ring buffer; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 20;
-/// Interfaces on which a member's replies may arrive.
+/// Interfaces on which a member's replies may arrive, and as many for its probes.
 pub const RETURNS_MAX: usize = 4;
 
 /// Protocol family of a tracker's behind address.
@@ -80,6 +80,27 @@ impl From<IpAddr> for Family {
         match ip {
             IpAddr::V4(_) => Self::Ipv4,
             IpAddr::V6(_) => Self::Ipv6,
+        }
+    }
+}
+
+/// What proves that a probe passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Proof {
+    /// The reply of the behind address.
+    #[default]
+    Reply = 0,
+    /// The probe itself, where it comes back to the hub, whose own the behind address is.
+    Arrival = 1,
+}
+
+impl Proof {
+    /// The word for it in every output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reply => "reply",
+            Self::Arrival => "arrival",
         }
     }
 }
@@ -136,8 +157,10 @@ pub struct Tracker {
     pub family: Family,
     /// 1 while the slot is in use.
     pub active: u8,
+    /// What counts as received.
+    pub proof: Proof,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 /// The way from the hub to an endpoint: everything a probe needs below IP.
@@ -158,6 +181,8 @@ pub struct Path {
     pub ifindex: u32,
     /// Interfaces on which a reply may arrive; unused entries are 0.
     pub returns: [u32; RETURNS_MAX],
+    /// Interfaces on which a probe may arrive that is its own proof; unused entries are 0.
+    pub arrivals: [u32; RETURNS_MAX],
     /// The member's own interface, whose neighbour `endpoint` is; 0 while there is none.
     pub interface: u32,
     /// The next hop.
@@ -195,9 +220,9 @@ pub struct SendState {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct ReceiveState {
-    /// Probes answered within the timeout.
+    /// Probes answered, or arrived, within the timeout.
     pub received: u64,
-    /// Round-trip time of the last one.
+    /// Round-trip time of the last one; one way where the proof is [`Proof::Arrival`]. So are the others.
     pub rtt_last_ns: u64,
     /// Smallest round-trip time; meaningless while `received` is 0.
     pub rtt_min_ns: u64,
@@ -300,7 +325,7 @@ pub struct Counters {
     pub send_no_path: u64,
     /// Frames refused: the kernel would not size the frame or redirect it.
     pub send_failed: u64,
-    /// Replies counted.
+    /// Replies counted, and arrivals: what is said of replies here is said of them too.
     pub reply_counted: u64,
     /// Genuine replies beyond the first for one probe.
     pub reply_duplicate: u64,
@@ -322,8 +347,10 @@ const _: () = {
     assert!(size_of::<Hub>() == 24);
     assert!(size_of::<Tracker>() == 64 && align_of::<Tracker>() == 8);
     assert!(offset_of!(Tracker, timeout_ns) == 32 && offset_of!(Tracker, payload) == 56);
-    assert!(size_of::<Path>() == 56 && align_of::<Path>() == 4);
+    assert!(offset_of!(Tracker, proof) == 62);
+    assert!(size_of::<Path>() == 72 && align_of::<Path>() == 4);
     assert!(offset_of!(Path, source_mac) == 8 && offset_of!(Path, ifindex) == 16);
+    assert!(offset_of!(Path, arrivals) == 36 && offset_of!(Path, interface) == 52);
     assert!(size_of::<SendState>() == 64);
     assert!(size_of::<ReceiveState>() == 64);
     assert!(size_of::<JudgeState>() == 64);

@@ -21,7 +21,13 @@ use bpf::{
     receive::{self, Arrival, Outcome},
     send::{self, Refusal, Sent},
 };
-use tracker_ebpf::wire::{reply, vlan};
+use tracker_ebpf::{
+    abi::Path,
+    wire::{Bytes as _, reply, vlan},
+};
+
+/// `PACKET_OTHERHOST` of linux/if_packet.h: the frame's destination is not this device.
+const PACKET_OTHERHOST: u32 = 3;
 
 /// A diagnostic through aya-log, at the 1st, 2nd, 4th, 8th ... time: rare by construction, so that no
 /// flood of packets becomes a flood of messages. Nothing without the feature `log`.
@@ -74,7 +80,10 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
     let Some(reply) = reply::parse(&packet) else {
         return xdp_action::XDP_PASS;
     };
-    let outcome = receive::recognise(&reply, arrival);
+    let is_as_sent = |path: &Path| packet.at(0) == Some(&path.next_hop_mac);
+    let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent) else {
+        return xdp_action::XDP_PASS;
+    };
     let count = receive::count_outcome(outcome);
     if let Outcome::Corrupt = outcome {
         rarely!(count, &ctx, "{} packets bear the mark and fail the token");
@@ -92,14 +101,16 @@ pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     };
     // SAFETY: the context is valid while the program runs.
-    let arrival = unsafe {
-        let skb = ctx.skb.skb;
-        Arrival {
-            ifindex: (*skb).ifindex,
-            is_tagged: (*skb).vlan_tci as u16 & vlan::ID_MASK != 0,
-        }
+    let skb = unsafe { &*ctx.skb.skb };
+    let arrival = Arrival {
+        ifindex: skb.ifindex,
+        is_tagged: skb.vlan_tci as u16 & vlan::ID_MASK != 0,
     };
-    let outcome = receive::recognise(&reply, arrival);
+    // The device says for whom the frame is; a tunnel's packet is for this host.
+    let is_as_sent = |_: &Path| skb.pkt_type == PACKET_OTHERHOST;
+    let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent) else {
+        return TC_ACT_UNSPEC;
+    };
     let count = receive::count_outcome(outcome);
     if let Outcome::Corrupt = outcome {
         rarely!(count, &ctx, "{} packets bear the mark and fail the token");

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use crate::config::{Config, Member, Policy, Role, Service, Tracker};
@@ -58,6 +59,8 @@ pub struct MemberPath {
     pub mode: Option<Mode>,
     /// How probes leave.
     pub send: Option<SendWay>,
+    /// What proves each tracker's probes to have passed; the reply, where nothing is said.
+    pub proofs: Vec<Proof>,
 }
 
 /// The reporting state of one daemon.
@@ -597,6 +600,7 @@ impl Board {
                     tracker_status(
                         config,
                         &slot.shown,
+                        member.path.proofs.get(tracker).copied().unwrap_or_default(),
                         &counters(TrackerRef {
                             service: index as u32,
                             member: position as u32,
@@ -641,7 +645,12 @@ impl ChainState {
     }
 }
 
-fn tracker_status(config: &Tracker, state: &TrackerState, counters: &Counters) -> TrackerStatus {
+fn tracker_status(
+    config: &Tracker,
+    state: &TrackerState,
+    proof: Proof,
+    counters: &Counters,
+) -> TrackerStatus {
     TrackerStatus {
         behind: config.behind,
         probe: config.probe,
@@ -656,6 +665,7 @@ fn tracker_status(config: &Tracker, state: &TrackerState, counters: &Counters) -
         corrupt: counters.corrupt,
         wrong_path: counters.wrong_path,
         skipped: counters.skipped,
+        proof,
         port: config.port,
         detail: state.detail.clone(),
     }
@@ -1026,6 +1036,7 @@ behind = ["10.20.2.9"]
             interface: Some("eth9".to_owned()),
             mode: Some(Mode::XdpGeneric),
             send: Some(SendWay::TcRedirect),
+            proofs: Vec::new(),
         };
         board.member_path(0, 1, path);
         let counters = |place: TrackerRef| Counters {

@@ -38,7 +38,7 @@ use crate::{
         plane::monotonic_ns,
         preflight,
     },
-    plan::{Fault, MemberPlan},
+    plan::{Fault, MemberPlan, Probing},
     report::{
         events::{CAPACITY, EventFeed, EventLog},
         metrics,
@@ -452,6 +452,13 @@ impl Daemon {
             .plan
             .as_ref()
             .and_then(|plan| plan.path.as_ref().err());
+        let probing = |plan: &MemberPlan| plan.probings.get(tracker as usize)?.clone().ok();
+        if cause == Cause::NoReply
+            && let Some(probing) = member.plan.as_ref().and_then(probing)
+            && probing.is_stranded
+        {
+            return Some(Probing::STRANDED.to_owned());
+        }
         let of_source = member.trackers.get(tracker as usize)?.fault.as_ref();
         let fault = of_path
             .into_iter()

@@ -7,14 +7,14 @@ use std::{
 };
 
 use tracker_ebpf::{
-    abi::{self, Family, Via},
+    abi::{self, Family, Proof, Via},
     verdict::Cause,
     wire::{ethernet, probe},
 };
 
 use crate::{
     config::{Member, ModeChoice, Tracker},
-    kernel::interfaces::{Header, Link, Neighbour, Observed},
+    kernel::interfaces::{Header, Link, Neighbour, Observed, Owners},
     mode::SendWay,
 };
 
@@ -69,11 +69,37 @@ pub struct MemberPlan {
     pub receive: Vec<u32>,
     /// The endpoint's neighbour entry, which the kernel is to keep.
     pub neighbour: Option<(u32, IpAddr)>,
-    /// The source address of each tracker's probes, or why there is none.
-    pub sources: Vec<Result<IpAddr, Fault>>,
+    /// How each tracker probes, or why it can't.
+    pub probings: Vec<Result<Probing, Fault>>,
+}
+
+/// What a tracker's probes need beside the member's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probing {
+    /// Their source address.
+    pub source: IpAddr,
+    /// What proves that they passed.
+    pub proof: Proof,
+    /// True where the behind address is the hub's own, but not known is where its probes come back.
+    pub is_stranded: bool,
+}
+
+impl Probing {
+    /// What to say of a tracker without replies whose probing [`Self::is_stranded`].
+    pub const STRANDED: &str = "the hub has this address itself; set returns to the interface on which its probes come back";
 }
 
 impl MemberPlan {
+    /// What proves the probes of each tracker to have passed.
+    pub fn proofs(&self) -> Vec<Proof> {
+        let proof = |probing: &Result<Probing, Fault>| {
+            probing
+                .as_ref()
+                .map_or(Proof::Reply, |probing| probing.proof)
+        };
+        self.probings.iter().map(proof).collect()
+    }
+
     /// How the member's probes leave, where they do.
     pub fn send_way(&self) -> Option<SendWay> {
         SendWay::of(self.path.as_ref().ok()?.via)
@@ -92,7 +118,7 @@ pub struct Ways<'a> {
 }
 
 /// Plans one member.
-pub fn member(member: &Member, observed: &Observed, ways: Ways<'_>) -> MemberPlan {
+pub fn member(member: &Member, observed: &Observed, owners: &Owners, ways: Ways<'_>) -> MemberPlan {
     let link = match find_link(member, observed) {
         Ok(link) => link,
         Err(fault) => {
@@ -101,7 +127,7 @@ pub fn member(member: &Member, observed: &Observed, ways: Ways<'_>) -> MemberPla
                 path: Err(fault.clone()),
                 receive: Vec::new(),
                 neighbour: None,
-                sources: vec![Err(fault); member.trackers.len()],
+                probings: vec![Err(fault); member.trackers.len()],
             };
         }
     };
@@ -111,19 +137,85 @@ pub fn member(member: &Member, observed: &Observed, ways: Ways<'_>) -> MemberPla
         let by_name = |name: &String| observed.by_name(name).map(|link| link.index);
         member.returns.iter().filter_map(by_name).collect()
     };
-    let sources = member
+    let mut arrivals = Vec::new();
+    if !member.returns.is_empty() {
+        arrivals.clone_from(&returns);
+    }
+    let probings: Vec<Result<Probing, Fault>> = member
         .trackers
         .iter()
-        .map(|tracker| source(member, link, tracker))
+        .map(|tracker| {
+            let source = source(member, link, tracker)?;
+            let at = owners.get(&tracker.behind).map_or(&[][..], Vec::as_slice);
+            let proof = proof(member, tracker.behind, at, observed, &mut arrivals)?;
+            Ok(Probing {
+                source,
+                proof,
+                is_stranded: proof == Proof::Reply && !at.is_empty(),
+            })
+        })
         .collect();
+    let is_arrival = |probing: &Result<Probing, Fault>| matches!(probing, Ok(probing) if probing.proof == Proof::Arrival);
+    let mut receive = match probings.iter().all(is_arrival) {
+        true => Vec::new(),
+        false => returns.clone(),
+    };
+    if probings.iter().any(is_arrival) {
+        receive.extend(arrivals.iter().filter(|ifindex| !returns.contains(ifindex)));
+    }
     MemberPlan {
         interface: Some((link.index, link.name.clone())),
-        path: path(member, link, observed, &returns, ways),
-        receive: returns,
+        path: path(member, link, observed, [&returns, &arrivals], ways),
+        receive,
         neighbour: (link.is_running && link.has_neighbours())
             .then_some((link.index, member.endpoint)),
-        sources,
+        probings,
     }
+}
+
+/// What proves that a probe to `behind` passed. One to an address of the hub itself, on the interfaces
+/// `at`, comes back to the hub: by an interface of `returns`, else by one that has the address, which
+/// `arrivals` then gets. Of a link-local address there may be one on each link.
+fn proof(
+    member: &Member,
+    behind: IpAddr,
+    at: &[u32],
+    observed: &Observed,
+    arrivals: &mut Vec<u32>,
+) -> Result<Proof, Fault> {
+    if at.is_empty() || matches!(behind, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+        return Ok(Proof::Reply);
+    }
+    if !member.returns.is_empty() {
+        return Ok(Proof::Arrival);
+    }
+    let mut hears = at
+        .iter()
+        .filter(|ifindex| {
+            observed
+                .links
+                .get(ifindex)
+                .is_some_and(|link| !link.is_dead_end)
+        })
+        .peekable();
+    if hears.peek().is_none() {
+        return Ok(Proof::Reply);
+    }
+    for ifindex in hears {
+        if !arrivals.contains(ifindex) {
+            arrivals.push(*ifindex);
+        }
+    }
+    if arrivals.len() > abi::RETURNS_MAX {
+        return Err(Fault::new(
+            Cause::SendFailed,
+            format!(
+                "probes would come back on more than {} interfaces; give {behind} to a service of its own",
+                abi::RETURNS_MAX
+            ),
+        ));
+    }
+    Ok(Proof::Arrival)
 }
 
 fn find_link<'a>(member: &Member, observed: &'a Observed) -> Result<&'a Link, Fault> {
@@ -152,7 +244,7 @@ fn path(
     member: &Member,
     link: &Link,
     observed: &Observed,
-    returns: &[u32],
+    [returns, arrivals]: [&[u32]; 2],
     ways: Ways<'_>,
 ) -> Result<abi::Path, Fault> {
     if !link.is_running {
@@ -170,8 +262,13 @@ fn path(
         ifindex: device,
         ..Default::default()
     };
-    for (slot, ifindex) in entry.returns.iter_mut().zip(returns) {
-        *slot = *ifindex;
+    for (slots, interfaces) in [
+        (&mut entry.returns, returns),
+        (&mut entry.arrivals, arrivals),
+    ] {
+        for (slot, ifindex) in slots.iter_mut().zip(interfaces) {
+            *slot = *ifindex;
+        }
     }
     Ok(entry)
 }
@@ -368,7 +465,7 @@ mod tests {
             not_leaving: &none,
             last_macs: &HashMap::new(),
         };
-        member(&configured(extra), observed, ways)
+        member(&configured(extra), observed, &observed.owners(), ways)
     }
 
     fn cause(plan: &MemberPlan) -> Cause {
@@ -384,10 +481,15 @@ mod tests {
             (path.via, path.ifindex, path.returns),
             (Via::TcRedirect, 3, [3, 0, 0, 0])
         );
-        assert_eq!(plan.sources[0], Ok("10.9.0.1".parse().expect("an address")));
+        let probing = Probing {
+            source: "10.9.0.1".parse().expect("an address"),
+            proof: Proof::Reply,
+            is_stranded: false,
+        };
+        assert_eq!(plan.probings[0], Ok(probing));
         // Only a link-local IPv6 address: no reply would find its way back.
         assert_eq!(
-            plan.sources[1].as_ref().expect_err("a fault").cause,
+            plan.probings[1].as_ref().expect_err("a fault").cause,
             Cause::SendFailed
         );
     }
@@ -396,7 +498,7 @@ mod tests {
     fn faults_name_their_cause() {
         let missing = plan("interface = \"eth7\"", &observed());
         assert_eq!(cause(&missing), Cause::InterfaceMissing);
-        assert_eq!(missing.sources.len(), 2);
+        assert_eq!(missing.probings.len(), 2);
 
         let mut down = observed();
         down.links.get_mut(&3).expect("eth1").is_running = false;
@@ -457,7 +559,9 @@ mod tests {
             last_macs: &HashMap::new(),
         };
         let configured = configured("interface = \"eth1\"");
-        let path = member(&configured, &capable, ways).path.expect("a path");
+        let path = member(&configured, &capable, &capable.owners(), ways)
+            .path
+            .expect("a path");
         assert_eq!(path.via, Via::TcRedirect);
         let none = HashSet::new();
         let ways = Ways {
@@ -465,7 +569,9 @@ mod tests {
             not_leaving: &none,
             last_macs: &HashMap::new(),
         };
-        let path = member(&configured, &capable, ways).path.expect("a path");
+        let path = member(&configured, &capable, &capable.owners(), ways)
+            .path
+            .expect("a path");
         assert_eq!(path.via, Via::TcRedirect);
     }
 
@@ -506,6 +612,49 @@ mod tests {
         assert_eq!(unset.next_hop_mac, unset.source_mac);
     }
 
+    /// One of the hub's own addresses is behind: on eth2, on the loopback too, on both.
+    #[test]
+    fn a_probe_that_comes_back_to_the_hub() {
+        let own = Address {
+            ip: "10.20.0.9".parse().expect("an address"),
+            prefix: 24,
+            is_usable: true,
+        };
+        let with_owners = |owners: &[u32]| {
+            let mut observed = observed();
+            let mut lo = link(1, "lo");
+            lo.is_dead_end = true;
+            observed.links.insert(1, lo);
+            observed.links.insert(4, link(4, "eth2"));
+            for owner in owners {
+                let link = observed.links.get_mut(owner).expect("a link");
+                link.addresses = vec![own];
+            }
+            observed
+        };
+        let seen = |extra: &str, owners: &[u32]| {
+            let plan = plan(
+                &format!("interface = \"eth1\"{extra}"),
+                &with_owners(owners),
+            );
+            let probing = *plan.probings[0].as_ref().expect("a source");
+            let path = plan.path.expect("a path");
+            let stranded = probing.is_stranded;
+            (probing.proof, stranded, path.arrivals, plan.receive)
+        };
+        // The second tracker, of IPv6, has no source: what it would need counts as a reply.
+        let (reply, arrival) = (Proof::Reply, Proof::Arrival);
+        assert_eq!(seen("", &[]), (reply, false, [0; 4], vec![3]));
+        assert_eq!(seen("", &[4]), (arrival, false, [4, 0, 0, 0], vec![3, 4]));
+        assert_eq!(
+            seen("", &[1, 4]),
+            (arrival, false, [4, 0, 0, 0], vec![3, 4])
+        );
+        assert_eq!(seen("", &[1]), (reply, true, [0; 4], vec![3]));
+        let returns = "\nreturns = [\"eth2\"]";
+        assert_eq!(seen(returns, &[1]), (arrival, false, [4, 0, 0, 0], vec![4]));
+    }
+
     #[test]
     fn a_configured_source_and_returns_win() {
         let plan = plan(
@@ -513,8 +662,8 @@ mod tests {
             &observed(),
         );
         assert_eq!(
-            plan.sources[0],
-            Ok("192.0.2.1".parse().expect("an address"))
+            plan.probings[0].as_ref().expect("a source").source,
+            "192.0.2.1".parse::<IpAddr>().expect("an address")
         );
         assert_eq!(plan.receive, [3]);
     }

@@ -385,7 +385,8 @@ impl World {
                 icmp_id: 0xbeef,
                 family,
                 active: 1,
-                pad: [0; 2],
+                proof: abi::Proof::Reply,
+                pad: 0,
             },
             path: abi::Path {
                 next_hop_mac: ENDPOINT_MAC,

@@ -12,7 +12,8 @@ use tracker_tests::packets::{
 
 use super::{ARRIVAL, OTHER, Object, Ran, SLOT, SLOTS, World, assert_same, now_mono_ns};
 
-/// What a receive program is to do with a frame. Whatever it is, a frame that passes is not altered, and
+/// What a receive program is to do with a frame. "Reply" is in the counters' names; the rows of arrivals mean probes
+/// that came back. Whatever it is, a frame that passes is not altered, and
 /// nothing but what is named here changes in any map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
@@ -160,6 +161,7 @@ pub fn rows() -> Vec<Row> {
         table.tampered(family);
         table.foreign(family);
         table.truncated(family);
+        table.arrivals(family);
     }
     table.ipv4_only();
     table.ipv6_only();
@@ -279,6 +281,125 @@ impl Table {
         let reply = self.reply(&nowhere);
         let what = "a reply after the way out was lost";
         self.row(what, &reply, Want::Counted);
+    }
+
+    /// Trackers whose behind address is the hub's own: the probe that comes back is the proof.
+    fn arrivals(&mut self, family: Family) {
+        // No device of runs has this address, so at TC the frame is for this host only with the zeros of the
+        // loopback interface, in whose name runs are.
+        let own = [0; 6];
+        let world = World::new(family).with(|world| {
+            world.tracker.proof = abi::Proof::Arrival;
+            world.path.returns = [901, 0, 0, 0];
+            world.path.arrivals = [902, ARRIVAL, 0, 0];
+        });
+        let arrived = |world: &World, mark: Mark| {
+            Reply::new(world, mark).with(|probe| {
+                (probe.from, probe.to) = (probe.to, probe.from);
+                probe.echo.kind = packets::echo_request(probe.to);
+                probe.link.destination = own;
+            })
+        };
+        let probe = arrived(&world, world.mark(SEQUENCE, self.sent));
+        self.row("a probe", &probe, Want::Counted);
+        for control in [1, 0xe064] {
+            let tagged = probe
+                .clone()
+                .with(|probe| probe.link.tags = vec![Tag::dot1q(control)]);
+            self.row(format!("a probe, tag {control:#x}"), &tagged, Want::Counted);
+        }
+        let larger = probe
+            .clone()
+            .with(|probe| probe.echo.payload.resize(1_000, 0));
+        self.row("a larger probe", &larger, Want::Counted);
+        for at in 0..abi::RETURNS_MAX {
+            let world = world.clone().with(|world| {
+                world.path.arrivals = [902, 903, 904, 905];
+                world.path.arrivals[at] = ARRIVAL;
+            });
+            let probe = arrived(&world, world.mark(SEQUENCE, self.sent));
+            self.row(format!("entry {at} of arrivals"), &probe, Want::Counted);
+        }
+        let fresh = world
+            .clone()
+            .with(|world| world.state = abi::State::default());
+        let first = arrived(&fresh, fresh.mark(1, self.sent));
+        self.row("the first of all probes", &first, Want::CountedWithEvent);
+        let answered = world.clone().with(|world| {
+            let (word, bit) = world.bit(SEQUENCE);
+            world.words[word - world.tracker.window_first as usize] = bit;
+        });
+        let again = arrived(&answered, answered.mark(SEQUENCE, self.sent));
+        self.row("a probe again", &again, Want::Duplicate);
+        let impatient = world
+            .clone()
+            .with(|world| world.tracker.timeout_ns = 1_000_000);
+        let late = arrived(&impatient, impatient.mark(SEQUENCE, self.sent - 50_000_000));
+        self.row("a late probe", &late, Want::Late);
+
+        // By the way that it went out, or anywhere but where it is to come back.
+        for arrivals in [[0; 4], [901, 902, 903, 904]] {
+            let world = world.clone().with(|world| {
+                world.path.arrivals = arrivals;
+                world.path.returns = [ARRIVAL, 0, 0, 0];
+            });
+            let probe = arrived(&world, world.mark(SEQUENCE, self.sent));
+            let what = format!("a probe, arrivals {arrivals:?}");
+            self.row(what, &probe, Want::WrongPath);
+            let tagged = probe.with(|probe| probe.link.tags = vec![Tag::dot1q(100)]);
+            let what = format!("a probe on the parent, arrivals {arrivals:?}");
+            self.row(what, &tagged, Want::Tagged);
+        }
+        let flooded = probe
+            .clone()
+            .with(|probe| probe.link.destination = world.path.next_hop_mac);
+        let what = "a probe on its way to the next hop still";
+        self.row(what, &flooded, Want::Foreign);
+
+        // The one proof does not stand for the other.
+        let replied = world.clone().with(|world| world.path.returns[1] = ARRIVAL);
+        let reply = self.reply(&replied);
+        self.row("a reply where a probe is to arrive", &reply, Want::Foreign);
+        let asks = world
+            .clone()
+            .with(|world| world.tracker.proof = abi::Proof::Reply);
+        let stray = arrived(&asks, asks.mark(SEQUENCE, self.sent));
+        let what = "a probe that arrives where a reply is to";
+        self.row(what, &stray, Want::Foreign);
+
+        let (hub, behind) = world.addresses();
+        for (what, from, to) in [
+            ("from elsewhere", next(hub), behind),
+            ("to elsewhere", hub, next(behind)),
+            ("the other way", behind, hub),
+        ] {
+            let other = probe
+                .clone()
+                .with(|probe| (probe.from, probe.to) = (from, to));
+            self.row(format!("a probe {what}"), &other, Want::Foreign);
+        }
+        for (what, change) in [
+            (
+                "token",
+                (|mark: &mut Mark| mark.token ^= 1) as fn(&mut Mark),
+            ),
+            ("sequence number", |mark| mark.sequence += 1),
+            ("time", |mark| mark.sent_mono_ns -= 1),
+        ] {
+            let forged = probe.clone().marked(change);
+            let what = format!("a probe with another {what}");
+            self.row(what, &forged, Want::Corrupt);
+        }
+        let frame = probe.tampered(|packet| packet[header(family) + 2] ^= 1);
+        self.frame("a probe's ICMP checksum", &probe, frame, Want::Corrupt);
+        // Others' probes pass through a hub that is a router.
+        for slot in [0, SLOTS, u32::MAX] {
+            let others = probe.clone().marked(|mark| mark.tracker = slot);
+            self.row(format!("a probe of tracker {slot}"), &others, Want::Foreign);
+        }
+        let retired = world.clone().with(|world| world.tracker.active = 0);
+        let probe = arrived(&retired, retired.mark(SEQUENCE, self.sent));
+        self.row("a probe of no tracker any more", &probe, Want::Foreign);
     }
 
     fn not_in_time(&mut self, family: Family) {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Event, Path, RETURNS_MAX, State, Tracker},
+    abi::{Event, Path, Proof, RETURNS_MAX, State, Tracker},
     verdict::Verdict,
     wire::{
         ethernet, icmp, ipv4, ipv6,
@@ -68,17 +68,35 @@ pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
     }
 }
 
-/// Judges a packet that bears the mark.
+/// Judges a packet that bears the mark. `None`: of no concern here, and nothing was counted. `is_as_sent`
+/// tells whether the frame is on its way to the next hop still.
 #[inline(always)]
-pub fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
+pub fn recognise(
+    reply: &Reply,
+    arrival: Arrival,
+    is_as_sent: impl FnOnce(&Path) -> bool,
+) -> Option<Outcome> {
+    // Probes of others pass by wherever the hub is a router; only replies must be of somebody here.
+    let stale = match reply.proof {
+        Proof::Reply => Some(Outcome::Stale),
+        Proof::Arrival => None,
+    };
     let slot = reply.mark.tracker;
     let (Some(hub), Some(tracker), Some(state)) =
         (HUB.get(0), TRACKERS.get(slot), STATE.get_ptr_mut(slot))
     else {
-        return Outcome::Stale;
+        return stale;
     };
     if tracker.active == 0 {
-        return Outcome::Stale;
+        return stale;
+    }
+    // The one does not stand for the other: whoever sees a probe can answer it.
+    if reply.proof != tracker.proof {
+        return None;
+    }
+    let is_between = reply.belongs_to(tracker);
+    if !is_between && matches!(reply.proof, Proof::Arrival) {
+        return None;
     }
     let Mark {
         sequence,
@@ -86,21 +104,31 @@ pub fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
         ..
     } = reply.mark;
     let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
-    if token != reply.mark.token || !reply.is_intact || !reply.answers(tracker) {
+    if token != reply.mark.token || !reply.is_intact || !is_between {
         // SAFETY: a valid map value, and a helper without arguments.
         unsafe {
             let trouble = &raw mut (*state).trouble;
             atomic::add32(&raw mut (*trouble).corrupt, 1);
             (&raw mut (*trouble).corrupt_mono_ns).write(bpf_ktime_get_ns());
         }
-        return Outcome::Corrupt;
+        return Some(Outcome::Corrupt);
     }
     let Some(path) = PATHS.get(tracker.path) else {
-        return Outcome::Stale;
+        return stale;
     };
-    if !returns_by(path, arrival.ifindex) {
+    let expected = match reply.proof {
+        Proof::Reply => path.returns,
+        Proof::Arrival => {
+            // A switch that floods it, or a port that takes everything, is not the service.
+            if is_as_sent(path) {
+                return None;
+            }
+            path.arrivals
+        }
+    };
+    if !expects(expected, arrival.ifindex) {
         if arrival.is_tagged || reply.vlan & vlan::ID_MASK != 0 {
-            return Outcome::Tagged;
+            return Some(Outcome::Tagged);
         }
         // SAFETY: a valid map value; whole stores, of which the last one counts.
         unsafe {
@@ -109,9 +137,9 @@ pub fn recognise(reply: &Reply, arrival: Arrival) -> Outcome {
             (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
             (&raw mut (*trouble).wrong_path_sequence).write(sequence);
         }
-        return Outcome::WrongPath;
+        return Some(Outcome::WrongPath);
     }
-    count_reply(&reply.mark, tracker, state)
+    Some(count_reply(&reply.mark, tracker, state))
 }
 
 /// Counts a reply that the token proved to be ours and that came by the right way.
@@ -168,8 +196,7 @@ fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
 }
 
 #[inline(always)]
-fn returns_by(path: &Path, ifindex: u32) -> bool {
-    let [a, b, c, d]: [u32; RETURNS_MAX] = path.returns;
+fn expects([a, b, c, d]: [u32; RETURNS_MAX], ifindex: u32) -> bool {
     ifindex == a || ifindex == b || ifindex == c || ifindex == d
 }
 

@@ -1,13 +1,20 @@
 //! Recognising what may be a reply to one of our probes, cheapest test first.
 
-use super::{Bytes, ethernet, icmp, ipv4, ipv6, probe, vlan};
-use crate::abi::{Family, Tracker};
+use super::{
+    Bytes, ethernet, icmp, ipv4, ipv6,
+    probe::{self, Mark},
+    vlan,
+};
+use crate::abi::{Family, Proof, Tracker};
 
-/// An echo reply that bears the mark. Nothing of it is proven yet.
+/// An echo message that bears the mark: a reply, or one of our probes that came back. Nothing of it is
+/// proven yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// What it says of the probe that it answers.
-    pub mark: probe::Mark,
+    /// What it is: the probe that has arrived, or the reply to it.
+    pub proof: Proof,
+    /// What it says of that probe.
+    pub mark: Mark,
     /// Tag control information, 0 where the frame has no tag of its own.
     pub vlan: u16,
     /// True where the lengths and checksums of all headers agree with each other.
@@ -28,25 +35,30 @@ enum Addresses {
 }
 
 impl Reply {
-    /// True where the reply comes from the tracker's behind address to its source.
+    /// True where it goes between the tracker's addresses: a reply from its behind address to its source, a
+    /// probe the other way.
     #[inline(always)]
-    pub fn answers(&self, tracker: &Tracker) -> bool {
+    pub fn belongs_to(&self, tracker: &Tracker) -> bool {
+        let (from, to) = match self.proof {
+            Proof::Reply => (&tracker.behind, &tracker.source),
+            Proof::Arrival => (&tracker.source, &tracker.behind),
+        };
         match self.addresses {
             Addresses::Ipv4 {
                 source,
                 destination,
             } => {
                 matches!(tracker.family, Family::Ipv4)
-                    && source == super::be32(&tracker.behind, 0)
-                    && destination == super::be32(&tracker.source, 0)
+                    && source == super::be32(from, 0)
+                    && destination == super::be32(to, 0)
             }
             Addresses::Ipv6 {
                 source,
                 destination,
             } => {
                 matches!(tracker.family, Family::Ipv6)
-                    && source == ipv6::address(&tracker.behind)
-                    && destination == ipv6::address(&tracker.source)
+                    && source == ipv6::address(from)
+                    && destination == ipv6::address(to)
             }
         }
     }
@@ -85,16 +97,7 @@ pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
     if !ipv4::carries(ip, ipv4::ICMP) {
         return None;
     }
-    let echo: &[u8; icmp::LEN] = frame.at(AT + ipv4::LEN)?;
-    if echo[0] != icmp::ECHO_REPLY {
-        return None;
-    }
-    let payload: &[u8; probe::LEN] = frame.at(AT + ipv4::LEN + icmp::LEN)?;
-    if !probe::Mark::is_present(payload) {
-        return None;
-    }
-    let echo = icmp::parse(echo);
-    let mark = probe::Mark::parse(payload);
+    let (proof, echo, mark) = marked(frame, AT + ipv4::LEN, icmp::ECHO_REPLY, icmp::ECHO)?;
     let header = ipv4::parse(ip);
     // A larger payload is zeros, which add nothing to the sum.
     let is_intact = usize::from(header.total_len) >= ipv4::LEN + icmp::LEN + probe::LEN
@@ -106,6 +109,7 @@ pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
         destination: header.destination,
     };
     Some(Reply {
+        proof,
         mark,
         vlan,
         is_intact,
@@ -120,16 +124,7 @@ pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
     if !ipv6::carries(ip, ipv6::ICMP) {
         return None;
     }
-    let echo: &[u8; icmp::LEN] = frame.at(AT + ipv6::LEN)?;
-    if echo[0] != icmp::ECHO_REPLY_V6 {
-        return None;
-    }
-    let payload: &[u8; probe::LEN] = frame.at(AT + ipv6::LEN + icmp::LEN)?;
-    if !probe::Mark::is_present(payload) {
-        return None;
-    }
-    let echo = icmp::parse(echo);
-    let mark = probe::Mark::parse(payload);
+    let (proof, echo, mark) = marked(frame, AT + ipv6::LEN, icmp::ECHO_REPLY_V6, icmp::ECHO_V6)?;
     let header = ipv6::parse(ip);
     let pseudo = ipv6::pseudo_header(
         header.source,
@@ -137,18 +132,16 @@ pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
         header.payload_len,
         ipv6::ICMP,
     );
+    let sum = echo.sum(mark.sum().plus(pseudo)).u16(echo.checksum);
     let is_intact = usize::from(header.payload_len) >= icmp::LEN + probe::LEN
         && echo.code == 0
-        && echo
-            .sum(mark.sum().plus(pseudo))
-            .u16(echo.checksum)
-            .folded()
-            == 0xffff;
+        && sum.folded() == 0xffff;
     let addresses = Addresses::Ipv6 {
         source: header.source,
         destination: header.destination,
     };
     Some(Reply {
+        proof,
         mark,
         vlan,
         is_intact,
@@ -156,11 +149,31 @@ pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
     })
 }
 
+/// The echo message at `at`, of one of two types, whose payload begins with the mark.
+#[inline(always)]
+fn marked<B: Bytes + ?Sized>(
+    frame: &B,
+    at: usize,
+    reply: u8,
+    request: u8,
+) -> Option<(Proof, icmp::Echo, Mark)> {
+    let echo: &[u8; icmp::LEN] = frame.at(at)?;
+    let proof = match echo[0] {
+        kind if kind == reply => Proof::Reply,
+        kind if kind == request => Proof::Arrival,
+        _ => return None,
+    };
+    let payload: &[u8; probe::LEN] = frame.at(at + icmp::LEN)?;
+    if !Mark::is_present(payload) {
+        return None;
+    }
+    Some((proof, icmp::parse(echo), Mark::parse(payload)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::abi::Path;
-    use crate::wire::probe::Mark;
     use pnet_packet::icmp::{self as pnet_icmp, IcmpCode, IcmpTypes, MutableIcmpPacket};
     use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Types, MutableIcmpv6Packet};
     use pnet_packet::ipv4::{self as pnet_ipv4, MutableIpv4Packet};
@@ -200,6 +213,13 @@ mod tests {
                     Family::Ipv4 => ipv4::LEN,
                     Family::Ipv6 => ipv6::LEN,
                 }
+        }
+
+        /// True where source and destination are the same.
+        fn is_to_itself(&self) -> bool {
+            let len = self.icmp_at() - self.ip_at();
+            let len = if len == ipv4::LEN { 4 } else { 16 };
+            self.tracker.behind[..len] == self.tracker.source[..len]
         }
 
         /// Bytes without which there is no reply.
@@ -258,15 +278,36 @@ mod tests {
         fn a_genuine_reply_is_recognised(exchange in exchanges()) {
             let frame = exchange.reply();
             let reply = parse(&frame[..]).expect("a reply");
-            prop_assert_eq!(reply.mark, exchange.mark);
+            prop_assert_eq!((reply.proof, reply.mark), (Proof::Reply, exchange.mark));
             prop_assert_eq!(reply.vlan, exchange.path.vlan);
             prop_assert!(reply.is_intact);
-            prop_assert!(reply.answers(&exchange.tracker));
+            prop_assert!(reply.belongs_to(&exchange.tracker));
         }
 
         #[test]
-        fn a_probe_is_no_reply(exchange in exchanges()) {
-            prop_assert_eq!(parse(&exchange.probe()[..]), None);
+        fn a_probe_that_comes_back_is_recognised(exchange in exchanges()) {
+            let arrived = parse(&exchange.probe()[..]).expect("a probe");
+            prop_assert_eq!((arrived.proof, arrived.mark), (Proof::Arrival, exchange.mark));
+            prop_assert_eq!(arrived.vlan, exchange.path.vlan);
+            prop_assert!(arrived.is_intact);
+            prop_assert!(arrived.belongs_to(&exchange.tracker));
+            // Of the reply's direction it is not.
+            let Tracker { behind, source, .. } = exchange.tracker;
+            let turned = Tracker { behind: source, source: behind, ..exchange.tracker };
+            prop_assert_eq!(arrived.belongs_to(&turned), exchange.is_to_itself());
+        }
+
+        /// What begins with the IP header is read the same.
+        #[test]
+        fn without_an_ethernet_header(exchange in exchanges(), is_reply: bool) {
+            let frame = if is_reply { exchange.reply() } else { exchange.probe() };
+            let packet = &frame[exchange.ip_at()..];
+            let bare = match exchange.tracker.family {
+                Family::Ipv4 => parse_ipv4::<_, 0>(packet, exchange.path.vlan),
+                Family::Ipv6 => parse_ipv6::<_, 0>(packet, exchange.path.vlan),
+            };
+            prop_assert_eq!(bare, parse(&frame[..]));
+            prop_assert!(bare.is_some());
         }
 
         #[test]
@@ -284,16 +325,16 @@ mod tests {
             let bit = bit % bits;
             let mut other = exchange.tracker;
             other.behind[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(!reply.answers(&other));
+            prop_assert!(!reply.belongs_to(&other));
             let mut other = exchange.tracker;
             other.source[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(!reply.answers(&other));
+            prop_assert!(!reply.belongs_to(&other));
             let family = match exchange.tracker.family {
                 Family::Ipv4 => Family::Ipv6,
                 Family::Ipv6 => Family::Ipv4,
             };
             let other = Tracker { family, ..exchange.tracker };
-            prop_assert!(!reply.answers(&other));
+            prop_assert!(!reply.belongs_to(&other));
         }
 
         /// Any single bit between the IP header and the end of the mark either makes the frame foreign, or is
@@ -312,7 +353,7 @@ mod tests {
                     _ => false,
                 };
             let is_accepted = parse(&frame[..])
-                .is_some_and(|reply| reply.is_intact && reply.answers(&exchange.tracker));
+                .is_some_and(|reply| reply.is_intact && reply.belongs_to(&exchange.tracker));
             prop_assert_eq!(is_accepted, is_free, "byte {} of the packet, ICMP at {}", bit / 8 - ip, icmp - ip);
         }
 

@@ -15,7 +15,7 @@ use crate::{
         loader::{Kernel, Purpose},
     },
     mode::Mode,
-    plan::{self, Fault, MemberPlan, Ways},
+    plan::{self, Fault, MemberPlan, Probing, Ways},
     sender::Sender,
 };
 
@@ -56,10 +56,11 @@ impl Daemon {
             last_macs: &self.last_macs,
         };
         let observed = &self.netlink.observed;
+        let owners = observed.owners();
         let mut plans: Vec<MemberPlan> = self
             .members
             .iter()
-            .map(|member| plan::member(&member.config, observed, ways))
+            .map(|member| plan::member(&member.config, observed, &owners, ways))
             .collect();
 
         self.attach(&plans);
@@ -235,6 +236,7 @@ impl Daemon {
                 .or_else(|| member.config.interface.clone()),
             mode,
             send: plan.send_way(),
+            proofs: plan.proofs(),
         };
         self.shared
             .core()
@@ -243,9 +245,9 @@ impl Daemon {
         if member.plan.as_ref() == Some(&plan) {
             return;
         }
-        for (tracker, source) in member.trackers.iter_mut().zip(&plan.sources) {
+        for (tracker, probing) in member.trackers.iter_mut().zip(&plan.probings) {
             self.epoch = self.epoch.wrapping_add(1);
-            set_source(&mut self.kernel, &self.sender, tracker, source, self.epoch);
+            set_probing(&mut self.kernel, &self.sender, tracker, probing, self.epoch);
         }
         let (entry, cause) = match &plan.path {
             Ok(entry) => (*entry, None),
@@ -302,26 +304,26 @@ impl Daemon {
     }
 }
 
-/// Gives a tracker its source address, or the reason why it has none.
-fn set_source(
+/// Gives a tracker its source address and its proof, or the reason why it can't probe.
+fn set_probing(
     kernel: &mut Kernel,
     sender: &Sender,
     tracker: &mut Tracker,
-    source: &Result<IpAddr, Fault>,
+    probing: &Result<Probing, Fault>,
     epoch: u32,
 ) {
-    let fault = match source {
-        Ok(ip) => {
-            let source = address_bytes(*ip);
+    let fault = match probing {
+        Ok(probing) => {
+            let (source, proof) = (address_bytes(probing.source), probing.proof);
             let was_active = tracker.entry.active != 0;
-            if was_active && tracker.entry.source == source {
+            if was_active && (tracker.entry.source, tracker.entry.proof) == (source, proof) {
                 None
             } else {
                 if was_active {
-                    // Replies to the old source must not count for the new one.
+                    // What proves the old probes must not count for the new ones.
                     tracker.entry.epoch = epoch;
                 }
-                tracker.entry.source = source;
+                (tracker.entry.source, tracker.entry.proof) = (source, proof);
                 tracker.entry.active = 1;
                 let written = kernel.set_tracker(tracker.slot, &tracker.entry);
                 if was_active {

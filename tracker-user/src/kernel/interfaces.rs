@@ -62,6 +62,8 @@ pub struct Link {
     pub header: Header,
     /// True where the kernel resolves no neighbours (`IFF_NOARP`).
     pub is_noarp: bool,
+    /// True where nothing arrives from outside: the loopback, a dummy.
+    pub is_dead_end: bool,
     /// True when it is administratively up and has a carrier.
     pub is_running: bool,
     /// Largest packet, bytes.
@@ -121,6 +123,9 @@ pub enum Neighbour {
     Failed,
 }
 
+/// The interfaces that have an address, by address.
+pub type Owners = HashMap<IpAddr, Vec<u32>>;
+
 /// Everything observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -151,6 +156,17 @@ impl Observed {
             }
         }
         below
+    }
+
+    /// The hub's own addresses.
+    pub fn owners(&self) -> Owners {
+        let mut owners = Owners::new();
+        for link in self.links.values() {
+            for address in &link.addresses {
+                owners.entry(address.ip).or_default().push(link.index);
+            }
+        }
+        owners
     }
 
     /// The interface of a name.

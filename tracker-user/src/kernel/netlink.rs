@@ -301,6 +301,7 @@ impl Netlink {
             _ => Header::Other,
         };
         link.is_noarp = flags.contains(LinkFlags::Noarp);
+        link.is_dead_end = flags.contains(LinkFlags::Loopback);
         link.is_running = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
         link.xdp_program = None;
         let mut lower = None;
@@ -328,6 +329,7 @@ impl Netlink {
                             // Others use IFLA_LINK too, for what is no parent: a veth for its peer, a
                             // tunnel for the device of its outer packets.
                             LinkInfo::Kind(kind) => {
+                                link.is_dead_end |= *kind == InfoKind::Dummy;
                                 is_stacked = matches!(
                                     kind,
                                     InfoKind::Vlan

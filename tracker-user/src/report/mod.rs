@@ -6,14 +6,18 @@ pub mod protocol;
 pub mod status;
 pub mod table;
 
-/// serde for [`tracker_ebpf::verdict`], which as kernel code knows nothing of it: one word each.
+/// serde for what [`tracker_ebpf`] defines, which as kernel code knows nothing of it: one word each.
 pub(crate) mod words {
     use std::borrow::Cow;
 
     use serde::de::{Error, Unexpected};
     use serde::{Deserialize, Deserializer, Serializer};
-    use tracker_ebpf::verdict::{Cause, Verdict};
+    use tracker_ebpf::{
+        abi::Proof,
+        verdict::{Cause, Verdict},
+    };
 
+    const PROOFS: [Proof; 2] = [Proof::Reply, Proof::Arrival];
     const VERDICTS: [Verdict; 3] = [Verdict::Unknown, Verdict::Up, Verdict::Down];
     const CAUSES: [Cause; 12] = [
         Cause::NoReply,
@@ -55,6 +59,7 @@ pub(crate) mod words {
         };
     }
     word!(verdict, Verdict, VERDICTS);
+    word!(proof, Proof, PROOFS);
     word!(cause, Cause, CAUSES);
 
     #[cfg(test)]

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tracker_ebpf::verdict::{Cause, Verdict};
+use tracker_ebpf::{
+    abi::Proof,
+    verdict::{Cause, Verdict},
+};
 
 use super::words;
 use crate::config::{Probe, Role};
@@ -105,6 +108,9 @@ pub struct TrackerStatus {
     pub wrong_path: u64,
     /// Probes that the hub did not send in time, which count as nothing.
     pub skipped: u64,
+    /// What counts as received; where it is the arrival, `rtt_us` are one-way times.
+    #[serde(with = "words::proof")]
+    pub proof: Proof,
     /// The destination port, for probes that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
@@ -189,7 +195,7 @@ pub(crate) mod tests {
         r#""verdict":"up","cause":"replied","#,
         r#""trackers":[{"behind":"10.20.0.9","probe":"icmp","verdict":"up","cause":"replied","#,
         r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
-        r#","late":0,"corrupt":0,"wrong_path":0,"skipped":0"#,
+        r#","late":0,"corrupt":0,"wrong_path":0,"skipped":0,"proof":"reply""#,
         r#"}]"#,
         r#","send":"xdp-redirect""#,
         r#"}]}],"#,
@@ -233,6 +239,7 @@ pub(crate) mod tests {
                         corrupt: 0,
                         wrong_path: 0,
                         skipped: 0,
+                        proof: Proof::Reply,
                         port: None,
                         detail: None,
                     }],
@@ -263,7 +270,7 @@ pub(crate) mod tests {
         for part in [
             r#""interface":null,"mode":null,"#,
             r#""rtt_us":{"last":null,"min":null,"avg":null,"max":null}"#,
-            r#""skipped":0,"detail":"from 10.9.0.2"}],"send":null}"#,
+            r#""skipped":0,"proof":"reply","detail":"from 10.9.0.2"}],"send":null}"#,
         ] {
             assert!(json.contains(part), "{json}");
         }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use jiff::Timestamp;
+use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use super::events::{Missed, Numbered};
@@ -130,7 +131,11 @@ fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13]
         String::new(),
         tracker.sent.to_string(),
         tracker.lost.to_string(),
-        tracker.rtt_us.last.map_or_else(|| "-".to_owned(), duration),
+        match (tracker.rtt_us.last, tracker.proof) {
+            (None, _) => "-".to_owned(),
+            (Some(last), Proof::Reply) => duration(last),
+            (Some(last), Proof::Arrival) => format!("{} one-way", duration(last)),
+        },
     ]
 }
 
