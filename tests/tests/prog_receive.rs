@@ -11,6 +11,7 @@ use tracker_ebpf::abi::program::RECEIVE;
 const ACTIONS: Actions = Actions {
     pass: XDP_PASS,
     consume: XDP_DROP,
+    is_as_sent: |destination| *destination == prog::ENDPOINT_MAC,
     takes_tag: true,
 };
 

@@ -15,6 +15,8 @@ use tracker_ebpf::abi::program::TC_RECEIVE;
 const ACTIONS: Actions = Actions {
     pass: TC_ACT_UNSPEC,
     consume: TC_ACT_SHOT,
+    // The kernel's word (PACKET_OTHERHOST): neither the device's own address nor one of many.
+    is_as_sent: |destination| *destination != [0; 6] && destination[0] & 1 == 0,
     takes_tag: false,
 };
 

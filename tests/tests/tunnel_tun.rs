@@ -183,6 +183,28 @@ fn a_tunnel_in_returns() -> Result<()> {
     Ok(())
 }
 
+/// The hub's own address on the tunnel: a probe that left by Ethernet comes back through it.
+#[test]
+fn a_probe_comes_back_by_the_tunnel() -> Result<()> {
+    let (lab, _tunnel) = lab_with_tunnel!();
+    let service = lab.service();
+    let config = service
+        .toml("fw-1")
+        .replace("10.20.0.9", "10.9.7.1\", \"2001:db8:97::1");
+    let tracker = Tracker::start(
+        &lab.hub,
+        &config.replace("behind", "policy = \"all\"\nbehind"),
+    )?;
+    let status = tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    assert_eq!(status.tracker("fw-1", "10.9.7.1")["proof"], "arrival");
+    tracker.wait_alive(SOON, "fw-1")?;
+    service.break_forwarding()?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    service.mend()?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    Ok(())
+}
+
 /// XDP sees no such packet: asked for by name, it is refused and said so, before and while running.
 #[test]
 fn xdp_is_refused() -> Result<()> {

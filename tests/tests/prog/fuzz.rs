@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tracker_ebpf::abi;
+use tracker_ebpf::abi::{self, Proof};
 use tracker_ebpf::wire::token;
 use tracker_tests::packets::{self, ECHO, ETHERNET, MARK, Mark, TAG, Tag};
 
@@ -34,13 +34,13 @@ impl Random {
 /// Frames of the fuzzer: mostly replies with something done to them, the rest noise.
 struct Fuzzer {
     random: Random,
-    worlds: [World; 2],
+    worlds: [World; 4],
     sequence: u64,
     sent: u64,
 }
 
 impl Fuzzer {
-    fn frame(&mut self, family: usize) -> Vec<u8> {
+    fn frame(&mut self, world: usize) -> Vec<u8> {
         if self.random.is_one_in(8) {
             let len = ETHERNET + self.random.below(120);
             let mut noise: Vec<u8> = (0..len).map(|_| self.random.word() as u8).collect();
@@ -54,12 +54,22 @@ impl Fuzzer {
             }
             return noise;
         }
-        let world = self.worlds[family].clone();
+        let world = self.worlds[world].clone();
         let mut mark = world.mark(self.sequence, self.sent);
         if self.random.is_one_in(16) {
             mark.tracker = [0, SLOT, OTHER, SLOTS, u32::MAX][self.random.below(5)];
         }
-        let mut reply = Reply::new(&world, mark);
+        let is_probe = match world.tracker.proof {
+            Proof::Reply => self.random.is_one_in(16),
+            Proof::Arrival => !self.random.is_one_in(16),
+        };
+        let mut reply = match is_probe {
+            true => Reply::arrived(&world, mark),
+            false => Reply::new(&world, mark),
+        };
+        if self.random.is_one_in(16) {
+            reply.link.destination = world.path.next_hop_mac;
+        }
         reply
             .echo
             .payload
@@ -101,11 +111,24 @@ impl Fuzzer {
 }
 
 /// What has to come of a frame, by the product's rules and pnet_packet's reading of it.
-fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8]) -> Want {
+fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8], actions: Actions) -> Want {
     let Some(seen) = packets::read_marked(frame) else {
         return Want::Foreign;
     };
-    if seen.kind != packets::echo_reply(seen.source) {
+    let is_probe = seen.kind == packets::echo_request(seen.source);
+    if !is_probe && seen.kind != packets::echo_reply(seen.source) {
+        return Want::Foreign;
+    }
+    let (hub, behind) = world.addresses();
+    let waits_for_probe = world.tracker.proof == Proof::Arrival;
+    let is_between = (seen.source, seen.destination)
+        == if is_probe {
+            (hub, behind)
+        } else {
+            (behind, hub)
+        };
+    let is_known = [SLOT, OTHER].contains(&seen.mark.tracker);
+    if (is_known && is_probe != waits_for_probe) || (is_probe && !(is_known && is_between)) {
         return Want::Foreign;
     }
     let corrupt = match seen.mark.tracker {
@@ -113,7 +136,6 @@ fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8]) -> Want {
         OTHER => Want::CorruptOther,
         _ => return Want::Stale,
     };
-    let (hub, behind) = world.addresses();
     let epoch = world.tracker.epoch;
     let Mark {
         tracker,
@@ -125,8 +147,11 @@ fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8]) -> Want {
     let is_ours = seen.checksums
         && seen.code == 0
         && seen.announced.is_some_and(|len| len >= MARK)
-        && (seen.source, seen.destination) == (behind, hub)
+        && is_between
         && token == right;
+    if is_ours && is_probe && frame.first_chunk().is_some_and(actions.is_as_sent) {
+        return Want::Foreign;
+    }
     match (is_ours, answered.contains(&sequence)) {
         (false, _) => corrupt,
         (true, false) => Want::Counted,
@@ -140,8 +165,19 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
     let mut object = Object::load(program)?;
     let mut fuzzer = Fuzzer {
         random: Random(0x5eed_0fa1_1f3a_7e57),
-        worlds: [V4, V6]
-            .map(|family| World::new(family).with(|world| world.tracker.window_mask = 7)),
+        worlds: [
+            (V4, Proof::Reply),
+            (V6, Proof::Reply),
+            (V4, Proof::Arrival),
+            (V6, Proof::Arrival),
+        ]
+        .map(|(family, proof)| {
+            World::new(family).with(|world| {
+                world.tracker.window_mask = 7;
+                world.tracker.proof = proof;
+                world.path.arrivals = world.path.returns;
+            })
+        }),
         sequence: 0,
         sent: now_mono_ns(),
     };
@@ -162,9 +198,9 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
     let mut done = 0;
     let mut should = abi::Counters::default();
     while done < frames && Instant::now() < deadline {
-        // Alternate families and forget what was answered before the bit set comes round.
+        // Alternate worlds and forget what was answered before the bit set comes round.
         if done % 256 == 0 {
-            let world = &fuzzer.worlds[(done / 256 % 2) as usize];
+            let world = &fuzzer.worlds[(done / 256 % 4) as usize];
             world.install(&mut object)?;
             answered.clear();
             fuzzer.sequence = 0;
@@ -174,13 +210,13 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
         if fuzzer.random.is_one_in(8) && fuzzer.sequence > 1 {
             fuzzer.sequence -= 1;
         }
-        let family = (done / 256 % 2) as usize;
-        let frame = fuzzer.frame(family);
+        let world = (done / 256 % 4) as usize;
+        let frame = fuzzer.frame(world);
         done += 1;
         if !object.takes(&frame) {
             continue;
         }
-        let want = oracle(&fuzzer.worlds[family], &answered, &frame);
+        let want = oracle(&fuzzer.worlds[world], &answered, &frame, actions);
         let want = actions.want(&frame, want);
         let ran = object.run(&frame)?;
         let shown = || format!("frame {done} of {program}, {want:?}: {frame:02x?}");

@@ -12,8 +12,8 @@ use tracker_tests::packets::{
 
 use super::{ARRIVAL, OTHER, Object, Ran, SLOT, SLOTS, World, assert_same, now_mono_ns};
 
-/// What a receive program is to do with a frame. "Reply" is in the counters' names; the rows of arrivals mean probes
-/// that came back. Whatever it is, a frame that passes is not altered, and
+/// What a receive program is to do with a frame. Where the tracker waits for
+/// its probe to come back, that is what these mean. Whatever it is, a frame that passes is not altered, and
 /// nothing but what is named here changes in any map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
@@ -69,6 +69,8 @@ pub struct Row {
 pub struct Actions {
     pub pass: i32,
     pub consume: i32,
+    /// Whether a frame with this destination is not for this host, but on its way to the next hop still.
+    pub is_as_sent: fn(&[u8; 6]) -> bool,
     /// Whether a packet may have a VLAN tag among its bytes. At TC ingress the kernel has taken out the
     /// outer one; what still has one had two.
     pub takes_tag: bool,
@@ -113,6 +115,17 @@ impl Reply {
                 payload: mark.payload(MARK),
             },
         }
+    }
+
+    /// The probe itself, come back to the hub.
+    pub fn arrived(world: &World, mark: Mark) -> Self {
+        Self::new(world, mark).with(|probe| {
+            (probe.from, probe.to) = (probe.to, probe.from);
+            probe.echo.kind = packets::echo_request(probe.to);
+            // Runs are in the name of the loopback interface: at TC a frame is for this host where it has
+            // that one's address.
+            probe.link.destination = [0; 6];
+        })
     }
 
     #[must_use]
@@ -285,22 +298,12 @@ impl Table {
 
     /// Trackers whose behind address is the hub's own: the probe that comes back is the proof.
     fn arrivals(&mut self, family: Family) {
-        // No device of runs has this address, so at TC the frame is for this host only with the zeros of the
-        // loopback interface, in whose name runs are.
-        let own = [0; 6];
         let world = World::new(family).with(|world| {
             world.tracker.proof = abi::Proof::Arrival;
             world.path.returns = [901, 0, 0, 0];
             world.path.arrivals = [902, ARRIVAL, 0, 0];
         });
-        let arrived = |world: &World, mark: Mark| {
-            Reply::new(world, mark).with(|probe| {
-                (probe.from, probe.to) = (probe.to, probe.from);
-                probe.echo.kind = packets::echo_request(probe.to);
-                probe.link.destination = own;
-            })
-        };
-        let probe = arrived(&world, world.mark(SEQUENCE, self.sent));
+        let probe = Reply::arrived(&world, world.mark(SEQUENCE, self.sent));
         self.row("a probe", &probe, Want::Counted);
         for control in [1, 0xe064] {
             let tagged = probe
@@ -317,24 +320,24 @@ impl Table {
                 world.path.arrivals = [902, 903, 904, 905];
                 world.path.arrivals[at] = ARRIVAL;
             });
-            let probe = arrived(&world, world.mark(SEQUENCE, self.sent));
+            let probe = Reply::arrived(&world, world.mark(SEQUENCE, self.sent));
             self.row(format!("entry {at} of arrivals"), &probe, Want::Counted);
         }
         let fresh = world
             .clone()
             .with(|world| world.state = abi::State::default());
-        let first = arrived(&fresh, fresh.mark(1, self.sent));
+        let first = Reply::arrived(&fresh, fresh.mark(1, self.sent));
         self.row("the first of all probes", &first, Want::CountedWithEvent);
         let answered = world.clone().with(|world| {
             let (word, bit) = world.bit(SEQUENCE);
             world.words[word - world.tracker.window_first as usize] = bit;
         });
-        let again = arrived(&answered, answered.mark(SEQUENCE, self.sent));
+        let again = Reply::arrived(&answered, answered.mark(SEQUENCE, self.sent));
         self.row("a probe again", &again, Want::Duplicate);
         let impatient = world
             .clone()
             .with(|world| world.tracker.timeout_ns = 1_000_000);
-        let late = arrived(&impatient, impatient.mark(SEQUENCE, self.sent - 50_000_000));
+        let late = Reply::arrived(&impatient, impatient.mark(SEQUENCE, self.sent - 50_000_000));
         self.row("a late probe", &late, Want::Late);
 
         // By the way that it went out, or anywhere but where it is to come back.
@@ -343,7 +346,7 @@ impl Table {
                 world.path.arrivals = arrivals;
                 world.path.returns = [ARRIVAL, 0, 0, 0];
             });
-            let probe = arrived(&world, world.mark(SEQUENCE, self.sent));
+            let probe = Reply::arrived(&world, world.mark(SEQUENCE, self.sent));
             let what = format!("a probe, arrivals {arrivals:?}");
             self.row(what, &probe, Want::WrongPath);
             let tagged = probe.with(|probe| probe.link.tags = vec![Tag::dot1q(100)]);
@@ -363,7 +366,7 @@ impl Table {
         let asks = world
             .clone()
             .with(|world| world.tracker.proof = abi::Proof::Reply);
-        let stray = arrived(&asks, asks.mark(SEQUENCE, self.sent));
+        let stray = Reply::arrived(&asks, asks.mark(SEQUENCE, self.sent));
         let what = "a probe that arrives where a reply is to";
         self.row(what, &stray, Want::Foreign);
 
@@ -398,7 +401,7 @@ impl Table {
             self.row(format!("a probe of tracker {slot}"), &others, Want::Foreign);
         }
         let retired = world.clone().with(|world| world.tracker.active = 0);
-        let probe = arrived(&retired, retired.mark(SEQUENCE, self.sent));
+        let probe = Reply::arrived(&retired, retired.mark(SEQUENCE, self.sent));
         self.row("a probe of no tracker any more", &probe, Want::Foreign);
     }
 
