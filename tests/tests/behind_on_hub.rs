@@ -80,6 +80,16 @@ fn the_arriving_probe_is_the_proof() -> Result<()> {
         assert!(tracker["rtt_us"]["last"].is_u64(), "{tracker}");
         assert_eq!(tracker["duplicate"], 0);
     }
+    // Where it comes back is where the receive program is.
+    let config = tracker.config();
+    let config = config.to_string_lossy();
+    let mut doctor = tracker.command(&["doctor", "--json", "--config", &config]);
+    let doctor = String::from_utf8(tracker_tests::netns::check(&mut doctor)?.stdout)?;
+    let doctor: serde_json::Value = serde_json::from_str(&doctor)?;
+    let names = [0, 1].map(|at| &doctor["interfaces"][at]["name"]);
+    assert_eq!(names, [&"eth1", &"eth2"], "{doctor}");
+    let mode = &status.member("fw-1", "active")["mode"];
+    assert_eq!(&doctor["interfaces"][1]["mode"], mode, "{doctor}");
     let table = tracker_tests::netns::check(&mut tracker.client(&["status"]))?;
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert_eq!(table.matches(" one-way").count(), 2, "{table}");

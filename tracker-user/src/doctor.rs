@@ -1,7 +1,7 @@
 //! `tracker doctor`: what this kernel and these interfaces can do, tried and not guessed where trying
 //! disturbs nobody.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 use aya::{
@@ -113,6 +113,7 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
         .follow_routes(unnamed.map(|member| member.endpoint).collect())
         .await;
     let observed = &netlink.observed;
+    let (owners, ways) = (observed.owners(), Ways::at_start(config.hub.mode));
     let mut names = BTreeSet::new();
     let mut interfaces = Vec::new();
     for member in members {
@@ -129,6 +130,10 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
             )),
         }
         names.extend(member.returns.iter().cloned());
+        // Where probes come back to the hub.
+        let plan = plan::member(member, observed, &owners, ways);
+        let receive = plan.receive.iter();
+        names.extend(receive.filter_map(|ifindex| Some(observed.links.get(ifindex)?.name.clone())));
     }
     interfaces.extend(names.into_iter().map(|name| match observed.by_name(&name) {
         Some(link) => describe(link, observed, config.hub.mode),
@@ -177,12 +182,7 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         ),
         (ModeChoice::Auto, None) => (Mode::XdpGeneric, "the driver does not run XDP".to_owned()),
     };
-    let ways = Ways {
-        mode: choice,
-        not_leaving: &HashSet::new(),
-        last_macs: &HashMap::new(),
-    };
-    let (_, _, via) = plan::way_out(link, observed, ways);
+    let (_, _, via) = plan::way_out(link, observed, Ways::at_start(choice));
     let how = match via {
         Via::XdpRedirect => "the device takes redirected frames",
         Via::TcRedirect | Via::Nowhere => "the device takes no redirected frames",

@@ -4,6 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    sync::LazyLock,
 };
 
 use tracker_ebpf::{
@@ -115,6 +116,19 @@ pub struct Ways<'a> {
     pub not_leaving: &'a HashSet<u32>,
     /// The last MAC address known of each endpoint: good while the kernel asks anew, until it fails.
     pub last_macs: &'a HashMap<(u32, IpAddr), [u8; 6]>,
+}
+
+impl Ways<'static> {
+    /// Those of a start: nothing was learnt of any device or endpoint yet.
+    pub fn at_start(mode: ModeChoice) -> Self {
+        static NOT_LEAVING: LazyLock<HashSet<u32>> = LazyLock::new(HashSet::new);
+        static LAST_MACS: LazyLock<HashMap<(u32, IpAddr), [u8; 6]>> = LazyLock::new(HashMap::new);
+        Self {
+            mode,
+            not_leaving: &NOT_LEAVING,
+            last_macs: &LAST_MACS,
+        }
+    }
 }
 
 /// Plans one member.
@@ -459,12 +473,7 @@ mod tests {
     }
 
     fn plan(extra: &str, observed: &Observed) -> MemberPlan {
-        let none = HashSet::new();
-        let ways = Ways {
-            mode: ModeChoice::Auto,
-            not_leaving: &none,
-            last_macs: &HashMap::new(),
-        };
+        let ways = Ways::at_start(ModeChoice::Auto);
         member(&configured(extra), observed, &observed.owners(), ways)
     }
 
@@ -554,21 +563,15 @@ mod tests {
         // What was seen not to leave, or what the operator chose, goes by TC.
         let stuck = HashSet::from([3]);
         let ways = Ways {
-            mode: ModeChoice::Auto,
             not_leaving: &stuck,
-            last_macs: &HashMap::new(),
+            ..Ways::at_start(ModeChoice::Auto)
         };
         let configured = configured("interface = \"eth1\"");
         let path = member(&configured, &capable, &capable.owners(), ways)
             .path
             .expect("a path");
         assert_eq!(path.via, Via::TcRedirect);
-        let none = HashSet::new();
-        let ways = Ways {
-            mode: ModeChoice::Tc,
-            not_leaving: &none,
-            last_macs: &HashMap::new(),
-        };
+        let ways = Ways::at_start(ModeChoice::Tc);
         let path = member(&configured, &capable, &capable.owners(), ways)
             .path
             .expect("a path");
