@@ -1,8 +1,6 @@
 //! The receive program at TC ingress: the same table as for XDP, other actions.
 //!
-//! It passes with `TC_ACT_UNSPEC`, so that programs after it still see the packet. It reads from the IP header on,
-//! wherever that is; `BPF_PROG_TEST_RUN` insists on an Ethernet header before it, so that packets that begin with
-//! the IP header are for `tunnel_tun.rs`.
+//! It passes with `TC_ACT_UNSPEC`, so that programs after it still see the packet.
 
 mod prog;
 
@@ -17,7 +15,7 @@ const ACTIONS: Actions = Actions {
     consume: TC_ACT_SHOT,
     // The kernel's word (PACKET_OTHERHOST): neither the device's own address nor one of many.
     is_as_sent: |destination| *destination != [0; 6] && destination[0] & 1 == 0,
-    takes_tag: false,
+    takes_tag: true,
 };
 
 #[test]

@@ -52,6 +52,8 @@ pub mod program {
     pub const RECEIVE: &str = "tracker_receive";
     /// The same logic at TC ingress, where XDP is not to be had.
     pub const TC_RECEIVE: &str = "tracker_tc_recv";
+    /// The same of interfaces without Ethernet header.
+    pub const TC_RECEIVE_IP: &str = "tracker_tc_ip";
 }
 
 /// Most probes of one call of the send program: large enough that the call's own 18 us do not count,

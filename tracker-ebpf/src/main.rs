@@ -23,7 +23,11 @@ use bpf::{
 };
 use tracker_ebpf::{
     abi::Path,
-    wire::{Bytes as _, reply, vlan},
+    wire::{
+        Bytes as _,
+        reply::{self, Reply},
+        vlan,
+    },
 };
 
 /// `PACKET_OTHERHOST` of linux/if_packet.h: the frame's destination is not this device.
@@ -94,10 +98,21 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
     }
 }
 
-/// The same at TC ingress, of devices with and without Ethernet header.
+/// The same at TC ingress.
 #[classifier]
 pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
-    let Some(reply) = receive::parse_skb(&ctx) else {
+    settle_at_tc(&ctx, receive::parse_skb(&ctx))
+}
+
+/// The same of a device whose packets have no Ethernet header.
+#[classifier]
+pub fn tracker_tc_ip(ctx: TcContext) -> i32 {
+    settle_at_tc(&ctx, receive::parse_bare_skb(&ctx))
+}
+
+#[inline(always)]
+fn settle_at_tc(ctx: &TcContext, reply: Option<Reply>) -> i32 {
+    let Some(reply) = reply else {
         return TC_ACT_UNSPEC;
     };
     // SAFETY: the context is valid while the program runs.
@@ -113,7 +128,7 @@ pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
     };
     let count = receive::count_outcome(outcome);
     if let Outcome::Corrupt = outcome {
-        rarely!(count, &ctx, "{} packets bear the mark and fail the token");
+        rarely!(count, ctx, "{} packets bear the mark and fail the token");
     }
     match outcome.is_done() {
         true => TC_ACT_SHOT,

@@ -241,7 +241,7 @@ fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
             ok: loaded.is_ok(),
             required: true,
             detail: match loaded {
-                Ok(()) => "the verifier takes all four, and live frames run".to_owned(),
+                Ok(()) => "the verifier takes them all, and live frames run".to_owned(),
                 Err(error) => format!("{error:#}"),
             },
         });
@@ -282,6 +282,7 @@ fn try_programs() -> Result<()> {
         abi::program::RECEIVE,
         abi::program::TC_SEND,
         abi::program::TC_RECEIVE,
+        abi::program::TC_RECEIVE_IP,
     ] {
         match ebpf.program_mut(name) {
             Some(Program::Xdp(program)) => program.load()?,

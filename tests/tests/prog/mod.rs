@@ -171,8 +171,7 @@ impl Object {
             Some([0x86, 0xdd]) => IPV6,
             _ => 1,
         };
-        let is_classifier =
-            [abi::program::TC_SEND, abi::program::TC_RECEIVE].contains(&self.program);
+        let is_classifier = !matches!(self.ebpf.program(self.program), Some(Program::Xdp(_)));
         frame.len() >= ETHERNET + if is_classifier { header } else { 0 }
     }
 

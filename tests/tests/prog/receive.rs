@@ -71,8 +71,7 @@ pub struct Actions {
     pub consume: i32,
     /// Whether a frame with this destination is not for this host, but on its way to the next hop still.
     pub is_as_sent: fn(&[u8; 6]) -> bool,
-    /// Whether a packet may have a VLAN tag among its bytes. At TC ingress the kernel has taken out the
-    /// outer one; what still has one had two.
+    /// Whether it looks behind a VLAN tag among the frame's bytes.
     pub takes_tag: bool,
 }
 

@@ -1,5 +1,7 @@
 //! The one place that touches packet memory.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::bpf_hdr_start_off::BPF_HDR_START_NET,
     helpers::generated::{bpf_skb_load_bytes_relative, bpf_skb_pull_data},
@@ -47,47 +49,60 @@ impl BytesMut for Packet {
     }
 }
 
-/// Bytes of the largest head of a reply from its IP header on.
-const HEAD: usize = ipv6::LEN + icmp::LEN + probe::LEN;
-/// Bytes that hold such a head whatever lies before it: a tunnel's packet may begin with the outer headers.
+/// Bytes that hold the head of a reply whatever lies before its IP header: a tunnel's packet may begin with
+/// the outer headers.
 const LINEAR: u32 = 256;
 
-/// The first bytes of a packet at TC ingress from its IP header on, wherever that is: behind an Ethernet
-/// header, at the packet's first byte (tun, WireGuard) or behind the outer headers (GRE, whose MAC header
-/// is the outer IP header: `ipgre_rcv` of Linux 6.12). A copy, at `SHIFT` in memory that is aligned to 8: the verifier refuses a
-/// misaligned word of the stack.
-#[repr(align(8))]
-pub struct Head<const SHIFT: usize>([u8; HEAD]);
+/// Room for the head of a reply from its IP header on. Words, because the verifier refuses a misaligned
+/// word of the stack, and not set to zero, which would be a loop over its bytes.
+pub type Memory = MaybeUninit<[u64; (ipv6::LEN + icmp::LEN + probe::LEN) / 8]>;
 
-impl<const SHIFT: usize> Head<SHIFT> {
-    /// The first `LEN` bytes; `None` where there are fewer.
-    #[inline(always)]
-    pub fn load<const LEN: usize>(ctx: &TcContext) -> Option<Self> {
-        const { assert!(SHIFT + LEN <= HEAD) };
-        let mut head = Self([0; HEAD]);
-        let to = head.0.get_mut(SHIFT..SHIFT + LEN)?.as_mut_ptr().cast();
-        let skb = ctx.skb.skb.cast();
-        // SAFETY: helper call on this program's own context, with room for `LEN` bytes.
-        let error =
-            unsafe { bpf_skb_load_bytes_relative(skb, 0, to, LEN as u32, BPF_HDR_START_NET) };
-        (error == 0).then_some(head)
-    }
-}
-
-impl<const SHIFT: usize> Bytes for Head<SHIFT> {
-    #[inline(always)]
-    fn at<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
-        self.0.get(SHIFT + offset..)?.first_chunk()
-    }
-}
-
-/// Has the kernel put what [`Head::load`] reads into the packet's linear part, where it is not.
+/// The first `LEN` bytes of a packet at TC ingress from its IP header on, wherever that is: behind an
+/// Ethernet header, at the packet's first byte (tun, WireGuard), or behind the outer headers (GRE, whose MAC
+/// header is the outer IP header: `ipgre_rcv` of Linux 6.12). A copy, `SHIFT` bytes into `memory`; `None`
+/// where there are fewer.
 #[inline(always)]
-pub fn make_linear(ctx: &TcContext) {
-    let len = ctx.len().min(LINEAR);
-    if ctx.data() + len as usize > ctx.data_end() {
-        // A failure leaves the packet as it was.
-        // SAFETY: helper call on this program's own context; no packet pointer is held across it.
-        unsafe { bpf_skb_pull_data(ctx.skb.skb, len) };
+pub fn head<'a, const SHIFT: usize, const LEN: usize>(
+    ctx: &TcContext,
+    memory: &'a mut Memory,
+) -> Option<&'a [u8; LEN]> {
+    const { assert!(SHIFT + LEN <= size_of::<Memory>()) };
+    // SAFETY: the range was checked just above.
+    unsafe {
+        let to = memory.as_mut_ptr().byte_add(SHIFT).cast::<[u8; LEN]>();
+        // The helper wrote all of it, or says that it did not.
+        load(ctx, 0, to).then(|| &*to)
     }
+}
+
+/// The byte at `offset` from the IP header; `None` where the packet's linear part ends before it.
+#[inline(always)]
+pub fn network_byte(ctx: &TcContext, offset: usize) -> Option<u8> {
+    let mut byte = [0];
+    // SAFETY: a reference is valid for writing.
+    unsafe { load(ctx, offset, &raw mut byte) }.then_some(byte[0])
+}
+
+/// Copies bytes from `offset` after the start of the IP header; false where there are not so many.
+///
+/// # Safety
+/// `to` must be valid for writing.
+#[inline(always)]
+unsafe fn load<const LEN: usize>(ctx: &TcContext, offset: usize, to: *mut [u8; LEN]) -> bool {
+    let (skb, offset, len) = (ctx.skb.skb.cast(), offset as u32, LEN as u32);
+    // SAFETY: helper call on this program's own context; the caller vouches for the room.
+    unsafe { bpf_skb_load_bytes_relative(skb, offset, to.cast(), len, BPF_HDR_START_NET) == 0 }
+}
+
+/// True where a part of the bytes in which a reply is recognised is not in the packet's linear part.
+#[inline(always)]
+pub fn is_scattered(ctx: &TcContext) -> bool {
+    ctx.data() + ctx.len().min(LINEAR) as usize > ctx.data_end()
+}
+
+/// Has the kernel put them there. Where it can't, the packet stays as it was.
+#[inline(always)]
+pub fn gather(ctx: &TcContext) {
+    // SAFETY: helper call on this program's own context; no packet pointer is held across it.
+    unsafe { bpf_skb_pull_data(ctx.skb.skb, ctx.len().min(LINEAR)) };
 }

@@ -15,7 +15,7 @@ use tracker_ebpf::{
 use super::{
     atomic,
     maps::{EVENTS, HUB, PATHS, STATE, TRACKERS, WINDOWS, count},
-    packet::{self, Head},
+    packet::{self, Memory, Packet},
 };
 
 /// What became of a packet that bears the mark.
@@ -47,25 +47,63 @@ pub struct Arrival {
     pub is_tagged: bool,
 }
 
-/// Looks for a reply in a packet at TC ingress. The kernel has taken the outer tag of a tagged frame out
-/// of its bytes by then, so that the protocol is that behind the tag.
+/// Looks for a reply in a packet at TC ingress, where the kernel has taken the outer tag of a tagged frame
+/// out of its bytes.
 #[inline(always)]
 pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
-    packet::make_linear(ctx);
-    // SAFETY: the context is valid while the program runs.
-    let protocol = unsafe { (*ctx.skb.skb).protocol };
+    if packet::is_scattered(ctx) {
+        // What is large is somebody else's mostly; it stays as it is.
+        if !may_be_icmp(ctx) {
+            return None;
+        }
+        packet::gather(ctx);
+    }
+    reply::parse(&Packet::new(ctx.data(), ctx.data_end()))
+}
+
+/// The same of a device whose packets have no Ethernet header.
+#[inline(always)]
+pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
+    if !may_be_icmp(ctx) {
+        return None;
+    }
+    if packet::is_scattered(ctx) {
+        packet::gather(ctx);
+    }
+    let mut memory = Memory::uninit();
     // The shifts put 64-bit words of the mark, and of IPv6 addresses, where they are aligned.
-    match u16::from_be(protocol as u16) {
+    match ethertype(ctx) {
         ethernet::IPV4 => {
-            let head = Head::<4>::load::<{ ipv4::LEN + icmp::LEN + probe::LEN }>(ctx)?;
-            reply::parse_ipv4::<_, 0>(&head, 0)
+            const LEN: usize = ipv4::LEN + icmp::LEN + probe::LEN;
+            let head = packet::head::<4, LEN>(ctx, &mut memory)?;
+            reply::parse_ipv4::<[u8], 0>(head, 0)
         }
         ethernet::IPV6 => {
-            let head = Head::<0>::load::<{ ipv6::LEN + icmp::LEN + probe::LEN }>(ctx)?;
-            reply::parse_ipv6::<_, 0>(&head, 0)
+            const LEN: usize = ipv6::LEN + icmp::LEN + probe::LEN;
+            let head = packet::head::<0, LEN>(ctx, &mut memory)?;
+            reply::parse_ipv6::<[u8], 0>(head, 0)
         }
         _ => None,
     }
+}
+
+/// False where a packet carries anything but ICMP, as nearly all do: only one byte of it is looked at.
+#[inline(always)]
+fn may_be_icmp(ctx: &TcContext) -> bool {
+    let (at, icmp) = match ethertype(ctx) {
+        ethernet::IPV4 => (ipv4::PROTOCOL_AT, ipv4::ICMP),
+        ethernet::IPV6 => (ipv6::NEXT_HEADER_AT, ipv6::ICMP),
+        _ => return false,
+    };
+    packet::network_byte(ctx, at).is_none_or(|carried| carried == icmp)
+}
+
+/// What the kernel knows of a packet's protocol.
+#[inline(always)]
+fn ethertype(ctx: &TcContext) -> u16 {
+    // SAFETY: the context is valid while the program runs.
+    let protocol = unsafe { (*ctx.skb.skb).protocol };
+    u16::from_be(protocol as u16)
 }
 
 /// Judges a packet that bears the mark. `None`: of no concern here, and nothing was counted. `is_as_sent`

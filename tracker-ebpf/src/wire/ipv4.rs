@@ -4,6 +4,8 @@ use super::{be16, be32, checksum::Sum, put16, put32};
 
 /// Bytes of a header without options.
 pub const LEN: usize = 20;
+/// Where a header says what it carries.
+pub const PROTOCOL_AT: usize = 9;
 /// Protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// Time to live of a probe.
@@ -26,7 +28,7 @@ pub struct Header {
 /// the cheap test that foreign packets fail first.
 #[inline(always)]
 pub fn carries(header: &[u8; LEN], protocol: u8) -> bool {
-    header[9] == protocol && header[0] == 0x45 && be16(header, 6) & 0x3fff == 0
+    header[PROTOCOL_AT] == protocol && header[0] == 0x45 && be16(header, 6) & 0x3fff == 0
 }
 
 /// Reads a header for which [`carries`] holds.

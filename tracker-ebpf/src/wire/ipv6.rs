@@ -4,6 +4,8 @@ use super::{be16, be64, checksum::Sum, put16, put32, put64};
 
 /// Bytes of the header.
 pub const LEN: usize = 40;
+/// Where a header says what it carries.
+pub const NEXT_HEADER_AT: usize = 6;
 /// Next-header number of ICMPv6.
 pub const ICMP: u8 = 58;
 /// Hop limit of a probe.
@@ -34,7 +36,7 @@ pub fn address(bytes: &[u8; 16]) -> Address {
 /// True for a version 6 header directly followed by `next_header`.
 #[inline(always)]
 pub fn carries(header: &[u8; LEN], next_header: u8) -> bool {
-    header[6] == next_header && header[0] & 0xf0 == 0x60
+    header[NEXT_HEADER_AT] == next_header && header[0] & 0xf0 == 0x60
 }
 
 /// Reads a header for which [`carries`] holds.

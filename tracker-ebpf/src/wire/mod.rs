@@ -33,6 +33,7 @@ impl BytesMut for [u8] {
 }
 
 impl Bytes for [u8] {
+    #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
         self.get(offset..)?.first_chunk()
     }

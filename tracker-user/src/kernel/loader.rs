@@ -19,7 +19,7 @@ use tracker_ebpf::abi;
 use super::{
     OBJECT,
     bpffs::Pins,
-    interfaces::{Link, LinkCounters},
+    interfaces::{Header, Link, LinkCounters},
     links,
     mapped::Mapped,
     plane::KernelPlane,
@@ -167,7 +167,11 @@ impl Kernel {
                 .load()
                 .with_context(|| format!("the kernel refused the program {name}"))?;
         }
-        for name in [abi::program::TC_SEND, abi::program::TC_RECEIVE] {
+        for name in [
+            abi::program::TC_SEND,
+            abi::program::TC_RECEIVE,
+            abi::program::TC_RECEIVE_IP,
+        ] {
             let program: &mut SchedClassifier = program(&mut ebpf, name)?;
             program
                 .load()
@@ -250,7 +254,7 @@ impl Kernel {
     /// As the kernel answers.
     pub fn watch(&mut self, link: &Link) -> Result<()> {
         let hold = self
-            .attach_in(link.index, Mode::Tc, Purpose::Watch)
+            .attach_in(link, Mode::Tc, Purpose::Watch)
             .with_context(|| format!("cannot watch {} for replies", link.name))?;
         let mode = Mode::Tc;
         self.receives
@@ -268,7 +272,7 @@ impl Kernel {
             .map_err(|why| anyhow!("cannot receive on {}: {why}", link.name))?;
         let mut refusals = Vec::new();
         for &mode in modes {
-            match self.attach_in(link.index, mode, Purpose::Receive) {
+            match self.attach_in(link, mode, Purpose::Receive) {
                 Ok(hold) => {
                     self.receives
                         .insert((link.index, Purpose::Receive), Receive { mode, hold });
@@ -305,7 +309,8 @@ impl Kernel {
             .collect()
     }
 
-    fn attach_in(&mut self, ifindex: u32, mode: Mode, purpose: Purpose) -> Result<Hold> {
+    fn attach_in(&mut self, link: &Link, mode: Mode, purpose: Purpose) -> Result<Hold> {
+        let ifindex = link.index;
         // A pin may be left where the interface went away and its index came back.
         let path = self.pins.link(&purpose.pin(ifindex, mode));
         let _ = std::fs::remove_file(&path);
@@ -313,7 +318,11 @@ impl Kernel {
             Mode::XdpNative => XdpMode::Driver,
             Mode::XdpGeneric => XdpMode::Skb,
             Mode::Tc => {
-                let link = attach_tc(&mut self.ebpf, abi::program::TC_RECEIVE, ifindex)?;
+                let name = match link.header {
+                    Header::Ethernet => abi::program::TC_RECEIVE,
+                    Header::Ip | Header::Other => abi::program::TC_RECEIVE_IP,
+                };
+                let link = attach_tc(&mut self.ebpf, name, ifindex)?;
                 return hold_tc(link, &path);
             }
         };

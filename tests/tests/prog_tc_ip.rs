@@ -1,0 +1,39 @@
+//! The receive program for interfaces without Ethernet header: the same table again.
+//!
+//! It passes with `TC_ACT_UNSPEC`, so that programs after it still see the packet. It reads from the IP header on,
+//! wherever that is; `BPF_PROG_TEST_RUN` insists on an Ethernet header before it, so that packets that begin with
+//! the IP header are for `tunnel_tun.rs`.
+
+mod prog;
+
+use anyhow::Result;
+use prog::fuzz;
+use prog::receive::{self, Actions};
+use prog::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use tracker_ebpf::abi::program::TC_RECEIVE_IP;
+
+const ACTIONS: Actions = Actions {
+    pass: TC_ACT_UNSPEC,
+    consume: TC_ACT_SHOT,
+    // The kernel's word (PACKET_OTHERHOST): neither the device's own address nor one of many.
+    is_as_sent: |destination| *destination != [0; 6] && destination[0] & 1 == 0,
+    takes_tag: false,
+};
+
+#[test]
+fn each_row_of_the_table() -> Result<()> {
+    needs_root!();
+    receive::check_table(TC_RECEIVE_IP, ACTIONS)
+}
+
+#[test]
+fn a_full_ring_loses_only_events() -> Result<()> {
+    needs_root!();
+    receive::check_full_ring(TC_RECEIVE_IP, ACTIONS)
+}
+
+#[test]
+fn only_genuine_replies_are_consumed() -> Result<()> {
+    needs_root!();
+    fuzz::check(TC_RECEIVE_IP, ACTIONS, 200_000)
+}
