@@ -268,6 +268,16 @@ fw-1     selected: active                                                     up
     }
 
     #[test]
+    fn an_arrival_took_one_way() {
+        let mut example = json::tests::example();
+        example.services[0].members[0].trackers[0].proof = Proof::Arrival;
+        assert!(status(&example, false).contains("  41us one-way\n"));
+        let json = serde_json::to_string(&example).unwrap();
+        assert!(json.contains(r#""proof":"arrival""#), "{json}");
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), example);
+    }
+
+    #[test]
     fn colour_is_only_where_it_is_wanted() {
         let example = json::tests::example();
         assert!(status(&example, true).contains("\u{1b}["));
