@@ -4,7 +4,7 @@
 //! changes with the time at which they were seen, answers with the events they cause, and can be
 //! asked for the status at any time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,11 +12,12 @@ use jiff::Timestamp;
 use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use crate::config::{Config, Member, Policy, Role, Service, Tracker};
+use crate::config::{Config, Member, Origin, Policy, Role, Service, Tracker};
 use crate::mode::{Mode, SendWay};
 use crate::report::events::Event;
 use crate::report::status::{
-    ChainStatus, Counters, MemberStatus, RttUs, ServiceStatus, Status, TrackerStatus,
+    ChainStatus, Counters, ListedMember, ListedService, MemberStatus, RttUs, ServiceStatus, Status,
+    TrackerStatus,
 };
 
 /// A moment, by both clocks that matter.
@@ -28,10 +29,10 @@ pub struct Stamp {
     pub wall: Timestamp,
 }
 
-/// A tracker by its place in the configuration.
+/// A tracker by its place on the board.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrackerRef {
-    /// Position in [`Config::services`].
+    /// The service's number: its position in [`Config::services`], or what [`Board::add`] gave it.
     pub service: u32,
     /// Position in [`Service::members`].
     pub member: u32,
@@ -68,7 +69,10 @@ pub struct MemberPath {
 pub struct Board {
     hub: String,
     instance: String,
-    services: Vec<ServiceState>,
+    /// By number, which is also the order in which they are reported.
+    services: BTreeMap<u32, ServiceState>,
+    /// The number of the next addition; never that of a service which was removed.
+    next: u32,
     chains: Vec<ChainState>,
     /// When each change that is held down becomes due, by the monotonic clock.
     due: BTreeSet<(u64, TrackerRef)>,
@@ -77,6 +81,7 @@ pub struct Board {
 #[derive(Clone, Debug)]
 struct ServiceState {
     name: Arc<str>,
+    origin: Origin,
     members: Vec<MemberState>,
     verdict: Verdict,
     since: Timestamp,
@@ -112,8 +117,8 @@ struct Held {
 #[derive(Clone, Debug)]
 struct ChainState {
     name: Arc<str>,
-    /// Positions in [`Board::services`].
-    services: Vec<usize>,
+    /// Numbers of services.
+    services: Vec<u32>,
     verdict: Verdict,
 }
 
@@ -171,6 +176,12 @@ impl Tally {
 }
 
 impl MemberState {
+    /// The outgoing interface, as far as it is known.
+    fn interface(&self) -> Option<&String> {
+        let configured = self.config.interface.as_ref();
+        self.path.interface.as_ref().or(configured)
+    }
+
     /// The tracker that decides: the first with the member's own verdict. Every policy has one.
     fn deciding(&self) -> TrackerState {
         let slot = self
@@ -205,6 +216,59 @@ impl ServiceState {
         };
         let member = self.members.iter().find(decides);
         member.map(MemberState::deciding).unwrap_or_default()
+    }
+}
+
+impl ServiceState {
+    /// Reports the end of what was known of a service: whoever follows the events is not left with
+    /// a verdict that nobody will change any more.
+    fn retire(&self, seen: Seen, events: &mut Vec<Event>) {
+        let mut end = |member, behind, from| {
+            if from != Verdict::Unknown {
+                let subject = Subject {
+                    service: Some(&self.name),
+                    member,
+                    behind,
+                    chain: None,
+                };
+                let why = TrackerState {
+                    detail: Some("removed".to_owned()),
+                    ..Default::default()
+                };
+                events.push(seen.event(subject, from, why, Verdict::Unknown));
+            }
+        };
+        for member in &self.members {
+            let role = Some(member.config.role);
+            for (config, slot) in member.config.trackers.iter().zip(&member.trackers) {
+                end(role, Some(config.behind), slot.shown.verdict);
+            }
+            if self.members.len() > 1 {
+                end(role, None, member.verdict);
+            }
+        }
+        end(None, None, self.verdict);
+    }
+
+    fn listed(&self) -> ListedService {
+        let members = self.members.iter().map(|member| ListedMember {
+            role: member.config.role,
+            endpoint: member.config.endpoint,
+            interface: member.interface().cloned(),
+            behind: member
+                .config
+                .trackers
+                .iter()
+                .map(|tracker| tracker.behind)
+                .collect(),
+        });
+        ListedService {
+            name: self.name.to_string(),
+            origin: self.origin,
+            verdict: self.verdict,
+            cause: self.deciding().cause,
+            members: members.collect(),
+        }
     }
 }
 
@@ -246,7 +310,8 @@ impl Board {
         let mut board = Self {
             hub: String::new(),
             instance: String::new(),
-            services: Vec::new(),
+            services: BTreeMap::new(),
+            next: 0,
             chains: Vec::new(),
             due: BTreeSet::new(),
         };
@@ -257,31 +322,35 @@ impl Board {
 
     /// Takes another configuration. Trackers that are the same in both, of the same member of the
     /// same service, keep their state; so do members their path. What is new is unknown, which may
-    /// change the verdict of what contains it.
+    /// change the verdict of what contains it. What is gone is unknown from here on.
     pub fn replace(&mut self, config: &Config, now: Stamp) -> Vec<Event> {
         self.hub.clone_from(&config.hub.name);
         self.instance.clone_from(&config.hub.instance);
-        let mut old_services: HashMap<Arc<str>, ServiceState> = self
-            .services
-            .drain(..)
-            .map(|service| (service.name.clone(), service))
-            .collect();
+        let mut old_services: HashMap<Arc<str>, (u32, ServiceState)> =
+            std::mem::take(&mut self.services)
+                .into_iter()
+                .map(|(number, service)| (service.name.clone(), (number, service)))
+                .collect();
         let old_chains: HashMap<Arc<str>, Verdict> = self
             .chains
             .drain(..)
             .map(|chain| (chain.name, chain.verdict))
             .collect();
 
-        self.services = config
-            .services
-            .iter()
-            .map(|service| service_state(service, old_services.remove(service.name.as_str()), now))
+        self.services = (0..)
+            .zip(&config.services)
+            .map(|(number, service)| {
+                let old = old_services.remove(service.name.as_str());
+                let old = old.map(|(_, state)| state);
+                (number, service_state(service, old, now))
+            })
             .collect();
-        let positions: HashMap<&str, usize> = config
+        self.next = config.services.len() as u32;
+        let numbers: HashMap<&str, u32> = config
             .services
             .iter()
-            .enumerate()
-            .map(|(position, service)| (service.name.as_str(), position))
+            .map(|service| service.name.as_str())
+            .zip(0..)
             .collect();
         self.chains = config
             .chains
@@ -291,7 +360,7 @@ impl Board {
                 services: chain
                     .services
                     .iter()
-                    .filter_map(|name| positions.get(name.as_str()).copied())
+                    .filter_map(|name| numbers.get(name.as_str()).copied())
                     .collect(),
                 verdict: old_chains
                     .get(chain.name.as_str())
@@ -301,12 +370,12 @@ impl Board {
             .collect();
 
         self.due.clear();
-        for (service, state) in self.services.iter().enumerate() {
+        for (&service, state) in &self.services {
             for (member, state) in state.members.iter().enumerate() {
                 for (tracker, slot) in state.trackers.iter().enumerate() {
                     if let Some(held) = &slot.held {
                         let at = TrackerRef {
-                            service: service as u32,
+                            service,
                             member: member as u32,
                             tracker: tracker as u32,
                         };
@@ -321,14 +390,50 @@ impl Board {
             now,
             detection_ns: None,
         };
-        for service in 0..self.services.len() {
-            for member in 0..self.services[service].members.len() {
+        let mut gone: Vec<_> = old_services.into_values().collect();
+        gone.sort_by_key(|(number, _)| *number);
+        for (_, service) in &gone {
+            service.retire(seen, &mut events);
+        }
+        for service in self.services.keys().copied().collect::<Vec<_>>() {
+            for member in 0..self.services[&service].members.len() {
                 self.settle_member(service, member, seen, &mut events);
             }
             self.settle_service(service, seen, &mut events);
         }
         // A chain may have lost or gained a service whose own verdict did not change.
         self.settle_chains(None, seen, &mut events);
+        events
+    }
+
+    /// Takes one more service, of which nothing is known yet, and says its number. The name must be new.
+    pub fn add(&mut self, service: &Service, now: Stamp) -> u32 {
+        let number = self.next;
+        self.next += 1;
+        self.services
+            .insert(number, service_state(service, None, now));
+        number
+    }
+
+    /// The service of this name.
+    pub fn find(&self, name: &str) -> Option<u32> {
+        let mut services = self.services.iter();
+        services
+            .find(|(_, service)| &*service.name == name)
+            .map(|(number, _)| *number)
+    }
+
+    /// Takes a service off, which no chain may name; what was known of it is unknown from here on.
+    pub fn remove(&mut self, service: u32, now: Stamp) -> Vec<Event> {
+        let mut events = Vec::new();
+        if let Some(gone) = self.services.remove(&service) {
+            self.due.retain(|(_, at)| at.service != service);
+            let seen = Seen {
+                now,
+                detection_ns: None,
+            };
+            gone.retire(seen, &mut events);
+        }
         events
     }
 
@@ -406,7 +511,7 @@ impl Board {
     pub fn member_path(&mut self, service: u32, member: u32, path: MemberPath) {
         let member = self
             .services
-            .get_mut(service as usize)
+            .get_mut(&service)
             .and_then(|service| service.members.get_mut(member as usize));
         if let Some(member) = member {
             member.path = path;
@@ -418,8 +523,10 @@ impl Board {
         Status {
             hub: self.hub.clone(),
             instance: self.instance.clone(),
-            services: (0..self.services.len())
-                .map(|service| self.service_status(service, &counters))
+            services: self
+                .services
+                .keys()
+                .map(|service| self.service_status(*service, &counters))
                 .collect(),
             chains: self.chains.iter().map(ChainState::status).collect(),
         }
@@ -433,14 +540,11 @@ impl Board {
         counters: impl Fn(TrackerRef) -> Counters,
     ) -> Result<Status, String> {
         let chain = self.chains.iter().find(|chain| &*chain.name == name);
-        let service = self
-            .services
-            .iter()
-            .position(|service| &*service.name == name);
+        let service = self.find(name);
         if chain.is_none() && service.is_none() {
             return Err(self.no_such(name));
         }
-        let mut services: Vec<usize> = chain
+        let mut services: Vec<u32> = chain
             .map(|chain| chain.services.clone())
             .unwrap_or_default();
         services.extend(service.filter(|service| !services.contains(service)));
@@ -455,6 +559,11 @@ impl Board {
         })
     }
 
+    /// What `tracker service list` shows.
+    pub fn list(&self) -> Vec<ListedService> {
+        self.services.values().map(ServiceState::listed).collect()
+    }
+
     fn no_such(&self, name: &str) -> String {
         let list = |kind: &str, names: &mut dyn Iterator<Item = &Arc<str>>| {
             let names: Vec<&str> = names.map(|name| &**name).collect();
@@ -466,7 +575,7 @@ impl Board {
         };
         let services = list(
             "service",
-            &mut self.services.iter().map(|service| &service.name),
+            &mut self.services.values().map(|service| &service.name),
         );
         let chains = list("chain", &mut self.chains.iter().map(|chain| &chain.name));
         let known: Vec<_> = services.into_iter().chain(chains).collect();
@@ -481,7 +590,7 @@ impl Board {
     fn slot(&mut self, at: TrackerRef) -> Option<(u64, &mut TrackerSlot)> {
         let member = self
             .services
-            .get_mut(at.service as usize)?
+            .get_mut(&at.service)?
             .members
             .get_mut(at.member as usize)?;
         let hold_down = member.config.trackers.get(at.tracker as usize)?.hold_down;
@@ -491,9 +600,12 @@ impl Board {
 
     /// Reports a tracker's new verdict, and what follows from it: tracker, member, service, chain.
     fn show(&mut self, at: TrackerRef, state: TrackerState, seen: Seen, events: &mut Vec<Event>) {
-        let (service, index) = (at.service as usize, at.member as usize);
-        let name = &self.services[service].name.clone();
-        let member = &mut self.services[service].members[index];
+        let (number, index) = (at.service, at.member as usize);
+        let Some(service) = self.services.get_mut(&number) else {
+            return;
+        };
+        let name = &service.name;
+        let member = &mut service.members[index];
         let slot = &mut member.trackers[at.tracker as usize];
         let (from, to) = (slot.shown.verdict, state.verdict);
         slot.shown = state.clone();
@@ -506,14 +618,16 @@ impl Board {
             chain: None,
         };
         events.push(seen.event(subject, from, state, to));
-        self.settle_member(service, index, seen, events);
-        if self.settle_service(service, seen, events) {
-            self.settle_chains(Some(service), seen, events);
+        self.settle_member(number, index, seen, events);
+        if self.settle_service(number, seen, events) {
+            self.settle_chains(Some(number), seen, events);
         }
     }
 
-    fn settle_member(&mut self, service: usize, index: usize, seen: Seen, events: &mut Vec<Event>) {
-        let service = &mut self.services[service];
+    fn settle_member(&mut self, service: u32, index: usize, seen: Seen, events: &mut Vec<Event>) {
+        let Some(service) = self.services.get_mut(&service) else {
+            return;
+        };
         // The only member's change is the service's own.
         let own = service.members.len() > 1;
         let member = &mut service.members[index];
@@ -534,8 +648,10 @@ impl Board {
     }
 
     /// Whether the service's verdict changed.
-    fn settle_service(&mut self, index: usize, seen: Seen, events: &mut Vec<Event>) -> bool {
-        let service = &mut self.services[index];
+    fn settle_service(&mut self, service: u32, seen: Seen, events: &mut Vec<Event>) -> bool {
+        let Some(service) = self.services.get_mut(&service) else {
+            return false;
+        };
         let from = service.verdict;
         let to = Tally::count(service.members.iter().map(|member| member.verdict)).any();
         if from == to {
@@ -554,7 +670,7 @@ impl Board {
     }
 
     /// Settles the chains that contain `service`, or all.
-    fn settle_chains(&mut self, service: Option<usize>, seen: Seen, events: &mut Vec<Event>) {
+    fn settle_chains(&mut self, service: Option<u32>, seen: Seen, events: &mut Vec<Event>) {
         for chain in &mut self.chains {
             if service.is_some_and(|service| !chain.services.contains(&service)) {
                 continue;
@@ -562,7 +678,7 @@ impl Board {
             let services = chain
                 .services
                 .iter()
-                .map(|service| &self.services[*service]);
+                .filter_map(|service| self.services.get(service));
             let verdicts = services.clone().map(|service| service.verdict);
             let (from, to) = (chain.verdict, Tally::count(verdicts).all());
             if from == to {
@@ -586,10 +702,10 @@ impl Board {
 
     fn service_status(
         &self,
-        index: usize,
+        number: u32,
         counters: &impl Fn(TrackerRef) -> Counters,
     ) -> ServiceStatus {
-        let service = &self.services[index];
+        let service = &self.services[&number];
         let members = service
             .members
             .iter()
@@ -602,22 +718,16 @@ impl Board {
                         &slot.shown,
                         member.path.proofs.get(tracker).copied().unwrap_or_default(),
                         &counters(TrackerRef {
-                            service: index as u32,
+                            service: number,
                             member: position as u32,
                             tracker: tracker as u32,
                         }),
                     )
                 });
-                let configured = &member.config.interface;
                 MemberStatus {
                     role: member.config.role,
                     endpoint: member.config.endpoint,
-                    interface: member
-                        .path
-                        .interface
-                        .as_ref()
-                        .or(configured.as_ref())
-                        .cloned(),
+                    interface: member.interface().cloned(),
                     mode: member.path.mode,
                     verdict: member.verdict,
                     cause: member.deciding().cause,
@@ -687,6 +797,7 @@ fn service_state(config: &Service, old: Option<ServiceState>, now: Stamp) -> Ser
     });
     ServiceState {
         name: config.name.as_str().into(),
+        origin: config.origin,
         members: members.collect(),
         verdict,
         since,
@@ -1125,10 +1236,66 @@ behind = ["10.20.2.9"]
         assert_eq!(status.services[0].since, at(4).wall);
         assert_eq!(status.services[1].since, at(1).wall);
 
-        // A tracker with another interval is another tracker.
+        // A tracker with another interval is another tracker. What is gone says so.
         let faster = format!("{b}interval = \"100ms\"\n");
         let events = board.replace(&read(&faster), at(5));
-        assert_eq!(shorts(&events), ["b - - up>unknown no-reply"]);
+        assert_eq!(
+            shorts(&events),
+            [
+                "a active 10.20.0.1 up>unknown no-reply",
+                "a active 10.20.0.2 up>unknown no-reply",
+                "b - - up>unknown no-reply"
+            ]
+        );
+        assert_eq!(events[0].detail.as_deref(), Some("removed"));
+    }
+
+    #[test]
+    fn services_come_and_go_beside_the_others() {
+        let chain = "[[chain]]\nname = \"net\"\nservices = [\"b\"]\n";
+        let (a, b) = (single("a", "\"any\"", 1), single("b", "\"any\"", 1));
+        let mut board = Board::new(&read(&format!("{a}{b}{chain}")), at(0));
+        board.tracker_changed(place(1, 0, 0), state(Verdict::Up), at(1), None);
+        let held = format!("{}hold_down = \"1s\"\n", single("c", "\"any\"", 1));
+        let c = &read(&held).services[0];
+        let number = board.add(c, at(2));
+        assert_eq!((number, board.find("c")), (2, Some(2)));
+        board.tracker_changed(place(2, 0, 0), state(Verdict::Down), at(3), None);
+        assert_eq!(board.next_due(), Some(1003 * MS));
+
+        // Nothing was reported of it, so nothing ends; its number is not given again.
+        assert_eq!(board.remove(2, at(4)), []);
+        assert_eq!((board.next_due(), board.find("c")), (None, None));
+        assert_eq!(board.add(c, at(5)), 3);
+        let names = |board: &Board| -> Vec<_> {
+            let list = board.list().into_iter();
+            list.map(|service| (service.name, service.verdict))
+                .collect()
+        };
+        let c_and = |name: &str, verdict| {
+            vec![
+                (name.to_owned(), verdict),
+                ("c".to_owned(), Verdict::Unknown),
+            ]
+        };
+        board.remove(0, at(6));
+        assert_eq!(names(&board), c_and("b", Verdict::Up));
+
+        // The others keep their numbers, and their changes reach the chain.
+        let events = board.tracker_changed(place(1, 0, 0), state(Verdict::Down), at(7), None);
+        assert_eq!(
+            shorts(&events).last().unwrap(),
+            "chain net up>down no-reply"
+        );
+        let ended = board.remove(1, at(8));
+        assert_eq!(
+            shorts(&ended),
+            [
+                "b active 10.20.0.9 down>unknown no-reply",
+                "b - - down>unknown no-reply"
+            ]
+            .map(|line| line.replace("0.9", "0.1"))
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config;
+use crate::config::{self, Addition};
 use crate::report::events::{Missed, Numbered};
 use crate::report::protocol::{self, ClientError, Request};
 use crate::report::table;
@@ -55,6 +55,15 @@ pub enum Command {
     /// Events are numbered from 1 without gap or repeat. Where events are no longer kept, one line says
     /// how many, and the number of the next.
     Events(EventsArgs),
+    /// Add, remove and list services while the daemon runs
+    ///
+    /// Adds, removes and lists services without touching the others and without changing the
+    /// configuration's file.
+    ///
+    /// What is added lives until it is removed or the daemon ends; a reload keeps it, unless the file
+    /// then names a service of the same name. What is removed and still in the file comes back with
+    /// the next reload.
+    Service(ServiceArgs),
     /// Say what this kernel and these interfaces can do, and which mode each would get
     ///
     /// Tries what the daemon needs, one line for each, and says what to do about what is missing.
@@ -116,6 +125,74 @@ pub struct EventsArgs {
     #[arg(long, value_name = "SEQ")]
     pub since: Option<u64>,
     /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Where the daemon listens
+    #[command(flatten)]
+    pub socket: SocketArg,
+}
+
+/// Arguments of `tracker service`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 done; 1 refused or no answer; 2 wrong usage.")]
+pub struct ServiceArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ServiceCommand,
+}
+
+/// The commands of `tracker service`.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Add a service; endpoint and behind are enough
+    ///
+    /// Adds a service of one member. What is not given is as in [defaults] of the configuration.
+    ///
+    /// A service that is not valid, has the name of another one, or finds no room is refused whole.
+    Add(AddArgs),
+    /// Remove a service
+    ///
+    /// Removes a service, whether it was added or came from the file. One that a chain names stays.
+    Remove(RemoveArgs),
+    /// List the services, and where each came from
+    ///
+    /// Lists the services in the order of the configuration, and those that were added after them.
+    List(ListArgs),
+}
+
+/// Arguments of `tracker service add`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 added; 1 refused, nothing was changed, or no answer; 2 wrong usage."
+)]
+pub struct AddArgs {
+    /// The service.
+    #[command(flatten)]
+    pub service: Addition,
+    /// Where the daemon listens
+    #[command(flatten)]
+    pub socket: SocketArg,
+}
+
+/// Arguments of `tracker service remove`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 removed; 1 refused, nothing was changed, or no answer; 2 wrong usage."
+)]
+pub struct RemoveArgs {
+    /// The service
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Where the daemon listens
+    #[command(flatten)]
+    pub socket: SocketArg,
+}
+
+/// Arguments of `tracker service list`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 listed; 1 no answer; 2 wrong usage.")]
+pub struct ListArgs {
+    /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
     /// Where the daemon listens
@@ -198,8 +275,7 @@ pub fn status(args: &StatusArgs) -> ExitCode {
     let text = if args.json {
         line + "\n"
     } else {
-        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        table::status(&status, colour)
+        table::status(&status, colour())
     };
     let code = if status.all_up() {
         ExitCode::SUCCESS
@@ -207,6 +283,42 @@ pub fn status(args: &StatusArgs) -> ExitCode {
         ExitCode::from(2)
     };
     finish(print(&text), code)
+}
+
+fn colour() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// `tracker service`.
+pub fn service(args: ServiceArgs) -> ExitCode {
+    let (socket, request) = match args.command {
+        ServiceCommand::List(args) => return service_list(&args),
+        ServiceCommand::Add(args) => {
+            let service = Box::new(args.service);
+            (args.socket.path, Request::ServiceAdd { service })
+        }
+        ServiceCommand::Remove(args) => {
+            let name = args.name;
+            (args.socket.path, Request::ServiceRemove { name })
+        }
+    };
+    match protocol::ask_change(&socket, &request) {
+        Ok(done) => finish(print(&format!("{done}\n")), ExitCode::SUCCESS),
+        Err(error) => fail(error),
+    }
+}
+
+fn service_list(args: &ListArgs) -> ExitCode {
+    let (line, list) = match protocol::ask_services(&args.socket.path) {
+        Ok(answer) => answer,
+        Err(error) => return fail(error),
+    };
+    let text = if args.json {
+        line + "\n"
+    } else {
+        table::list(&list, colour())
+    };
+    finish(print(&text), ExitCode::SUCCESS)
 }
 
 /// `tracker events`.
@@ -288,6 +400,7 @@ mod tests {
     use clap::error::ErrorKind;
 
     use super::*;
+    use crate::config::PolicyWord;
 
     fn parse(arguments: &[&str]) -> Result<Command, ErrorKind> {
         let arguments = std::iter::once(&"tracker").chain(arguments);
@@ -303,12 +416,17 @@ mod tests {
 
     #[test]
     fn every_command_has_help_with_its_exit_codes() {
-        for command in Cli::command().get_subcommands_mut() {
+        fn look(command: &mut clap::Command) {
             let name = command.get_name().to_owned();
+            if name == "help" {
+                return;
+            }
             let help = command.render_long_help().to_string();
             assert!(help.contains("Exit codes: 0 "), "{name}: {help}");
             assert!(command.get_about().is_some(), "{name}");
+            command.get_subcommands_mut().for_each(look);
         }
+        Cli::command().get_subcommands_mut().for_each(look);
     }
 
     #[test]
@@ -343,6 +461,35 @@ mod tests {
             Ok(Command::Doctor(_))
         ));
         assert!(matches!(parse(&["check", "f"]), Ok(Command::Check(_))));
+        let add = "service add fw-9 --endpoint 10.9.0.2 --behind 10.20.0.9 10.20.0.8 --behind ::1 \
+                   --interface eth1 --source 10.9.0.1 --probe udp --port 9 --interval 10ms --timeout 1s \
+                   --fall 4 --rise 5 --payload 64 --returns eth1 eth2 --policy 2 --socket /x";
+        let words: Vec<_> = add.split_whitespace().collect();
+        let Ok(Command::Service(ServiceArgs {
+            command: ServiceCommand::Add(add),
+        })) = parse(&words)
+        else {
+            panic!("service add");
+        };
+        let own = |text: &str| Some(text.to_owned());
+        let wanted = Addition {
+            name: "fw-9".to_owned(),
+            endpoint: "10.9.0.2".to_owned(),
+            behind: ["10.20.0.9", "10.20.0.8", "::1"].map(str::to_owned).into(),
+            interface: own("eth1"),
+            source: own("10.9.0.1"),
+            probe: own("udp"),
+            port: Some(9),
+            interval: own("10ms"),
+            timeout: own("1s"),
+            fall: Some(4),
+            rise: Some(5),
+            payload: Some(64),
+            returns: ["eth1", "eth2"].map(str::to_owned).into(),
+            policy: Some(PolicyWord::Number(2)),
+        };
+        assert_eq!(add.service, wanted);
+        assert_eq!(add.socket.path, Path::new("/x"));
     }
 
     #[test]
@@ -354,6 +501,16 @@ mod tests {
             Some(ErrorKind::MissingRequiredArgument)
         );
         assert_eq!(refused(&["stop"]), Some(ErrorKind::InvalidSubcommand));
+        for missing in [
+            "service add fw-9 --endpoint 10.9.0.2",
+            "service add fw-9 --behind 10.20.0.9",
+            "service add --endpoint 10.9.0.2 --behind 10.20.0.9",
+            "service remove",
+        ] {
+            let words: Vec<_> = missing.split(' ').collect();
+            let kind = refused(&words);
+            assert_eq!(kind, Some(ErrorKind::MissingRequiredArgument), "{missing}");
+        }
         assert_eq!(
             refused(&["events", "--since", "-1"]),
             Some(ErrorKind::UnknownArgument)

@@ -18,7 +18,10 @@ use anyhow::{Context as _, Result, anyhow};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::mpsc::UnboundedReceiver,
+    sync::{
+        mpsc::{self, UnboundedReceiver, UnboundedSender},
+        oneshot,
+    },
     time::{Instant, MissedTickBehavior},
 };
 use tracker_ebpf::{
@@ -28,7 +31,7 @@ use tracker_ebpf::{
 
 use crate::{
     board::{Board, Stamp, TrackerRef, TrackerState},
-    config::{self, Config, Member},
+    config::{self, Addition, Config, Member},
     engine::Report,
     kernel::{
         bpffs::{self, Pins},
@@ -42,12 +45,13 @@ use crate::{
     report::{
         events::{CAPACITY, EventFeed, EventLog},
         metrics,
-        protocol::{self, Api},
-        status::{Counters, Status},
+        protocol::{self, Api, Control},
+        status::{Counters, List, Status},
     },
     sender::Sender,
-    slots::{Slots, Words},
 };
+
+use install::{Members, Places};
 
 /// How often what the kernel gave up on (a next hop, an attachment) is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -60,15 +64,37 @@ const CONFIRM: Duration = Duration::from_secs(5);
 struct Shared {
     core: Arc<Mutex<Core>>,
     feed: EventFeed,
+    changes: UnboundedSender<Change>,
+}
+
+/// What a client wants to be different. Only the loop changes anything, one change after the other.
+struct Change {
+    wanted: Wanted,
+    answer: oneshot::Sender<Result<String, String>>,
+}
+
+enum Wanted {
+    Add(Box<Addition>),
+    Remove(String),
 }
 
 struct Core {
     board: Board,
     slots: HashMap<TrackerRef, u32>,
     states: StateReader,
+    /// So many trackers find place in the maps.
+    free: u32,
 }
 
 impl Shared {
+    async fn change(&self, wanted: Wanted) -> Result<String, String> {
+        let (answer, answered) = oneshot::channel();
+        let ends = |()| "the daemon ends; nothing was changed".to_owned();
+        let sent = self.changes.send(Change { wanted, answer });
+        sent.map_err(|_| ends(()))?;
+        answered.await.map_err(|_| ends(()))?
+    }
+
     fn core(&self) -> MutexGuard<'_, Core> {
         // A panic in another task leaves the board as it was; answering from it is better than not.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
@@ -91,6 +117,24 @@ impl Api for Shared {
 
     fn events(&self) -> EventFeed {
         self.feed.clone()
+    }
+}
+
+impl Control for Shared {
+    fn services(&self) -> List {
+        let core = self.core();
+        List {
+            services: core.board.list(),
+            free: core.free,
+        }
+    }
+
+    async fn add_service(&self, service: Addition) -> Result<String, String> {
+        self.change(Wanted::Add(Box::new(service))).await
+    }
+
+    async fn remove_service(&self, name: String) -> Result<String, String> {
+        self.change(Wanted::Remove(name)).await
     }
 }
 
@@ -126,6 +170,8 @@ fn counters(state: &abi::State) -> Counters {
 struct Tracker {
     slot: u32,
     words: u32,
+    /// What tells it from who had the slot before.
+    tenant: u32,
     config: config::Tracker,
     entry: abi::Tracker,
     fault: Option<Fault>,
@@ -148,12 +194,10 @@ struct Daemon {
     kernel: Kernel,
     sender: Sender,
     shared: Shared,
-    members: Vec<Attachment>,
-    /// The tracker of each slot: position in `members` and in its trackers.
-    by_slot: HashMap<u32, (TrackerRef, usize)>,
-    slots: Slots,
-    paths: Slots,
-    words: Words,
+    members: Members,
+    /// The tracker of each slot.
+    by_slot: HashMap<u32, TrackerRef>,
+    places: Places,
     epoch: u32,
     icmp_base: u16,
     neighbours: HashSet<(u32, IpAddr)>,
@@ -216,7 +260,8 @@ async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Res
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let (mut daemon, mut reports) = Daemon::start(config, pins).await?;
+    let (changes, mut wanted) = mpsc::unbounded_channel();
+    let (mut daemon, mut reports) = Daemon::start(config, pins, changes).await?;
     let clients = tokio::spawn(protocol::serve(listener, daemon.shared.clone()));
     let scrapes =
         metrics.map(|listener| tokio::spawn(metrics::serve(listener, daemon.shared.clone())));
@@ -250,6 +295,7 @@ async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Res
                 Some(report) => daemon.take(report).await,
                 None => break Err(anyhow!("the sending thread ended; this is a bug, please report the log")),
             },
+            Some(change) = wanted.recv() => daemon.change(change, &mut wanted).await,
             _ = retry.tick() => daemon.retry().await,
             () = sleep_until(due) => {
                 let events = daemon.shared.core().board.tick(stamp());
@@ -273,7 +319,11 @@ async fn sleep_until(due: Option<Instant>) {
 }
 
 impl Daemon {
-    async fn start(config: Config, pins: &Pins) -> Result<(Self, UnboundedReceiver<Report>)> {
+    async fn start(
+        config: Config,
+        pins: &Pins,
+        changes: UnboundedSender<Change>,
+    ) -> Result<(Self, UnboundedReceiver<Report>)> {
         let mut netlink = Netlink::connect().await?;
         // What a killed daemon of this instance left.
         leftovers::release_pinned_neighbours(&netlink, pins).await;
@@ -299,8 +349,10 @@ impl Daemon {
                 board: Board::new(&config, stamp()),
                 slots: HashMap::new(),
                 states: kernel.states(),
+                free: 0,
             })),
             feed: EventFeed::new(EventLog::new(CAPACITY, 1)),
+            changes,
         };
         let seed = monotonic_ns();
         let mut daemon = Self {
@@ -308,11 +360,9 @@ impl Daemon {
             kernel,
             sender,
             shared,
-            members: Vec::new(),
+            members: Members::new(),
             by_slot: HashMap::new(),
-            slots: Slots::new(sizes.trackers),
-            paths: Slots::new(sizes.paths),
-            words: Words::new(sizes.words),
+            places: Places::new(sizes, config.hub.room),
             epoch: seed as u32,
             icmp_base: (seed >> 10) as u16,
             neighbours: HashSet::new(),
@@ -323,7 +373,8 @@ impl Daemon {
             confirmed: HashMap::new(),
             config,
         };
-        daemon.install(Vec::new())?;
+        daemon.install();
+        daemon.tell_room();
         daemon.follow_routes().await;
         daemon.reconcile().await;
         Ok((daemon, reports))
@@ -359,19 +410,44 @@ impl Daemon {
         format!("{services} with {}", count(self.by_slot.len(), "tracker"))
     }
 
+    /// Does what clients want. Those that wait already are served together: bringing the kernel in line
+    /// is the greater part of the work.
+    async fn change(&mut self, first: Change, wanted: &mut UnboundedReceiver<Change>) {
+        let mut next = Some(first);
+        let mut answers = Vec::new();
+        while let Some(change) = next {
+            let result = match change.wanted {
+                Wanted::Add(addition) => self.add_service(&addition).await,
+                Wanted::Remove(name) => self.remove_service(&name),
+            };
+            answers.push((change.answer, result));
+            next = wanted.try_recv().ok();
+        }
+        self.reconcile().await;
+        for (answer, result) in answers {
+            // A client that left knows what it asked for.
+            let _ = answer.send(result);
+        }
+    }
+
     /// Takes what the engine found.
     async fn take(&mut self, report: Report) {
         match report {
             Report::Changed {
                 slot,
+                tenant,
                 verdict,
                 cause,
                 detection_ns,
                 ..
             } => {
-                let Some(&(at, member)) = self.by_slot.get(&slot) else {
+                let Some(&at) = self.by_slot.get(&slot) else {
                     return;
                 };
+                let member = (at.service, at.member);
+                if !self.is_tenant(at, tenant) {
+                    return;
+                }
                 let detail = self.detail(member, at.tracker, cause);
                 let state = TrackerState {
                     verdict,
@@ -422,8 +498,8 @@ impl Daemon {
 
     /// A service that stopped answering may have been replaced by a box with another MAC address: has
     /// the kernel ask, which the hub's own traffic would do only after up to a minute.
-    fn confirm_next_hop(&mut self, member: usize) {
-        let member = self.members.get(member);
+    fn confirm_next_hop(&mut self, member: (u32, u32)) {
+        let member = self.members.get(&member);
         let key = member.and_then(|member| member.plan.as_ref()?.neighbour);
         let now = Instant::now();
         if let Some((ifindex, ip)) = key
@@ -445,9 +521,16 @@ impl Daemon {
         }
     }
 
+    /// Whether a report is about this tracker, not about who had its slot before.
+    fn is_tenant(&self, at: TrackerRef, tenant: u32) -> bool {
+        let member = self.members.get(&(at.service, at.member));
+        let tracker = member.and_then(|member| member.trackers.get(at.tracker as usize));
+        tracker.is_some_and(|tracker| tracker.tenant == tenant)
+    }
+
     /// The rest of the story of a tracker's cause.
-    fn detail(&self, member: usize, tracker: u32, cause: Cause) -> Option<String> {
-        let member = self.members.get(member)?;
+    fn detail(&self, member: (u32, u32), tracker: u32, cause: Cause) -> Option<String> {
+        let member = self.members.get(&member)?;
         let of_path = member
             .plan
             .as_ref()

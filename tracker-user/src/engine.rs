@@ -98,7 +98,7 @@ impl Window {
 pub struct TrackerSpec {
     /// Slot in TRACKERS and STATE.
     pub slot: u32,
-    /// The slot's epoch.
+    /// The slot's epoch, which also tells this tracker from who had the slot before.
     pub epoch: u32,
     /// Index into PATHS.
     pub path: u32,
@@ -140,6 +140,8 @@ pub enum Report {
     Changed {
         /// The tracker.
         slot: u32,
+        /// The epoch with which it was installed.
+        tenant: u32,
         /// Its verdict now.
         verdict: Verdict,
         /// Why.
@@ -173,6 +175,7 @@ pub struct Health {
 #[derive(Clone, Debug)]
 struct Slot {
     spec: TrackerSpec,
+    tenant: u32,
     cohort: usize,
     device: Option<usize>,
     machine: Machine,
@@ -298,13 +301,20 @@ impl<P: Plane> Engine<P> {
                 == (spec.interval_ns, spec.timeout_ns)
         });
         let cohort = at.unwrap_or_else(|| {
-            self.groups.push(Group {
+            let new = Group {
                 cohort: Cohort::new(spec.interval_ns, spec.timeout_ns),
                 flights: VecDeque::new(),
                 in_flight: VecDeque::new(),
                 prompt: VecDeque::new(),
                 void_until_ns: 0,
-            });
+            };
+            // One that was left by all is forgotten with its flights, which are empty.
+            let mut groups = self.groups.iter();
+            if let Some(left) = groups.position(|group| group.cohort.is_empty()) {
+                self.groups[left] = new;
+                return left;
+            }
+            self.groups.push(new);
             self.groups.len() - 1
         });
         self.groups[cohort].cohort.add(spec.slot, now_ns);
@@ -312,6 +322,7 @@ impl<P: Plane> Engine<P> {
         let machine = Machine::resume(Verdict::Unknown, Cause::NoReply, sent);
         let mut slot = Box::new(Slot {
             spec,
+            tenant: spec.epoch,
             cohort,
             device: None,
             reported: (machine.verdict(), machine.cause()),
@@ -661,6 +672,7 @@ impl<P: Plane> Engine<P> {
         let detection_ns = detection_ns.filter(|_| turned);
         self.reports.push(Report::Changed {
             slot: index,
+            tenant: slot.tenant,
             verdict,
             cause,
             mono_ns: now_ns,

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Check(args) => cli::check(&args),
         Command::Status(args) => cli::status(&args),
         Command::Events(args) => cli::events(&args),
+        Command::Service(args) => cli::service(args),
         Command::Run(args) => {
             log_to_stderr();
             match config::load(&args.config) {

@@ -1,6 +1,6 @@
 //! Who uses which slot of the kernel's maps: pure bookkeeping.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Numbered places, handed out lowest first.
 #[derive(Clone, Debug)]
@@ -20,6 +20,11 @@ impl Slots {
         }
     }
 
+    /// How many places are free.
+    pub const fn available(&self) -> usize {
+        (self.capacity - self.next) as usize + self.free.len()
+    }
+
     /// A free place.
     pub fn take(&mut self) -> Option<u32> {
         self.free.pop().or_else(|| {
@@ -37,68 +42,122 @@ impl Slots {
     }
 }
 
-/// Runs of words, in sizes that are powers of two.
+/// Runs of words, in sizes that are powers of two. A run is split where a smaller one is wanted, and
+/// joined with its other half once both are free, so that no history of sizes uses words up.
 #[derive(Clone, Debug)]
 pub struct Words {
-    next: u32,
-    capacity: u32,
-    free: BTreeMap<u32, Vec<u32>>,
+    /// First words of the free runs, by size. Each is a multiple of its size.
+    free: BTreeMap<u32, BTreeSet<u32>>,
 }
 
 impl Words {
     /// So many words, all free.
-    pub const fn new(capacity: u32) -> Self {
-        Self {
-            next: 0,
-            capacity,
+    pub fn new(capacity: u32) -> Self {
+        let mut words = Self {
             free: BTreeMap::new(),
+        };
+        let mut first = 0;
+        while first < capacity {
+            let size = 1 << (capacity - first).ilog2();
+            words.free.entry(size).or_default().insert(first);
+            first += size;
         }
+        words
     }
 
-    /// The first of `count` free words.
+    /// The first of `count` free words, a power of two.
     pub fn take(&mut self, count: u32) -> Option<u32> {
-        if let Some(first) = self.free.get_mut(&count).and_then(Vec::pop) {
-            return Some(first);
+        let larger = self.free.range(count..);
+        let (size, first) = larger
+            .filter_map(|(size, runs)| Some((*size, *runs.first()?)))
+            .next()?;
+        self.forget(size, first);
+        let mut half = size / 2;
+        while half >= count {
+            self.free.entry(half).or_default().insert(first + half);
+            half /= 2;
         }
-        let end = self
-            .next
-            .checked_add(count)
-            .filter(|end| *end <= self.capacity)?;
-        Some(std::mem::replace(&mut self.next, end))
+        Some(first)
     }
 
     /// Gives a run back.
-    pub fn give(&mut self, first: u32, count: u32) {
-        self.free.entry(count).or_default().push(first);
+    pub fn give(&mut self, mut first: u32, mut count: u32) {
+        while self.forget(count, first ^ count) {
+            first &= !count;
+            count *= 2;
+        }
+        self.free.entry(count).or_default().insert(first);
+    }
+
+    /// Whether a run was free, which it is no longer.
+    fn forget(&mut self, size: u32, first: u32) -> bool {
+        let runs = self.free.get_mut(&size);
+        runs.is_some_and(|runs| runs.remove(&first))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn slots_are_reused_and_bounded() {
         let mut slots = Slots::new(2);
+        assert_eq!(slots.available(), 2);
         assert_eq!(
             (slots.take(), slots.take(), slots.take()),
             (Some(0), Some(1), None)
         );
         slots.give(0);
+        assert_eq!(slots.available(), 1);
         assert_eq!((slots.take(), slots.take()), (Some(0), None));
     }
 
     #[test]
-    fn runs_of_words_never_overlap() {
+    fn runs_of_words_are_joined_again() {
         let mut words = Words::new(8);
-        assert_eq!(
-            (words.take(2), words.take(4), words.take(4)),
-            (Some(0), Some(2), None)
-        );
-        words.give(2, 4);
-        assert_eq!(
-            (words.take(2), words.take(4), words.take(1)),
-            (Some(6), Some(2), None)
-        );
+        let small: Vec<_> = std::iter::from_fn(|| words.take(2)).collect();
+        assert_eq!(small, [0, 2, 4, 6]);
+        for first in small {
+            words.give(first, 2);
+        }
+        assert_eq!((words.take(8), words.take(1)), (Some(0), None));
+    }
+
+    proptest! {
+        /// Whatever was taken and given back: no word is in two runs, none is outside, and all come
+        /// back.
+        #[test]
+        fn runs_of_words_never_overlap(
+            capacity in 1u32..200,
+            steps in prop::collection::vec((0u32..6, any::<prop::sample::Index>(), any::<bool>()), 1..200),
+        ) {
+            let mut words = Words::new(capacity);
+            let mut taken: Vec<(u32, u32)> = Vec::new();
+            for (order, which, gives) in steps {
+                if gives && !taken.is_empty() {
+                    let (first, count) = taken.swap_remove(which.index(taken.len()));
+                    words.give(first, count);
+                } else if let Some(first) = words.take(1 << order) {
+                    taken.push((first, 1 << order));
+                }
+                let mut used = vec![false; capacity as usize];
+                for (first, count) in &taken {
+                    for word in *first..first + count {
+                        prop_assert!(!std::mem::replace(&mut used[word as usize], true));
+                    }
+                }
+            }
+            for (first, count) in taken {
+                words.give(first, count);
+            }
+            let free = |words: &Words| {
+                let all = words.free.iter().filter(|(_, runs)| !runs.is_empty());
+                all.map(|(size, runs)| (*size, runs.clone())).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(free(&words), free(&Words::new(capacity)));
+        }
     }
 }

@@ -20,7 +20,9 @@ const QUOTED_CHARS: usize = 60;
 /// Where problems are collected.
 pub(super) struct Sink<'a> {
     text: &'a str,
-    file: &'a Path,
+    /// What errors call the document; `None` where it is made of a command's options, which errors then
+    /// name instead of keys and lines.
+    file: Option<&'a Path>,
     /// Byte offset and text.
     problems: RefCell<Vec<(usize, String)>>,
     /// What is only refused when nothing else is wrong.
@@ -31,10 +33,42 @@ impl<'a> Sink<'a> {
     pub(super) fn new(text: &'a str, file: &'a Path) -> Self {
         Self {
             text,
-            file,
+            file: Some(file),
             problems: RefCell::default(),
             unsupported: RefCell::default(),
         }
+    }
+
+    /// A sink for what was given as options of a command.
+    pub(super) fn of_command(text: &'a str) -> Self {
+        Self {
+            file: None,
+            ..Self::new(text, Path::new(""))
+        }
+    }
+
+    /// `file` where this is about a file, `command` where it is about a command's options.
+    pub(super) fn wording<T>(&self, file: T, command: T) -> T {
+        if self.file.is_some() { file } else { command }
+    }
+
+    /// A key as the reader wrote it.
+    pub(super) fn key(&self, key: &str) -> String {
+        self.wording(format!("`{key}`"), option(key))
+    }
+
+    /// A key with a value, as the reader would write it.
+    pub(super) fn setting(&self, key: &str, value: &str) -> String {
+        let in_file = format!("{key} = {value}");
+        self.wording(in_file, format!("{} {}", option(key), unquoted(value)))
+    }
+
+    /// What stands at a byte offset, for the reader to find.
+    pub(super) fn place(&self, at: usize) -> String {
+        self.wording(
+            format!("line {}", self.line(at)),
+            "an earlier one".to_owned(),
+        )
     }
 
     pub(super) fn problem(&self, at: usize, text: impl Into<String>) {
@@ -53,33 +87,15 @@ impl<'a> Sink<'a> {
 
     /// The source text of a span, on one line and not too long.
     fn quote(&self, span: std::ops::Range<usize>) -> String {
-        let source = self.text.get(span).unwrap_or_default();
-        let mut quoted = String::new();
-        for (count, char) in source.chars().enumerate() {
-            if char == '\n' || char == '\r' || count == QUOTED_CHARS {
-                quoted.push_str("...");
-                break;
-            }
-            if char.is_control() {
-                quoted.extend(char.escape_default());
-            } else {
-                quoted.push(char);
-            }
-        }
-        quoted
+        one_line(self.text.get(span).unwrap_or_default())
     }
 
     /// What was found wrong, in the order of the file, each once.
     pub(super) fn into_error(self) -> Option<ConfigError> {
-        let mut found = self.problems.take();
-        if found.is_empty() {
-            found = self.unsupported.take();
-        }
-        found.sort_by_key(|(at, _)| *at);
         let mut problems: Vec<Problem> = Vec::new();
-        for (at, text) in found {
+        for (at, text) in self.found() {
             let problem = Problem {
-                file: self.file.to_owned(),
+                file: self.file.unwrap_or(Path::new("")).to_owned(),
                 line: Some(self.line(at)),
                 text,
             };
@@ -90,6 +106,58 @@ impl<'a> Sink<'a> {
         }
         (!problems.is_empty()).then_some(ConfigError { problems })
     }
+
+    /// What was found wrong, on one line.
+    pub(super) fn into_line(self) -> Option<String> {
+        let mut texts: Vec<String> = Vec::new();
+        for (_, text) in self.found() {
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        (!texts.is_empty()).then(|| texts.join("; and "))
+    }
+
+    fn found(&self) -> Vec<(usize, String)> {
+        let mut found = self.problems.take();
+        if found.is_empty() {
+            found = self.unsupported.take();
+        }
+        found.sort_by_key(|(at, _)| *at);
+        found
+    }
+}
+
+/// A text, or the beginning of one that has more lines or is too long.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for (count, char) in text.chars().enumerate() {
+        if char == '\n' || char == '\r' || count == QUOTED_CHARS {
+            line.push_str("...");
+            break;
+        }
+        if char.is_control() {
+            line.extend(char.escape_default());
+        } else {
+            line.push(char);
+        }
+    }
+    line
+}
+
+/// A key as a command's option; the name of a service needs none.
+fn option(key: &str) -> String {
+    if key == "name" {
+        "NAME".to_owned()
+    } else {
+        format!("--{}", key.replace('_', "-"))
+    }
+}
+
+/// A value as it stands on a command line.
+fn unquoted(value: &str) -> &str {
+    let inner = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
+    inner.unwrap_or(value)
 }
 
 /// The whole document as an owner of its sections; `None` when it is not TOML, which is then in the
@@ -118,7 +186,7 @@ pub(super) fn root<'a>(sink: &'a Sink<'a>) -> Option<Section<'a>> {
 }
 
 /// A value and the byte offset at which it was written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct At<T> {
     pub(super) value: T,
     pub(super) at: usize,
@@ -135,7 +203,7 @@ pub(super) struct Section<'a> {
 
 /// One value of a table, or one element of a list that is a value.
 pub(super) struct Entry<'s> {
-    sink: &'s Sink<'s>,
+    pub(super) sink: &'s Sink<'s>,
     key: &'s str,
     title: &'s str,
     value: &'s Spanned<DeValue<'s>>,
@@ -163,7 +231,9 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn problem(&self, at: usize, text: impl Display) {
-        self.sink.problem(at, format!("{text} in {}", self.title));
+        let in_file = format!("{text} in {}", self.title);
+        let text = self.sink.wording(in_file, text.to_string());
+        self.sink.problem(at, text);
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -183,13 +253,20 @@ impl<'a> Section<'a> {
     pub(super) fn required<'s>(&'s self, key: &'s str, example: &str) -> Option<Entry<'s>> {
         let entry = self.entry(key);
         if entry.is_none() {
-            let text = format!(
-                "missing key `{key}` in {}; add {key} = {example}",
-                self.title
-            );
-            self.sink.problem(self.at, text);
+            self.missing(key, example, "");
         }
         entry
+    }
+
+    /// Reports a key that is missing.
+    pub(super) fn missing(&self, key: &str, example: &str, what: &str) {
+        let sink = self.sink;
+        let setting = sink.setting(key, example);
+        let text = sink.wording(
+            format!("missing key `{key}` in {}; add {setting}{what}", self.title),
+            format!("missing {}; give {setting}{what}", option(key)),
+        );
+        sink.problem(self.at, text);
     }
 
     /// Takes the table `[key]` out of this one.
@@ -266,11 +343,16 @@ impl<'s> Entry<'s> {
 
     /// Reports the value; `why` says why and what to do.
     pub(super) fn refuse(&self, why: impl Display) {
-        let text = format!(
-            "{} = {} in {}: {why}",
-            self.key,
-            self.sink.quote(self.value.span()),
-            self.title
+        let sink = self.sink;
+        let value = match self.value.get_ref() {
+            // As it stands on the command line, not as it is written in TOML.
+            DeValue::String(text) if sink.file.is_none() => one_line(text),
+            _ => sink.quote(self.value.span()),
+        };
+        let setting = sink.setting(self.key, &value);
+        let text = sink.wording(
+            format!("{setting} in {}: {why}", self.title),
+            format!("{setting}: {why}"),
         );
         self.sink.problem(self.at(), text);
     }
@@ -306,9 +388,7 @@ impl<'s> Entry<'s> {
             }
         };
         if elements.is_empty() {
-            self.refuse(format_args!(
-                "an empty list; give {wanted} or delete the key"
-            ));
+            self.refuse(format_args!("an empty list; give {wanted} or leave it out"));
         }
         elements
             .iter()
@@ -336,7 +416,10 @@ impl<'s> Entry<'s> {
     pub(super) fn duration(&self, range: RangeInclusive<Duration>) -> Option<At<Duration>> {
         let low = humantime::format_duration(*range.start());
         let high = humantime::format_duration(*range.end());
-        let wanted = "a duration in quotes with its unit, such as \"100ms\"";
+        let wanted = self.sink.wording(
+            "a duration in quotes with its unit, such as \"100ms\"",
+            "a duration with its unit, such as 100ms",
+        );
         let text = self.string(wanted)?.value;
         match humantime::parse_duration(text) {
             Ok(value) if range.contains(&value) => self.found(value),
@@ -398,6 +481,12 @@ fn kind(value: &DeValue<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     }
+}
+
+/// Of these, the name that is most like `name`.
+pub(super) fn likeliest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let likeness = |known: &str| strsim::jaro_winkler(name, known);
+    known.max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
 }
 
 /// Names the known key that is most like `name`, as a question when it is very like it.

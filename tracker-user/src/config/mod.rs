@@ -4,6 +4,7 @@
 //! in range. Whatever is wrong with a file is found in one pass and reported as one self-contained
 //! line each, `FILE:LINE: ...`, that names the key, says why and what to do.
 
+mod addition;
 mod document;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use validate::checked_instance;
+pub use addition::{Addition, PolicyWord};
+pub use validate::{Defaults, checked_instance};
 
 /// Larger files are refused: no sensible configuration is, and `FILE` may be a device.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -34,6 +36,8 @@ pub struct Config {
     pub chains: Vec<Chain>,
     /// Tracker packets that others send.
     pub steering: Option<Steering>,
+    /// What services that are added later inherit.
+    pub defaults: Defaults,
 }
 
 impl Config {
@@ -62,6 +66,8 @@ pub struct Hub {
     pub bpffs: PathBuf,
     /// How to attach to interfaces.
     pub mode: ModeChoice,
+    /// So many trackers find place beside those of the file, without a restart.
+    pub room: u32,
 }
 
 /// How the programs are to be attached to interfaces.
@@ -83,8 +89,20 @@ pub enum ModeChoice {
 pub struct Service {
     /// Unique among services.
     pub name: String,
+    /// Who named it.
+    pub origin: Origin,
     /// One, or an active and a standby one in either order.
     pub members: Vec<Member>,
+}
+
+/// Who named a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The configuration's file.
+    #[default]
+    Config,
+    /// Somebody, by `tracker service add`.
+    RunTime,
 }
 
 /// One attachment of a service.
@@ -218,6 +236,11 @@ pub struct Steering {
     pub mark: Option<u32>,
 }
 
+/// Of these names, the one that is most like `name`.
+pub fn likeliest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    document::likeliest(name, known)
+}
+
 /// Gives an enum its words, in the order of its variants: one list for reading and printing.
 macro_rules! words {
     ($($type:ident { $($variant:ident = $word:literal),+ $(,)? })+) => {$(
@@ -259,6 +282,7 @@ pub(crate) use words;
 
 words! {
     ModeChoice { Auto = "auto", XdpNative = "xdp-native", XdpGeneric = "xdp-generic", Tc = "tc" }
+    Origin { Config = "config", RunTime = "run-time" }
     Role { Active = "active", Standby = "standby" }
     Probe { Icmp = "icmp", Udp = "udp", Tcp = "tcp" }
     Expect { Reply = "reply", Silence = "silence" }

@@ -114,6 +114,7 @@ fn contract_example_is_valid_but_for_what_is_not_supported_yet() {
         interval: Duration::from_millis(100),
         ..tracker(behind)
     };
+    let config = valid(&supported);
     let expected = Config {
         hub: Hub {
             name: "hub-1".to_owned(),
@@ -122,10 +123,12 @@ fn contract_example_is_valid_but_for_what_is_not_supported_yet() {
             metrics: Some("127.0.0.1:9469".parse().unwrap()),
             bpffs: "/sys/fs/bpf".into(),
             mode: ModeChoice::Auto,
+            room: 1024,
         },
         services: vec![
             Service {
                 name: "fw-1".to_owned(),
+                origin: Origin::Config,
                 members: vec![Member {
                     role: Role::Active,
                     endpoint: "10.9.0.2".parse().unwrap(),
@@ -138,6 +141,7 @@ fn contract_example_is_valid_but_for_what_is_not_supported_yet() {
             },
             Service {
                 name: "fw-pair".to_owned(),
+                origin: Origin::Config,
                 members: vec![
                     Member {
                         role: Role::Active,
@@ -165,8 +169,8 @@ fn contract_example_is_valid_but_for_what_is_not_supported_yet() {
             services: vec!["fw-1".to_owned(), "fw-pair".to_owned()],
         }],
         steering: None,
+        defaults: config.defaults.clone(),
     };
-    let config = valid(&supported);
     assert_eq!(config, expected);
     assert_eq!(config.tracker_count(), 4);
 }
@@ -884,4 +888,164 @@ proptest! {
             prop_assert!(result.is_err());
         }
     }
+}
+
+fn addition() -> Addition {
+    Addition {
+        name: "fw-9".to_owned(),
+        endpoint: "10.9.0.2".to_owned(),
+        behind: vec!["10.20.0.9".to_owned()],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn an_addition_is_as_in_the_file() {
+    let file = "[defaults]\ninterval = \"20ms\"\nrise = 7\n[[service]]\nname = \"fw-9\"\nendpoint = \"10.9.0.2\"\n\
+                interface = \"eth1\"\nbehind = [\"10.20.0.9\", \"2001:db8:20::9\"]\nsource = \"10.9.0.1\"\n\
+                timeout = \"1s\"\nfall = 5\npayload = 64\nreturns = [\"eth1\", \"eth2\"]\npolicy = 2\n";
+    let config = valid(file);
+    let own = |text: &str| Some(text.to_owned());
+    let mut given = Addition {
+        interface: own("eth1"),
+        source: own("10.9.0.1"),
+        timeout: own("1s"),
+        fall: Some(5),
+        payload: Some(64),
+        returns: vec!["eth1".to_owned(), "eth2".to_owned()],
+        policy: Some(PolicyWord::Number(2)),
+        ..addition()
+    };
+    given.behind.push("2001:db8:20::9".to_owned());
+    let expected = Service {
+        origin: Origin::RunTime,
+        ..config.services[0].clone()
+    };
+    assert_eq!(given.service(&config), Ok(expected));
+    let least = addition().service(&valid("")).unwrap();
+    assert_eq!(least.members[0].trackers, [tracker("10.20.0.9")]);
+}
+
+#[test]
+fn a_wrong_addition_is_refused_in_the_words_of_a_command_line() {
+    let own = |text: &str| Some(text.to_owned());
+    let plain = addition;
+    let cases = [
+        (
+            Addition {
+                interval: own("0ms"),
+                ..plain()
+            },
+            "--interval 0ms: out of range; give 1ms to 1h",
+        ),
+        (
+            Addition {
+                interval: own("5"),
+                fall: Some(0),
+                ..plain()
+            },
+            "--interval 5: not a duration (time unit needed, for example 5sec or 5ms); give a duration with its unit, \
+             such as 100ms; and --fall 0: out of range; give a whole number from 1 to 60",
+        ),
+        (
+            Addition {
+                name: "fw 9".to_owned(),
+                ..plain()
+            },
+            "NAME fw 9: a name has no spaces, control characters or '/'; leave them out",
+        ),
+        (
+            Addition {
+                name: "fw\n9\"".to_owned(),
+                ..plain()
+            },
+            "NAME fw...: a name has no spaces, control characters or '/'; leave them out",
+        ),
+        (
+            Addition {
+                endpoint: "10.9.0.2/24".to_owned(),
+                ..plain()
+            },
+            "--endpoint 10.9.0.2/24: not an IP address; give an address alone, without a prefix length",
+        ),
+        (
+            Addition {
+                behind: vec!["10.20.0.9".to_owned(); 2],
+                ..plain()
+            },
+            "--behind 10.20.0.9: an earlier one has the same tracker in the same member; delete one",
+        ),
+        (
+            Addition {
+                behind: vec![],
+                ..plain()
+            },
+            "--behind []: an empty list; give a list of addresses, such as [\"192.0.2.9\"] or leave it out",
+        ),
+        (
+            Addition {
+                endpoint: "fe80::2".to_owned(),
+                ..plain()
+            },
+            "endpoint fe80::2 is link-local, so its interface cannot be found from a route; give --interface NAME",
+        ),
+        (
+            Addition {
+                port: Some(70_000),
+                ..plain()
+            },
+            "--port 70000: out of range; give a whole number from 1 to 65535",
+        ),
+        (
+            Addition {
+                port: Some(7),
+                probe: own("icmp"),
+                ..plain()
+            },
+            "--port 7 but --probe icmp has no ports; delete --port or set --probe udp or \"tcp\"",
+        ),
+        (
+            Addition {
+                probe: own("ping"),
+                ..plain()
+            },
+            "--probe ping: not one of \"icmp\", \"udp\", \"tcp\"",
+        ),
+        (
+            Addition {
+                policy: Some(PolicyWord::Number(2)),
+                ..plain()
+            },
+            "--policy 2: more than the 1 trackers of the service; give \"any\", \"all\" or a number of trackers from 1 to 1",
+        ),
+        (
+            Addition {
+                policy: Some(PolicyWord::Word("most".to_owned())),
+                ..plain()
+            },
+            "--policy most: not a policy; give \"any\", \"all\" or a number of trackers from 1 to 1",
+        ),
+        (
+            Addition {
+                interface: own("an-interface-too-long"),
+                ..plain()
+            },
+            "--interface an-interface-too-long: longer than the 15 bytes an interface name can have; give one that `ip link` shows",
+        ),
+    ];
+    for (given, expected) in cases {
+        assert_eq!(given.service(&valid("")), Err(expected.to_owned()));
+    }
+}
+
+#[test]
+fn room_is_checked() {
+    assert_eq!(valid("").hub.room, 1024);
+    assert_eq!(valid("[hub]\nroom = 0\n").hub.room, 0);
+    assert_eq!(valid("[hub]\nroom = 1_000_000\n").hub.room, 1_000_000);
+    let error = problem("[hub]\nroom = 1000001\n");
+    assert!(
+        error.contains("give a whole number from 0 to 1000000"),
+        "{error}"
+    );
 }

@@ -12,10 +12,10 @@ use tracker_ebpf::abi;
 
 use ipnet::IpNet;
 
-use super::document::{At, Entry, Section};
+use super::document::{At, Entry, Section, likeliest};
 use super::{
-    Chain, Config, Expect, Flow, Hub, Member, ModeChoice, Policy, Probe, Refused, Role, Service,
-    Steering, Tracker, unsupported,
+    Chain, Config, Expect, Flow, Hub, Member, ModeChoice, Origin, Policy, Probe, Refused, Role,
+    Service, Steering, Tracker, unsupported,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -38,6 +38,8 @@ const _: () = {
     assert!(longest + *COUNT.end() as u128 <= MAX_IN_FLIGHT);
 };
 
+const DEFAULT_ROOM: u32 = 1024;
+const MAX_ROOM: u32 = 1_000_000;
 const DEFAULT_INSTANCE: &str = "default";
 /// Of a Unix socket's path: `sun_path` less the terminating zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -46,7 +48,9 @@ const MAX_INSTANCE: usize = 64;
 const MAX_INTERFACE: usize = 15;
 
 const ROOT_KEYS: &[&str] = &["hub", "defaults", "service", "chain", "steering"];
-const HUB_KEYS: &[&str] = &["name", "instance", "socket", "metrics", "bpffs", "mode"];
+const HUB_KEYS: &[&str] = &[
+    "name", "instance", "socket", "metrics", "bpffs", "mode", "room",
+];
 const TRACKER_KEYS: &[&str] = &[
     "probe",
     "port",
@@ -146,7 +150,18 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
         services,
         chains,
         steering,
+        defaults: Defaults(defaults),
     }
+}
+
+/// `[defaults]` of a configuration, for services that are added to it later.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Defaults(Settings);
+
+/// A service that is added to a configuration later: the keys of the short form, and nothing else.
+pub(super) fn addition(mut section: Section<'_>, defaults: &Defaults) -> Service {
+    section.title = "the service".to_owned();
+    service(section, &defaults.0, &mut Names::default())
 }
 
 fn hub(section: Option<Section<'_>>) -> Hub {
@@ -157,6 +172,7 @@ fn hub(section: Option<Section<'_>>) -> Hub {
         metrics: None,
         bpffs: PathBuf::from("/sys/fs/bpf"),
         mode: ModeChoice::Auto,
+        room: DEFAULT_ROOM,
     };
     let mut socket = None;
     let mut name = None;
@@ -178,6 +194,9 @@ fn hub(section: Option<Section<'_>>) -> Hub {
         }
         if let Some(mode) = value("mode").and_then(|entry| entry.word(ModeChoice::WORDS)) {
             hub.mode = mode.value;
+        }
+        if let Some(room) = value("room").and_then(|entry| entry.integer(0..=MAX_ROOM)) {
+            hub.room = room.value;
         }
     }
     hub.name = name.map_or_else(hostname, |name| name.value);
@@ -207,7 +226,7 @@ enum Level {
 }
 
 /// The tracker keys of one table.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Settings {
     probe: Option<(Level, At<Probe>)>,
     port: Option<(Level, At<u16>)>,
@@ -275,7 +294,11 @@ impl Settings {
                 section.problem(
                     self.probe.map_or(behind.at, |(_, probe)| probe.at),
                     format_args!(
-                        "probe = \"{probe}\" needs `port`, which is missing; add port = N"
+                        "{} needs {}, which is missing; {} {}",
+                        section.sink.setting("probe", &format!("\"{probe}\"")),
+                        section.sink.key("port"),
+                        section.sink.wording("add", "give"),
+                        section.sink.setting("port", "N"),
                     ),
                 );
                 None
@@ -288,8 +311,11 @@ impl Settings {
                     section.problem(
                         port.at,
                         format_args!(
-                            "port = {} but probe = \"icmp\" has no ports; delete `port` or set probe = \"udp\" or \"tcp\"",
-                            port.value
+                            "{} but {} has no ports; delete {} or set {} or \"tcp\"",
+                            section.sink.setting("port", &port.value.to_string()),
+                            section.sink.setting("probe", "\"icmp\""),
+                            section.sink.key("port"),
+                            section.sink.setting("probe", "\"udp\""),
                         ),
                     );
                 }
@@ -345,7 +371,11 @@ fn service(mut section: Section<'_>, defaults: &Settings, names: &mut Names) -> 
             trackers: Vec::new(),
         };
         let members = member(parts, Role::Active, settings).into_iter().collect();
-        return Service { name, members };
+        return Service {
+            name,
+            origin: Origin::Config,
+            members,
+        };
     }
 
     for key in ["endpoint", "behind"] {
@@ -393,7 +423,11 @@ fn service(mut section: Section<'_>, defaults: &Settings, names: &mut Names) -> 
         }
         members.push(member);
     }
-    Service { name, members }
+    Service {
+        name,
+        origin: Origin::Config,
+        members,
+    }
 }
 
 fn role(section: &Section<'_>, pair: bool, seen: &mut HashMap<Role, usize>) -> Role {
@@ -451,8 +485,10 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
         section.problem(
             endpoint.at,
             format_args!(
-                "endpoint {} is link-local, so its interface cannot be found from a route; add interface = \"NAME\"",
-                endpoint.value
+                "endpoint {} is link-local, so its interface cannot be found from a route; {} {}",
+                endpoint.value,
+                section.sink.wording("add", "give"),
+                section.sink.setting("interface", "\"NAME\""),
             ),
         );
     }
@@ -474,8 +510,8 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
         );
         match seen.get(&identity) {
             Some(first) => entry.refuse(format_args!(
-                "line {} has the same tracker in the same member; delete one",
-                section.sink.line(*first)
+                "{} has the same tracker in the same member; delete one",
+                section.sink.place(*first)
             )),
             None => {
                 seen.insert(identity, behind.at);
@@ -499,11 +535,11 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
         }
     }
     if written == 0 && !section.has("behind") {
-        let text = format!(
-            "missing key `behind` in {}; add behind = [\"ADDRESS\"], an address that is reached only through the service",
-            section.title
+        section.missing(
+            "behind",
+            section.sink.wording("[\"ADDRESS\"]", "ADDRESS"),
+            ", an address that is reached only through the service",
         );
-        section.sink.problem(section.at, text);
     }
 
     let source = parts
@@ -549,7 +585,8 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
 fn policy(entry: &Entry<'_>, trackers: u32, member: &str) -> Option<Policy> {
     let number = || format!("a number of trackers from 1 to {trackers}");
     if entry.is_string() {
-        let wanted = format!("\"any\", \"all\" or {} without quotes", number());
+        let without_quotes = entry.sink.wording(" without quotes", "");
+        let wanted = format!("\"any\", \"all\" or {}{without_quotes}", number());
         return entry
             .parsed(&wanted, |text| match text {
                 "any" => Ok(Policy::Any),
@@ -577,12 +614,9 @@ fn chain(section: &Section<'_>, services: &Names, names: &mut Names) -> Chain {
             if services.places.contains_key(text) {
                 return Ok(text.to_owned());
             }
-            let mut likely: Vec<_> = services.places.keys().collect();
-            likely.sort_by(|a, b| {
-                strsim::jaro_winkler(text, b).total_cmp(&strsim::jaro_winkler(text, a))
-            });
-            Err(match likely.first() {
-                Some(likely) => format!("no [[service]] has this name; did you mean {:?}?", likely),
+            let known = services.places.keys().map(String::as_str);
+            Err(match likeliest(text, known) {
+                Some(likely) => format!("no [[service]] has this name; did you mean {likely:?}?"),
                 None => "no [[service]] has this name: there are none; add one".to_owned(),
             })
         })

@@ -1,92 +1,191 @@
-//! Places in the kernel's maps for what the config names, at the start and at each reload.
+//! Places in the kernel's maps for the services: at the start, at each reload, and for what is added
+//! and removed in between.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
-use anyhow::{Result, anyhow, bail};
-use tracker_ebpf::{abi, verdict::Rules};
+use anyhow::{Result, bail};
+use tracker_ebpf::{
+    abi,
+    verdict::{Cause, Rules},
+};
 
 use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, stamp};
 use crate::{
     board::TrackerRef,
-    config::{self, Config, Member, Role},
+    config::{self, Addition, Config, Member, Origin, Role, Service},
     engine::{Command, TrackerSpec, Window},
     kernel::loader::Sizes,
     plan::Fault,
+    slots::{Slots, Words},
 };
 
-impl Daemon {
-    /// Gives every member and tracker of the config its place, keeping those of `old` that are the
-    /// same; the rest of `old` gives its places back.
-    pub(super) fn install(&mut self, old: Vec<Attachment>) -> Result<()> {
-        let mut refs = HashMap::new();
-        let services = self.config.services.clone();
-        let mut old: HashMap<Key, Attachment> = old
-            .into_iter()
-            .map(|known| (key(&known.service_name, &known.config), known))
-            .collect();
-        for (service_at, service) in services.iter().enumerate() {
-            for (member_at, member) in service.members.iter().enumerate() {
-                let mut attachment = match old.remove(&key(&service.name, member)) {
-                    Some(known) => known,
-                    None => Attachment {
-                        service: 0,
-                        member: 0,
-                        service_name: service.name.clone(),
-                        config: member.clone(),
-                        path: self.paths.take().ok_or_else(|| full("members"))?,
-                        plan: None,
-                        trackers: Vec::new(),
-                    },
-                };
-                attachment.service = service_at as u32;
-                attachment.member = member_at as u32;
-                attachment.config = member.clone();
-                let before = std::mem::take(&mut attachment.trackers);
-                let mut before: HashMap<config::Tracker, Tracker> = before
-                    .into_iter()
-                    .map(|known| (known.config.clone(), known))
-                    .collect();
-                for (tracker_at, tracker) in member.trackers.iter().enumerate() {
-                    let installed = match before.remove(tracker) {
-                        Some(known) => known,
-                        None => {
-                            // Its source is not known before the next reconciliation.
-                            attachment.plan = None;
-                            self.install_tracker(tracker, attachment.path)?
-                        }
-                    };
-                    let at = TrackerRef {
-                        service: service_at as u32,
-                        member: member_at as u32,
-                        tracker: tracker_at as u32,
-                    };
-                    refs.insert(installed.slot, (at, self.members.len()));
-                    attachment.trackers.push(installed);
-                }
-                for tracker in before.values() {
-                    self.uninstall_tracker(tracker);
-                }
-                self.members.push(attachment);
-            }
+/// Words of WINDOWS for each tracker that may be added: what one with a timeout of up to 448 intervals
+/// needs, though most need only half of it.
+const ROOM_WORDS: usize = 8;
+
+/// What is free in the maps.
+pub(super) struct Places {
+    slots: Slots,
+    paths: Slots,
+    words: Words,
+    room: u32,
+}
+
+impl Places {
+    pub(super) fn new(sizes: Sizes, room: u32) -> Self {
+        Self {
+            slots: Slots::new(sizes.trackers),
+            paths: Slots::new(sizes.paths),
+            words: Words::new(sizes.words),
+            room,
         }
-        for attachment in old.values() {
-            for tracker in &attachment.trackers {
-                self.uninstall_tracker(tracker);
-            }
-            self.paths.give(attachment.path);
-        }
-        self.shared.core().slots = refs.iter().map(|(slot, (at, _))| (*at, *slot)).collect();
-        self.by_slot = refs;
-        Ok(())
     }
 
-    fn install_tracker(&mut self, tracker: &config::Tracker, path: u32) -> Result<Tracker> {
+    /// Whether what comes finds place once what goes has given its own back; nothing is taken.
+    fn check(&self, going: &Going, coming: &Coming<'_>) -> Result<()> {
+        let slots = self.slots.available() + going.words.len();
+        let paths = self.paths.available() + going.paths;
+        let trackers = coming.trackers.len();
+        let mut words = self.words.clone();
+        for (first, count) in &going.words {
+            words.give(*first, *count);
+        }
+        let mut fits = trackers <= slots && coming.paths <= paths;
+        for tracker in &coming.trackers {
+            fits = fits && words.take(window_words(tracker)).is_some();
+        }
+        if !fits {
+            bail!(
+                "no room for {trackers} more trackers in the maps of this daemon, which has {slots} free; raise room of \
+                 [hub], now {}, and restart it",
+                self.room
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What gives its places back.
+#[derive(Default)]
+struct Going {
+    paths: usize,
+    words: Vec<(u32, u32)>,
+}
+
+impl Going {
+    fn tracker(&mut self, tracker: &Tracker) {
+        self.words.push((tracker.entry.window_first, tracker.words));
+    }
+}
+
+/// What needs places.
+#[derive(Default)]
+struct Coming<'a> {
+    paths: usize,
+    trackers: Vec<&'a config::Tracker>,
+}
+
+impl Daemon {
+    /// Gives every member and tracker of the config its place, keeping those that were there before;
+    /// the rest of these gives its places back first.
+    pub(super) fn install(&mut self) {
+        let mut old: HashMap<Key, Attachment> = std::mem::take(&mut self.members)
+            .into_values()
+            .map(|known| (key(&known.service_name, &known.config), known))
+            .collect();
+        let services = std::mem::take(&mut self.config.services);
+        let mut kept = Vec::new();
+        for (number, service) in (0..).zip(&services) {
+            for (at, member) in (0..).zip(&service.members) {
+                let known = old.remove(&key(&service.name, member));
+                let known = known.map(|known| self.keep_wanted(known, member));
+                kept.push(((number, at), service, member, known));
+            }
+        }
+        for gone in old.into_values() {
+            self.uninstall_member(gone);
+        }
+        self.by_slot.clear();
+        self.shared.core().slots.clear();
+        for (place, service, member, known) in kept {
+            self.install_member(place, service, member, known);
+        }
+        self.config.services = services;
+    }
+
+    /// Takes those trackers off a member that it no longer has.
+    fn keep_wanted(&mut self, mut known: Attachment, member: &Member) -> Attachment {
+        let wanted: HashSet<&config::Tracker> = member.trackers.iter().collect();
+        let before = std::mem::take(&mut known.trackers);
+        for tracker in before {
+            if wanted.contains(&tracker.config) {
+                known.trackers.push(tracker);
+            } else {
+                self.uninstall_tracker(&tracker);
+            }
+        }
+        known
+    }
+
+    /// Gives a member of which `known` is installed already what it lacks. Whether there is room was
+    /// seen before.
+    fn install_member(
+        &mut self,
+        (service, at): (u32, u32),
+        config: &Service,
+        member: &Member,
+        known: Option<Attachment>,
+    ) {
+        let known = known.or_else(|| {
+            Some(Attachment {
+                service,
+                member: at,
+                service_name: config.name.clone(),
+                config: member.clone(),
+                path: self.places.paths.take()?,
+                plan: None,
+                trackers: Vec::new(),
+            })
+        });
+        let Some(mut attachment) = known else {
+            return;
+        };
+        attachment.service = service;
+        attachment.member = at;
+        attachment.config = member.clone();
+        let mut before: HashMap<config::Tracker, Tracker> =
+            std::mem::take(&mut attachment.trackers)
+                .into_iter()
+                .map(|known| (known.config.clone(), known))
+                .collect();
+        for (tracker_at, tracker) in (0..).zip(&member.trackers) {
+            let installed = before.remove(tracker).or_else(|| {
+                // Its source is not known before the next reconciliation.
+                attachment.plan = None;
+                self.install_tracker(tracker, attachment.path)
+            });
+            let Some(installed) = installed else {
+                continue;
+            };
+            let at = TrackerRef {
+                service,
+                member: at,
+                tracker: tracker_at,
+            };
+            self.by_slot.insert(installed.slot, at);
+            self.shared.core().slots.insert(at, installed.slot);
+            attachment.trackers.push(installed);
+        }
+        self.members.insert((service, at), attachment);
+    }
+
+    fn install_tracker(&mut self, tracker: &config::Tracker, path: u32) -> Option<Tracker> {
         let words = window_words(tracker);
-        let slot = self.slots.take().ok_or_else(|| full("trackers"))?;
-        let first = self.words.take(words).ok_or_else(|| full("trackers"))?;
+        let slot = self.places.slots.take()?;
+        let first = self.places.words.take(words)?;
         self.epoch = self.epoch.wrapping_add(1);
         let entry = abi::Tracker {
             behind: address_bytes(tracker.behind),
@@ -118,13 +217,28 @@ impl Daemon {
             },
             fault: Some(fault.cause),
         }));
-        Ok(Tracker {
+        Some(Tracker {
             slot,
             words,
+            tenant: entry.epoch,
             config: tracker.clone(),
             entry,
             fault: Some(fault),
         })
+    }
+
+    fn uninstall_member(&mut self, member: Attachment) {
+        for tracker in &member.trackers {
+            self.uninstall_tracker(tracker);
+        }
+        // Who gets the place next is not sent by the old path, and `cleanup` finds no neighbour in it.
+        let cause = Cause::InterfaceMissing;
+        self.sender.command(Command::SetPath(
+            member.path,
+            abi::Path::default(),
+            Some(cause),
+        ));
+        self.places.paths.give(member.path);
     }
 
     fn uninstall_tracker(&mut self, tracker: &Tracker) {
@@ -136,8 +250,96 @@ impl Daemon {
         if let Err(error) = self.kernel.set_tracker(tracker.slot, &gone) {
             tracing::warn!("{error:#}");
         }
-        self.slots.give(tracker.slot);
-        self.words.give(tracker.entry.window_first, tracker.words);
+        if let Some(at) = self.by_slot.remove(&tracker.slot) {
+            self.shared.core().slots.remove(&at);
+        }
+        self.places.slots.give(tracker.slot);
+        self.places
+            .words
+            .give(tracker.entry.window_first, tracker.words);
+    }
+
+    /// Adds a service; says so, or why nothing was changed.
+    pub(super) async fn add_service(&mut self, addition: &Addition) -> Result<String, String> {
+        let name = addition.name.clone();
+        let refused = |why: String| format!("cannot add service {name:?}: {why}");
+        let service = addition.service(&self.config).map_err(refused)?;
+        if self.shared.core().board.find(&service.name).is_some() {
+            return Err(refused(format!(
+                "there is one of this name; give another, or remove that one first with `tracker service remove {name}`"
+            )));
+        }
+        let coming = Coming {
+            paths: service.members.len(),
+            trackers: service
+                .members
+                .iter()
+                .flat_map(|member| &member.trackers)
+                .collect(),
+        };
+        let room = self.places.check(&Going::default(), &coming);
+        room.map_err(|error| refused(error.to_string()))?;
+        let number = self.shared.core().board.add(&service, stamp());
+        for (at, member) in (0..).zip(&service.members) {
+            self.install_member((number, at), &service, member, None);
+        }
+        self.tell_room();
+        for member in &service.members {
+            if member.interface.is_none() {
+                self.netlink.follow_route(member.endpoint).await;
+            }
+        }
+        tracing::info!("added service {name}");
+        self.config.services.push(service);
+        Ok(format!("added {name}"))
+    }
+
+    /// Removes a service; says so, or why nothing was changed.
+    pub(super) fn remove_service(&mut self, name: &str) -> Result<String, String> {
+        let refused = |why: String| format!("cannot remove service {name:?}: {why}");
+        let Some(number) = self.shared.core().board.find(name) else {
+            let known = self.config.services.iter();
+            let likeliest = config::likeliest(name, known.map(|service| service.name.as_str()));
+            return Err(refused(match likeliest {
+                Some(likeliest) => {
+                    format!("there is none of this name; did you mean {likeliest:?}?")
+                }
+                None => "this hub has no services; `tracker service add` makes one".to_owned(),
+            }));
+        };
+        let chains = self.config.chains.iter();
+        if let Some(chain) = chains
+            .filter(|chain| chain.services.iter().any(|service| service == name))
+            .next()
+        {
+            return Err(refused(format!(
+                "the chain {:?} names it; take it out of the chain in the configuration and reload first",
+                chain.name
+            )));
+        }
+        let events = self.shared.core().board.remove(number, stamp());
+        self.shared.feed.publish(events);
+        let places: Vec<_> = self.members_of(number).collect();
+        for place in places {
+            if let Some(gone) = self.members.remove(&place) {
+                self.uninstall_member(gone);
+            }
+        }
+        self.config.services.retain(|service| service.name != name);
+        self.tell_room();
+        self.forget_routes();
+        tracing::info!("removed service {name}");
+        Ok(format!("removed {name}"))
+    }
+
+    fn members_of(&self, service: u32) -> impl Iterator<Item = (u32, u32)> {
+        let members = self.members.range((service, 0)..=(service, u32::MAX));
+        members.map(|(place, _)| *place)
+    }
+
+    /// Has `tracker service list` say how many trackers still find place.
+    pub(super) fn tell_room(&self) {
+        self.shared.core().free = self.places.slots.available() as u32;
     }
 
     pub(super) async fn reload(&mut self, config: Config) {
@@ -147,7 +349,7 @@ impl Daemon {
         }
     }
 
-    async fn try_reload(&mut self, config: Config) -> Result<()> {
+    async fn try_reload(&mut self, mut config: Config) -> Result<()> {
         let (old, new) = (&self.config.hub, &config.hub);
         if (
             &old.instance,
@@ -155,59 +357,86 @@ impl Daemon {
             &old.bpffs,
             &old.metrics,
             old.mode,
+            old.room,
         ) != (
             &new.instance,
             &new.socket,
             &new.bpffs,
             &new.metrics,
             new.mode,
+            new.room,
         ) {
-            bail!("instance, socket, bpffs, metrics and mode of [hub] change only with a restart");
+            bail!(
+                "instance, socket, bpffs, metrics, mode and room of [hub] change only with a restart"
+            );
         }
+        let named: HashSet<&str> = config
+            .services
+            .iter()
+            .map(|service| service.name.as_str())
+            .collect();
+        let added = self.config.services.iter();
+        let added = added.filter(|service| service.origin == Origin::RunTime);
+        let (taken_over, stay): (Vec<_>, Vec<_>) =
+            added.partition(|service| named.contains(service.name.as_str()));
+        let taken_over: Vec<String> = taken_over
+            .into_iter()
+            .map(|service| service.name.clone())
+            .collect();
+        let stay: Vec<Service> = stay.into_iter().cloned().collect();
+        config.services.extend(stay);
         self.check_room(&config)?;
+        for name in taken_over {
+            tracing::info!(
+                "service {name}, added at run time, is now in the configuration, which counts"
+            );
+        }
         let events = self.shared.core().board.replace(&config, stamp());
         self.config = config;
-        let old = std::mem::take(&mut self.members);
-        self.install(old)?;
+        self.install();
         self.shared.feed.publish(events);
+        self.tell_room();
         self.follow_routes().await;
         self.reconcile().await;
         Ok(())
     }
 
-    /// Whether what is new in a config finds a place beside what is there: nothing is taken.
+    /// Whether what is new in a config finds a place beside what stays: nothing is taken.
     fn check_room(&self, config: &Config) -> Result<()> {
-        let (mut slots, mut paths, mut words) =
-            (self.slots.clone(), self.paths.clone(), self.words.clone());
-        let known: HashMap<Key, &Attachment> = self
+        let mut old: HashMap<Key, &Attachment> = self
             .members
-            .iter()
+            .values()
             .map(|known| (key(&known.service_name, &known.config), known))
             .collect();
+        let (mut going, mut coming) = (Going::default(), Coming::default());
         for service in &config.services {
             for member in &service.members {
-                let known = known.get(&key(&service.name, member));
-                if known.is_none() {
-                    paths.take().ok_or_else(|| full("members"))?;
-                }
-                let trackers = known.map_or(&[][..], |known| &known.trackers);
-                let old: HashSet<&config::Tracker> =
-                    trackers.iter().map(|tracker| &tracker.config).collect();
-                for tracker in member
-                    .trackers
-                    .iter()
-                    .filter(|tracker| !old.contains(tracker))
-                {
-                    slots.take().ok_or_else(|| full("trackers"))?;
-                    words
-                        .take(window_words(tracker))
-                        .ok_or_else(|| full("trackers"))?;
-                }
+                let known = old.remove(&key(&service.name, member));
+                coming.paths += usize::from(known.is_none());
+                let known = known.map_or(&[][..], |known| &known.trackers);
+                let wanted: HashSet<&config::Tracker> = member.trackers.iter().collect();
+                let there: HashSet<&config::Tracker> =
+                    known.iter().map(|tracker| &tracker.config).collect();
+                let new = member.trackers.iter();
+                let new = new.filter(|tracker| !there.contains(tracker));
+                coming.trackers.extend(new);
+                let gone = known.iter();
+                gone.filter(|tracker| !wanted.contains(&tracker.config))
+                    .for_each(|tracker| going.tracker(tracker));
             }
         }
-        Ok(())
+        for gone in old.into_values() {
+            going.paths += 1;
+            gone.trackers
+                .iter()
+                .for_each(|tracker| going.tracker(tracker));
+        }
+        self.places.check(&going, &coming)
     }
 }
+
+/// Members by service and position.
+pub(super) type Members = BTreeMap<(u32, u32), Attachment>;
 
 /// What an installed member and a configured one have in common where the one can go on as the other:
 /// everything but trackers and policy.
@@ -231,24 +460,24 @@ fn key(service: &str, member: &Member) -> Key {
     )
 }
 
-fn full(what: &str) -> anyhow::Error {
-    anyhow!("no room for more {what} in this daemon's maps; restart it")
-}
-
 fn window_words(tracker: &config::Tracker) -> u32 {
     Window::words(nanoseconds(tracker.interval), nanoseconds(tracker.timeout))
 }
 
-/// Map sizes for a config, with room for services that come later.
+/// Map sizes for a config, with room for trackers that come later.
 pub(super) fn sizes(config: &Config) -> Sizes {
     let members = config.services.iter().flat_map(|service| &service.members);
     let trackers = members.clone().flat_map(|member| &member.trackers);
-    let with_room = |count: usize| count + (count / 16).max(64);
-    let count = trackers.clone().count();
-    let words: usize = trackers.map(|tracker| window_words(tracker) as usize).sum();
+    let room = config.hub.room as usize;
+    let words: usize = trackers
+        .clone()
+        .map(|tracker| window_words(tracker) as usize)
+        .sum();
+    let size = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Sizes {
-        trackers: u32::try_from(with_room(count)).unwrap_or(u32::MAX),
-        paths: u32::try_from(with_room(members.count())).unwrap_or(u32::MAX),
-        words: u32::try_from(words + (words / 16).max(256)).unwrap_or(u32::MAX),
+        trackers: size(trackers.count() + room),
+        // Each of them may be a service of its own.
+        paths: size(members.count() + room),
+        words: size(words + room * ROOM_WORDS),
     }
 }

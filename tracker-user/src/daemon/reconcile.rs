@@ -21,12 +21,23 @@ use crate::{
 
 impl Daemon {
     pub(super) async fn follow_routes(&mut self) {
-        let unnamed = self
-            .members
-            .iter()
-            .filter(|member| member.config.interface.is_none());
-        let endpoints = unnamed.map(|member| member.config.endpoint).collect();
+        let endpoints = self.routed_endpoints();
         self.netlink.follow_routes(endpoints).await;
+    }
+
+    /// Follows no more routes than are needed.
+    pub(super) fn forget_routes(&mut self) {
+        let endpoints = self.routed_endpoints();
+        self.netlink.forget_routes(endpoints);
+    }
+
+    /// Endpoints whose interface is found from their own route.
+    fn routed_endpoints(&self) -> HashSet<IpAddr> {
+        let members = self.members.values();
+        members
+            .filter(|member| member.config.interface.is_none())
+            .map(|member| member.config.endpoint)
+            .collect()
     }
 
     /// Brings the kernel in line with what is configured and observed.
@@ -59,7 +70,7 @@ impl Daemon {
         let owners = observed.owners();
         let mut plans: Vec<MemberPlan> = self
             .members
-            .iter()
+            .values()
             .map(|member| plan::member(&member.config, observed, &owners, ways))
             .collect();
 
@@ -75,8 +86,9 @@ impl Daemon {
         }
         self.set_devices(&plans);
         self.manage_neighbours(&plans).await;
-        for (at, plan) in plans.into_iter().enumerate() {
-            self.apply(at, plan);
+        let places: Vec<_> = self.members.keys().copied().collect();
+        for (place, plan) in places.into_iter().zip(plans) {
+            self.apply(place, plan);
         }
     }
 
@@ -222,8 +234,10 @@ impl Daemon {
     }
 
     /// Installs one member's plan where it differs from the present one.
-    fn apply(&mut self, at: usize, plan: MemberPlan) {
-        let member = &mut self.members[at];
+    fn apply(&mut self, place: (u32, u32), plan: MemberPlan) {
+        let Some(member) = self.members.get_mut(&place) else {
+            return;
+        };
         let mode = plan
             .receive
             .iter()
@@ -266,7 +280,7 @@ impl Daemon {
 
     /// Tries again what was refused: attachments, and endpoints that did not answer.
     pub(super) async fn retry(&mut self) {
-        for member in &self.members {
+        for member in self.members.values() {
             if let Some(plan) = &member.plan
                 && let Some(key) = plan.neighbour
                 && !matches!(
@@ -291,7 +305,7 @@ impl Daemon {
                 |plan: &MemberPlan| *purpose == Purpose::Receive && plan.receive.contains(ifindex);
             let deaf = self
                 .members
-                .iter()
+                .values()
                 .filter(|member| member.plan.as_ref().is_some_and(hearing));
             for tracker in deaf.flat_map(|member| &member.trackers) {
                 self.sender

@@ -554,6 +554,7 @@ impl World {
                     cause,
                     mono_ns,
                     detection_ns,
+                    ..
                 } => self.changes.push(Change {
                     slot,
                     verdict,

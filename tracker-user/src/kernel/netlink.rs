@@ -16,7 +16,7 @@ use netlink_packet_route::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
         NeighbourState,
     },
-    route::RouteAttribute,
+    route::{RouteAttribute, RouteMessage, RouteType},
 };
 use netlink_sys::SocketAddr;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
@@ -62,6 +62,8 @@ impl Netlink {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
         ])
         .context("cannot open a route netlink socket")?;
         tokio::spawn(connection);
@@ -140,22 +142,53 @@ impl Netlink {
         Ok(())
     }
 
-    /// Follows the interface by which these addresses are routed, in [`Observed::routes`].
+    /// Follows the interface by which these addresses are routed, in [`Observed::routes`], and that of
+    /// no other.
     pub async fn follow_routes(&mut self, endpoints: HashSet<IpAddr>) {
-        self.routed = endpoints;
+        self.forget_routes(endpoints);
         self.find_routes().await;
     }
 
-    async fn find_routes(&mut self) {
-        self.observed.routes.clear();
-        for endpoint in self.routed.clone() {
-            if let Some(ifindex) = self.route(endpoint).await {
-                self.observed.routes.insert(endpoint, ifindex);
-            }
+    /// Follows one address more.
+    pub async fn follow_route(&mut self, endpoint: IpAddr) {
+        if self.routed.insert(endpoint) {
+            self.find_route(endpoint).await;
         }
     }
 
-    /// The interface by which the hub's own routing table would reach an address.
+    /// Follows these addresses only, of which none is new.
+    pub fn forget_routes(&mut self, endpoints: HashSet<IpAddr>) {
+        self.observed
+            .routes
+            .retain(|endpoint, _| endpoints.contains(endpoint));
+        self.routed = endpoints;
+    }
+
+    async fn find_routes(&mut self) {
+        self.unrouted = false;
+        for endpoint in self.routed.clone() {
+            self.find_route(endpoint).await;
+        }
+    }
+
+    async fn find_route(&mut self, endpoint: IpAddr) {
+        if let Some(ifindex) = self.route(endpoint).await {
+            self.observed.routes.insert(endpoint, ifindex);
+            return;
+        }
+        // IPv4 routes go with their interface when that is set down: it is down then, not missing.
+        let last = self.observed.routes.get(&endpoint);
+        let is_down = last.is_some_and(|last| {
+            let link = self.observed.links.get(last);
+            link.is_some_and(|link| !link.is_running)
+        });
+        if !is_down {
+            self.observed.routes.remove(&endpoint);
+        }
+    }
+
+    /// The interface by which the hub's own routing table would reach an address without a gateway: an
+    /// endpoint is a next hop itself.
     async fn route(&self, address: IpAddr) -> Option<u32> {
         let message = match address {
             IpAddr::V4(ip) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
@@ -167,13 +200,7 @@ impl Netlink {
         };
         let answer = self.handle.route().get(message).execute();
         let route = std::pin::pin!(answer).try_next().await.ok()??;
-        route
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                RouteAttribute::Oif(ifindex) => Some(*ifindex),
-                _ => None,
-            })
+        direct_interface(&route)
     }
 
     /// Waits for a change and takes all that come with it. Nothing is lost where this is dropped before
@@ -199,14 +226,13 @@ impl Netlink {
     pub async fn follow_up(&mut self) -> Result<()> {
         self.is_dirty = false;
         if std::mem::take(&mut self.is_overrun) {
-            self.unrouted = false;
             self.unasked.clear();
             return self.dump().await;
         }
         for ifindex in std::mem::take(&mut self.unasked) {
             self.ask_features(ifindex).await?;
         }
-        if std::mem::take(&mut self.unrouted) {
+        if self.unrouted {
             self.find_routes().await;
         }
         Ok(())
@@ -250,6 +276,7 @@ impl Netlink {
                 if link.header.interface_family == AddressFamily::Unspec =>
             {
                 let gone = link.header.index;
+                self.unrouted = true;
                 self.observed.links.remove(&gone);
                 self.observed
                     .neighbours
@@ -268,7 +295,10 @@ impl Netlink {
                 self.take_neighbour(&neighbour, false);
             }
             NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_),
+                RouteNetlinkMessage::NewRoute(_)
+                | RouteNetlinkMessage::DelRoute(_)
+                | RouteNetlinkMessage::NewRule(_)
+                | RouteNetlinkMessage::DelRule(_),
             ) => self.unrouted = true,
             // The socket's buffer overran and notifications are lost: only a new reading helps.
             NetlinkPayload::Overrun(_) => self.is_overrun = true,
@@ -302,7 +332,10 @@ impl Netlink {
         };
         link.is_noarp = flags.contains(LinkFlags::Noarp);
         link.is_dead_end = flags.contains(LinkFlags::Loopback);
-        link.is_running = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+        let is_running = flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+        // The kernel does not notify of IPv4 routes that it drops with an interface or an address.
+        self.unrouted |= is_running != link.is_running;
+        link.is_running = is_running;
         link.xdp_program = None;
         let mut lower = None;
         let mut vlan_id = None;
@@ -387,6 +420,7 @@ impl Netlink {
             (None, true) => link.addresses.push(address),
             (Some(at), false) => {
                 link.addresses.remove(at);
+                self.unrouted = true;
             }
             (None, false) => {}
         }
@@ -569,4 +603,22 @@ impl Netlink {
             .with_context(|| format!("cannot delete {name}"))?;
         Ok(true)
     }
+}
+
+/// The interface of a route that leads to its destination without a gateway.
+fn direct_interface(route: &RouteMessage) -> Option<u32> {
+    let is_direct = !route.attributes.iter().any(|attribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_)
+        )
+    });
+    let interface = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(ifindex) => Some(*ifindex),
+            _ => None,
+        });
+    interface.filter(|_| is_direct && route.header.kind == RouteType::Unicast)
 }

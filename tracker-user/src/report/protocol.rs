@@ -3,10 +3,14 @@
 //! `{"command":"status","name":null}` is answered with a [`Status`];
 //! `{"command":"events","since":null,"follow":false}` with one [`super::events::Numbered`] a line from the oldest
 //! that is kept (or after number `since`), for ever with `follow`, and a [`Missed`] in the place of
-//! events that the log no longer has. A request that cannot be answered gets `{"error":"..."}`.
+//! events that the log no longer has; `{"command":"service-list"}` with a [`List`];
+//! `{"command":"service-add","service":{..}}`, an [`Addition`], and
+//! `{"command":"service-remove","name":".."}` with `{"done":".."}`. A request that cannot be answered
+//! gets `{"error":"..."}`.
 //!
 //! Every connection is a task of its own that shares nothing but the log, and each only keeps its
-//! place in it: a client that does not read holds up nobody.
+//! place in it: a client that does not read holds up nobody. Whoever can connect may also change
+//! what is watched, so the socket is for its owner alone.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::future::Future;
@@ -18,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
@@ -27,14 +31,17 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::events::{EventFeed, Missed};
-use super::status::Status;
+use super::status::{List, Status};
+use crate::config::Addition;
 
-/// A request is a line of at most this many bytes.
-const MAX_REQUEST: u64 = 4096;
+/// A request is a line of at most this many bytes: a service with a thousand addresses behind it.
+const MAX_REQUEST: u64 = 1 << 16;
 /// A client has this long to send its request, and to take an answer that is not followed.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client waits for a status before it says that there is no answer.
+/// How long a client waits for an answer of one line before it says that there is none.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// The same where something is to be changed: not knowing whether it was is worse than waiting.
+const CHANGE_WAIT: Duration = Duration::from_secs(60);
 /// More clients at a time are turned away.
 const MAX_CLIENTS: usize = 256;
 /// So many events are copied out of the log at a time.
@@ -42,7 +49,7 @@ const BATCH: usize = 256;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// What is known of everything, or of one service or chain.
     Status {
@@ -59,6 +66,24 @@ pub enum Request {
         #[serde(default)]
         follow: bool,
     },
+    /// What services there are, and who named them.
+    ServiceList,
+    /// One more service.
+    ServiceAdd {
+        /// The service.
+        service: Box<Addition>,
+    },
+    /// One service less.
+    ServiceRemove {
+        /// The service.
+        name: String,
+    },
+}
+
+/// What was done, for people.
+#[derive(Debug, Serialize, Deserialize)]
+struct Done {
+    done: String,
 }
 
 /// Why a request cannot be answered, for people.
@@ -75,8 +100,19 @@ pub trait Api: Clone + Send + Sync + 'static {
     fn events(&self) -> EventFeed;
 }
 
+/// What the daemon's owner may do besides.
+pub trait Control: Api {
+    /// The services.
+    fn services(&self) -> List;
+    /// Adds a service, and says so; the error says why nothing was changed.
+    fn add_service(&self, service: Addition)
+    -> impl Future<Output = Result<String, String>> + Send;
+    /// Removes a service, and says so; the error says why nothing was changed.
+    fn remove_service(&self, name: String) -> impl Future<Output = Result<String, String>> + Send;
+}
+
 /// Answers clients for ever. Dropping the future ends every connection.
-pub async fn serve(listener: UnixListener, api: impl Api) {
+pub async fn serve(listener: UnixListener, api: impl Control) {
     let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut clients = JoinSet::new();
     loop {
@@ -126,7 +162,7 @@ fn line(value: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-async fn answer(stream: UnixStream, api: impl Api) -> io::Result<()> {
+async fn answer(stream: UnixStream, api: impl Control) -> io::Result<()> {
     let (mut read, mut write) = stream.into_split();
     let request = match timeout(PATIENCE, request(&mut read)).await {
         Ok(Ok(request)) => request,
@@ -144,6 +180,22 @@ async fn answer(stream: UnixStream, api: impl Api) -> io::Result<()> {
         Request::Events { since, follow } => {
             events(&mut read, &mut write, &api.events(), since, follow).await
         }
+        Request::ServiceList => write_within(&mut write, &line(&api.services())).await,
+        Request::ServiceAdd { service } => {
+            let answer = done(api.add_service(*service).await);
+            write_within(&mut write, &answer).await
+        }
+        Request::ServiceRemove { name } => {
+            let answer = done(api.remove_service(name).await);
+            write_within(&mut write, &answer).await
+        }
+    }
+}
+
+fn done(result: Result<String, String>) -> Vec<u8> {
+    match result {
+        Ok(done) => line(&Done { done }),
+        Err(error) => refusal(error),
     }
 }
 
@@ -393,8 +445,28 @@ pub fn ask_status(socket: &Path, name: Option<&str>) -> Result<(String, Status),
     let request = Request::Status {
         name: name.map(str::to_owned),
     };
+    ask_one(socket, &request, ANSWER_WAIT)
+}
+
+/// Asks for the services: the daemon's own line, and what it says.
+pub fn ask_services(socket: &Path) -> Result<(String, List), ClientError> {
+    ask_one(socket, &Request::ServiceList, ANSWER_WAIT)
+}
+
+/// Asks for a service to be added or removed; says what was done.
+pub fn ask_change(socket: &Path, request: &Request) -> Result<String, ClientError> {
+    let (_, Done { done }) = ask_one(socket, request, CHANGE_WAIT)?;
+    Ok(done)
+}
+
+/// Asks for an answer of one line: the line, and what it says.
+fn ask_one<T: DeserializeOwned>(
+    socket: &Path,
+    request: &Request,
+    wait: Duration,
+) -> Result<(String, T), ClientError> {
     let mut answer = String::new();
-    ask(socket, &request, Some(ANSWER_WAIT), |line| {
+    ask(socket, request, Some(wait), |line| {
         line.clone_into(&mut answer);
         ControlFlow::Break(())
     })?;
@@ -404,7 +476,7 @@ pub fn ask_status(socket: &Path, name: Option<&str>) -> Result<(String, Status),
         return Err(ClientError::Unreachable { path, source });
     }
     match serde_json::from_str(&answer) {
-        Ok(status) => Ok((answer, status)),
+        Ok(said) => Ok((answer, said)),
         Err(error) => Err(ClientError::Garbled {
             path: socket.to_owned(),
             why: error.to_string(),
@@ -431,6 +503,26 @@ mod tests {
 
         fn events(&self) -> EventFeed {
             self.0.clone()
+        }
+    }
+
+    impl Control for Fixed {
+        fn services(&self) -> List {
+            List {
+                services: Vec::new(),
+                free: 7,
+            }
+        }
+
+        async fn add_service(&self, service: Addition) -> Result<String, String> {
+            match service.port {
+                None => Ok(format!("added {}", service.name)),
+                Some(port) => Err(format!("no {port}")),
+            }
+        }
+
+        async fn remove_service(&self, name: String) -> Result<String, String> {
+            Err(format!("no {name}"))
         }
     }
 
@@ -507,13 +599,19 @@ mod tests {
     #[test]
     fn bad_requests_are_refused_and_do_no_harm() {
         let daemon = Daemon::start(8);
-        let long = format!("{{\"command\":\"{}\"}}\n", "x".repeat(5000));
+        let long = format!("{{\"command\":\"{}\"}}\n", "x".repeat(70_000));
         let cases = [
             "\n",
             "{}\n",
             "{\"command\":\"reboot\"}\n",
             "{\"command\":\"status\",\"nam\":\"x\"}\n",
             "{\"command\":\"events\",\"since\":-1}\n",
+            "{\"command\":\"service-add\"}\n",
+            "{\"command\":\"service-add\",\"service\":{\"name\":\"x\"}}\n",
+            "{\"command\":\"service-add\",\"service\":{\"name\":\"x\",\"endpoint\":\"10.9.0.2\",\"behind\":[],\"x\":1}}\n",
+            "{\"command\":\"service-remove\",\"name\":7}\n",
+            "\u{0}\u{1b}[2J\n",
+            "[[[[[[[[\n",
             long.as_str(),
         ];
         for request in cases {
@@ -522,6 +620,34 @@ mod tests {
             assert!(lines[0].starts_with("{\"error\":\""), "{lines:?}");
         }
         assert!(ask_status(&daemon.socket(), None).is_ok());
+    }
+
+    #[test]
+    fn services_are_listed_added_and_removed() {
+        let daemon = Daemon::start(8);
+        let (line, list) = ask_services(&daemon.socket()).unwrap();
+        assert_eq!(
+            (line.as_str(), list.free),
+            ("{\"services\":[],\"free\":7}", 7)
+        );
+        let mut service = Addition {
+            name: "fw-1".to_owned(),
+            endpoint: "10.9.0.2".to_owned(),
+            behind: vec!["10.20.0.9".to_owned()],
+            ..Default::default()
+        };
+        let add = |service: &Addition| {
+            let service = Box::new(service.clone());
+            ask_change(&daemon.socket(), &Request::ServiceAdd { service })
+        };
+        assert_eq!(add(&service).unwrap(), "added fw-1");
+        service.port = Some(9);
+        assert_eq!(add(&service).unwrap_err().to_string(), "no 9");
+        let name = "fw-1".to_owned();
+        let gone = ask_change(&daemon.socket(), &Request::ServiceRemove { name });
+        assert_eq!(gone.unwrap_err().to_string(), "no fw-1");
+        let wire = "{\"command\":\"service-add\",\"service\":{\"name\":\"a\",\"endpoint\":\"b\",\"behind\":[\"c\"],\"policy\":2}}\n";
+        assert_eq!(daemon.lines(wire), ["{\"done\":\"added a\"}"]);
     }
 
     #[test]

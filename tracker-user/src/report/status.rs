@@ -10,7 +10,7 @@ use tracker_ebpf::{
 };
 
 use super::words;
-use crate::config::{Probe, Role};
+use crate::config::{Origin, Probe, Role};
 use crate::mode::{Mode, SendWay};
 
 /// What is known of a hub's services and chains.
@@ -75,6 +75,45 @@ pub struct MemberStatus {
     pub trackers: Vec<TrackerStatus>,
     /// How probes leave, once decided.
     pub send: Option<SendWay>,
+}
+
+/// The services of a hub, as `tracker service list --json` prints them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct List {
+    /// In the order of the configuration, later additions after it.
+    pub services: Vec<ListedService>,
+    /// So many trackers find place before the daemon must be restarted.
+    pub free: u32,
+}
+
+/// What a service is, and its verdict.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListedService {
+    /// Its name.
+    pub name: String,
+    /// Who named it.
+    pub origin: Origin,
+    /// Up when any member is.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// That of the member that decides.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// One, or two.
+    pub members: Vec<ListedMember>,
+}
+
+/// What a member is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListedMember {
+    /// Its part in a pair.
+    pub role: Role,
+    /// The next hop of its probes.
+    pub endpoint: IpAddr,
+    /// The way out, once known.
+    pub interface: Option<String>,
+    /// The address of each of its trackers.
+    pub behind: Vec<IpAddr>,
 }
 
 /// One stream of probes.

@@ -8,7 +8,7 @@ use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use super::events::{Missed, Numbered};
-use super::status::{MemberStatus, ServiceStatus, Status, TrackerStatus};
+use super::status::{List, MemberStatus, ServiceStatus, Status, TrackerStatus};
 
 const HEADER: [&str; 13] = [
     "SERVICE",
@@ -54,6 +54,46 @@ pub fn status(status: &Status, colour: bool) -> String {
         text.push('\n');
         print(&mut text, &table);
     }
+    text
+}
+
+/// The services as a table, one line a member; ends in a newline.
+pub fn list(list: &List, colour: bool) -> String {
+    let mut text = String::new();
+    if list.services.is_empty() {
+        text.push_str("no services\n");
+        return text;
+    }
+    let header = [
+        "SERVICE",
+        "ORIGIN",
+        "MEMBER",
+        "ENDPOINT",
+        "INTERFACE",
+        "BEHIND",
+        "VERDICT",
+    ];
+    let mut table = new(&header, colour);
+    for service in &list.services {
+        for (position, member) in service.members.iter().enumerate() {
+            let once = |text: &str| Cell::new(if position == 0 { text } else { "" });
+            let behind: Vec<String> = member.behind.iter().map(ToString::to_string).collect();
+            table.add_row([
+                once(&service.name),
+                once(service.origin.as_str()),
+                Cell::new(member.role),
+                Cell::new(member.endpoint),
+                Cell::new(member.interface.as_deref().unwrap_or("-")),
+                Cell::new(behind.join(" ")),
+                if position == 0 {
+                    verdict(service.verdict)
+                } else {
+                    Cell::new("")
+                },
+            ]);
+        }
+    }
+    print(&mut text, &table);
     text
 }
 
