@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -128,22 +129,99 @@ impl<'lab> Tracker<'lab> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut tracker = Self {
             hub,
-            binary: config.binary,
+            binary: config.binary.clone(),
             instance: format!("{owner}-{number}"),
             directory: tempfile::tempdir().context("make a temporary directory")?,
             child: None,
         };
+        tracker.write_config(&config)?;
+        tracker.run()?;
+        Ok(tracker)
+    }
+
+    fn write_config(&self, config: &Config) -> Result<()> {
         let text = format!(
             "[hub]\nname = \"hub-1\"\ninstance = \"{}\"\nsocket = \"{}\"\n{}\n[defaults]\n{}\n{}",
-            tracker.instance,
-            tracker.socket().display(),
+            self.instance,
+            self.socket().display(),
             config.hub,
             config.defaults,
             config.services
         );
-        fs::write(tracker.config(), text).context("write the config")?;
-        tracker.run()?;
-        Ok(tracker)
+        fs::write(self.config(), text).context("write the config")
+    }
+
+    /// Gives the daemon another config by SIGHUP and waits until it says what came of it: true where it took it.
+    ///
+    /// # Errors
+    /// When it says nothing soon.
+    pub fn reload(&self, config: impl Into<Config>) -> Result<bool> {
+        let said = |what: &str| self.log().matches(what).count();
+        let [taken, refused] = ["reloaded, watching", "not reloaded"];
+        let before = (said(taken), said(refused));
+        self.write_config(&config.into())?;
+        self.signal(Signal::SIGHUP)?;
+        let deadline = Instant::now() + SOON;
+        while Instant::now() < deadline {
+            interrupt::check()?;
+            match (said(taken) > before.0, said(refused) > before.1) {
+                (true, _) => return Ok(true),
+                (_, true) => return Ok(false),
+                _ => sleep(POLL),
+            }
+        }
+        bail!("wait for the reload; the daemon's log:\n{}", self.log())
+    }
+
+    /// Runs `tracker service` with these words; returns what it prints.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn service(&self, words: &str) -> Result<String> {
+        let words: Vec<_> = words.split_whitespace().collect();
+        let output = crate::netns::check(&mut self.client(&[&["service"], &words[..]].concat()))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `tracker service` with these words, which must be refused with exit code 1 and one line; returns the line.
+    ///
+    /// # Errors
+    /// When it is not refused like that.
+    pub fn service_refused(&self, words: &str) -> Result<String> {
+        let split: Vec<_> = words.split_whitespace().collect();
+        let output = self.client(&[&["service"], &split[..]].concat()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.code() == Some(1) && output.stdout.is_empty(),
+            "`tracker service {words}`: {}: {said}",
+            output.status
+        );
+        ensure!(said.lines().count() == 1, "not one line: {said:?}");
+        Ok(said)
+    }
+
+    /// The services, by `tracker service list --json`.
+    ///
+    /// # Errors
+    /// When there is no answer or no JSON.
+    pub fn services(&self) -> Result<serde_json::Value> {
+        serde_json::from_str(&self.service("list --json")?).context("parse the list of services")
+    }
+
+    /// Sends the daemon's socket a line, as a program would that does not use the command; returns the answer's first
+    /// line.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn request(&self, line: &[u8]) -> Result<String> {
+        let mut stream = UnixStream::connect(self.socket()).context("connect to the daemon")?;
+        stream.set_read_timeout(Some(LATER))?;
+        stream.write_all(line).context("send the request")?;
+        let mut answer = String::new();
+        BufReader::new(stream)
+            .read_line(&mut answer)
+            .context("read the answer")?;
+        Ok(answer)
     }
 
     /// Starts the daemon again, with the same config, after [`Self::terminate`] or [`Self::kill`].

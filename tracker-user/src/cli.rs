@@ -168,7 +168,7 @@ pub enum ServiceCommand {
 pub struct AddArgs {
     /// The service.
     #[command(flatten)]
-    pub service: Addition,
+    pub service: Box<Addition>,
     /// Where the daemon listens
     #[command(flatten)]
     pub socket: SocketArg,
@@ -294,7 +294,7 @@ pub fn service(args: ServiceArgs) -> ExitCode {
     let (socket, request) = match args.command {
         ServiceCommand::List(args) => return service_list(&args),
         ServiceCommand::Add(args) => {
-            let service = Box::new(args.service);
+            let service = args.service;
             (args.socket.path, Request::ServiceAdd { service })
         }
         ServiceCommand::Remove(args) => {
@@ -488,7 +488,7 @@ mod tests {
             returns: ["eth1", "eth2"].map(str::to_owned).into(),
             policy: Some(PolicyWord::Number(2)),
         };
-        assert_eq!(add.service, wanted);
+        assert_eq!(*add.service, wanted);
         assert_eq!(add.socket.path, Path::new("/x"));
     }
 

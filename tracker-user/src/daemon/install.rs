@@ -307,10 +307,9 @@ impl Daemon {
                 None => "this hub has no services; `tracker service add` makes one".to_owned(),
             }));
         };
-        let chains = self.config.chains.iter();
-        if let Some(chain) = chains
-            .filter(|chain| chain.services.iter().any(|service| service == name))
-            .next()
+        let mut chains = self.config.chains.iter();
+        if let Some(chain) =
+            chains.find(|chain| chain.services.iter().any(|service| service == name))
         {
             return Err(refused(format!(
                 "the chain {:?} names it; take it out of the chain in the configuration and reload first",

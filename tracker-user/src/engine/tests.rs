@@ -709,6 +709,58 @@ fn an_early_reply_to_the_last_user_of_a_slot_tells_nothing_of_the_next() {
     assert_eq!(up.detection_ns, Some(up.at_ns - first));
 }
 
+/// Two hundred others come and go one by one: each probe of the one that stays is sent, in its turn.
+#[test]
+fn others_that_come_and_go_cost_no_probe() {
+    let spec = tracker(0, 10 * MS, 500 * MS, 3, 2);
+    let mut world = up(spec);
+    let (skipped, first) = (
+        world.slot(0).state.judge.skipped,
+        world.slot(0).probes.len(),
+    );
+    let mut there = std::collections::VecDeque::new();
+    for step in 1..=200_u32 {
+        let slot = 1 + step % 40;
+        let epoch = 1000 + step;
+        // Of its cohort and of others.
+        let interval_ns = [10 * MS, 10 * MS, 7 * MS, S][step as usize % 4];
+        world.install(TrackerSpec {
+            epoch,
+            ..tracker(slot, interval_ns, 500 * MS, 3, 2)
+        });
+        there.push_back(slot);
+        world.run(u64::from(step % 9) * MS);
+        while there.len() > step as usize % 30 {
+            let gone = if step % 2 == 0 {
+                there.pop_front()
+            } else {
+                there.pop_back()
+            };
+            world.remove(gone.expect("one that is there"));
+            world.run(u64::from(step % 5) * MS);
+        }
+    }
+    world.run(S);
+    let of_0: Vec<_> = world
+        .changes
+        .iter()
+        .filter(|change| change.slot == 0)
+        .collect();
+    assert_eq!(of_0, Vec::<&Change>::new());
+    let slot = world.slot(0);
+    assert_eq!(
+        (slot.state.judge.skipped, slot.state.judge.lost),
+        (skipped, 0)
+    );
+    for pair in slot.probes[first - 1..].windows(2) {
+        let gap_ns = pair[1].sent_ns - pair[0].sent_ns;
+        // Places move while everybody is spread anew: not bunched, and never as far as two turns.
+        assert!((5 * MS..30 * MS).contains(&gap_ns), "{gap_ns} ns");
+    }
+    // Cohorts that nobody is in any more are used again, not kept.
+    assert!(world.engine.groups.len() <= 4);
+}
+
 #[test]
 fn a_renewed_tracker_keeps_its_verdict_and_forgets_what_was_under_way() {
     // Fall 1: one loss of the old probes too many would show.
