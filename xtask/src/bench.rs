@@ -393,7 +393,9 @@ fn detection(figures: &mut Figures, binary: &Path, json: bool) -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
     service.answer_for_all()?;
+    // Without room for more: what is measured is what a tracker takes, not what is kept free.
     let config = Config::new(service_toml(&lab, TRACKERS))
+        .hub("room = 0")
         .defaults(format!(
             "interval = \"{INTERVAL_MS}ms\"\ntimeout = \"{TIMEOUT_MS}ms\"\nfall = {FALL}\nrise = 2"
         ))

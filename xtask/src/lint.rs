@@ -63,9 +63,7 @@ pub fn run(cli: &clap::Command) -> Result<()> {
     check("tree", &mut || report(tree.problems()));
     check("README.md names every command and map", &mut || {
         let tracker = build::tracker(&[])?;
-        let help = sh::output(Command::new(&tracker).arg("--help"))
-            .with_context(|| format!("`{} --help` failed", tracker.display()))?;
-        report(tree.unnamed_in_readme(&help, cli))
+        report(tree.unnamed_in_readme(commands(&tracker, &[])?, cli))
     });
 
     if !failed.is_empty() {
@@ -256,13 +254,13 @@ impl Tree {
     }
 
     /// Commands and maps that an operator or a developer has, and README.md does not name.
-    fn unnamed_in_readme(&self, help: &str, cli: &clap::Command) -> Vec<String> {
+    fn unnamed_in_readme(&self, tracker: Vec<String>, cli: &clap::Command) -> Vec<String> {
         let readme = self.text("README.md");
         let mut names: Vec<String> = cli
             .get_subcommands()
             .map(|command| format!("cargo xtask {}", command.get_name()))
             .collect();
-        names.extend(subcommands(help).map(|name| format!("tracker {name}")));
+        names.extend(tracker);
         for (file, bytes) in &self.0 {
             if file.starts_with("tracker-ebpf/src/") {
                 names.extend(maps(&String::from_utf8_lossy(bytes)));
@@ -274,6 +272,19 @@ impl Tree {
             .map(|name| format!("README.md: does not name `{name}`"))
             .collect()
     }
+}
+
+/// The commands of `tracker` below `path`, and theirs, each as one types it.
+fn commands(tracker: &Path, path: &[&str]) -> Result<Vec<String>> {
+    let help = sh::output(Command::new(tracker).args(path).arg("--help"))
+        .with_context(|| format!("`{} {} --help` failed", tracker.display(), path.join(" ")))?;
+    let mut names = Vec::new();
+    for name in subcommands(&help) {
+        let path = [path, &[name]].concat();
+        names.push(format!("tracker {}", path.join(" ")));
+        names.extend(commands(tracker, &path)?);
+    }
+    Ok(names)
 }
 
 /// The subcommands in clap's help text, but for `help` itself.

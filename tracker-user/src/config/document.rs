@@ -483,10 +483,10 @@ fn kind(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// Of these, the name that is most like `name`.
+/// Of these, the name that is most like `name`; the first of several.
 pub(super) fn likeliest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let likeness = |known: &str| strsim::jaro_winkler(name, known);
-    known.max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+    known.min_by(|a, b| likeness(b).total_cmp(&likeness(a)))
 }
 
 /// Names the known key that is most like `name`, as a question when it is very like it.

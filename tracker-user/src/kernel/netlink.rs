@@ -45,6 +45,9 @@ pub struct Netlink {
     is_overrun: bool,
     /// Routes changed.
     unrouted: bool,
+    /// Until then routes are not asked for again: on a hub whose routes change all the time, that is
+    /// not to be all that the daemon does.
+    rest_until: Instant,
     /// New interfaces, whose XDP features are not known.
     unasked: HashSet<u32>,
 }
@@ -76,6 +79,7 @@ impl Netlink {
             is_dirty: false,
             is_overrun: false,
             unrouted: false,
+            rest_until: Instant::now(),
             unasked: HashSet::new(),
         };
         netlink.dump().await?;
@@ -166,9 +170,11 @@ impl Netlink {
 
     async fn find_routes(&mut self) {
         self.unrouted = false;
+        let started = Instant::now();
         for endpoint in self.routed.clone() {
             self.find_route(endpoint).await;
         }
+        self.rest_until = Instant::now() + started.elapsed() * 4;
     }
 
     async fn find_route(&mut self, endpoint: IpAddr) {
@@ -210,7 +216,11 @@ impl Netlink {
     /// Where the connection ended.
     pub async fn changed(&mut self) -> Result<()> {
         if !self.is_dirty {
-            self.take_next().await?;
+            let (unrouted, rested) = (self.unrouted, self.rest_until);
+            tokio::select! {
+                taken = self.take_next() => taken?,
+                () = tokio::time::sleep_until(rested), if unrouted => return Ok(()),
+            }
         }
         let until = Instant::now() + SETTLE;
         while let Ok(taken) = tokio::time::timeout_at(until, self.take_next()).await {
@@ -232,7 +242,7 @@ impl Netlink {
         for ifindex in std::mem::take(&mut self.unasked) {
             self.ask_features(ifindex).await?;
         }
-        if self.unrouted {
+        if self.unrouted && Instant::now() >= self.rest_until {
             self.find_routes().await;
         }
         Ok(())
