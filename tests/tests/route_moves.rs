@@ -81,6 +81,7 @@ fn the_route_moves_to_another_device_and_back() -> Result<()> {
         } else {
             "10.9.0.2/32"
         };
+        let history = tracker.history("fw-1")?;
         let before = lab.services()[1].forwarded()?;
         lab.hub.ip(&format!("route add {host} dev eth2\n"))?;
         wait_by(tracker, "eth2")?;
@@ -90,8 +91,29 @@ fn the_route_moves_to_another_device_and_back() -> Result<()> {
         lab.hub.ip(&format!("route replace {host} dev eth2\n"))?;
         wait_by(tracker, "eth2")?;
         lab.hub.ip(&format!("route del {host} dev eth2\n"))?;
-        wait_by(tracker, "eth1")
+        wait_by(tracker, "eth1")?;
+        let what = format!(
+            "up all the time:\n{}\n{}",
+            tracker_tests::daemon::lines(&tracker.events()?),
+            tracker.log()
+        );
+        assert_eq!(tracker.history("fw-1")?, history, "{what}");
+        Ok(())
     })
+}
+
+#[test]
+fn the_route_moves_to_where_the_endpoint_is_not() -> Result<()> {
+    let lab = lab()?;
+    let other = &lab.services()[1].firewall;
+    other.ip("address del 10.9.0.2/32 dev eth0\n")?;
+    let tracker = start(&lab, true, false)?;
+    wait_by(&tracker, "eth1")?;
+    lab.hub.ip("route add 10.9.0.2/32 dev eth2\n")?;
+    let status = tracker.wait_verdict("fw-1", "down", "next-hop-unresolved")?;
+    assert_eq!(interface(&status), "eth2");
+    lab.hub.ip("route del 10.9.0.2/32 dev eth2\n")?;
+    wait_by(&tracker, "eth1")
 }
 
 #[test]

@@ -56,6 +56,10 @@ use install::{Members, Places};
 /// How often what the kernel gave up on (a next hop, an attachment) is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How long a member stays with an interface that works while its endpoint is asked for on the one to
+/// which its route moved.
+const MOVE: Duration = Duration::from_millis(300);
+
 /// How often at most a next hop is asked to confirm its MAC address.
 const CONFIRM: Duration = Duration::from_secs(5);
 
@@ -185,6 +189,8 @@ struct Attachment {
     config: Member,
     path: u32,
     plan: Option<MemberPlan>,
+    /// Since when the endpoint is asked for on another interface.
+    moving: Option<Instant>,
     trackers: Vec<Tracker>,
 }
 

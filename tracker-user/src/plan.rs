@@ -101,6 +101,11 @@ impl MemberPlan {
         self.probings.iter().map(proof).collect()
     }
 
+    /// The index of the member's interface, where it exists.
+    pub fn ifindex(&self) -> Option<u32> {
+        self.interface.as_ref().map(|(ifindex, _)| *ifindex)
+    }
+
     /// How the member's probes leave, where they do.
     pub fn send_way(&self) -> Option<SendWay> {
         SendWay::of(self.path.as_ref().ok()?.via)

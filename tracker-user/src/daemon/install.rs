@@ -147,6 +147,7 @@ impl Daemon {
                 config: member.clone(),
                 path: self.places.paths.take()?,
                 plan: None,
+                moving: None,
                 trackers: Vec::new(),
             })
         });

@@ -3,15 +3,18 @@
 use std::{collections::HashSet, net::IpAddr};
 
 use tokio::time::Instant;
-use tracker_ebpf::abi::{self, Via};
+use tracker_ebpf::{
+    abi::{self, Via},
+    verdict::Cause,
+};
 
-use super::{Daemon, RETRY, Tracker, address_bytes, private_names};
+use super::{Attachment, Daemon, MOVE, RETRY, Tracker, address_bytes, private_names};
 use crate::{
     board::MemberPath,
-    config::ModeChoice,
+    config::{Member, ModeChoice},
     engine::Command,
     kernel::{
-        interfaces::{Link, Neighbour},
+        interfaces::{Link, Neighbour, Observed, Owners},
         loader::{Kernel, Purpose},
     },
     mode::Mode,
@@ -68,11 +71,14 @@ impl Daemon {
         };
         let observed = &self.netlink.observed;
         let owners = observed.owners();
-        let mut plans: Vec<MemberPlan> = self
-            .members
-            .values()
-            .map(|member| plan::member(&member.config, observed, &owners, ways))
-            .collect();
+        let mut plans = Vec::with_capacity(self.members.len());
+        let mut asked = Vec::new();
+        for member in self.members.values_mut() {
+            let plan = plan::member(&member.config, observed, &owners, ways);
+            let meanwhile = way_meanwhile(member, &plan, observed, &owners, ways);
+            asked.extend(plan.neighbour.filter(|_| meanwhile.is_some()));
+            plans.push(meanwhile.unwrap_or(plan));
+        }
 
         self.attach(&plans);
         for plan in &mut plans {
@@ -85,7 +91,7 @@ impl Daemon {
             }
         }
         self.set_devices(&plans);
-        self.manage_neighbours(&plans).await;
+        self.manage_neighbours(&plans, &asked).await;
         let places: Vec<_> = self.members.keys().copied().collect();
         for (place, plan) in places.into_iter().zip(plans) {
             self.apply(place, plan);
@@ -201,10 +207,10 @@ impl Daemon {
         self.devices = wanted;
     }
 
-    /// Has the kernel keep every endpoint's neighbour entry, and no other.
-    async fn manage_neighbours(&mut self, plans: &[MemberPlan]) {
-        let wanted: HashSet<(u32, IpAddr)> =
-            plans.iter().filter_map(|plan| plan.neighbour).collect();
+    /// Has the kernel keep every endpoint's neighbour entry, and those of `asked`, and no other.
+    async fn manage_neighbours(&mut self, plans: &[MemberPlan], asked: &[(u32, IpAddr)]) {
+        let of_plans = plans.iter().filter_map(|plan| plan.neighbour);
+        let wanted: HashSet<(u32, IpAddr)> = of_plans.chain(asked.iter().copied()).collect();
         for &(ifindex, ip) in &wanted {
             // An entry that the kernel dropped (interface down, `ip neigh flush`) is made anew.
             let is_there = self
@@ -259,9 +265,19 @@ impl Daemon {
         if member.plan.as_ref() == Some(&plan) {
             return;
         }
+        let before = member.plan.as_ref().and_then(MemberPlan::ifindex);
+        let moved = before.is_some() && before != plan.ifindex();
         for (tracker, probing) in member.trackers.iter_mut().zip(&plan.probings) {
             self.epoch = self.epoch.wrapping_add(1);
-            set_probing(&mut self.kernel, &self.sender, tracker, probing, self.epoch);
+            let epoch = self.epoch;
+            set_probing(
+                &mut self.kernel,
+                &self.sender,
+                tracker,
+                probing,
+                epoch,
+                moved,
+            );
         }
         let (entry, cause) = match &plan.path {
             Ok(entry) => (*entry, None),
@@ -312,10 +328,41 @@ impl Daemon {
                     .command(Command::Renew(tracker.slot, tracker.entry.epoch));
             }
         }
-        if !self.refused.is_empty() || !detached.is_empty() {
+        let moving = self.members.values().any(|member| member.moving.is_some());
+        if moving || !self.refused.is_empty() || !detached.is_empty() {
             self.reconcile().await;
         }
     }
+}
+
+/// The way that a member goes on with while its endpoint is asked for on the interface to which the route moved: a route
+/// that moves breaks nothing by itself.
+fn way_meanwhile(
+    member: &mut Attachment,
+    plan: &MemberPlan,
+    observed: &Observed,
+    owners: &Owners,
+    ways: Ways<'_>,
+) -> Option<MemberPlan> {
+    let is_failed = |key| observed.neighbours.get(&key) == Some(&Neighbour::Failed);
+    let is_asking = matches!(&plan.path, Err(fault) if fault.cause == Cause::NextHopUnresolved)
+        && !plan.neighbour.is_some_and(is_failed);
+    let last = member.plan.as_ref().and_then(MemberPlan::ifindex);
+    let last = last.filter(|last| is_asking && plan.ifindex() != Some(*last));
+    let patient = member.moving.is_none_or(|since| since.elapsed() < MOVE);
+    let meanwhile = last.filter(|_| patient).and_then(|last| {
+        let by_last = Member {
+            interface: Some(observed.links.get(&last)?.name.clone()),
+            ..member.config.clone()
+        };
+        let plan = plan::member(&by_last, observed, owners, ways);
+        plan.path.is_ok().then_some(plan)
+    });
+    match &meanwhile {
+        Some(_) => member.moving = member.moving.or_else(|| Some(Instant::now())),
+        None => member.moving = None,
+    }
+    meanwhile
 }
 
 /// Gives a tracker its source address and its proof, or the reason why it can't probe.
@@ -325,16 +372,19 @@ fn set_probing(
     tracker: &mut Tracker,
     probing: &Result<Probing, Fault>,
     epoch: u32,
+    moved: bool,
 ) {
     let fault = match probing {
         Ok(probing) => {
             let (source, proof) = (address_bytes(probing.source), probing.proof);
             let was_active = tracker.entry.active != 0;
-            if was_active && (tracker.entry.source, tracker.entry.proof) == (source, proof) {
+            if was_active && (tracker.entry.source, tracker.entry.proof) == (source, proof) && !moved
+            {
                 None
             } else {
                 if was_active {
-                    // What proves the old probes must not count for the new ones.
+                    // What proves the old probes must not count for the new ones, and nobody waits for what comes
+                    // back by an interface on which nobody listens any more.
                     tracker.entry.epoch = epoch;
                 }
                 (tracker.entry.source, tracker.entry.proof) = (source, proof);
