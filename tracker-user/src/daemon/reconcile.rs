@@ -90,12 +90,16 @@ impl Daemon {
                 plan.path = Err(Fault::cannot_receive(why));
             }
         }
-        self.set_devices(&plans);
+        let devices = self.add_devices(&plans);
         self.manage_neighbours(&plans, &asked).await;
+        let receive = plans.iter().flat_map(|plan| &plan.receive);
+        let receive: HashSet<u32> = receive.copied().collect();
         let places: Vec<_> = self.members.keys().copied().collect();
         for (place, plan) in places.into_iter().zip(plans) {
             self.apply(place, plan);
         }
+        self.keep_devices(devices);
+        self.detach(&receive);
     }
 
     /// Makes the private interfaces anew where somebody deleted them or moved them away.
@@ -175,10 +179,19 @@ impl Daemon {
                 tracing::debug!("{error:#}");
             }
         }
-        // After the new ones, so that an interface that changes its purpose is never without.
-        for (ifindex, purpose) in attached {
+    }
+
+    /// Detaches the receive program where it is no longer wanted: after the new ones were attached, so that an
+    /// interface that changes its purpose is never without, and after the paths were told, so that replies to what
+    /// leaves by the old ones are heard until then.
+    fn detach(&mut self, wanted: &HashSet<u32>) {
+        let observed = &self.netlink.observed;
+        let watched = plan::watched(observed, wanted);
+        for (ifindex, purpose) in self.kernel.attached() {
             let is_wanted = match purpose {
-                Purpose::Receive => wanted.contains(&ifindex) && links.contains_key(&ifindex),
+                Purpose::Receive => {
+                    wanted.contains(&ifindex) && observed.links.contains_key(&ifindex)
+                }
                 Purpose::Watch => watched.contains(&ifindex),
             };
             if !is_wanted {
@@ -187,8 +200,8 @@ impl Daemon {
         }
     }
 
-    /// Keeps the redirect targets to the devices that are used as such.
-    fn set_devices(&mut self, plans: &[MemberPlan]) {
+    /// Lets probes be redirected to the devices that are used as such, and says which are.
+    fn add_devices(&mut self, plans: &[MemberPlan]) -> HashSet<u32> {
         let paths = plans.iter().filter_map(|plan| plan.path.as_ref().ok());
         let wanted: HashSet<u32> = paths
             .filter(|path| path.via == Via::XdpRedirect)
@@ -199,6 +212,12 @@ impl Daemon {
                 tracing::error!("{error:#}");
             }
         }
+        self.devices.extend(&wanted);
+        wanted
+    }
+
+    /// Keeps the redirect targets to those that are used, once no path leads to the others.
+    fn keep_devices(&mut self, wanted: HashSet<u32>) {
         for &ifindex in self.devices.difference(&wanted) {
             if let Err(error) = self.kernel.set_device(ifindex, false) {
                 tracing::error!("{error:#}");
