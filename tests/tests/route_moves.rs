@@ -133,6 +133,9 @@ fn the_route_goes_and_comes_back() -> Result<()> {
             "default via 10.9.1.2"
         };
         lab.hub.ip(&format!("route add {default}\n"))?;
+        // By then the daemon has seen it.
+        tracker.service("add other --endpoint 10.9.1.2 --behind 10.20.1.9")?;
+        tracker.wait_verdict("other", "up", "replied")?;
         let status = tracker.status()?;
         assert_eq!(status.cause("fw-1"), "interface-missing");
         lab.hub.ip(&format!("route add {net} dev eth1\n"))?;
@@ -182,6 +185,28 @@ fn an_interface_that_is_down_is_not_missing() -> Result<()> {
                 .ip("address add 2001:db8:9::1/64 dev eth1 nodad\n")?;
         }
         wait_by(tracker, "eth1")
+    })
+}
+
+#[test]
+fn the_next_best_route_takes_over_from_an_interface_that_is_down() -> Result<()> {
+    each(|lab, tracker, is_ipv6| {
+        let host = if is_ipv6 {
+            "2001:db8:9::2/128"
+        } else {
+            "10.9.0.2/32"
+        };
+        lab.hub.ip(&format!(
+            "route add {host} dev eth1 metric 10\nroute add {host} dev eth2 metric 20\n"
+        ))?;
+        wait_by(tracker, "eth1")?;
+        if !is_ipv6 {
+            // Of routes of IPv6 the kernel tells, which would draw attention to those of IPv4.
+            lab.hub.sysctl("net/ipv6/conf/eth1/disable_ipv6", "1")?;
+            tracker.wait_alive(SOON, "fw-1")?;
+        }
+        lab.hub.ip("link set eth1 down\n")?;
+        wait_by(tracker, "eth2")
     })
 }
 
