@@ -397,7 +397,9 @@ fn set_probing(
         Ok(probing) => {
             let (source, proof) = (address_bytes(probing.source), probing.proof);
             let was_active = tracker.entry.active != 0;
-            if was_active && (tracker.entry.source, tracker.entry.proof) == (source, proof) && !moved
+            if was_active
+                && (tracker.entry.source, tracker.entry.proof) == (source, proof)
+                && !moved
             {
                 None
             } else {
