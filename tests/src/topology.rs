@@ -36,6 +36,8 @@ pub struct Lab {
     /// Where the daemon runs.
     pub hub: Namespace,
     services: Vec<Service>,
+    /// Whatever else the hub's side has.
+    others: Vec<Namespace>,
     owner: Owner,
 }
 
@@ -61,8 +63,65 @@ impl Lab {
         Ok(Self {
             hub,
             services,
+            others: Vec::new(),
             owner,
         })
+    }
+
+    /// A hub with `count` services on its one `eth1`: a switch connects it with all firewalls, of which the `n`-th is
+    /// 10.9.0.`n + 1`.
+    ///
+    /// # Errors
+    /// Those of the `ip` and `nft` commands that build it.
+    pub fn with_services_on_one_interface(count: u8) -> Result<Self> {
+        let mut lab = Self::with_services(count)?;
+        let switch = lab.add_namespace("switch")?;
+        switch.ip("link add bridge type bridge\nlink set bridge up\n")?;
+        let attach = |port: &str| {
+            switch.ip(&format!(
+                "link set {port} master bridge\nlink set {port} up\n"
+            ))
+        };
+        for (number, service) in (1..).zip(&mut lab.services) {
+            lab.hub.ip(&format!(
+                "link set {} netns {} name port{number}\n",
+                service.interface,
+                switch.name()
+            ))?;
+            attach(&format!("port{number}"))?;
+            let old = format!(
+                "address del {}/24 dev eth0\naddress del {}/64 dev eth0\n",
+                service.endpoint, service.endpoint6
+            );
+            service.interface = "eth1".to_owned();
+            service.hub_address = Ipv4Addr::new(10, 9, 0, 1);
+            service.hub_address6 = Ipv6Addr::new(0x2001, 0xdb8, 0x9, 0, 0, 0, 0, 1);
+            service.endpoint = Ipv4Addr::new(10, 9, 0, number + 1);
+            service.endpoint6 =
+                Ipv6Addr::new(0x2001, 0xdb8, 0x9, 0, 0, 0, 0, u16::from(number) + 1);
+            service.firewall.ip(&format!(
+                "{old}address add {}/24 dev eth0\naddress add {}/64 dev eth0\n",
+                service.endpoint, service.endpoint6
+            ))?;
+        }
+        lab.hub.ip(&format!(
+            "link add eth1 type veth peer name port0 netns {}\n\
+             address add 10.9.0.1/24 dev eth1\n\
+             address add 2001:db8:9::1/64 dev eth1\n\
+             link set eth1 up\n",
+            switch.name()
+        ))?;
+        attach("port0")?;
+        lab.others.push(switch);
+        Ok(lab)
+    }
+
+    /// One more namespace of this lab's, for whatever a test needs.
+    ///
+    /// # Errors
+    /// As [`Namespace::new`].
+    pub fn add_namespace(&self, role: &str) -> Result<Namespace> {
+        Namespace::new(&self.owner, role)
     }
 
     /// The first service: the only one, in most tests.
@@ -176,12 +235,56 @@ impl Service {
         hub.ip(&format!("link set {interface} up\n"))
     }
 
-    /// The whole of 10.20.0.0/16 answers on the host, for many behind addresses (AnyIP).
+    /// A second cable between hub and firewall, `ethN` at both ends, in 10.9.`100 + N`.0/24 and its IPv6 like.
+    ///
+    /// # Errors
+    /// When there is such an interface already.
+    pub fn second_cable(&self, hub: &Namespace, number: u8) -> Result<()> {
+        let net = 100 + number;
+        hub.ip(&format!(
+            "link add eth{number} type veth peer name eth{number} netns {}\n\
+             address add 10.9.{net}.1/24 dev eth{number}\n\
+             address add 2001:db8:9:{net}::1/64 dev eth{number}\n\
+             link set eth{number} up\n",
+            self.firewall.name(),
+        ))?;
+        self.firewall.ip(&format!(
+            "address add 10.9.{net}.2/24 dev eth{number}\n\
+             address add 2001:db8:9:{net}::2/64 dev eth{number}\n\
+             link set eth{number} up\n"
+        ))
+    }
+
+    /// From now on what the firewall sends to the hub takes the [`Self::second_cable`] of this number.
+    ///
+    /// # Errors
+    /// Those of `ip`.
+    pub fn reply_by_cable(&self, number: u8) -> Result<()> {
+        let net = 100 + number;
+        self.firewall.ip(&format!(
+            "route replace {}/32 via 10.9.{net}.1\nroute replace {}/128 via 2001:db8:9:{net}::1\n",
+            self.hub_address, self.hub_address6
+        ))
+    }
+
+    /// From now on what the firewall sends to the hub takes the first cable again.
+    ///
+    /// # Errors
+    /// Those of `ip`.
+    pub fn reply_directly(&self) -> Result<()> {
+        self.firewall.ip(&format!(
+            "route replace {}/32 dev eth0\nroute replace {}/128 dev eth0\n",
+            self.hub_address, self.hub_address6
+        ))
+    }
+
+    /// The whole of 10.20.0.0/16 and 2001:db8:20::/48 answers on the host, for many behind addresses (AnyIP).
     ///
     /// # Errors
     /// Those of `ip`.
     pub fn answer_for_all(&self) -> Result<()> {
-        self.host.ip("route add local 10.20.0.0/16 dev lo\n")
+        self.host
+            .ip("route add local 10.20.0.0/16 dev lo\nroute add local 2001:db8:20::/48 dev lo\n")
     }
 
     /// The firewall forwards nothing any more; its own address still answers.

@@ -184,7 +184,8 @@ pub fn member(member: &Member, observed: &Observed, owners: &Owners, ways: Ways<
     }
     MemberPlan {
         interface: Some((link.index, link.name.clone())),
-        path: path(member, link, observed, [&returns, &arrivals], ways),
+        path: path(member, link, observed, [&returns, &arrivals], ways)
+            .and_then(|path| way_back(member, &receive, observed).map(|()| path)),
         receive,
         neighbour: (link.is_running && link.has_neighbours())
             .then_some((link.index, member.endpoint)),
@@ -337,6 +338,33 @@ fn next_hop_mac(
             unresolved(format!("{endpoint} does not answer on {}", link.name))
         }
     }
+}
+
+/// Without an interface on which a reply could arrive, the hub is to blame and not the service.
+fn way_back(member: &Member, receive: &[u32], observed: &Observed) -> Result<(), Fault> {
+    let links = || {
+        receive
+            .iter()
+            .filter_map(|ifindex| observed.links.get(ifindex))
+    };
+    if links().any(|link| link.is_running) {
+        return Ok(());
+    }
+    if receive.is_empty() {
+        let names = member.returns.join(" or ");
+        return Err(Fault::new(
+            Cause::InterfaceMissing,
+            format!("there is no interface {names} for the replies"),
+        ));
+    }
+    let names: Vec<&str> = links().map(|link| link.name.as_str()).collect();
+    Err(Fault::new(
+        Cause::InterfaceDown,
+        format!(
+            "{}, for the replies, is down or has no carrier",
+            names.join(" or ")
+        ),
+    ))
 }
 
 /// The device by which frames leave, their tag, and how they get there. A device without
@@ -520,6 +548,20 @@ mod tests {
             cause(&plan("interface = \"eth1\"", &down)),
             Cause::InterfaceDown
         );
+
+        let elsewhere = "interface = \"eth1\"\nreturns = [\"eth2\", \"eth3\"]";
+        assert_eq!(
+            cause(&plan(elsewhere, &observed())),
+            Cause::InterfaceMissing
+        );
+        let mut back = observed();
+        back.links.insert(4, link(4, "eth2"));
+        assert_eq!(
+            plan(elsewhere, &back).path.map(|path| path.returns[0]),
+            Ok(4)
+        );
+        back.links.get_mut(&4).expect("eth2").is_running = false;
+        assert_eq!(cause(&plan(elsewhere, &back)), Cause::InterfaceDown);
 
         for state in [None, Some(Neighbour::Asking), Some(Neighbour::Failed)] {
             let mut unresolved = observed();
