@@ -19,6 +19,7 @@
 //! ```
 
 pub mod daemon;
+pub mod foreign;
 pub mod interrupt;
 pub mod netns;
 pub mod packets;

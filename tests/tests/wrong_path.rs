@@ -87,17 +87,11 @@ fn an_interface_changes_its_purpose() -> Result<()> {
     answer_by_bypass(&lab, true)?;
     let tracker = Tracker::start(&lab.hub, &only("eth1"))?;
     tracker.wait_verdict("fw-1", "down", "wrong-path")?;
-    let reload = |config: &str| -> Result<()> {
-        let text = std::fs::read_to_string(tracker.config())?;
-        let services = text.find("[[service]]").unwrap_or(text.len());
-        std::fs::write(tracker.config(), text[..services].to_owned() + config)?;
-        tracker.signal(nix::sys::signal::Signal::SIGHUP)
-    };
-    reload(&only("bypass"))?;
+    tracker.reload(&only("bypass"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     answer_by_bypass(&lab, false)?;
     tracker.wait_verdict("fw-1", "down", "wrong-path")?;
-    reload(&only("eth1"))?;
+    tracker.reload(&only("eth1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     Ok(())
 }

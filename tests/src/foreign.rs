@@ -1,0 +1,228 @@
+//! eBPF programs that are somebody else's: they count what they see, and let it go on.
+
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::netns::{BPFFS, Namespace, ensure_bpffs};
+use crate::topology::Lab;
+
+/// Commands and constants of bpf(2), as in linux/bpf.h.
+const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP: libc::c_int = 1;
+const PROG_LOAD: libc::c_int = 5;
+const OBJ_PIN: libc::c_int = 6;
+const LINK_CREATE: libc::c_int = 28;
+const MAP_TYPE_ARRAY: u32 = 2;
+
+/// Where a program can be attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// XDP, which passes everything on.
+    Xdp,
+    /// TC, classic filter or TCX, which leaves the decision to the next.
+    Tc,
+}
+
+/// A TCX hook (Linux 6.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tcx {
+    /// `BPF_TCX_INGRESS`.
+    Ingress = 46,
+    /// `BPF_TCX_EGRESS`.
+    Egress = 47,
+}
+
+/// A loaded and pinned program with its counter; dropped, its pin goes, and what holds it attached decides.
+#[derive(Debug)]
+pub struct Foreign {
+    program: OwnedFd,
+    counter: OwnedFd,
+    pin: PathBuf,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapLookup {
+    map: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    prog_type: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjPin {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: each caller passes the structure that bpf(2) wants for this command, and its size; addresses in it are
+    // of memory that outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result as libc::c_int)
+}
+
+fn owned(fd: libc::c_int) -> OwnedFd {
+    // SAFETY: a new descriptor that bpf(2) just returned, and that nobody else has.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// One instruction: operation, destination and source register, offset, immediate.
+const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
+    code as u64
+        | (registers as u64) << 8
+        | (offset as u16 as u64) << 16
+        | (immediate as u32 as u64) << 32
+}
+
+impl Foreign {
+    /// Loads a program and pins it, among what the lab's owner leaves when it is killed.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn new(lab: &Lab, hook: Hook, name: &str) -> Result<Self> {
+        ensure_bpffs()?;
+        let mut create = MapCreate {
+            map_type: MAP_TYPE_ARRAY,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 1,
+        };
+        let counter = owned(bpf(MAP_CREATE, &mut create).context("make a map")?);
+        let (prog_type, result) = match hook {
+            Hook::Xdp => (6, 2), // BPF_PROG_TYPE_XDP, XDP_PASS
+            Hook::Tc => (3, -1), // BPF_PROG_TYPE_SCHED_CLS, TC_ACT_UNSPEC
+        };
+        let instructions = [
+            instruction(0x62, 0x0a, -4, 0), // *(u32 *)(r10 - 4) = 0
+            instruction(0xbf, 0xa2, 0, 0),  // r2 = r10
+            instruction(0x07, 0x02, 0, -4), // r2 += -4
+            instruction(0x18, 0x11, 0, counter.as_raw_fd()), // r1 = counter
+            instruction(0, 0, 0, 0),        //   (second half)
+            instruction(0x85, 0, 0, 1),     // r0 = bpf_map_lookup_elem(r1, r2)
+            instruction(0x15, 0x00, 2, 0),  // if r0 == 0 skip 2
+            instruction(0xb7, 0x01, 0, 1),  // r1 = 1
+            instruction(0xdb, 0x10, 0, 0),  // lock *(u64 *)r0 += r1
+            instruction(0xb7, 0x00, 0, result), // r0 = result
+            instruction(0x95, 0, 0, 0),     // exit
+        ];
+        let mut load = ProgLoad {
+            prog_type,
+            count: instructions.len() as u32,
+            instructions: instructions.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+        };
+        let program = owned(bpf(PROG_LOAD, &mut load).context("load a program")?);
+        let directory = Path::new(BPFFS)
+            .join("tracker")
+            .join(format!("{}-foreign", lab.id()));
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        let pin = directory.join(name);
+        let path = std::ffi::CString::new(pin.as_os_str().as_encoded_bytes())?;
+        let mut request = ObjPin {
+            path: path.as_ptr() as u64,
+            fd: program.as_raw_fd() as u32,
+            flags: 0,
+        };
+        bpf(OBJ_PIN, &mut request).with_context(|| format!("pin {}", pin.display()))?;
+        Ok(Self {
+            program,
+            counter,
+            pin,
+        })
+    }
+
+    /// Its pin, for `ip link set ... xdp pinned PATH` and `tc filter add ... bpf direct-action pinned PATH`.
+    #[must_use]
+    pub fn pin(&self) -> std::path::Display<'_> {
+        self.pin.display()
+    }
+
+    /// How many packets it has seen.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn seen(&self) -> Result<u64> {
+        let (key, mut value) = (0u32, 0u64);
+        let mut lookup = MapLookup {
+            map: self.counter.as_raw_fd() as u32,
+            key: std::ptr::from_ref(&key) as u64,
+            value: std::ptr::from_mut(&mut value) as u64,
+            ..Default::default()
+        };
+        bpf(MAP_LOOKUP, &mut lookup).context("read the counter")?;
+        Ok(value)
+    }
+
+    /// Attaches it after whatever is at a TCX hook, until the result is dropped.
+    ///
+    /// # Errors
+    /// As the kernel answers: `InvalidInput` before Linux 6.6.
+    pub fn attach_tcx(&self, hub: &Namespace, interface: &str, hook: Tcx) -> Result<OwnedFd> {
+        hub.enter(|| {
+            let ifindex = nix::net::if_::if_nametoindex(interface)?;
+            let mut create = LinkCreate {
+                program: self.program.as_raw_fd() as u32,
+                ifindex,
+                attach_type: hook as u32,
+                flags: 0,
+            };
+            let link = bpf(LINK_CREATE, &mut create)
+                .with_context(|| format!("attach to {interface} at {hook:?}"))?;
+            Ok(owned(link))
+        })
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // It may be swept already.
+        let _ = fs::remove_file(&self.pin);
+    }
+}

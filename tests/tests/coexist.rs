@@ -1,0 +1,212 @@
+//! Others' programs and rules on the service's interface: theirs go on working, and so does ours.
+
+use anyhow::{Context, Result};
+use tracker_tests::daemon::{LATER, SOON};
+use tracker_tests::foreign::{Foreign, Hook, Tcx};
+use tracker_tests::{Config, Lab, Tracker, skip};
+
+/// What `tracker doctor` says of eth1.
+fn doctor(tracker: &Tracker<'_>) -> Result<serde_json::Value> {
+    let config = tracker.config();
+    let mut command = tracker.command(&["doctor", "--json", "--config"]);
+    let output = command.arg(config).output()?;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    report["interfaces"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|interface| interface["name"] == "eth1")
+        .cloned()
+        .with_context(|| format!("find eth1 in {report}"))
+}
+
+/// Up; down when the firewall stops forwarding; up again.
+fn works(lab: &Lab, tracker: &Tracker<'_>, mode: &str) -> Result<()> {
+    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    let status = tracker.wait_alive(LATER, "fw-1")?;
+    assert_eq!(status.member("fw-1", "active")["mode"], mode);
+    lab.service().break_forwarding()?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    lab.service().mend()?;
+    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    tracker.wait_alive(LATER, "fw-1")?;
+    Ok(())
+}
+
+#[test]
+fn somebody_elses_xdp_program_stays() -> Result<()> {
+    for flavour in ["xdpdrv", "xdpgeneric"] {
+        let lab = Lab::new()?;
+        let foreign = Foreign::new(&lab, Hook::Xdp, flavour)?;
+        let attach = format!("link set dev eth1 {flavour} pinned {}\n", foreign.pin());
+        lab.hub.ip(&attach)?;
+        let attached = || lab.hub.run("ip -details link show dev eth1");
+        let id = |shown: &str| {
+            let (_, rest) = shown.split_once("prog/xdp id ")?;
+            rest.split_whitespace().next().map(str::to_owned)
+        };
+        let before = id(&attached()?).context("find the program's id")?;
+
+        let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+        let seen = foreign.seen()?;
+        works(&lab, &tracker, "tc")?;
+        assert!(
+            foreign.seen()? > seen + 20,
+            "it sees what arrives, replies included"
+        );
+        assert!(lab.hub.pings(lab.service().endpoint)?);
+        assert_eq!(id(&attached()?), Some(before.clone()), "it was displaced");
+        let told = doctor(&tracker)?;
+        assert_eq!(told["mode"], "tc");
+        let why = format!("XDP program {before} of somebody else stays where it is");
+        assert!(told["detail"].to_string().contains(&why), "{told}");
+        let log = tracker.log();
+        assert!(
+            log.contains(&format!("eth1: receiving by tc; {why}")),
+            "{log}"
+        );
+        tracker.terminate()?;
+        assert_eq!(id(&attached()?), Some(before), "it went with the daemon");
+    }
+    Ok(())
+}
+
+/// Where the operator insists on XDP, the hub says what is in the way, and goes on once it is gone.
+#[test]
+fn a_mode_that_is_taken_is_refused_until_it_is_free() -> Result<()> {
+    let lab = Lab::new()?;
+    let foreign = Foreign::new(&lab, Hook::Xdp, "taken")?;
+    for mode in ["xdp-native", "xdp-generic"] {
+        lab.hub.ip(&format!(
+            "link set dev eth1 xdpdrv pinned {}\n",
+            foreign.pin()
+        ))?;
+        let config = Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
+        let tracker = Tracker::start(&lab.hub, config)?;
+        let status = tracker.wait_verdict("fw-1", "unknown", "send-failed")?;
+        let tracked = status.tracker("fw-1", lab.service().behind);
+        let detail = tracked["detail"].to_string();
+        assert!(
+            detail.contains("is attached already: remove it, or set hub.mode"),
+            "{detail}"
+        );
+        let told = doctor(&tracker)?;
+        assert!(told["mode"].is_null(), "{told}");
+        assert_eq!(status.member("fw-1", "active")["mode"], told["mode"]);
+        lab.hub.ip("link set dev eth1 xdpdrv off\n")?;
+        works(&lab, &tracker, mode)?;
+    }
+    Ok(())
+}
+
+/// An operator who comes later: the kernel refuses a second XDP program, and nothing is disturbed.
+#[test]
+fn somebody_who_comes_later() -> Result<()> {
+    let lab = Lab::new()?;
+    let foreign = Foreign::new(&lab, Hook::Xdp, "late")?;
+    let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    for flavour in ["xdpdrv", "xdpgeneric"] {
+        let attach = format!("ip link set dev eth1 {flavour} pinned {}", foreign.pin());
+        assert!(!lab.hub.succeeds(&attach)?, "{flavour}");
+    }
+    works(&lab, &tracker, "xdp-native")
+}
+
+#[test]
+fn the_operators_tc_programs_go_on_working() -> Result<()> {
+    for mode in ["tc", "xdp-native", "xdp-generic"] {
+        let lab = Lab::new()?;
+        let (hub, endpoint) = (&lab.hub, lab.service().endpoint);
+        let [filter_in, filter_out] =
+            ["filter-in", "filter-out"].map(|name| Foreign::new(&lab, Hook::Tc, name));
+        let (filter_in, filter_out) = (filter_in?, filter_out?);
+        let [tcx_in, tcx_out, late_in] =
+            ["tcx-in", "tcx-out", "late-in"].map(|name| Foreign::new(&lab, Hook::Tc, name));
+        let (tcx_in, tcx_out, late_in) = (tcx_in?, tcx_out?, late_in?);
+        hub.run("tc qdisc add dev eth1 clsact")?;
+        for (direction, program) in [("ingress", &filter_in), ("egress", &filter_out)] {
+            hub.run(&format!(
+                "tc filter add dev eth1 {direction} prio 1 bpf direct-action pinned {}",
+                program.pin()
+            ))?;
+            // Then one that ends the filters, as an operator's accounting would.
+            hub.run(&format!(
+                "tc filter add dev eth1 {direction} prio 2 u32 match u32 0 0 flowid 1:1"
+            ))?;
+        }
+        let Ok(_tcx_in) = tcx_in.attach_tcx(hub, "eth1", Tcx::Ingress) else {
+            skip!("this kernel has no TCX (Linux 6.6)");
+        };
+        let _tcx_out = tcx_out.attach_tcx(hub, "eth1", Tcx::Egress)?;
+
+        let config = Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
+        let mut tracker = Tracker::start(hub, config)?;
+        works(&lab, &tracker, mode)?;
+        // And one that is attached while the daemon runs.
+        let _late_in = late_in.attach_tcx(hub, "eth1", Tcx::Ingress)?;
+        let all = [&filter_in, &filter_out, &tcx_in, &tcx_out, &late_in];
+        let counts = || all.map(|program| program.seen().unwrap_or_default());
+        let (before, replies) = (counts(), tracker.status()?.count("fw-1", "received"));
+        hub.run(&format!("ping -n -c 20 -i 0.01 -W 2 {endpoint}"))?;
+        for (place, (before, after)) in before.iter().zip(counts()).enumerate() {
+            assert!(
+                after >= before + 20,
+                "{mode}: program {place} saw {}",
+                after - before
+            );
+        }
+        // Our replies are none of theirs.
+        let before = counts();
+        tracker.wait_alive(SOON, "fw-1")?;
+        let after = counts();
+        let replied = tracker.status()?.count("fw-1", "received") - replies;
+        for place in [0, 2, 4] {
+            let seen = after[place] - before[place];
+            assert!(
+                seen < 10 && replied >= 20,
+                "{mode}: program {place} saw {seen}"
+            );
+        }
+        tracker.terminate()?;
+        for direction in ["ingress", "egress"] {
+            let filters = hub.run(&format!("tc filter show dev eth1 {direction}"))?;
+            assert!(filters.contains("u32"), "{filters}");
+            assert!(filters.contains("direct-action"), "{filters}");
+            assert!(!filters.contains("tracker"), "{filters}");
+        }
+    }
+    Ok(())
+}
+
+/// nftables' own hooks on the interface: on the way in they come after ours, and what TC redirects skips the one on the
+/// way out (`skb->nf_skip_egress`, Linux 5.16).
+#[test]
+fn netdev_chains_that_drop_everything() -> Result<()> {
+    let lab = Lab::new()?;
+    let closed = |hook: &str| {
+        format!(
+            "table netdev {hook} {{
+               chain closed {{ type filter hook {hook} device eth1 priority -500; policy drop;
+                 ether type arp accept
+               }}
+             }}"
+        )
+    };
+    lab.hub.nft(&closed("ingress"))?;
+    assert!(!lab.hub.pings(lab.service().endpoint)?);
+    if lab.hub.nft(&closed("egress")).is_err() {
+        skip!("this kernel has no netdev egress hook (CONFIG_NETFILTER_EGRESS)");
+    }
+    for mode in ["xdp-native", "xdp-generic", "tc"] {
+        let config = Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
+        let tracker = Tracker::start(&lab.hub, config)?;
+        works(&lab, &tracker, mode)?;
+    }
+    lab.hub.nft("delete table netdev ingress\n")?;
+    assert!(
+        !lab.hub.pings(lab.service().endpoint)?,
+        "the other chain drops as well"
+    );
+    Ok(())
+}
