@@ -327,7 +327,7 @@ fn next_hop_mac(
     let endpoint = member.endpoint;
     let unresolved = |why: String| Err(Fault::new(Cause::NextHopUnresolved, why));
     match observed.neighbours.get(&(link.index, endpoint)) {
-        Some(Neighbour::Resolved(mac)) => Ok(*mac),
+        Some(Neighbour::Resolved(mac) | Neighbour::Permanent(mac)) => Ok(*mac),
         // Where nobody is asked, the kernel sends to the interface's own address (`arp_constructor`).
         _ if !link.has_neighbours() => Ok(link.mac),
         Some(Neighbour::Asking) | None => match ways.last_macs.get(&(link.index, endpoint)) {

@@ -45,16 +45,19 @@ impl Daemon {
 
     /// Brings the kernel in line with what is configured and observed.
     pub(super) async fn reconcile(&mut self) {
+        self.forget_gone();
         self.keep_private_pair().await;
         for (key, neighbour) in &self.netlink.observed.neighbours {
             match neighbour {
-                Neighbour::Resolved(mac) if self.neighbours.contains(key) => {
+                Neighbour::Resolved(mac) | Neighbour::Permanent(mac)
+                    if self.neighbours.contains(key) =>
+                {
                     self.last_macs.insert(*key, *mac);
                 }
                 Neighbour::Failed => {
                     self.last_macs.remove(key);
                 }
-                Neighbour::Resolved(_) | Neighbour::Asking => {}
+                Neighbour::Resolved(_) | Neighbour::Permanent(_) | Neighbour::Asking => {}
             }
         }
         let links = &self.netlink.observed.links;
@@ -100,6 +103,45 @@ impl Daemon {
         }
         self.keep_devices(devices);
         self.detach(&receive);
+    }
+
+    /// Forgets what was made for interfaces that went: what has their index now is another one, or was in
+    /// another namespace meanwhile, where the kernel took it out of DEVICES.
+    fn forget_gone(&mut self) {
+        let gone = std::mem::take(&mut self.netlink.gone);
+        if gone.is_empty() {
+            return;
+        }
+        self.devices.retain(|ifindex| !gone.contains(ifindex));
+        self.not_leaving.retain(|ifindex| !gone.contains(ifindex));
+        self.last_macs
+            .retain(|(ifindex, _), _| !gone.contains(ifindex));
+        self.forget_detached();
+    }
+
+    /// Forgets receive programs that are attached no longer; true where there were any.
+    fn forget_detached(&mut self) -> bool {
+        let detached = self.kernel.detached();
+        for (ifindex, purpose) in &detached {
+            // No notification tells of it; the interface itself may be gone, which one does.
+            if let Some(link) = self.netlink.observed.links.get(ifindex) {
+                tracing::warn!("{}: somebody detached the receive program", link.name);
+            }
+            self.kernel.detach(*ifindex, *purpose);
+            // Replies to what is under way went unheard: nobody is to blame. (None counts where one is
+            // only watched for.)
+            let hearing =
+                |plan: &MemberPlan| *purpose == Purpose::Receive && plan.receive.contains(ifindex);
+            let deaf = self
+                .members
+                .values()
+                .filter(|member| member.plan.as_ref().is_some_and(hearing));
+            for tracker in deaf.flat_map(|member| &member.trackers) {
+                self.sender
+                    .command(Command::Renew(tracker.slot, tracker.entry.epoch));
+            }
+        }
+        !detached.is_empty()
     }
 
     /// Makes the private interfaces anew where somebody deleted them or moved them away.
@@ -320,35 +362,16 @@ impl Daemon {
                 && let Some(key) = plan.neighbour
                 && !matches!(
                     self.netlink.observed.neighbours.get(&key),
-                    Some(Neighbour::Resolved(_))
+                    Some(Neighbour::Resolved(_) | Neighbour::Permanent(_))
                 )
                 && let Err(error) = self.netlink.manage_neighbour(key.0, key.1).await
             {
                 tracing::debug!("{error:#}");
             }
         }
-        let detached = self.kernel.detached();
-        for (ifindex, purpose) in &detached {
-            // No notification tells of it; the interface itself may be gone, which one does.
-            if let Some(link) = self.netlink.observed.links.get(ifindex) {
-                tracing::warn!("{}: somebody detached the receive program", link.name);
-            }
-            self.kernel.detach(*ifindex, *purpose);
-            // Replies to what is under way went unheard: nobody is to blame. (None counts where one is
-            // only watched for.)
-            let hearing =
-                |plan: &MemberPlan| *purpose == Purpose::Receive && plan.receive.contains(ifindex);
-            let deaf = self
-                .members
-                .values()
-                .filter(|member| member.plan.as_ref().is_some_and(hearing));
-            for tracker in deaf.flat_map(|member| &member.trackers) {
-                self.sender
-                    .command(Command::Renew(tracker.slot, tracker.entry.epoch));
-            }
-        }
+        let detached = self.forget_detached();
         let moving = self.members.values().any(|member| member.moving.is_some());
-        if moving || !self.refused.is_empty() || !detached.is_empty() {
+        if moving || !self.refused.is_empty() || detached {
             self.reconcile().await;
         }
     }

@@ -117,6 +117,8 @@ impl Link {
 pub enum Neighbour {
     /// Its MAC address.
     Resolved([u8; 6]),
+    /// Its MAC address by the operator's own word, which nobody doubts.
+    Permanent([u8; 6]),
     /// The kernel is asking.
     Asking,
     /// The kernel asked and nobody answered.

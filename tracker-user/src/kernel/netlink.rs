@@ -37,6 +37,8 @@ pub struct Netlink {
     features: Option<XdpFeatures>,
     /// What the kernel says, as of the last [`Netlink::changed`].
     pub observed: Observed,
+    /// Interfaces that went, or may have; there may be another one of the same index by now.
+    pub gone: HashSet<u32>,
     /// Endpoints whose interface is found from their route.
     routed: HashSet<IpAddr>,
     /// True from a change to the next [`Netlink::follow_up`].
@@ -75,6 +77,7 @@ impl Netlink {
             messages,
             features: XdpFeatures::connect().await?,
             observed: Observed::default(),
+            gone: HashSet::new(),
             routed: HashSet::new(),
             is_dirty: false,
             is_overrun: false,
@@ -96,6 +99,7 @@ impl Netlink {
     /// # Errors
     /// As the kernel answers.
     pub async fn dump(&mut self) -> Result<()> {
+        self.gone.extend(self.observed.links.keys());
         self.observed.links.clear();
         self.observed.neighbours.clear();
         let mut links = self.handle.link().get().execute();
@@ -287,6 +291,7 @@ impl Netlink {
             {
                 let gone = link.header.index;
                 self.unrouted = true;
+                self.gone.insert(gone);
                 self.observed.links.remove(&gone);
                 self.observed
                     .neighbours
@@ -463,10 +468,10 @@ impl Netlink {
                 | NeighbourState::Stale
                 | NeighbourState::Delay
                 | NeighbourState::Probe
-                | NeighbourState::Permanent
                 | NeighbourState::Noarp,
                 Some(mac),
             ) => Neighbour::Resolved(mac),
+            (NeighbourState::Permanent, Some(mac)) => Neighbour::Permanent(mac),
             (NeighbourState::Failed, _) => Neighbour::Failed,
             _ => Neighbour::Asking,
         };
