@@ -340,6 +340,15 @@ fn next_hop_mac(
     }
 }
 
+/// An order in which XDP programs can be attached to all of these: the kernel refuses one to a device below another
+/// that has one (`dev_xdp_attach`, Linux 5.15). What stands on a device and is neither its port nor its
+/// child, such as a VXLAN, was mostly made after it and has the higher index.
+pub fn lowest_first(observed: &Observed, interfaces: &HashSet<u32>) -> Vec<u32> {
+    let mut order: Vec<u32> = interfaces.iter().copied().collect();
+    order.sort_by_cached_key(|ifindex| (observed.below(*ifindex).len(), *ifindex));
+    order
+}
+
 /// Without an interface on which a reply could arrive, the hub is to blame and not the service.
 fn way_back(member: &Member, receive: &[u32], observed: &Observed) -> Result<(), Fault> {
     let links = || {
@@ -703,6 +712,19 @@ mod tests {
         assert_eq!(seen("", &[1]), (reply, true, [0; 4], vec![3]));
         let returns = "\nreturns = [\"eth2\"]";
         assert_eq!(seen(returns, &[1]), (arrival, false, [4, 0, 0, 0], vec![4]));
+    }
+
+    #[test]
+    fn what_lies_below_comes_first() {
+        let mut observed = Observed::default();
+        for index in 2..=6 {
+            observed.links.insert(index, link(index, "any"));
+        }
+        // A bridge made before its port, a macvlan on that bridge, and a VXLAN, whose device is not told.
+        observed.links.get_mut(&5).expect("a port").master = Some(2);
+        observed.links.get_mut(&3).expect("a macvlan").parent = Some(2);
+        let all = observed.links.keys().copied().collect();
+        assert_eq!(lowest_first(&observed, &all), [4, 5, 6, 2, 3]);
     }
 
     #[test]

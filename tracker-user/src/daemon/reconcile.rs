@@ -181,7 +181,7 @@ impl Daemon {
         let watched = plan::watched(observed, &wanted);
         let now = Instant::now();
         self.refused.retain(|ifindex, _| wanted.contains(ifindex));
-        for &ifindex in &wanted {
+        for ifindex in plan::lowest_first(observed, &wanted) {
             let is_fresh = |(_, since): &(String, Instant)| now - *since < RETRY;
             if self.kernel.mode(ifindex).is_some()
                 || self.refused.get(&ifindex).is_some_and(is_fresh)
