@@ -174,3 +174,24 @@ fn an_unnumbered_link() -> Result<()> {
     tracker.wait_verdict_within(LATER, "unnumbered", "up", "replied")?;
     Ok(())
 }
+
+/// Without a link-local address of its own, the hub's kernel solicits no neighbour; the cause says so.
+#[test]
+fn a_hub_without_link_local_address() -> Result<()> {
+    let lab = Lab::new()?;
+    let behind = [lab.service().behind6.to_string()];
+    let tracker = Tracker::start(&lab.hub, toml("fw-1", "2001:db8:9::2", "eth1", &behind, ""))?;
+    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    lab.hub.sysctl("net/ipv6/conf/eth1/addr_gen_mode", "1")?;
+    lab.hub
+        .ip("link set eth1 down\nlink set eth1 up\naddress add 2001:db8:9::1/64 dev eth1\n")?;
+    let status = tracker.wait_verdict("fw-1", "down", "next-hop-unresolved")?;
+    let detail = status.tracker("fw-1", lab.service().behind6)["detail"].to_string();
+    assert!(
+        detail.contains("eth1 has no IPv6 link-local address"),
+        "{detail}"
+    );
+    lab.hub.ip("address add fe80::1/64 dev eth1\n")?;
+    tracker.wait_alive(LATER, "fw-1")?;
+    Ok(())
+}

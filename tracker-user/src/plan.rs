@@ -293,6 +293,22 @@ fn path(
     Ok(entry)
 }
 
+/// Nobody knows the endpoint's MAC address. Neighbours are solicited from a link-local address, which every
+/// IPv6 interface has (RFC 4291 section 2.1); where somebody took it away, Linux asks nobody (`ndisc_send_ns`).
+fn unresolved(link: &Link, endpoint: IpAddr, why: String) -> Fault {
+    let mut addresses = link.addresses.iter().map(|address| address.ip);
+    let can_ask = endpoint.is_ipv4()
+        || addresses.any(|ip| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
+    let detail = match can_ask {
+        true => why,
+        false => format!(
+            "{} has no IPv6 link-local address, without which the kernel asks for no neighbour",
+            link.name
+        ),
+    };
+    Fault::new(Cause::NextHopUnresolved, detail)
+}
+
 /// Interfaces on which nobody expects a reply, but one may arrive that came a wrong way: all that run,
 /// but for those of `receive` and what lies below them, where each of their replies passes first.
 pub fn watched(observed: &Observed, receive: &HashSet<u32>) -> HashSet<u32> {
@@ -325,17 +341,20 @@ fn next_hop_mac(
         }
     }
     let endpoint = member.endpoint;
-    let unresolved = |why: String| Err(Fault::new(Cause::NextHopUnresolved, why));
     match observed.neighbours.get(&(link.index, endpoint)) {
         Some(Neighbour::Resolved(mac) | Neighbour::Permanent(mac)) => Ok(*mac),
         // Where nobody is asked, the kernel sends to the interface's own address (`arp_constructor`).
         _ if !link.has_neighbours() => Ok(link.mac),
         Some(Neighbour::Asking) | None => match ways.last_macs.get(&(link.index, endpoint)) {
             Some(mac) => Ok(*mac),
-            None => unresolved(format!("asking for {endpoint} on {}", link.name)),
+            None => {
+                let asking = format!("asking for {endpoint} on {}", link.name);
+                Err(unresolved(link, endpoint, asking))
+            }
         },
         Some(Neighbour::Failed) => {
-            unresolved(format!("{endpoint} does not answer on {}", link.name))
+            let silent = format!("{endpoint} does not answer on {}", link.name);
+            Err(unresolved(link, endpoint, silent))
         }
     }
 }
