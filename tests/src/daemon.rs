@@ -83,12 +83,6 @@ impl Config {
     }
 }
 
-impl From<String> for Config {
-    fn from(services: String) -> Self {
-        Self::new(services)
-    }
-}
-
 impl From<&String> for Config {
     fn from(services: &String) -> Self {
         Self::new(services)

@@ -200,11 +200,17 @@ impl Foreign {
         Ok(value)
     }
 
-    /// Attaches it after whatever is at a TCX hook, until the result is dropped.
+    /// Attaches it after whatever is at a TCX hook, until the result is dropped; none before Linux 6.6, which has no
+    /// such hook.
     ///
     /// # Errors
-    /// As the kernel answers: `InvalidInput` before Linux 6.6.
-    pub fn attach_tcx(&self, hub: &Namespace, interface: &str, hook: Tcx) -> Result<OwnedFd> {
+    /// As the kernel answers.
+    pub fn attach_tcx(
+        &self,
+        hub: &Namespace,
+        interface: &str,
+        hook: Tcx,
+    ) -> Result<Option<OwnedFd>> {
         hub.enter(|| {
             let ifindex = nix::net::if_::if_nametoindex(interface)?;
             let mut create = LinkCreate {
@@ -213,9 +219,14 @@ impl Foreign {
                 attach_type: hook as u32,
                 flags: 0,
             };
-            let link = bpf(LINK_CREATE, &mut create)
-                .with_context(|| format!("attach to {interface} at {hook:?}"))?;
-            Ok(owned(link))
+            match bpf(LINK_CREATE, &mut create) {
+                Ok(link) => Ok(Some(owned(link))),
+                // Of a kernel that does not know the attach type.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+                Err(error) => {
+                    Err(error).with_context(|| format!("attach to {interface} at {hook:?}"))
+                }
+            }
         })
     }
 }

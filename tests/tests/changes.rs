@@ -15,7 +15,7 @@ fn redirect(lab: &Lab, by: &str) -> Result<()> {
 }
 
 fn start<'lab>(lab: &'lab Lab, by: &str) -> Result<Tracker<'lab>> {
-    let tracker = Tracker::start(&lab.hub, lab.service().toml("fw-1"))?;
+    let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     alive(&tracker, by)?;
     Ok(tracker)
 }
@@ -116,7 +116,7 @@ fn addresses_of_the_interface() -> Result<()> {
         }
         Ok(used)
     };
-    let tracker = Tracker::start(hub, service.toml("fw-1"))?;
+    let tracker = Tracker::start(hub, &service.toml("fw-1"))?;
     tracker.wait_alive(LATER, "fw-1")?;
     assert_eq!(sources()?, [true, false]);
 

@@ -45,7 +45,7 @@ fn the_same_endpoint_on_several_interfaces() -> Result<()> {
             service.hub_address6
         ))?;
     }
-    let tracker = Tracker::start(&lab.hub, config)?;
+    let tracker = Tracker::start(&lab.hub, &config)?;
     for (broken, service) in lab.services().iter().enumerate() {
         tracker.wait_for("all up", LATER, |status| {
             names.iter().all(|name| status.verdict(name) == "up")
@@ -119,7 +119,7 @@ fn next_hops_of_the_other_family() -> Result<()> {
     let names = ["v4-over-v6", "v6-over-v4"];
     let config = toml(names[0], "2001:db8:9::2", "eth1", &v4, "")
         + &toml(names[1], "10.9.0.2", "eth1", &v6, "");
-    let tracker = Tracker::start(&lab.hub, config)?;
+    let tracker = Tracker::start(&lab.hub, &config)?;
     for name in names {
         tracker.wait_verdict_within(LATER, name, "up", "replied")?;
     }
@@ -160,7 +160,7 @@ fn an_unnumbered_link() -> Result<()> {
         &behind,
         "source = \"10.9.255.1\"",
     ) + &toml("no-source", "fe80::2", "eth1", &behind, "");
-    let tracker = Tracker::start(&lab.hub, config)?;
+    let tracker = Tracker::start(&lab.hub, &config)?;
     tracker.wait_verdict_within(LATER, "unnumbered", "up", "replied")?;
     let status = tracker.wait_verdict("no-source", "unknown", "send-failed")?;
     let detail = status.tracker("no-source", service.behind)["detail"].to_string();
@@ -180,7 +180,10 @@ fn an_unnumbered_link() -> Result<()> {
 fn a_hub_without_link_local_address() -> Result<()> {
     let lab = Lab::new()?;
     let behind = [lab.service().behind6.to_string()];
-    let tracker = Tracker::start(&lab.hub, toml("fw-1", "2001:db8:9::2", "eth1", &behind, ""))?;
+    let tracker = Tracker::start(
+        &lab.hub,
+        &toml("fw-1", "2001:db8:9::2", "eth1", &behind, ""),
+    )?;
     tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
     lab.hub.sysctl("net/ipv6/conf/eth1/addr_gen_mode", "1")?;
     lab.hub

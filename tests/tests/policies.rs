@@ -51,7 +51,7 @@ fn block(lab: &Lab, addresses: &[&str]) -> Result<()> {
 fn one_address_after_another() -> Result<()> {
     let lab = Lab::new()?;
     lab.service().answer_for_all()?;
-    let tracker = Tracker::start(&lab.hub, config())?;
+    let tracker = Tracker::start(&lab.hub, &config())?;
     // Which are dead, in an order in which each policy is crossed down and up.
     for dead in [
         &[][..],

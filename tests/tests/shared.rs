@@ -55,7 +55,7 @@ fn one_address_behind_several_services() -> Result<()> {
             "address add {behind}/32 dev eth0\naddress add {behind6}/128 dev eth0\n"
         ))?;
     }
-    let tracker = Tracker::start(&lab.hub, config(&lab, true).concat())?;
+    let tracker = Tracker::start(&lab.hub, &config(&lab, true).concat())?;
     each_by_its_own(&lab, &tracker)
 }
 
@@ -63,12 +63,12 @@ fn one_address_behind_several_services() -> Result<()> {
 fn several_services_on_one_interface() -> Result<()> {
     let lab = Lab::with_services_on_one_interface(3)?;
     let config = config(&lab, false);
-    let tracker = Tracker::start(&lab.hub, config.concat())?;
+    let tracker = Tracker::start(&lab.hub, &config.concat())?;
     each_by_its_own(&lab, &tracker)?;
 
     // One goes, and comes again as it was.
     let before = tracker.status()?;
-    tracker.reload(config[0].clone() + &config[2])?;
+    tracker.reload(&(config[0].clone() + &config[2]))?;
     tracker.wait_for("fw-2 to be gone", SOON, |status| {
         status.service("fw-2").is_null()
     })?;
@@ -81,7 +81,7 @@ fn several_services_on_one_interface() -> Result<()> {
     let forwarded = lab.services()[1].forwarded()?;
     tracker.wait_alive(SOON, "fw-1")?;
     assert_eq!(lab.services()[1].forwarded()?, forwarded, "still probed");
-    tracker.reload(config.concat())?;
+    tracker.reload(&config.concat())?;
     tracker.wait_alive(LATER, "fw-2")?;
     for name in ["fw-1", "fw-3"] {
         let after = tracker.wait_alive(SOON, name)?;
@@ -100,7 +100,7 @@ fn two_endpoints_of_one_firewall() -> Result<()> {
     let second = service
         .toml("second")
         .replace("\"10.9.0.2\"", "\"10.9.0.3\"");
-    let tracker = Tracker::start(&lab.hub, service.toml("first") + &second)?;
+    let tracker = Tracker::start(&lab.hub, &(service.toml("first") + &second))?;
     for name in ["first", "second"] {
         tracker.wait_alive(LATER, name)?;
     }
