@@ -20,17 +20,21 @@ fn doctor(tracker: &Tracker<'_>) -> Result<serde_json::Value> {
         .with_context(|| format!("find eth1 in {report}"))
 }
 
+/// The lab's service, received in this mode.
+fn config(lab: &Lab, mode: &str) -> Config {
+    Config::new(lab.service().toml("fw-1"))
+        .hub(format!("mode = \"{mode}\""))
+        .defaults("interval = \"10ms\"\ntimeout = \"100ms\"")
+}
+
 /// Up; down when the firewall stops forwarding; up again.
 fn works(lab: &Lab, tracker: &Tracker<'_>, mode: &str) -> Result<()> {
-    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
-    let status = tracker.wait_alive(LATER, "fw-1")?;
+    let status = tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
     assert_eq!(status.member("fw-1", "active")["mode"], mode);
     lab.service().break_forwarding()?;
     tracker.wait_verdict("fw-1", "down", "no-reply")?;
     lab.service().mend()?;
-    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
-    tracker.wait_alive(LATER, "fw-1")?;
-    Ok(())
+    tracker.wait_alive(LATER, "fw-1").map(drop)
 }
 
 #[test]
@@ -47,7 +51,7 @@ fn somebody_elses_xdp_program_stays() -> Result<()> {
         };
         let before = id(&attached()?).context("find the program's id")?;
 
-        let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+        let mut tracker = Tracker::start(&lab.hub, config(&lab, "auto"))?;
         let seen = foreign.seen()?;
         works(&lab, &tracker, "tc")?;
         assert!(
@@ -81,8 +85,7 @@ fn a_mode_that_is_taken_is_refused_until_it_is_free() -> Result<()> {
             "link set dev eth1 xdpdrv pinned {}\n",
             foreign.pin()
         ))?;
-        let config = Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
-        let tracker = Tracker::start(&lab.hub, config)?;
+        let tracker = Tracker::start(&lab.hub, config(&lab, mode))?;
         let status = tracker.wait_verdict("fw-1", "unknown", "send-failed")?;
         let tracked = status.tracker("fw-1", lab.service().behind);
         let detail = tracked["detail"].to_string();
@@ -104,7 +107,7 @@ fn a_mode_that_is_taken_is_refused_until_it_is_free() -> Result<()> {
 fn somebody_who_comes_later() -> Result<()> {
     let lab = Lab::new()?;
     let foreign = Foreign::new(&lab, Hook::Xdp, "late")?;
-    let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    let tracker = Tracker::start(&lab.hub, config(&lab, "auto"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     for flavour in ["xdpdrv", "xdpgeneric"] {
         let attach = format!("ip link set dev eth1 {flavour} pinned {}", foreign.pin());
@@ -141,8 +144,7 @@ fn the_operators_tc_programs_go_on_working() -> Result<()> {
         let tcx_in = at_tcx("tcx-in", Tcx::Ingress)?;
         let tcx_out = at_tcx("tcx-out", Tcx::Egress)?;
 
-        let config = Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
-        let mut tracker = Tracker::start(hub, config)?;
+        let mut tracker = Tracker::start(hub, config(&lab, mode))?;
         works(&lab, &tracker, mode)?;
         let late_in = at_tcx("late-in", Tcx::Ingress)?;
         let tcx = [&tcx_in, &tcx_out, &late_in].map(|at| at.as_ref().map(|(program, _)| program));
@@ -209,8 +211,7 @@ fn netdev_chains_that_drop_everything() -> Result<()> {
         skip!("this kernel has no netdev egress hook (CONFIG_NETFILTER_EGRESS)");
     }
     for mode in ["xdp-native", "xdp-generic", "tc"] {
-        let config = Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
-        let tracker = Tracker::start(&lab.hub, config)?;
+        let tracker = Tracker::start(&lab.hub, config(&lab, mode))?;
         works(&lab, &tracker, mode)?;
     }
     lab.hub.nft("delete table netdev ingress\n")?;
