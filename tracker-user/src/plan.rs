@@ -180,7 +180,11 @@ pub fn member(member: &Member, observed: &Observed, owners: &Owners, ways: Ways<
         false => returns.clone(),
     };
     if probings.iter().any(is_arrival) {
-        receive.extend(arrivals.iter().filter(|ifindex| !returns.contains(ifindex)));
+        for ifindex in &arrivals {
+            if !receive.contains(ifindex) {
+                receive.push(*ifindex);
+            }
+        }
     }
     MemberPlan {
         interface: Some((link.index, link.name.clone())),
