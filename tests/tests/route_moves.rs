@@ -14,9 +14,6 @@ fn lab() -> Result<Lab> {
     let lab = Lab::with_services(2)?;
     for service in lab.services() {
         service.answer_for_all()?;
-        service
-            .host
-            .ip("route add local 2001:db8:20::/48 dev lo\n")?;
     }
     let other = &lab.services()[1].firewall;
     other.ip("address add 10.9.0.2/32 dev eth0\naddress add 2001:db8:9::2/128 dev eth0 nodad\n")?;
