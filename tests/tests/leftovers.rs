@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tracker_tests::daemon::{KernelObject, SOON};
+use tracker_tests::pace::slow;
 use tracker_tests::{Config, Lab, Tracker, netns};
 
 /// Programs, maps and links: those the process holds, and those it has pinned.
@@ -24,7 +25,7 @@ fn objects(tracker: &Tracker) -> Result<BTreeSet<KernelObject>> {
 
 /// The kernel frees what nobody refers to any more a little later.
 fn wait_until_gone(objects: &BTreeSet<KernelObject>) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + slow(SOON);
     loop {
         let left: Vec<_> = objects.iter().filter(|object| object.exists()).collect();
         if left.is_empty() {
