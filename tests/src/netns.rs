@@ -353,8 +353,8 @@ impl Namespace {
         .with_context(|| format!("in {}", self.name))
     }
 
-    /// Whether an address answers an ordinary ping within two seconds (see [`crate::pace`]): the first of an interface that has just come up
-    /// may wait a second for the neighbour.
+    /// Whether an address answers an ordinary ping within two seconds (see [`crate::pace`]): the first of an interface
+    /// that has just come up may wait a second for the neighbour.
     ///
     /// # Errors
     /// When ping cannot start.
