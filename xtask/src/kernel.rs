@@ -27,6 +27,8 @@ use crate::{
 const VIRTME_NG: &str = "1.42";
 /// A static busybox, for virtme-ng's initial file system.
 const BUSYBOX: &str = "busybox-static";
+/// The daemon's name among the tests in the machine.
+const TRACKER: &str = "tracker";
 /// How many times longer all times in tests are under emulation, unless the environment says otherwise.
 const SLOWNESS: u32 = 5;
 /// How long one file of tests may take there before it is ended.
@@ -81,12 +83,12 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
     // The one directory that the machine may write to.
     let shared = build::target_dir()?.join(format!("kernel-{series}"));
     let _ = fs::remove_dir_all(&shared);
-    fs::create_dir_all(&shared).with_context(|| format!("cannot create {}", shared.display()))?;
-    fs::write(
-        shared.join("run.sh"),
-        script(&shared, &tracker, &binaries, selection.runner),
-    )
-    .with_context(|| format!("cannot write to {}", shared.display()))?;
+    share(&shared, &tracker, &binaries)
+        .and_then(|()| {
+            let script = script(&shared, &binaries, selection.runner);
+            fs::write(shared.join("run.sh"), script)
+        })
+        .with_context(|| format!("cannot write to {}", shared.display()))?;
     sh::say(format_args!(
         "booting Linux {} without hardware virtualisation; its console is in {}",
         kernel.release,
@@ -257,7 +259,9 @@ fn build_tests(selection: &Selection) -> Result<Vec<Binary>> {
             output.status
         );
     }
-    Ok(binaries(&String::from_utf8_lossy(&output.stdout)))
+    let mut binaries = binaries(&String::from_utf8_lossy(&output.stdout));
+    binaries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(binaries)
 }
 
 /// The test binaries in cargo's messages.
@@ -279,13 +283,25 @@ fn binaries(messages: &str) -> Vec<Binary> {
         .collect()
 }
 
+/// The daemon and the tests as they are now, under their own names: a build beside a long run must not change it.
+fn share(shared: &Path, tracker: &Path, binaries: &[Binary]) -> io::Result<()> {
+    let bin = shared.join("bin");
+    fs::create_dir_all(&bin)?;
+    let tests = binaries
+        .iter()
+        .map(|binary| (binary.path.as_path(), binary.name.as_str()));
+    for (path, name) in tests.chain([(tracker, TRACKER)]) {
+        // Compilers replace a file and do not write into it, so a second name keeps what it had.
+        fs::hard_link(path, bin.join(name))
+            .or_else(|_| fs::copy(path, bin.join(name)).map(drop))?;
+    }
+    Ok(())
+}
+
 /// What the machine runs: each file of tests from its own memory, one after the other, and then it says which failed.
-fn script(shared: &Path, tracker: &Path, binaries: &[Binary], runner: &[String]) -> String {
+fn script(shared: &Path, binaries: &[Binary], runner: &[String]) -> String {
     let slowness = std::env::var(pace::SLOWNESS).unwrap_or_else(|_| SLOWNESS.to_string());
-    let (shared, tracker) = (
-        quoted(&shared.to_string_lossy()),
-        quoted(&tracker.to_string_lossy()),
-    );
+    let shared = quoted(&shared.to_string_lossy());
     let mut runner: Vec<_> = runner.iter().map(|word| quoted(word)).collect();
     if !runner.iter().any(|word| word.contains("--test-threads")) {
         runner.push("--test-threads=1".into());
@@ -294,19 +310,19 @@ fn script(shared: &Path, tracker: &Path, binaries: &[Binary], runner: &[String])
     let mut script = format!(
         "exec >{shared}/output 2>&1 </dev/null\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
-         export {}={} RUST_BACKTRACE=0 TRACKER_BIN=/run/tracker-bin/tracker\n\
-         mkdir /run/tracker-bin && cp {tracker} /run/tracker-bin/tracker\n\
+         export {}={} RUST_BACKTRACE=0 TRACKER_BIN=/run/tracker-bin/{TRACKER}\n\
+         mkdir /run/tracker-bin && cp {shared}/bin/{TRACKER} /run/tracker-bin/\n\
          uname -sr\n\
          failed=\n",
         pace::SLOWNESS,
         quoted(&slowness)
     );
-    for Binary { name, path, dir } in binaries {
-        let [path, dir] = [path, dir].map(|path| quoted(&path.to_string_lossy()));
+    for Binary { name, dir, .. } in binaries {
+        let dir = quoted(&dir.to_string_lossy());
         let limit = FILE_LIMIT.as_secs();
         script += &format!(
             "echo; echo '     Running {name}'\n\
-             cp {path} /run/tracker-bin/{name}\n\
+             cp {shared}/bin/{name} /run/tracker-bin/\n\
              (cd {dir} && exec timeout --kill-after=10 {limit} /run/tracker-bin/{name} {runner}) || failed=\"$failed {name}\"\n\
              rm /run/tracker-bin/{name}\n"
         );
@@ -484,17 +500,16 @@ mod tests {
     fn the_script_takes_any_path_and_filter() {
         let binaries = [Binary {
             name: "pair".into(),
-            path: "/t/it's/pair-1".into(),
+            path: "/t/pair-1".into(),
             dir: "/w/tests".into(),
         }];
         let script = script(
-            Path::new("/t/kernel-6.1"),
-            Path::new("/t/tracker"),
+            Path::new("/t/it's/kernel-6.1"),
             &binaries,
             &["two words".into()],
         );
         assert!(
-            script.contains(r"cp '/t/it'\''s/pair-1' /run/tracker-bin/pair"),
+            script.contains(r"cp '/t/it'\''s/kernel-6.1'/bin/pair /run/tracker-bin/"),
             "{script}"
         );
         assert!(

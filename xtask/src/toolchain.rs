@@ -44,6 +44,7 @@ const RUN_TOOLS: &[Tool] = &[
     ("fping", "fping"),
     ("bpftool", "bpftool"),
     ("ethtool", "ethtool"),
+    ("wg", "wireguard-tools"),
 ];
 /// What `cargo xtask test --kernel` runs besides.
 const EMULATE_TOOLS: &[Tool] = &[
@@ -52,7 +53,6 @@ const EMULATE_TOOLS: &[Tool] = &[
     ("depmod", "kmod"),
     // By which virtme-ng finds out a kernel's version.
     ("file", "file"),
-    ("wg", "wireguard-tools"),
 ];
 
 /// What a command needs.
