@@ -263,7 +263,7 @@ fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
         "TCX (Linux 6.6)",
         at_least(6, 6),
         "TC programs attach beside others and are pinned",
-        "clsact filters are used instead, which end with the daemon",
+        "clsact filters are used instead, which a killed daemon leaves until `tracker cleanup` or its next start",
     ));
     checks.push(optional(
         "xdp-features (Linux 6.3)",

@@ -42,7 +42,7 @@ const POLL: Duration = Duration::from_millis(200);
 /// Which tests: as in `cargo xtask test`.
 pub struct Selection<'a> {
     pub package: &'a str,
-    pub test: Option<&'a str>,
+    pub tests: &'a [String],
     pub runner: &'a [String],
 }
 
@@ -244,7 +244,7 @@ fn build_tests(selection: &Selection) -> Result<Vec<Binary>> {
         .args(["test", "--release", "--locked", "--no-run", "--quiet"])
         .args(["--message-format", "json-render-diagnostics"])
         .args(["--package", selection.package]);
-    if let Some(test) = selection.test {
+    for test in selection.tests {
         command.args(["--test", test]);
     }
     let output = command

@@ -17,9 +17,9 @@ pub struct Args {
     /// Only this package's tests
     #[arg(short, long)]
     package: Option<String>,
-    /// Only this file of tests/tests, without .rs
+    /// Only this file of tests/tests, without .rs; may be given several times
     #[arg(long, value_name = "NAME")]
-    test: Option<String>,
+    test: Vec<String>,
     /// Run the end-to-end tests under Debian's kernel of this series instead (6.1, 6.12), in an emulated machine
     ///
     /// The kernel comes from apt and stays in the cache of `setup`; virtme-ng comes from PyPI. Emulation is 10 to 50
@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
             series,
             &kernel::Selection {
                 package: args.package.as_deref().unwrap_or("tracker-tests"),
-                test: args.test.as_deref(),
+                tests: &args.test,
                 runner: &args.runner,
             },
         )?,
@@ -90,7 +90,7 @@ fn native(args: &Args) -> Result<Outcome> {
         Some(package) => command.args(["--package", package]),
         None => command.arg("--workspace"),
     };
-    if let Some(test) = &args.test {
+    for test in &args.test {
         command.args(["--test", test]);
     }
     command.env("TRACKER_BIN", &tracker);
