@@ -122,7 +122,9 @@ fn bond_of_two_legs() -> Result<()> {
     // Slow enough that the bond has moved to its other leg before `fall` losses had their timeout.
     let config = Config::new(on("bond1")).defaults("interval = \"200ms\"\ntimeout = \"200ms\"");
     let tracker = Tracker::start(&lab.hub, config)?;
-    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let up = tracker.wait_verdict("fw-1", "up", "replied")?;
+    // Its driver would run an XDP program on the legs.
+    assert_eq!(up.member("fw-1", "active")["mode"], "tc");
     service.firewall.ip("link set eth0 down\n")?;
     tracker.wait_alive(LATER, "fw-1")?;
     service

@@ -162,6 +162,10 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         return Interface::unusable(&link.name, plan::OTHER_HEADER);
     }
     let (mode, why) = match (choice, foreign) {
+        (ModeChoice::Auto, _) if link.is_bond => (
+            Mode::Tc,
+            "a bond runs XDP programs on its legs, not on itself".to_owned(),
+        ),
         (ModeChoice::Auto, _) if modes == [Mode::Tc] => (
             Mode::Tc,
             "it has no Ethernet header, which XDP needs".to_owned(),
