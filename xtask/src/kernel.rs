@@ -72,12 +72,12 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
         "cannot test under Linux {series}: name a series, such as 6.1 or 6.12"
     );
     interrupt::catch()?;
-    setup::ensure(&[Need::Emulate])?;
+    setup::ensure(&[Need::Build, Need::Run, Need::Emulate])?;
     let cache = bpf::cache_dir().map_err(|why| anyhow!(why))?;
     let kernel = kernel(&cache.join("kernels"), series)?;
     let vng = virtme_ng(&cache)?;
     let busybox = busybox(&cache)?;
-    let tracker = build::tracker(&[Need::Build, Need::Run])?;
+    let tracker = build::tracker(&[])?;
     let binaries = build_tests(selection)?;
 
     // The one directory that the machine may write to.
@@ -215,7 +215,12 @@ fn virtme_ng(cache: &Path) -> Result<PathBuf> {
                     .arg(format!("virtme-ng=={VIRTME_NG}")),
             )
         })
-        .with_context(|| format!("cannot install virtme-ng in {}", home.display()))?;
+        .with_context(|| {
+            format!(
+                "cannot install virtme-ng in {} (is there a network?)",
+                home.display()
+            )
+        })?;
     ensure!(is_there(), "{} does not run", vng.display());
     Ok(vng)
 }
@@ -299,12 +304,13 @@ fn share(shared: &Path, tracker: &Path, binaries: &[Binary]) -> io::Result<()> {
 }
 
 /// What the machine runs: each file of tests from its own memory, one after the other, and then it says which failed.
+/// There is no udev, so nobody else makes /dev/net/tun.
 fn script(shared: &Path, binaries: &[Binary], runner: &[String]) -> String {
     let slowness = std::env::var(pace::SLOWNESS).unwrap_or_else(|_| SLOWNESS.to_string());
     let shared = quoted(&shared.to_string_lossy());
     let mut runner: Vec<_> = runner.iter().map(|word| quoted(word)).collect();
     if !runner.iter().any(|word| word.contains("--test-threads")) {
-        runner.push("--test-threads=1".into());
+        runner.push("--test-threads=2".into());
     }
     let runner = runner.join(" ");
     let mut script = format!(
@@ -312,6 +318,7 @@ fn script(shared: &Path, binaries: &[Binary], runner: &[String]) -> String {
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
          export {}={} RUST_BACKTRACE=0 TRACKER_BIN=/run/tracker-bin/{TRACKER}\n\
          mkdir /run/tracker-bin && cp {shared}/bin/{TRACKER} /run/tracker-bin/\n\
+         modprobe --quiet tun\n\
          uname -sr\n\
          failed=\n",
         pace::SLOWNESS,
@@ -513,7 +520,7 @@ mod tests {
             "{script}"
         );
         assert!(
-            script.contains("/run/tracker-bin/pair 'two words' --test-threads=1)"),
+            script.contains("/run/tracker-bin/pair 'two words' --test-threads=2)"),
             "{script}"
         );
         let checked = Command::new("sh")

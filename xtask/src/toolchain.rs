@@ -492,14 +492,14 @@ pub fn known_packages(prefix: &str) -> Vec<String> {
 /// Downloads a package and unpacks it into a directory, without installing it.
 pub fn unpack_package(package: &str, dir: &Path) -> Result<()> {
     // In a directory of its own until it is complete: a later run trusts what has the right name.
-    let partial = dir.with_extension("partial");
+    let partial = dir.with_file_name(format!("{package}.partial"));
     let _ = fs::remove_dir_all(&partial);
     let tree = partial.join("tree");
     fs::create_dir_all(&tree).with_context(|| format!("cannot create {}", tree.display()))?;
     Apt::refresh();
     sh::say(format_args!("apt-get download {package}"));
     sh::quiet(apt_get().args(["download", package]).current_dir(&partial))
-        .with_context(|| format!("cannot download the package {package}"))?;
+        .with_context(|| format!("cannot download {package} (is there a network?)"))?;
     let archive = fs::read_dir(&partial)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
