@@ -33,9 +33,10 @@ const TCA_BPF_ID: u16 = 11;
 const HEADER: usize = 16;
 const TC_HEADER: usize = HEADER + 20;
 
-/// A program attached by a filter at ingress; dropped, it is detached.
+/// A program attached by a filter; dropped, it is detached.
 pub struct Filter {
     ifindex: u32,
+    parent: u32,
     at: At,
     pins: Pins,
     pin: Option<PathBuf>,
@@ -52,7 +53,7 @@ struct At {
 }
 
 impl Filter {
-    /// Attaches before the filters that are there, and pins the program at `pin`.
+    /// Attaches, with priority 0 before the filters that are there, and pins the program at `pin`.
     ///
     /// # Errors
     /// As the kernel answers.
@@ -60,9 +61,15 @@ impl Filter {
         program: &mut SchedClassifier,
         ifindex: u32,
         interface: &str,
+        (side, priority): (TcAttachType, u16),
         pins: &Pins,
         pin: &Path,
     ) -> Result<Self> {
+        let parent = match side {
+            TcAttachType::Ingress => INGRESS,
+            TcAttachType::Egress => EGRESS,
+            TcAttachType::Custom(parent) => parent,
+        };
         let id = program.info()?.id();
         let qdisc = qdisc_pin(pins, ifindex);
         // It may be there already, which is as good; whatever else went wrong, attaching tells.
@@ -72,9 +79,11 @@ impl Filter {
             pin_program(program, &qdisc)?;
         }
         let attached = pin_program(program, pin).and_then(|()| {
-            // Priority 0: the kernel takes the one before all others.
-            let options = TcAttachOptions::Netlink(NlOptions::default());
-            let link = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
+            let options = TcAttachOptions::Netlink(NlOptions {
+                priority,
+                ..NlOptions::default()
+            });
+            let link = program.attach_with_options(interface, side, options)?;
             let link = program.take_link(link)?;
             let at = At {
                 info: u32::from(link.priority()?) << 16,
@@ -88,6 +97,7 @@ impl Filter {
         match attached {
             Ok(at) => Ok(Self {
                 ifindex,
+                parent,
                 at,
                 pins: pins.clone(),
                 pin: Some(pin.to_owned()),
@@ -102,7 +112,7 @@ impl Filter {
 
     /// False where somebody took the filter away, or its interface.
     pub fn is_attached(&self) -> bool {
-        filters(self.ifindex, INGRESS)
+        filters(self.ifindex, self.parent)
             .is_ok_and(|filters| filters.iter().any(|filter| filter.is(&self.at)))
     }
 
@@ -116,7 +126,7 @@ impl Drop for Filter {
     fn drop(&mut self) {
         if let Some(pin) = self.pin.take() {
             // Not by its numbers alone: what has them now may be somebody else's.
-            remove(self.ifindex, |filter| filter.is(&self.at));
+            remove(self.ifindex, self.parent, |filter| filter.is(&self.at));
             let _ = fs::remove_file(pin);
             remove_unused_qdisc(&self.pins, self.ifindex);
         }
@@ -147,7 +157,9 @@ pub fn remove_left(pins: &Pins) {
         })
         .collect();
     for &(ifindex, program) in &left {
-        remove(ifindex, |filter| filter.program == Some(program));
+        for parent in [INGRESS, EGRESS] {
+            remove(ifindex, parent, |filter| filter.program == Some(program));
+        }
     }
     for (ifindex, _) in left {
         remove_unused_qdisc(pins, ifindex);
@@ -166,10 +178,10 @@ fn pin_program(program: &mut SchedClassifier, path: &Path) -> Result<()> {
 }
 
 /// Best effort: an interface that is gone has taken its filters with it.
-fn remove(ifindex: u32, wanted: impl Fn(&At) -> bool) {
-    for filter in filters(ifindex, INGRESS).unwrap_or_default() {
+fn remove(ifindex: u32, parent: u32, wanted: impl Fn(&At) -> bool) {
+    for filter in filters(ifindex, parent).unwrap_or_default() {
         if wanted(&filter) {
-            let _ = request(libc::RTM_DELTFILTER, 0, ifindex, INGRESS, &filter);
+            let _ = request(libc::RTM_DELTFILTER, 0, ifindex, parent, &filter);
         }
     }
 }

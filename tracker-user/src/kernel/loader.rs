@@ -525,7 +525,11 @@ fn attach_tc(ebpf: &mut Ebpf, name: &str, ifindex: u32, pins: &Pins, path: &Path
     match program.attach_with_options(&interface, TcAttachType::Ingress, first) {
         Ok(id) => pin(program.take_link(id)?.try_into()?, path),
         // Before Linux 6.6 there is no TCX; whatever else went wrong, the other way tells.
-        Err(_) => Filter::attach(program, ifindex, &interface, pins, path).map(Hold::Clsact),
+        Err(_) => {
+            // Priority 0: the kernel takes the one before all others.
+            let place = (TcAttachType::Ingress, 0);
+            Filter::attach(program, ifindex, &interface, place, pins, path).map(Hold::Clsact)
+        }
     }
 }
 
