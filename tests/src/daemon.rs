@@ -19,9 +19,11 @@ use tempfile::TempDir;
 
 use crate::interrupt;
 use crate::netns::{BPFFS, Namespace, ensure_bpffs};
+use crate::pace::{slow, slow_config};
 use crate::status::{Event, Status};
 
-/// How long anything that should happen at once may take on a machine that is busy with other tests.
+/// How long anything that should happen at once may take on a machine that is busy with other tests. As all times of
+/// tests, it is stretched where the machine is slow: see [`crate::pace`].
 pub const SOON: Duration = Duration::from_secs(10);
 /// How long what waits for the kernel's own timers (a neighbour entry going stale) may take.
 pub const LATER: Duration = Duration::from_secs(30);
@@ -148,7 +150,7 @@ impl<'lab> Tracker<'lab> {
             config.defaults,
             config.services
         );
-        fs::write(self.config(), text).context("write the config")
+        fs::write(self.config(), slow_config(&text)).context("write the config")
     }
 
     /// Gives the daemon another config by SIGHUP and waits until it says what came of it: true where it took it.
@@ -161,7 +163,7 @@ impl<'lab> Tracker<'lab> {
         let before = (said(taken), said(refused));
         self.write_config(&config.into())?;
         self.signal(Signal::SIGHUP)?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + slow(SOON);
         while Instant::now() < deadline {
             interrupt::check()?;
             match (said(taken) > before.0, said(refused) > before.1) {
@@ -215,7 +217,7 @@ impl<'lab> Tracker<'lab> {
     /// When there is none.
     pub fn request(&self, line: &[u8]) -> Result<String> {
         let mut stream = UnixStream::connect(self.socket()).context("connect to the daemon")?;
-        stream.set_read_timeout(Some(LATER))?;
+        stream.set_read_timeout(Some(slow(LATER)))?;
         stream.write_all(line).context("send the request")?;
         let mut answer = String::new();
         BufReader::new(stream)
@@ -249,7 +251,7 @@ impl<'lab> Tracker<'lab> {
             .spawn()
             .with_context(|| format!("start {}", self.binary.display()))?;
         self.child = Some(child);
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + slow(SOON);
         loop {
             interrupt::check()?;
             let Err(error) = self.status() else {
@@ -316,6 +318,7 @@ impl<'lab> Tracker<'lab> {
         patience: Duration,
         mut wanted: impl FnMut(&Status) -> bool,
     ) -> Result<Status> {
+        let patience = slow(patience);
         let started = Instant::now();
         let mut last = Status::default();
         loop {
@@ -454,7 +457,7 @@ impl<'lab> Tracker<'lab> {
     /// When it does not end soon.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + slow(SOON);
         while Instant::now() < deadline {
             if let Some(status) = self.exited()? {
                 return Ok(status);
@@ -574,7 +577,7 @@ impl Follower {
     /// # Errors
     /// When none comes soon, or a line is not as the contract says.
     pub fn wait_for(&self, mut wanted: impl FnMut(&Event) -> bool) -> Result<(Instant, Event)> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + slow(SOON);
         let mut seen = Vec::new();
         loop {
             interrupt::check()?;
@@ -600,7 +603,7 @@ impl Follower {
     /// # Errors
     /// When it does not end soon.
     pub fn wait_for_end(mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + slow(SOON);
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);

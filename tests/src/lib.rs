@@ -22,6 +22,7 @@ pub mod daemon;
 pub mod foreign;
 pub mod interrupt;
 pub mod netns;
+pub mod pace;
 pub mod packets;
 pub mod skip;
 pub mod status;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Once;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -352,13 +353,14 @@ impl Namespace {
         .with_context(|| format!("in {}", self.name))
     }
 
-    /// Whether an address answers an ordinary ping within two seconds: the first of an interface that has just come up
-    /// may wait a second for the neighbour.
+    /// Whether an address answers an ordinary ping within two seconds (see [`crate::pace`]): the first of an interface
+    /// that has just come up may wait a second for the neighbour.
     ///
     /// # Errors
     /// When ping cannot start.
     pub fn pings(&self, address: impl std::fmt::Display) -> Result<bool> {
-        self.succeeds(&format!("ping -n -c 1 -i 0.2 -w 2 {address}"))
+        let patience = crate::pace::slow(Duration::from_secs(2)).as_secs();
+        self.succeeds(&format!("ping -n -c 1 -i 0.2 -w {patience} {address}"))
     }
 }
 

@@ -18,3 +18,13 @@ pub fn report(test: &str, reason: &str) {
     // A closed stderr leaves nobody to tell.
     let _ = writeln!(std::io::stderr(), "SKIP: {test}: {reason}");
 }
+
+/// The running kernel's version, for what came with one; zeros where it can't be read.
+#[must_use]
+pub fn linux() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.trim().parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}

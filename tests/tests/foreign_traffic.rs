@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tracker_tests::daemon::SOON;
+use tracker_tests::pace::slow;
 use tracker_tests::{Lab, Namespace, Tracker};
 
 /// A lab whose hub can also reach the host, under all its addresses, by ordinary routing.
@@ -42,8 +43,8 @@ fn transfer(server: &Namespace, address: Ipv4Addr, client: &Namespace) -> Result
     let sent = pattern();
     client.enter(|| {
         let peer = SocketAddr::from((address, port));
-        let mut stream = TcpStream::connect_timeout(&peer, SOON)?;
-        stream.set_write_timeout(Some(SOON))?;
+        let mut stream = TcpStream::connect_timeout(&peer, slow(SOON))?;
+        stream.set_write_timeout(Some(slow(SOON)))?;
         stream.write_all(&sent).context("send")
     })?;
     let received = receiver
@@ -78,7 +79,7 @@ fn udp_datagrams_arrive_as_they_were() -> Result<()> {
     let echo = service
         .host
         .enter(|| Ok(UdpSocket::bind((service.behind, 7))?))?;
-    echo.set_read_timeout(Some(SOON))?;
+    echo.set_read_timeout(Some(slow(SOON)))?;
     let server = thread::spawn(move || -> Result<()> {
         let mut buffer = [0; 2048];
         for _ in 0..100 {
@@ -89,7 +90,7 @@ fn udp_datagrams_arrive_as_they_were() -> Result<()> {
     });
     lab.hub.enter(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.set_read_timeout(Some(slow(Duration::from_secs(2))))?;
         let mut buffer = [0; 2048];
         for number in 0..100_usize {
             let datagram: Vec<u8> = (0..number * 14)
@@ -113,6 +114,7 @@ fn ordinary_pings_get_their_replies() -> Result<()> {
     let lab = busy_lab()?;
     let service = lab.service();
     let tracker = start(&lab)?;
+    let patience = slow(Duration::from_secs(2)).as_secs();
     // The endpoint, the tracked address itself, in fragments too, and the hub from outside.
     for (from, to, size) in [
         (&lab.hub, service.endpoint, 56),
@@ -124,7 +126,9 @@ fn ordinary_pings_get_their_replies() -> Result<()> {
         (&service.host, service.hub_address, 56),
         (&service.host, service.hub_address, 4000),
     ] {
-        let output = from.run(&format!("ping -n -c 20 -i 0.01 -W 2 -s {size} {to}"))?;
+        let output = from.run(&format!(
+            "ping -n -c 20 -i 0.01 -W {patience} -s {size} {to}"
+        ))?;
         assert!(output.contains("20 received, 0% packet loss"), "{output}");
         assert!(
             !output.contains("DUP") && !output.contains("wrong data"),
@@ -143,7 +147,7 @@ fn other_icmp_errors_reach_the_hub() -> Result<()> {
     // Nobody listens: the host's port-unreachable must come through to the socket.
     lab.hub.enter(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.set_read_timeout(Some(slow(Duration::from_secs(2))))?;
         socket.connect((lab.service().behind, 9))?;
         socket.send(b"anyone?")?;
         let error = socket.recv(&mut [0; 16]).map(drop);

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tracker_tests::daemon::{KernelObject, SOON};
-use tracker_tests::{Config, Lab, Tracker, netns};
+use tracker_tests::pace::slow;
+use tracker_tests::{Config, Lab, Tracker, netns, skip};
 
 /// Programs, maps and links: those the process holds, and those it has pinned.
 fn objects(tracker: &Tracker) -> Result<BTreeSet<KernelObject>> {
@@ -24,7 +25,7 @@ fn objects(tracker: &Tracker) -> Result<BTreeSet<KernelObject>> {
 
 /// The kernel frees what nobody refers to any more a little later.
 fn wait_until_gone(objects: &BTreeSet<KernelObject>) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + slow(SOON);
     loop {
         let left: Vec<_> = objects.iter().filter(|object| object.exists()).collect();
         if left.is_empty() {
@@ -37,6 +38,11 @@ fn wait_until_gone(objects: &BTreeSet<KernelObject>) -> Result<()> {
     }
 }
 
+/// The filters that take part at the hub's ingress.
+fn filters(lab: &Lab) -> Result<String> {
+    lab.hub.run("tc filter show dev eth1 ingress")
+}
+
 fn is_clean(lab: &Lab, tracker: &Tracker, before: &str) -> Result<()> {
     assert_eq!(lab.hub.look()?, before);
     assert!(!tracker.pins().exists(), "{}", tracker.pins().display());
@@ -47,11 +53,14 @@ fn is_clean(lab: &Lab, tracker: &Tracker, before: &str) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn sigterm_leaves_nothing() -> Result<()> {
+fn in_mode(lab: &Lab, mode: &str) -> Config {
+    Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""))
+}
+
+fn sigterm_leaves_nothing_of(mode: &str) -> Result<()> {
     let lab = Lab::new()?;
     let before = lab.hub.look()?;
-    let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    let mut tracker = Tracker::start(&lab.hub, in_mode(&lab, mode))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     assert_ne!(lab.hub.look()?, before, "a running daemon can be seen");
     let objects = objects(&tracker)?;
@@ -64,10 +73,19 @@ fn sigterm_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-fn sigkill_and_cleanup_leave_nothing() -> Result<()> {
+fn sigterm_leaves_nothing() -> Result<()> {
+    sigterm_leaves_nothing_of("auto")
+}
+
+#[test]
+fn sigterm_leaves_nothing_at_tc() -> Result<()> {
+    sigterm_leaves_nothing_of("tc")
+}
+
+fn sigkill_and_cleanup_leave_nothing_of(mode: &str) -> Result<()> {
     let lab = Lab::new()?;
     let before = lab.hub.look()?;
-    let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    let mut tracker = Tracker::start(&lab.hub, in_mode(&lab, mode))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let objects = objects(&tracker)?;
 
@@ -77,6 +95,43 @@ fn sigkill_and_cleanup_leave_nothing() -> Result<()> {
     is_clean(&lab, &tracker, &before)?;
     wait_until_gone(&objects)?;
     tracker.cleanup() // Nothing left to do is no error.
+}
+
+#[test]
+fn sigkill_and_cleanup_leave_nothing() -> Result<()> {
+    sigkill_and_cleanup_leave_nothing_of("auto")
+}
+
+#[test]
+fn sigkill_and_cleanup_leave_nothing_at_tc() -> Result<()> {
+    sigkill_and_cleanup_leave_nothing_of("tc")
+}
+
+#[test]
+fn an_operators_filters_stay() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.hub.run("tc qdisc add dev eth1 clsact")?;
+    let add = "tc filter add dev eth1 ingress protocol ip pref 7 u32 match u32 0 0";
+    if !lab.hub.succeeds(add)? {
+        skip!("this kernel has no u32 filter (`{add}`)");
+    }
+    let before = (lab.hub.look()?, filters(&lab)?);
+    let mut tracker = Tracker::start(&lab.hub, in_mode(&lab, "tc"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    tracker.terminate()?;
+    assert_eq!((lab.hub.look()?, filters(&lab)?), before);
+    // One that comes while the daemon runs keeps the qdisc that the daemon may have made.
+    lab.hub.run("tc qdisc del dev eth1 clsact")?;
+    tracker.run()?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let _ = lab.hub.succeeds("tc qdisc add dev eth1 clsact")?;
+    lab.hub.run(add)?;
+    tracker.kill()?;
+    tracker.cleanup()?;
+    let left = filters(&lab)?;
+    assert!(left.contains("pref 7 u32"), "{left}");
+    assert!(!left.contains("tracker"), "{left}");
+    Ok(())
 }
 
 #[test]

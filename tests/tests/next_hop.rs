@@ -1,10 +1,10 @@
 //! The next hop: never there, late, or suddenly another device.
 
-use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
 use tracker_tests::daemon::LATER;
+use tracker_tests::pace::pause;
 use tracker_tests::{Lab, Tracker};
 
 /// The kernel believes a neighbour for up to 45 seconds, and takes ten more to find out. Here, for about two.
@@ -35,7 +35,7 @@ fn an_endpoint_that_never_answers_is_not_blamed() -> Result<()> {
         "#,
     )?;
     tracker.wait_verdict("nobody", "unknown", "next-hop-unresolved")?;
-    sleep(Duration::from_secs(2));
+    pause(Duration::from_secs(2));
     let status = tracker.wait_verdict("nobody", "unknown", "next-hop-unresolved")?;
     assert_eq!(
         status.count("nobody", "sent"),

@@ -65,7 +65,17 @@ fn receive_program_detached() -> Result<()> {
             .find(|entry| entry.file_name().to_string_lossy().starts_with("receive-"))
             .with_context(|| format!("find the receive link below {}", links.display()))?;
         let mut detach = std::process::Command::new("bpftool");
-        netns::check(detach.args(["link", "detach", "pinned"]).arg(pin.path()))?;
+        detach.args(["link", "detach", "pinned"]).arg(pin.path());
+        let is_filter = lab
+            .hub
+            .run("tc filter show dev eth1 ingress")?
+            .contains("tracker_tc_recv");
+        if is_filter {
+            // Before TCX, Linux 6.6.
+            lab.hub.run("tc filter del dev eth1 ingress")?;
+        } else {
+            netns::check(&mut detach)?;
+        }
         let before = tracker.status()?.count("fw-1", "received");
         tracker.wait_for("replies after the detachment", LATER, |status| {
             status.count("fw-1", "received") > before + 2

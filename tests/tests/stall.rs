@@ -1,11 +1,11 @@
 //! A hub that does not keep up blames nobody.
 
-use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use tracker_tests::daemon::{SOON, lines};
+use tracker_tests::pace::pause;
 use tracker_tests::{Lab, Tracker};
 
 fn never_down(tracker: &Tracker) -> Result<()> {
@@ -24,7 +24,7 @@ fn stopped_for_ten_seconds() -> Result<()> {
     let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     tracker.signal(Signal::SIGSTOP)?;
-    sleep(Duration::from_secs(10));
+    pause(Duration::from_secs(10));
     tracker.signal(Signal::SIGCONT)?;
     tracker.wait_alive(SOON, "fw-1")?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
@@ -39,7 +39,7 @@ fn stopped_again_and_again() -> Result<()> {
     // Shorter and longer than the timeout, and longer than timeout x fall.
     for stop_ms in [50, 150, 250, 450, 700, 1100] {
         tracker.signal(Signal::SIGSTOP)?;
-        sleep(Duration::from_millis(stop_ms));
+        pause(Duration::from_millis(stop_ms));
         tracker.signal(Signal::SIGCONT)?;
         tracker.wait_alive(SOON, "fw-1")?;
     }
@@ -53,7 +53,7 @@ fn what_broke_while_it_was_stopped_is_found_afterwards() -> Result<()> {
     tracker.wait_verdict("fw-1", "up", "replied")?;
     tracker.signal(Signal::SIGSTOP)?;
     lab.service().break_forwarding()?;
-    sleep(Duration::from_secs(1));
+    pause(Duration::from_secs(1));
     tracker.signal(Signal::SIGCONT)?;
     let down = tracker.wait_verdict("fw-1", "down", "no-reply")?;
     assert!(down.count("fw-1", "lost") >= 3);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tracker_tests::pace::slow;
 use tracker_tests::{Config, Lab, Tracker};
 
 #[test]
@@ -35,11 +36,11 @@ fn firewall_breaks_and_recovers() -> Result<()> {
     );
     let detection = Duration::from_micros(event.detection_us.context("read detection_us")?);
     assert!(
-        detection >= Duration::from_millis(200),
+        detection >= slow(Duration::from_millis(200)),
         "{detection:?}: a probe counts as lost only after its full timeout"
     );
     assert!(
-        detection <= noticed + Duration::from_millis(100),
+        detection <= noticed + slow(Duration::from_millis(100)),
         "{detection:?}, but it was seen {noticed:?} after the break"
     );
 
@@ -95,7 +96,7 @@ fn a_timeout_longer_than_the_interval_is_waited_for() -> Result<()> {
     lab.service().break_forwarding()?;
     tracker.wait_verdict("fw-1", "down", "no-reply")?;
     // Minus one interval: the last probe to be answered may have left before the break.
-    assert!(broken.elapsed() >= Duration::from_millis(1490));
+    assert!(broken.elapsed() >= slow(Duration::from_millis(1490)));
     Ok(())
 }
 

@@ -35,6 +35,7 @@ use crate::{
     engine::Report,
     kernel::{
         bpffs::{self, Pins},
+        clsact,
         interfaces::{Neighbour, PRIVATE_PREFIX},
         loader::{Kernel, StateReader},
         netlink::Netlink,
@@ -333,6 +334,7 @@ impl Daemon {
         let mut netlink = Netlink::connect().await?;
         // What a killed daemon of this instance left.
         leftovers::release_pinned_neighbours(&netlink, pins).await;
+        clsact::remove_left(pins);
         pins.clear()?;
         let names = private_names(&config.hub.instance);
         let loaded = match netlink.make_private_pair(&names).await {

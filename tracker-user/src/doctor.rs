@@ -162,6 +162,10 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         return Interface::unusable(&link.name, plan::OTHER_HEADER);
     }
     let (mode, why) = match (choice, foreign) {
+        (ModeChoice::Auto, _) if link.is_bond => (
+            Mode::Tc,
+            "a bond runs XDP programs on its legs, not on itself".to_owned(),
+        ),
         (ModeChoice::Auto, _) if modes == [Mode::Tc] => (
             Mode::Tc,
             "it has no Ethernet header, which XDP needs".to_owned(),
@@ -263,7 +267,7 @@ fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
         "TCX (Linux 6.6)",
         at_least(6, 6),
         "TC programs attach beside others and are pinned",
-        "clsact filters are used instead, which end with the daemon",
+        "clsact filters are used instead, which a killed daemon leaves until `tracker cleanup` or its next start",
     ));
     checks.push(optional(
         "xdp-features (Linux 6.3)",

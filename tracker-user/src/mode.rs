@@ -22,6 +22,12 @@ impl Mode {
     /// The modes of an interface that `choice` allows, best first; or why there is none.
     pub fn allowed(link: &Link, choice: ModeChoice) -> Result<&'static [Self], String> {
         match (choice, link.header) {
+            // A bond hands a native program to its legs (Linux 5.15), where it sees the leg's index: all replies would
+            // seem to come a wrong way.
+            (ModeChoice::Auto, Header::Ethernet) if link.is_bond => Ok(&[Self::Tc]),
+            (ModeChoice::XdpNative, Header::Ethernet) if link.is_bond => {
+                Err("a bond runs XDP programs on its legs; set hub.mode to auto or tc".to_owned())
+            }
             (ModeChoice::Auto, Header::Ethernet) => {
                 Ok(&[Self::XdpNative, Self::XdpGeneric, Self::Tc])
             }

@@ -4,6 +4,7 @@ mod bench;
 mod bpf;
 mod build;
 mod demo;
+mod kernel;
 mod lint;
 mod load;
 mod setup;

@@ -43,6 +43,16 @@ const RUN_TOOLS: &[Tool] = &[
     ("ping", "iputils-ping"),
     ("fping", "fping"),
     ("bpftool", "bpftool"),
+    ("ethtool", "ethtool"),
+    ("wg", "wireguard-tools"),
+];
+/// What `cargo xtask test --kernel` runs besides.
+const EMULATE_TOOLS: &[Tool] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("python3", "python3-venv"),
+    ("depmod", "kmod"),
+    // By which virtme-ng finds out a kernel's version.
+    ("file", "file"),
 ];
 
 /// What a command needs.
@@ -54,6 +64,8 @@ pub enum Need {
     Lint,
     /// The network tools of the demo, the tests and the bench.
     Run,
+    /// An emulated machine for tests under another kernel.
+    Emulate,
 }
 
 /// Something that is not there.
@@ -91,15 +103,18 @@ pub fn missing(needs: &[Need]) -> Vec<Missing> {
                     }
                 }
             }
-            Need::Run => missing.extend(
-                RUN_TOOLS
-                    .iter()
-                    .filter(|(program, _)| sh::find(program).is_none())
-                    .map(|tool| Missing::Tool(*tool)),
-            ),
+            Need::Run => missing.extend(missing_tools(RUN_TOOLS)),
+            Need::Emulate => missing.extend(missing_tools(EMULATE_TOOLS)),
         }
     }
     missing
+}
+
+fn missing_tools(tools: &[Tool]) -> impl Iterator<Item = Missing> {
+    tools
+        .iter()
+        .filter(|(program, _)| sh::find(program).is_none())
+        .map(|tool| Missing::Tool(*tool))
 }
 
 /// The recorded toolchain, if it is still what was recorded.
@@ -461,6 +476,45 @@ pub fn install_tools(tools: &[Tool]) -> Result<()> {
     Apt::install(&packages, "programs that demo, test and bench run")
 }
 
+/// Installs packages that no [`Tool`] stands for.
+pub fn install_packages(packages: &[&str], why: &str) -> Result<()> {
+    Apt::install(packages, why)
+}
+
+/// The packages that apt knows whose names begin so, after a refresh of its lists.
+pub fn known_packages(prefix: &str) -> Vec<String> {
+    Apt::refresh();
+    sh::output(Command::new("apt-cache").args(["pkgnames", prefix]))
+        .map(|names| names.lines().map(str::to_owned).collect())
+        .unwrap_or_default()
+}
+
+/// Downloads a package and unpacks it into a directory, without installing it.
+pub fn unpack_package(package: &str, dir: &Path) -> Result<()> {
+    // In a directory of its own until it is complete: a later run trusts what has the right name.
+    let partial = dir.with_file_name(format!("{package}.partial"));
+    let _ = fs::remove_dir_all(&partial);
+    let tree = partial.join("tree");
+    fs::create_dir_all(&tree).with_context(|| format!("cannot create {}", tree.display()))?;
+    Apt::refresh();
+    sh::say(format_args!("apt-get download {package}"));
+    sh::quiet(apt_get().args(["download", package]).current_dir(&partial))
+        .with_context(|| format!("cannot download {package} (is there a network?)"))?;
+    let archive = fs::read_dir(&partial)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get left no package in {}", partial.display()))?;
+    sh::quiet(
+        Command::new("dpkg-deb")
+            .arg("--extract")
+            .arg(&archive)
+            .arg(&tree),
+    )
+    .with_context(|| format!("cannot unpack {}", archive.display()))?;
+    fs::rename(&tree, dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))
+}
+
 /// apt, with the package lists refreshed once.
 struct Apt;
 
@@ -477,8 +531,7 @@ impl Apt {
         if !sh::is_root() {
             bail!("cannot install {names} ({why}): not root");
         }
-        static UPDATED: Once = Once::new();
-        UPDATED.call_once(Self::update);
+        Self::refresh();
         sh::say(format_args!("apt-get install {names}: {why}"));
         sh::quiet(
             apt_get()
@@ -487,8 +540,14 @@ impl Apt {
         )
     }
 
-    /// Refreshes the lists. A failure is told and no more: the lists that are there may do, and if not the
-    /// installation says so.
+    /// Refreshes the lists, once.
+    fn refresh() {
+        static UPDATED: Once = Once::new();
+        UPDATED.call_once(Self::update);
+    }
+
+    /// A failure is told and no more: the lists that are there may do, and if not the installation says
+    /// so.
     fn update() {
         const ATTEMPTS: u32 = 3;
         sh::say("apt-get update: refreshes the package lists");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tracker_ebpf::abi::{self, Proof};
 use tracker_ebpf::wire::token;
+use tracker_tests::pace::slow;
 use tracker_tests::packets::{self, ECHO, ETHERNET, MARK, Mark, TAG, Tag};
 
 use super::receive::{Actions, Reply, V4, V6, Want, header};
@@ -161,7 +162,7 @@ fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8], actions: Actions
 
 /// Random frames and damaged replies, the same damage each time: whatever is not a genuine reply passes unaltered.
 pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + slow(Duration::from_secs(20));
     let mut object = Object::load(program)?;
     let mut fuzzer = Fuzzer {
         random: Random(0x5eed_0fa1_1f3a_7e57),

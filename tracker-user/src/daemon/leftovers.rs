@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::private_names;
-use crate::kernel::{bpffs::Pins, loader, netlink::Netlink, preflight};
+use crate::kernel::{bpffs::Pins, clsact, loader, netlink::Netlink, preflight};
 
 /// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
 pub(super) async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
@@ -30,6 +30,7 @@ pub async fn cleanup(bpffs: &Path, instance: &str) -> Result<String> {
     if pins.exist() {
         let lock = pins.lock()?;
         release_pinned_neighbours(&netlink, &pins).await;
+        clsact::remove_left(&pins);
         let count = pins.remove()?;
         drop(lock);
         removed.push(format!("{count} pins"));

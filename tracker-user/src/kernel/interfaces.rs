@@ -62,6 +62,8 @@ pub struct Link {
     pub header: Header,
     /// True where the kernel resolves no neighbours (`IFF_NOARP`).
     pub is_noarp: bool,
+    /// True where it is a bond, whose driver runs XDP programs on the legs.
+    pub is_bond: bool,
     /// True where nothing arrives from outside: the loopback, a dummy.
     pub is_dead_end: bool,
     /// True when it is administratively up and has a carrier.

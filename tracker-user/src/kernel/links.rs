@@ -1,4 +1,4 @@
-//! Asking a pinned link where it is attached. aya keeps its links' descriptors to itself and shows only
+//! Asking a pinned link where it is attached, and a pinned program who it is. aya keeps its links' descriptors to itself and shows only
 //! ids, so the two system calls are made here.
 
 use std::{
@@ -17,23 +17,43 @@ const OBJ_GET_INFO_BY_FD: i32 = 15;
 /// Where `struct bpf_link_info` has the ifindex, for XDP and TCX alike.
 const IFINDEX_AT: usize = 16;
 
+/// Where `struct bpf_prog_info` has the id.
+const ID_AT: usize = 4;
+
 /// The interface to which a pinned XDP or TCX link is attached; 0 once somebody detached it.
 ///
 /// # Errors
 /// Where the pin is gone or the kernel refuses.
 pub fn attached_to(pin: &Path) -> io::Result<u32> {
+    word_of(&open(pin)?, IFINDEX_AT)
+}
+
+/// The id of a pinned program; `None` where the pin is gone, or one of something else.
+pub fn pinned_program(pin: &Path) -> Option<u32> {
+    let object = open(pin).ok()?;
+    let kind = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd())).ok()?;
+    if kind != Path::new("anon_inode:bpf-prog") {
+        return None;
+    }
+    word_of(&object, ID_AT).ok()
+}
+
+fn open(pin: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let mut attributes = [0u64; 2];
     attributes[0] = path.as_ptr() as u64;
     let fd = bpf(OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel has just returned this descriptor to us alone.
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
 
+/// A word of what the kernel says of a link or a program.
+fn word_of(object: &OwnedFd, at: usize) -> io::Result<u32> {
     let mut info = [0u8; 128];
     let length = (info.len() as u64) << 32;
-    let mut attributes = [link.as_raw_fd() as u64 | length, info.as_mut_ptr() as u64];
+    let mut attributes = [object.as_raw_fd() as u64 | length, info.as_mut_ptr() as u64];
     bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    let bytes = [0, 1, 2, 3].map(|at| info[IFINDEX_AT + at]);
+    let bytes = [0, 1, 2, 3].map(|byte| info[at + byte]);
     Ok(u32::from_ne_bytes(bytes))
 }
 

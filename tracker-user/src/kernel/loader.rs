@@ -1,6 +1,13 @@
 //! Loads the object, pins its maps, attaches its programs, and takes them off again.
 
-use std::{collections::HashMap, fs::File, io::Read as _, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::Read as _,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -9,7 +16,7 @@ use aya::{
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
+        tc::TcAttachOptions,
         xdp::XdpMode,
     },
 };
@@ -19,6 +26,7 @@ use tracker_ebpf::abi;
 use super::{
     OBJECT,
     bpffs::Pins,
+    clsact::Filter,
     interfaces::{Header, Link, LinkCounters},
     links,
     mapped::Mapped,
@@ -65,10 +73,8 @@ impl Purpose {
 /// What keeps a program attached; dropping it detaches.
 enum Hold {
     Pinned(Option<PinnedLink>),
-    /// clsact filters can't be pinned (before TCX, Linux 6.6); the value detaches when dropped.
-    Clsact {
-        _link: SchedClassifierLink,
-    },
+    /// Before TCX (Linux 6.6).
+    Clsact(Filter),
 }
 
 impl Drop for Hold {
@@ -296,14 +302,14 @@ impl Kernel {
 
     /// Interfaces from which somebody detached the receive program under us.
     pub fn detached(&self) -> Vec<(u32, Purpose)> {
-        let pinned = self.receives.iter().filter(|(_, receive)| {
-            // A clsact filter has no link to ask.
-            matches!(receive.hold, Hold::Pinned(_))
-        });
-        pinned
-            .filter(|((ifindex, purpose), receive)| {
-                let pin = self.pins.link(&purpose.pin(*ifindex, receive.mode));
-                links::attached_to(&pin).is_ok_and(|attached| attached != *ifindex)
+        self.receives
+            .iter()
+            .filter(|((ifindex, purpose), receive)| match &receive.hold {
+                Hold::Pinned(_) => {
+                    let pin = self.pins.link(&purpose.pin(*ifindex, receive.mode));
+                    links::attached_to(&pin).is_ok_and(|attached| attached != *ifindex)
+                }
+                Hold::Clsact(filter) => !filter.is_attached(),
             })
             .map(|(key, _)| *key)
             .collect()
@@ -322,8 +328,7 @@ impl Kernel {
                     Header::Ethernet => abi::program::TC_RECEIVE,
                     Header::Ip | Header::Other => abi::program::TC_RECEIVE_IP,
                 };
-                let link = attach_tc(&mut self.ebpf, name, ifindex)?;
-                return hold_tc(link, &path);
+                return attach_tc(&mut self.ebpf, name, ifindex, &self.pins, &path);
             }
         };
         pin(
@@ -386,9 +391,10 @@ impl Kernel {
     pub fn keep(mut self) {
         let receives = self.receives.values_mut().map(|receive| &mut receive.hold);
         for hold in receives.chain([&mut self.send, &mut self.tc_send]) {
-            if let Hold::Pinned(pinned) = hold {
+            match hold {
                 // Dropping the link's descriptor leaves the pin, which holds the link.
-                drop(pinned.take());
+                Hold::Pinned(pinned) => drop(pinned.take()),
+                Hold::Clsact(filter) => filter.keep(),
             }
         }
     }
@@ -436,7 +442,7 @@ pub fn pinned_neighbours(pins: &Pins) -> Vec<(u32, IpAddr)> {
 }
 
 /// A pinned array whose values have the size of `T`.
-fn pinned_array<T: Pod>(path: &std::path::Path) -> Option<Array<MapData, T>> {
+fn pinned_array<T: Pod>(path: &Path) -> Option<Array<MapData, T>> {
     let map = MapData::from_pin(path).ok()?;
     if map.info().ok()?.value_size() as usize != size_of::<T>() {
         return None;
@@ -471,8 +477,8 @@ fn attach_send(
     let send = attach_xdp(ebpf, abi::program::SEND, private_ifindex, XdpMode::Driver)
         .and_then(|link| pin(link, &pins.link("send")))
         .context("cannot attach the send program to the private veth")?;
-    let tc_send = attach_tc(ebpf, abi::program::TC_SEND, private_ifindex)
-        .and_then(|link| hold_tc(link, &pins.link("tc-send")))
+    let tc_send = &pins.link("tc-send");
+    let tc_send = attach_tc(ebpf, abi::program::TC_SEND, private_ifindex, pins, tc_send)
         .context("cannot attach the send program's TC half to the private veth")?;
     Ok([send, tc_send])
 }
@@ -508,34 +514,26 @@ fn attach_xdp(ebpf: &mut Ebpf, name: &str, ifindex: u32, mode: XdpMode) -> Resul
     Ok(program.take_link(id)?.try_into()?)
 }
 
-fn attach_tc(ebpf: &mut Ebpf, name: &str, ifindex: u32) -> Result<SchedClassifierLink> {
+/// At TC ingress, before the programs that are there, and pinned at `path`.
+fn attach_tc(ebpf: &mut Ebpf, name: &str, ifindex: u32, pins: &Pins, path: &Path) -> Result<Hold> {
     let interface = nix::net::if_::if_indextoname(ifindex)
         .map_err(std::io::Error::from)?
         .into_string()
         .map_err(|_| anyhow!("interface {ifindex} has a name that is not UTF-8"))?;
     let program: &mut SchedClassifier = program(ebpf, name)?;
     let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = match program.attach_with_options(&interface, TcAttachType::Ingress, first) {
-        Ok(id) => id,
+    match program.attach_with_options(&interface, TcAttachType::Ingress, first) {
+        Ok(id) => pin(program.take_link(id)?.try_into()?, path),
+        // Before Linux 6.6 there is no TCX; whatever else went wrong, the other way tells.
         Err(_) => {
-            // Before Linux 6.6 there is no TCX. The qdisc may be there already, which is as good;
-            // whatever else went wrong, attaching tells.
-            let _ = aya::programs::tc::qdisc_add_clsact(&interface);
-            let options = TcAttachOptions::Netlink(NlOptions::default());
-            program.attach_with_options(&interface, TcAttachType::Ingress, options)?
+            // Priority 0: the kernel takes the one before all others.
+            let place = (TcAttachType::Ingress, 0);
+            Filter::attach(program, ifindex, &interface, place, pins, path).map(Hold::Clsact)
         }
-    };
-    Ok(program.take_link(id)?)
-}
-
-fn hold_tc(link: SchedClassifierLink, path: &std::path::Path) -> Result<Hold> {
-    if <&FdLink>::try_from(&link).is_ok() {
-        return pin(link.try_into()?, path);
     }
-    Ok(Hold::Clsact { _link: link })
 }
 
-fn pin(link: FdLink, path: &std::path::Path) -> Result<Hold> {
+fn pin(link: FdLink, path: &Path) -> Result<Hold> {
     let pinned = link
         .pin(path)
         .with_context(|| format!("cannot pin a link at {}", path.display()))?;

@@ -1,6 +1,7 @@
 //! Everything that touches the kernel.
 
 pub mod bpffs;
+pub mod clsact;
 pub mod interfaces;
 pub mod links;
 pub mod loader;

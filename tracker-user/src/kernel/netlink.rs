@@ -378,6 +378,7 @@ impl Netlink {
                             // tunnel for the device of its outer packets.
                             LinkInfo::Kind(kind) => {
                                 link.is_dead_end |= *kind == InfoKind::Dummy;
+                                link.is_bond = *kind == InfoKind::Bond;
                                 is_stacked = matches!(
                                     kind,
                                     InfoKind::Vlan

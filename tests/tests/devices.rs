@@ -1,0 +1,206 @@
+//! Services on devices that only some kernels have, and lines that are bad but not broken.
+
+use anyhow::Result;
+use tracker_tests::daemon::{LATER, SOON};
+use tracker_tests::{Config, Lab, Tracker, skip};
+
+/// A service on an interface of the hub in 10.9.7.0/24.
+fn on(interface: &str) -> String {
+    format!(
+        "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.7.2\"\ninterface = \"{interface}\"\nbehind = [\"10.20.0.9\"]\n"
+    )
+}
+
+/// Lets the firewall forward whatever it calls its end.
+fn forward_from_anywhere(lab: &Lab) -> Result<()> {
+    lab.service()
+        .firewall
+        .nft("add rule inet firewall forward ip daddr 10.20.0.0/16 counter name forwarded accept\n")
+}
+
+/// Down when the firewall no longer forwards, and up when it does.
+fn breaks_and_mends(lab: &Lab, tracker: &Tracker) -> Result<()> {
+    lab.service().break_forwarding()?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    lab.service().mend()?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    Ok(())
+}
+
+/// Frames that have left the hub's `eth1` by XDP redirect, by the driver's own count.
+fn redirected(lab: &Lab) -> Result<u64> {
+    let statistics = lab.hub.run("ethtool -S eth1")?;
+    let counts = statistics
+        .lines()
+        .filter_map(|line| line.trim().split_once(": "))
+        .filter(|(name, _)| name.starts_with("tx_queue") && name.ends_with("xdp_xmit"));
+    Ok(counts
+        .filter_map(|(_, count)| count.parse::<u64>().ok())
+        .sum())
+}
+
+#[test]
+fn vlan() -> Result<()> {
+    let lab = Lab::new()?;
+    let add = "ip link add link eth1 name eth1.10 type vlan id 10";
+    if !lab.hub.succeeds(add)? {
+        skip!("this kernel has no 802.1Q devices (`{add}`)");
+    }
+    let firewall = &lab.service().firewall;
+    // So that the parent takes redirected frames, and the tag is the send program's work where the kernel tells.
+    firewall.run("ethtool -K eth0 gro on")?;
+    firewall.ip("link add link eth0 name eth0.10 type vlan id 10\n\
+         address add 10.9.7.2/24 dev eth0.10\nlink set eth0.10 up\n")?;
+    lab.hub
+        .ip("address add 10.9.7.1/24 dev eth1.10\nlink set eth1.10 up\n")?;
+    forward_from_anywhere(&lab)?;
+    let tracker = Tracker::start(&lab.hub, &on("eth1.10"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let before = redirected(&lab)?;
+    let status = tracker.wait_alive(SOON, "fw-1")?;
+    assert_eq!(status.count("fw-1", "lost"), 0);
+    let by_xdp = status.member("fw-1", "active")["send"] == "xdp-redirect";
+    assert_eq!(redirected(&lab)? > before, by_xdp, "{}", status.0);
+    assert_eq!(by_xdp, tracker_tests::skip::linux() >= (6, 3));
+    breaks_and_mends(&lab, &tracker)?;
+
+    // What is sent by the parent must not outlive the VLAN device.
+    lab.hub.ip("link set eth1.10 down\n")?;
+    tracker.wait_verdict("fw-1", "down", "interface-down")?;
+    lab.hub.ip("link set eth1.10 up\n")?;
+    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    lab.hub.ip("link set eth1 down\n")?;
+    tracker.wait_verdict("fw-1", "down", "interface-down")?;
+    lab.hub.ip("link set eth1 up\n")?;
+    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    Ok(())
+}
+
+#[test]
+fn vrf() -> Result<()> {
+    let lab = Lab::new()?;
+    let add = "ip link add vrf1 type vrf table 100";
+    if !lab.hub.succeeds(add)? {
+        skip!("this kernel has no VRF devices (`{add}`)");
+    }
+    lab.hub
+        .ip("link set vrf1 up\nlink set eth1 master vrf1\n")?;
+    // The endpoint is known to the VRF's table alone.
+    assert!(!lab.hub.succeeds("ip route get 10.9.0.2")?);
+    let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let status = tracker.wait_alive(SOON, "fw-1")?;
+    assert_eq!(status.count("fw-1", "lost"), 0);
+    breaks_and_mends(&lab, &tracker)?;
+    // Out of the VRF and into it again.
+    for master in ["nomaster", "master vrf1"] {
+        lab.hub.ip(&format!("link set eth1 {master}\n"))?;
+        tracker.wait_alive(LATER, "fw-1")?;
+    }
+    breaks_and_mends(&lab, &tracker)
+}
+
+#[test]
+fn bond_of_two_legs() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let add = "ip link add bond1 type bond mode active-backup miimon 50";
+    if !lab.hub.succeeds(add)? {
+        skip!("this kernel has no bonding (`{add}`)");
+    }
+    lab.hub.ip(&format!(
+        "link add leg2 type veth peer name leg2 netns {}\n\
+         link set eth1 down\nlink set eth1 master bond1\nlink set leg2 master bond1\n\
+         address add 10.9.7.1/24 dev bond1\nlink set bond1 up\n",
+        service.firewall.name()
+    ))?;
+    service.firewall.ip(
+        "link add br1 type bridge\nlink set eth0 master br1\nlink set leg2 master br1\n\
+         link set leg2 up\naddress add 10.9.7.2/24 dev br1\nlink set br1 up\n",
+    )?;
+    forward_from_anywhere(&lab)?;
+    // Slow enough that the bond has moved to its other leg before `fall` losses had their timeout.
+    let config = Config::new(on("bond1")).defaults("interval = \"200ms\"\ntimeout = \"200ms\"");
+    let tracker = Tracker::start(&lab.hub, config)?;
+    let up = tracker.wait_verdict("fw-1", "up", "replied")?;
+    // Its driver would run an XDP program on the legs.
+    assert_eq!(up.member("fw-1", "active")["mode"], "tc");
+    service.firewall.ip("link set eth0 down\n")?;
+    tracker.wait_alive(LATER, "fw-1")?;
+    service
+        .firewall
+        .ip("link set eth0 up\nlink set leg2 down\n")?;
+    tracker.wait_alive(LATER, "fw-1")?;
+    let history = tracker.history("fw-1")?;
+    assert_eq!(
+        history.len(),
+        1,
+        "one leg was there all the time: {history:?}"
+    );
+    breaks_and_mends(&lab, &tracker)?;
+    service.firewall.ip("link set eth0 down\n")?;
+    tracker.wait_verdict("fw-1", "down", "interface-down")?;
+    service.firewall.ip("link set eth0 up\n")?;
+    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    Ok(())
+}
+
+/// An address of the service's own device, on an interface that has no line at all.
+#[test]
+fn behind_on_a_dummy() -> Result<()> {
+    let lab = Lab::new()?;
+    let firewall = &lab.service().firewall;
+    let add =
+        "link add dummy1 type dummy\naddress add 10.20.0.77/32 dev dummy1\nlink set dummy1 up\n";
+    if firewall.ip(add).is_err() {
+        skip!("this kernel has no dummy devices (`ip link add dummy1 type dummy`)");
+    }
+    let config = lab
+        .service()
+        .toml("fw-1")
+        .replace("10.20.0.9", "10.20.0.77");
+    let tracker = Tracker::start(&lab.hub, &config)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    firewall.ip("link del dummy1\n")?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    firewall.ip(add)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    Ok(())
+}
+
+/// A line behind the firewall that delays, loses or doubles packets.
+#[test]
+fn bad_line() -> Result<()> {
+    let lab = Lab::new()?;
+    let firewall = &lab.service().firewall;
+    let netem = |what: &str| firewall.run(&format!("tc qdisc replace dev eth1 root netem {what}"));
+    if netem("delay 1ms").is_err() {
+        skip!("this kernel has no netem (`tc qdisc add root netem`)");
+    }
+    netem("delay 50ms")?;
+    let config = Config::new(lab.service().toml_with("fw-1", "fall = 8"));
+    let tracker = Tracker::start(&lab.hub, config)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let status = tracker.wait_alive(SOON, "fw-1")?;
+    let rtt = &status.tracker("fw-1", "10.20.0.9")["rtt_us"];
+    assert!(rtt["min"].as_u64() >= Some(50_000), "{rtt}");
+
+    // Eight losses in a row: once in a hundred million probes.
+    netem("loss random 10%")?;
+    tracker.wait_for("lost probes", LATER, |status| {
+        status.count("fw-1", "lost") >= 3
+    })?;
+    netem("duplicate 30%")?;
+    let status = tracker.wait_for("doubled replies", LATER, |status| {
+        status.count("fw-1", "duplicate") >= 3
+    })?;
+    assert!(status.count("fw-1", "received") <= status.count("fw-1", "sent"));
+    assert_eq!(status.verdict("fw-1"), "up");
+    assert_eq!(tracker.history("fw-1")?.len(), 1);
+
+    netem("loss random 100%")?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    netem("delay 1ms")?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    Ok(())
+}

@@ -1,0 +1,532 @@
+//! `cargo xtask test --kernel VERSION`: the end-to-end tests under one of Debian's stock kernels, in an emulated machine.
+//!
+//! virtme-ng boots the kernel in QEMU with this machine's own files, read only, so that the tests and the daemon that
+//! were built here run there as they are. Hardware virtualisation is not asked for: it is missing where tests run most,
+//! in virtual machines and containers.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use tracker_tests::{interrupt, pace};
+
+use crate::{
+    bpf, build, setup, sh,
+    test::{Outcome, Totals},
+    toolchain::{self, Need},
+};
+
+/// virtme-ng, from PyPI.
+const VIRTME_NG: &str = "1.42";
+/// A static busybox, for virtme-ng's initial file system.
+const BUSYBOX: &str = "busybox-static";
+/// The daemon's name among the tests in the machine.
+const TRACKER: &str = "tracker";
+/// How many times longer all times in tests are under emulation, unless the environment says otherwise.
+const SLOWNESS: u32 = 5;
+/// How long one file of tests may take there before it is ended.
+const FILE_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// How long the machine may run at all.
+const LIMIT: Duration = Duration::from_secs(90 * 60);
+/// How long it may take until the tests begin.
+const BOOT_LIMIT: Duration = Duration::from_secs(5 * 60);
+const POLL: Duration = Duration::from_millis(200);
+
+/// Which tests: as in `cargo xtask test`.
+pub struct Selection<'a> {
+    pub package: &'a str,
+    pub tests: &'a [String],
+    pub runner: &'a [String],
+}
+
+/// A kernel that can be booted.
+struct Kernel {
+    release: String,
+    image: PathBuf,
+}
+
+/// A built file of tests.
+#[derive(Debug, PartialEq, Eq)]
+struct Binary {
+    name: String,
+    path: PathBuf,
+    /// Where cargo would run it.
+    dir: PathBuf,
+}
+
+/// Builds the tests here and runs them under a kernel of that series.
+pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "cannot test under Linux {series}: Debian's kernels are booted on x86-64 only"
+    );
+    ensure!(
+        series.split('.').count() == 2 && series.split('.').all(|part| part.parse::<u16>().is_ok()),
+        "cannot test under Linux {series}: name a series, such as 6.1 or 6.12"
+    );
+    interrupt::catch()?;
+    setup::ensure(&[Need::Build, Need::Run, Need::Emulate])?;
+    let cache = bpf::cache_dir().map_err(|why| anyhow!(why))?;
+    let kernel = kernel(&cache.join("kernels"), series)?;
+    let vng = virtme_ng(&cache)?;
+    let busybox = busybox(&cache)?;
+    let tracker = build::tracker(&[])?;
+    let binaries = build_tests(selection)?;
+
+    // The one directory that the machine may write to.
+    let shared = build::target_dir()?.join(format!("kernel-{series}"));
+    let _ = fs::remove_dir_all(&shared);
+    share(&shared, &tracker, &binaries)
+        .and_then(|()| {
+            let script = script(&shared, &binaries, selection.runner);
+            fs::write(shared.join("run.sh"), script)
+        })
+        .with_context(|| format!("cannot write to {}", shared.display()))?;
+    sh::say(format_args!(
+        "booting Linux {} without hardware virtualisation; its console is in {}",
+        kernel.release,
+        shared.join("console").display()
+    ));
+    let machine = Machine::boot(&vng, &busybox, &kernel, &shared)?;
+    let totals = Totals::read(Some(machine), &mut io::stdout())?;
+    let trouble = match fs::read_to_string(shared.join("failed")) {
+        Ok(names) if names.trim().is_empty() => None,
+        Ok(names) => Some(format!(
+            "failed under Linux {}: {}",
+            kernel.release,
+            names.trim()
+        )),
+        Err(_) => {
+            eprint!("{}", last_lines(&shared.join("console"), 25));
+            bail!(
+                "the machine with Linux {} ended before the tests did: above are the last words of its console",
+                kernel.release
+            );
+        }
+    };
+    Ok(Outcome { totals, trouble })
+}
+
+/// The newest kernel of a series: the one in the cache, else Debian's.
+fn kernel(dir: &Path, series: &str) -> Result<Kernel> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let cached: Vec<_> = fs::read_dir(dir)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let package = match newest(&cached, series) {
+        Some(package) => package.to_owned(),
+        None => {
+            let known = toolchain::known_packages(&format!("linux-image-{series}"));
+            let package = newest(&known, series).with_context(|| {
+                format!(
+                    "cannot test under Linux {series}: apt knows no package linux-image-{series}.*-amd64; add the \
+                     suite that has it to apt's sources (bookworm-backports, for one)"
+                )
+            })?;
+            toolchain::unpack_package(package, &dir.join(package))?;
+            package.to_owned()
+        }
+    };
+    let tree = dir.join(&package);
+    let release = package.trim_start_matches("linux-image-").to_owned();
+    // Debian's package lists its modules when it is installed, which it is not.
+    let modules = [tree.clone(), tree.join("usr")]
+        .into_iter()
+        .find(|base| base.join("lib/modules").join(&release).is_dir())
+        .with_context(|| {
+            format!(
+                "the package {package} has no modules: remove {}",
+                tree.display()
+            )
+        })?;
+    if !modules
+        .join("lib/modules")
+        .join(&release)
+        .join("modules.dep")
+        .is_file()
+    {
+        let depmod = sh::find("depmod").context("cannot find depmod")?;
+        sh::quiet(
+            Command::new(depmod)
+                .arg("--basedir")
+                .arg(&modules)
+                .arg(&release),
+        )?;
+    }
+    let image = tree.join("boot").join(format!("vmlinuz-{release}"));
+    ensure!(
+        image.is_file(),
+        "the package {package} has no kernel: remove {}",
+        tree.display()
+    );
+    Ok(Kernel { release, image })
+}
+
+/// Of packages' names, that of the newest stock kernel of a series; not of the variants (cloud, rt).
+fn newest<'a>(packages: &'a [String], series: &str) -> Option<&'a str> {
+    // 6.1.0-56 and 6.12.117+deb12 are what is between the prefix and the architecture.
+    let version = |package: &str| -> Option<Vec<u32>> {
+        let version = package
+            .strip_prefix("linux-image-")?
+            .strip_suffix("-amd64")?;
+        version.strip_prefix(series)?.strip_prefix('.')?;
+        version
+            .split(['.', '-', '+'])
+            .filter(|part| !part.starts_with("deb") && !part.starts_with("bpo"))
+            .map(|part| part.parse().ok())
+            .collect()
+    };
+    packages
+        .iter()
+        .filter_map(|package| Some((version(package)?, package.as_str())))
+        .max()
+        .map(|(_, package)| package)
+}
+
+/// virtme-ng in an environment of its own.
+fn virtme_ng(cache: &Path) -> Result<PathBuf> {
+    let home = cache.join(format!("virtme-ng-{VIRTME_NG}"));
+    let vng = home.join("bin/vng");
+    let is_there = || {
+        sh::output(Command::new(&vng).arg("--version"))
+            .is_some_and(|version| version.contains(VIRTME_NG))
+    };
+    if is_there() {
+        return Ok(vng);
+    }
+    let _ = fs::remove_dir_all(&home);
+    let make = || sh::quiet(Command::new("python3").args(["-m", "venv"]).arg(&home));
+    if sh::output(Command::new("python3").args(["-m", "ensurepip", "--version"])).is_none() {
+        toolchain::install_packages(&["python3-venv"], "an environment for virtme-ng")?;
+    }
+    sh::say(format_args!("pip install virtme-ng=={VIRTME_NG}"));
+    make()
+        .and_then(|()| {
+            sh::quiet(
+                Command::new(home.join("bin/pip"))
+                    .args(["install", "--quiet", "--disable-pip-version-check"])
+                    .arg(format!("virtme-ng=={VIRTME_NG}")),
+            )
+        })
+        .with_context(|| {
+            format!(
+                "cannot install virtme-ng in {} (is there a network?)",
+                home.display()
+            )
+        })?;
+    ensure!(is_there(), "{} does not run", vng.display());
+    Ok(vng)
+}
+
+/// A busybox that needs no libraries. Not installed: Debian has but one busybox at a time, and initramfs-tools the other.
+fn busybox(cache: &Path) -> Result<PathBuf> {
+    let tree = cache.join("kernels").join(BUSYBOX);
+    let find = || {
+        ["bin/busybox", "usr/bin/busybox"]
+            .map(|path| tree.join(path))
+            .into_iter()
+            .find(|path| path.is_file())
+    };
+    if let Some(busybox) = find() {
+        return Ok(busybox);
+    }
+    let _ = fs::remove_dir_all(&tree);
+    toolchain::unpack_package(BUSYBOX, &tree)?;
+    find().with_context(|| format!("the package {BUSYBOX} has no busybox"))
+}
+
+/// Builds the tests as `cargo xtask test` does, and asks cargo where they are.
+fn build_tests(selection: &Selection) -> Result<Vec<Binary>> {
+    let mut command = sh::cargo();
+    command
+        .args(["test", "--release", "--locked", "--no-run", "--quiet"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .args(["--package", selection.package]);
+    for test in selection.tests {
+        command.args(["--test", test]);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start `{}`", sh::show(&command)))?;
+    if !output.status.success() {
+        bail!(
+            "`{}` failed ({}): see above",
+            sh::show(&command),
+            output.status
+        );
+    }
+    let mut binaries = binaries(&String::from_utf8_lossy(&output.stdout));
+    binaries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(binaries)
+}
+
+/// The test binaries in cargo's messages.
+fn binaries(messages: &str) -> Vec<Binary> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["profile"]["test"] == true)
+        .filter_map(|message| {
+            let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+            Some(Binary {
+                name: text(&message["target"]["name"])?,
+                path: text(&message["executable"])?.into(),
+                dir: Path::new(message["manifest_path"].as_str()?)
+                    .parent()?
+                    .into(),
+            })
+        })
+        .collect()
+}
+
+/// The daemon and the tests as they are now, under their own names: a build beside a long run must not change it.
+fn share(shared: &Path, tracker: &Path, binaries: &[Binary]) -> io::Result<()> {
+    let bin = shared.join("bin");
+    fs::create_dir_all(&bin)?;
+    let tests = binaries
+        .iter()
+        .map(|binary| (binary.path.as_path(), binary.name.as_str()));
+    for (path, name) in tests.chain([(tracker, TRACKER)]) {
+        // Compilers replace a file and do not write into it, so a second name keeps what it had.
+        fs::hard_link(path, bin.join(name))
+            .or_else(|_| fs::copy(path, bin.join(name)).map(drop))?;
+    }
+    Ok(())
+}
+
+/// What the machine runs: each file of tests from its own memory, one after the other, and then it says which failed.
+/// There is no udev, so nobody else makes /dev/net/tun.
+fn script(shared: &Path, binaries: &[Binary], runner: &[String]) -> String {
+    let slowness = std::env::var(pace::SLOWNESS).unwrap_or_else(|_| SLOWNESS.to_string());
+    let shared = quoted(&shared.to_string_lossy());
+    let mut runner: Vec<_> = runner.iter().map(|word| quoted(word)).collect();
+    if !runner.iter().any(|word| word.contains("--test-threads")) {
+        runner.push("--test-threads=2".into());
+    }
+    let runner = runner.join(" ");
+    let mut script = format!(
+        "exec >{shared}/output 2>&1 </dev/null\n\
+         export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
+         export {}={} RUST_BACKTRACE=0 TRACKER_BIN=/run/tracker-bin/{TRACKER}\n\
+         mkdir /run/tracker-bin && cp {shared}/bin/{TRACKER} /run/tracker-bin/\n\
+         modprobe --quiet tun\n\
+         uname -sr\n\
+         failed=\n",
+        pace::SLOWNESS,
+        quoted(&slowness)
+    );
+    for Binary { name, dir, .. } in binaries {
+        let dir = quoted(&dir.to_string_lossy());
+        let limit = FILE_LIMIT.as_secs();
+        script += &format!(
+            "echo; echo '     Running {name}'\n\
+             cp {shared}/bin/{name} /run/tracker-bin/\n\
+             (cd {dir} && exec timeout --kill-after=10 {limit} /run/tracker-bin/{name} {runner}) || failed=\"$failed {name}\"\n\
+             rm /run/tracker-bin/{name}\n"
+        );
+    }
+    script
+        + &format!(
+            "echo \"$failed\" >{shared}/failed.new && mv {shared}/failed.new {shared}/failed\n"
+        )
+}
+
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// A machine that runs the script; reading it gives what the tests print, until it is off.
+struct Machine {
+    vng: Child,
+    shared: PathBuf,
+    output: Option<File>,
+    started: Instant,
+}
+
+impl Machine {
+    fn boot(vng: &Path, busybox: &Path, kernel: &Kernel, shared: &Path) -> Result<Self> {
+        let console = File::create(shared.join("console"))
+            .with_context(|| format!("cannot write to {}", shared.display()))?;
+        let bin = vng.parent().unwrap_or(vng);
+        let path = std::env::join_paths(std::iter::once(bin.to_owned()).chain(
+            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()),
+        ))?;
+        let mut command = Command::new(vng);
+        command
+            .args([
+                "--disable-kvm",
+                "--verbose",
+                "--memory",
+                "2G",
+                "--cpus",
+                "2",
+            ])
+            .arg("--run")
+            .arg(&kernel.image)
+            .arg("--busybox")
+            .arg(busybox)
+            .arg("--rwdir")
+            .arg(shared)
+            .args([
+                "--",
+                &format!("sh {}", quoted(&shared.join("run.sh").to_string_lossy())),
+            ])
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(console.try_clone()?)
+            .stderr(console)
+            // A group of its own, so that all of it can be ended at once.
+            .process_group(0);
+        let vng = command
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", sh::show(&command)))?;
+        Ok(Self {
+            vng,
+            shared: shared.to_owned(),
+            output: None,
+            started: Instant::now(),
+        })
+    }
+
+    /// Fails where it is no use to wait longer.
+    fn check(&self) -> Result<()> {
+        interrupt::check()?;
+        let age = self.started.elapsed();
+        if self.output.is_none() && age > BOOT_LIMIT {
+            eprint!("{}", last_lines(&self.shared.join("console"), 25));
+            bail!(
+                "the machine did not come up in {BOOT_LIMIT:?}: above are the last words of its console"
+            );
+        }
+        ensure!(
+            age < LIMIT,
+            "the machine was not done in {LIMIT:?}, and was ended"
+        );
+        Ok(())
+    }
+}
+
+impl Read for Machine {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            // Asked before the file is read: what was written before the end is still found.
+            let is_off = self.vng.try_wait()?.is_some();
+            if self.output.is_none() {
+                self.output = File::open(self.shared.join("output")).ok();
+            }
+            let count = match &mut self.output {
+                Some(output) => output.read(buffer)?,
+                None => 0,
+            };
+            if count > 0 || is_off {
+                return Ok(count);
+            }
+            self.check().map_err(io::Error::other)?;
+            thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if matches!(self.vng.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        let group = self.vng.id().cast_signed();
+        // SAFETY: only sends a signal; the group is that of a child that was not waited for yet, so it is still ours.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+        let _ = self.vng.wait();
+    }
+}
+
+fn last_lines(file: &Path, count: usize) -> String {
+    let text = fs::read(file).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..]
+        .iter()
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_stock_kernel_of_a_series_is_taken() {
+        let packages: Vec<String> = [
+            "linux-image-6.1.0-9-amd64",
+            "linux-image-6.1.0-56-amd64",
+            "linux-image-6.1.0-57-rt-amd64",
+            "linux-image-6.1.0-57-cloud-amd64",
+            "linux-image-6.1.0-57-amd64-unsigned",
+            "linux-image-6.1.0-57-amd64-dbg",
+            "linux-image-6.1.0-57-arm64",
+            "linux-image-6.1-amd64",
+            "linux-image-6.12.117+deb12-amd64",
+            "linux-image-6.12.9+bpo-amd64",
+            "linux-image-amd64",
+        ]
+        .map(str::to_owned)
+        .into();
+        assert_eq!(newest(&packages, "6.1"), Some("linux-image-6.1.0-56-amd64"));
+        assert_eq!(
+            newest(&packages, "6.12"),
+            Some("linux-image-6.12.117+deb12-amd64")
+        );
+        assert_eq!(newest(&packages, "5.10"), None);
+    }
+
+    #[test]
+    fn test_binaries_are_found_in_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"tracker_tests"},"profile":{"test":false},"executable":null}
+{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"pair"},"profile":{"test":true},"executable":"/t/deps/pair-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/user/Cargo.toml","target":{"name":"tracker"},"profile":{"test":false},"executable":"/t/tracker"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(
+            binaries(messages),
+            [Binary {
+                name: "pair".into(),
+                path: "/t/deps/pair-1".into(),
+                dir: "/w/tests".into()
+            }]
+        );
+    }
+
+    #[test]
+    fn the_script_takes_any_path_and_filter() {
+        let binaries = [Binary {
+            name: "pair".into(),
+            path: "/t/pair-1".into(),
+            dir: "/w/tests".into(),
+        }];
+        let script = script(
+            Path::new("/t/it's/kernel-6.1"),
+            &binaries,
+            &["two words".into()],
+        );
+        assert!(
+            script.contains(r"cp '/t/it'\''s/kernel-6.1'/bin/pair /run/tracker-bin/"),
+            "{script}"
+        );
+        assert!(
+            script.contains("/run/tracker-bin/pair 'two words' --test-threads=2)"),
+            "{script}"
+        );
+        let checked = Command::new("sh")
+            .args(["-n", "-c", &script])
+            .status()
+            .unwrap();
+        assert!(checked.success(), "{script}");
+    }
+}
