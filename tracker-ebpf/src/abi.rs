@@ -12,7 +12,7 @@ use core::{
 };
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Map names, as the object, the pins and bpftool know them.
 pub mod map {
@@ -40,6 +40,21 @@ pub mod map {
     pub const ALL: [&str; 10] = [
         HUB, TRACKERS, PATHS, STATE, WINDOWS, BATCH, CURSOR, DEVICES, EVENTS, COUNTERS,
     ];
+
+    /// [`super::Filter`], one entry.
+    pub const FILTER: &str = "FILTER";
+    /// [`super::Steer`] by [`super::SteerKey`].
+    pub const STEERING: &str = "STEERING";
+    /// Trie of [`super::Source`]: who may send.
+    pub const SOURCES: &str = "SOURCES";
+    /// [`super::Uplink`] by ifindex.
+    pub const UPLINKS: &str = "UPLINKS";
+    /// [`super::Flow`] by [`super::FlowKey`]; the least recently used makes room.
+    pub const FLOWS: &str = "FLOWS";
+    /// [`super::Steered`] by path slot, one entry a CPU.
+    pub const STEERED: &str = "STEERED";
+    /// Those of steering, which exist while it is configured.
+    pub const STEERING_ALL: [&str; 6] = [FILTER, STEERING, SOURCES, UPLINKS, FLOWS, STEERED];
 }
 
 /// Program names.
@@ -54,6 +69,24 @@ pub mod program {
     pub const TC_RECEIVE: &str = "tracker_tc_recv";
     /// The same of interfaces without Ethernet header.
     pub const TC_RECEIVE_IP: &str = "tracker_tc_ip";
+    /// XDP on an uplink: the fast way of steering.
+    pub const STEER: &str = "tracker_steer";
+    /// TC ingress of an uplink: steers whatever arrives there.
+    pub const UPLINK: &str = "tracker_uplink";
+    /// The same on an uplink without Ethernet header.
+    pub const UPLINK_IP: &str = "tracker_ip_up";
+    /// TC egress where marked local packets leave.
+    pub const MARKED: &str = "tracker_marked";
+    /// The same on an interface without Ethernet header.
+    pub const MARKED_IP: &str = "tracker_ip_mark";
+    /// TC ingress where replies to steered packets arrive.
+    pub const RETURN: &str = "tracker_return";
+    /// The same on an interface without Ethernet header.
+    pub const RETURN_IP: &str = "tracker_ip_ret";
+    /// Those that only steering needs.
+    pub const STEERING_ALL: [&str; 7] = [
+        STEER, UPLINK, UPLINK_IP, MARKED, MARKED_IP, RETURN, RETURN_IP,
+    ];
 }
 
 /// Most probes of one call of the send program: large enough that the call's own 18 us do not count,
@@ -65,9 +98,16 @@ pub const DEVICES_MAX: u32 = 4_096;
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Interfaces on which a member's replies may arrive, and as many for its probes.
 pub const RETURNS_MAX: usize = 4;
+/// Most steered flows that are remembered at a time.
+pub const FLOWS_MAX: u32 = 65_536;
+/// A flow of ICMP echo or UDP without a steered packet for so long is over, and so is a TCP
+/// connection after its end.
+pub const FLOW_SHORT_NS: u64 = 30_000_000_000;
+/// The same for an open TCP connection.
+pub const FLOW_LONG_NS: u64 = 3_600_000_000_000;
 
 /// Protocol family of a tracker's behind address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Family {
     /// IPv4.
@@ -345,7 +385,155 @@ pub struct Counters {
     pub event_dropped: u64,
 }
 
+/// What foreign packets fail first: sets of addresses by [`Filter::place`], and the mark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Filter {
+    /// Bits of the endpoints in STEERING.
+    pub endpoints: [u64; 4],
+    /// Bits of the behind addresses in STEERING.
+    pub behinds: [u64; 4],
+    /// `SO_MARK` of local programs' tracker packets; 0 for none.
+    pub mark: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl Filter {
+    /// Word and bit of an address, given its last four bytes in any order: few addresses share one.
+    #[inline(always)]
+    pub const fn place(last: u32) -> (usize, u64) {
+        let folded = last ^ (last >> 16);
+        let folded = folded ^ (folded >> 8);
+        ((folded >> 6) as usize & 3, 1 << (folded & 63))
+    }
+}
+
+/// What a packet to be steered is addressed to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SteerKey {
+    /// The endpoint.
+    pub endpoint: [u8; 16],
+    /// Destination port, host order; 0 for ICMP echo.
+    pub port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Family of `endpoint`.
+    pub family: Family,
+}
+
+/// Where such a packet goes instead. Complete in itself: an update of a hash map's entry is whole for the
+/// programs, which run on all processors at any time, and one of PATHS is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Steer {
+    /// Its new destination, of the endpoint's family.
+    pub behind: [u8; 16],
+    /// MAC address of the endpoint.
+    pub next_hop_mac: [u8; 6],
+    /// MAC address of the interface.
+    pub source_mac: [u8; 6],
+    /// The member's interface.
+    pub interface: u32,
+    /// Largest packet that the interface takes, bytes.
+    pub mtu: u32,
+    /// Interfaces on which a reply may arrive; unused entries are 0.
+    pub returns: [u32; RETURNS_MAX],
+    /// Index into STEERED: the member's path slot.
+    pub member: u32,
+    /// `XdpRedirect` where the interface itself takes redirected frames; `Nowhere` while the member cannot
+    /// be sent to.
+    pub via: Via,
+    /// 1 where the interface's frames have an Ethernet header.
+    pub is_ethernet: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// A permitted source, as SOURCES compares it: the first four bytes whole, then the prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Source {
+    /// Family of `address`.
+    pub family: Family,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// The address.
+    pub address: [u8; 16],
+}
+
+/// An interface on which steered packets arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Uplink {
+    /// Its MAC address: frames to another one are not the hub's.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// What tells the replies to steered packets from all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// Who asked.
+    pub prober: [u8; 16],
+    /// Who answers.
+    pub behind: [u8; 16],
+    /// The interface on which the reply arrives.
+    pub ifindex: u32,
+    /// The prober's port, or the ICMP identifier; host order.
+    pub prober_port: u16,
+    /// The port behind; 0 for ICMP echo.
+    pub behind_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Family of the addresses.
+    pub family: Family,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// A steered flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// When its last packet was steered.
+    pub used_mono_ns: u64,
+    /// Whom the prober asked: the source of replies.
+    pub endpoint: [u8; 16],
+    /// Index into STEERED.
+    pub member: u32,
+    /// 1 once a TCP connection is closed or reset.
+    pub is_closing: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// What became of a member's steered packets; one set a CPU, so plain additions suffice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Steered {
+    /// Packets that were steered; several where the kernel handles them as one (GRO, TSO).
+    pub steered: u64,
+    /// Replies that were given the endpoint as source.
+    pub replied: u64,
+    /// Packets dropped because the member could not be sent to.
+    pub no_way: u64,
+    /// Packets passed on because they do not fit the interface's MTU, or their hops are used up.
+    pub unfit: u64,
+}
+
 const _: () = {
+    assert!(size_of::<Filter>() == 72);
+    assert!(size_of::<SteerKey>() == 20 && align_of::<SteerKey>() == 2);
+    assert!(size_of::<Steer>() == 60 && align_of::<Steer>() == 4);
+    assert!(size_of::<Source>() == 20 && offset_of!(Source, address) == 4);
+    assert!(size_of::<Uplink>() == 8);
+    assert!(size_of::<FlowKey>() == 44 && align_of::<FlowKey>() == 4);
+    assert!(size_of::<Flow>() == 32);
+    assert!(size_of::<Steered>() == 32);
     assert!(size_of::<Hub>() == 24);
     assert!(size_of::<Tracker>() == 64 && align_of::<Tracker>() == 8);
     assert!(offset_of!(Tracker, timeout_ns) == 32 && offset_of!(Tracker, payload) == 56);
@@ -384,4 +572,20 @@ mod pod {
     unsafe impl aya::Pod for Event {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Counters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Filter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SteerKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Steer {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Source {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Uplink {}
+    // SAFETY: the programs write keys and flows too, with the families of userspace's entries.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Steered {}
 }

@@ -12,19 +12,21 @@ mod bpf;
 
 use aya_ebpf::{
     bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::bpf_skb_pull_data,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use bpf::{
     maps::count,
-    packet::Packet,
+    packet::{self, Packet},
     receive::{self, Arrival, Outcome},
     send::{self, Refusal, Sent},
+    steer::{self, BARE, ETHERNET},
 };
 use tracker_ebpf::{
     abi::Path,
     wire::{
-        Bytes as _,
+        Bytes as _, flow,
         reply::{self, Reply},
         vlan,
     },
@@ -134,6 +136,84 @@ fn settle_at_tc(ctx: &TcContext, reply: Option<Reply>) -> i32 {
         true => TC_ACT_SHOT,
         // Not ours, or not ours alone: the next program, or the stack, decides.
         false => TC_ACT_UNSPEC,
+    }
+}
+
+/// XDP on an uplink: others' tracker packets, the fast way.
+#[xdp]
+pub fn tracker_steer(ctx: XdpContext) -> u32 {
+    steer::fast(&ctx).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// TC ingress of an uplink.
+#[classifier]
+pub fn tracker_uplink(ctx: TcContext) -> i32 {
+    pull(&ctx, flow::HEAD as u32);
+    steered(steer::uplink::<ETHERNET>(&ctx))
+}
+
+/// The same without Ethernet header.
+#[classifier]
+pub fn tracker_ip_up(ctx: TcContext) -> i32 {
+    gather(&ctx);
+    steered(steer::uplink::<BARE>(&ctx))
+}
+
+/// TC egress where local tracker packets may leave.
+#[classifier]
+pub fn tracker_marked(ctx: TcContext) -> i32 {
+    pull(&ctx, flow::HEAD as u32);
+    steered(steer::marked::<ETHERNET>(&ctx))
+}
+
+/// The same without Ethernet header.
+#[classifier]
+pub fn tracker_ip_mark(ctx: TcContext) -> i32 {
+    gather(&ctx);
+    steered(steer::marked::<BARE>(&ctx))
+}
+
+/// TC ingress where replies to others' tracker packets arrive.
+#[classifier]
+pub fn tracker_return(ctx: TcContext) -> i32 {
+    pull(&ctx, flow::HEAD as u32);
+    steered(steer::reply::<ETHERNET>(&ctx))
+}
+
+/// The same without Ethernet header.
+#[classifier]
+pub fn tracker_ip_ret(ctx: TcContext) -> i32 {
+    gather(&ctx);
+    steered(steer::reply::<BARE>(&ctx))
+}
+
+/// The action for the outcome.
+#[inline(always)]
+fn steered(outcome: Option<steer::Outcome>) -> i32 {
+    match outcome {
+        Some(steer::Outcome::Redirected(action)) => action,
+        Some(steer::Outcome::NoWay | steer::Outcome::Broken) => TC_ACT_SHOT,
+        // The next program, or the stack, goes on with it.
+        Some(steer::Outcome::Changed) | None => TC_ACT_UNSPEC,
+    }
+}
+
+/// The same where outer headers may come before.
+#[inline(always)]
+fn gather(ctx: &TcContext) {
+    if packet::is_scattered(ctx) {
+        packet::gather(ctx);
+    }
+}
+
+/// Has the first `head` bytes of a packet, if it has so many, where a program can read them.
+#[inline(always)]
+fn pull(ctx: &TcContext, head: u32) {
+    let head = ctx.len().min(head);
+    if ctx.data() + head as usize > ctx.data_end() {
+        // The rest of the head is in fragments of the buffer. A failure leaves the packet as it was.
+        // SAFETY: helper call on this program's own context; no packet pointer is held across it.
+        unsafe { bpf_skb_pull_data(ctx.skb.skb, head) };
     }
 }
 

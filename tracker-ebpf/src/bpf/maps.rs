@@ -1,7 +1,7 @@
 //! The maps. Sizes here are the smallest; the loader sets those that depend on the config.
 
 use aya_ebpf::{
-    btf_maps::{Array, DevMapHash, PerCpuArray, RingBuf},
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use tracker_ebpf::abi;
@@ -29,6 +29,19 @@ pub static DEVICES: DevMapHash<{ abi::DEVICES_MAX as usize }> = DevMapHash::new(
 pub static EVENTS: RingBuf<(), { abi::EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<abi::Counters, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static FILTER: Array<abi::Filter, 1> = Array::new();
+#[btf_map]
+pub static STEERING: HashMap<abi::SteerKey, abi::Steer, 1> = HashMap::new();
+#[btf_map]
+pub static SOURCES: LpmTrie<abi::Source, u32, 1> = LpmTrie::new();
+#[btf_map]
+pub static UPLINKS: HashMap<u32, abi::Uplink, 1> = HashMap::new();
+#[btf_map]
+pub static FLOWS: LruHashMap<abi::FlowKey, abi::Flow, 1> = LruHashMap::new();
+#[btf_map]
+pub static STEERED: PerCpuArray<abi::Steered, 1> = PerCpuArray::new();
 
 /// Adds one to this CPU's counter that `field` picks, and says how many there are now.
 #[inline(always)]

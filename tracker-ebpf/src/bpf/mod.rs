@@ -5,3 +5,4 @@ pub mod maps;
 pub mod packet;
 pub mod receive;
 pub mod send;
+pub mod steer;

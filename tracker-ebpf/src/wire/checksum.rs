@@ -51,6 +51,16 @@ impl Sum {
     }
 }
 
+/// A checksum after `old` words under it were replaced by `new` ones (RFC 1624 equation 3).
+#[inline(always)]
+pub const fn replaced(checksum: u16, old: Sum, new: Sum) -> u16 {
+    Sum(0)
+        .u16(!checksum)
+        .u16(!old.folded())
+        .plus(new)
+        .checksum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +72,13 @@ mod tests {
         assert_eq!(sum.folded(), 0xddf2);
         assert_eq!(sum.checksum(), 0x220d);
         assert_eq!(Sum::new().u64(0x0001_f203_f4f5_f6f7).folded(), 0xddf2);
+    }
+
+    #[test]
+    fn rfc_1624_example() {
+        // RFC 1624 section 4: 0x5555 becomes 0x3285 under a checksum of 0xdd2f.
+        let (old, new) = (Sum::new().u16(0x5555), Sum::new().u16(0x3285));
+        assert_eq!(replaced(0xdd2f, old, new), 0x0000);
     }
 
     #[test]
