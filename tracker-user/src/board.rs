@@ -529,6 +529,7 @@ impl Board {
                 .map(|service| self.service_status(*service, &counters))
                 .collect(),
             chains: self.chains.iter().map(ChainState::status).collect(),
+            steering: None,
         }
     }
 
@@ -556,6 +557,7 @@ impl Board {
                 .map(|service| self.service_status(service, &counters))
                 .collect(),
             chains: chain.map(ChainState::status).into_iter().collect(),
+            steering: None,
         })
     }
 
@@ -733,6 +735,8 @@ impl Board {
                     cause: member.deciding().cause,
                     trackers: trackers.collect(),
                     send: member.path.send,
+                    steered: None,
+                    replied: None,
                 }
             });
         ServiceStatus {
@@ -742,6 +746,8 @@ impl Board {
             since: service.since,
             selected: service.selected(),
             members: members.collect(),
+            steered: None,
+            replied: None,
         }
     }
 }

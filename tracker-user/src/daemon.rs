@@ -3,6 +3,7 @@
 mod install;
 mod leftovers;
 mod reconcile;
+mod steer;
 
 pub use leftovers::cleanup;
 
@@ -31,7 +32,7 @@ use tracker_ebpf::{
 
 use crate::{
     board::{Board, Stamp, TrackerRef, TrackerState},
-    config::{self, Addition, Config, Member},
+    config::{self, Addition, Config, Member, Role},
     engine::Report,
     kernel::{
         bpffs::{self, Pins},
@@ -41,13 +42,14 @@ use crate::{
         netlink::Netlink,
         plane::monotonic_ns,
         preflight,
+        steering::{SteeredReader, Steering},
     },
     plan::{Fault, MemberPlan, Probing},
     report::{
         events::{CAPACITY, EventFeed, EventLog},
         metrics,
         protocol::{self, Api, Control},
-        status::{Counters, List, Status},
+        status::{Counters, List, Status, UplinkStatus},
     },
     sender::Sender,
 };
@@ -89,6 +91,15 @@ struct Core {
     states: StateReader,
     /// So many trackers find place in the maps.
     free: u32,
+    steering: Option<SteeringCore>,
+}
+
+/// What `status` shows of steering.
+struct SteeringCore {
+    counters: SteeredReader,
+    /// Path slots, by service and role.
+    members: HashMap<(String, Role), u32>,
+    uplinks: Vec<UplinkStatus>,
 }
 
 impl Shared {
@@ -114,10 +125,14 @@ impl Api for Shared {
                 .get(&at)
                 .map_or_else(Default::default, |slot| counters(&core.states.state(*slot)))
         };
-        match name {
-            Some(name) => core.board.status_of(name, counters),
-            None => Ok(core.board.status(counters)),
+        let mut status = match name {
+            Some(name) => core.board.status_of(name, counters)?,
+            None => core.board.status(counters),
+        };
+        if let Some(steering) = &core.steering {
+            steering.complete(&mut status);
         }
+        Ok(status)
     }
 
     fn events(&self) -> EventFeed {
@@ -198,6 +213,10 @@ struct Attachment {
 struct Daemon {
     config: Config,
     netlink: Netlink,
+    /// Before what it shares maps with.
+    steering: Option<Steering>,
+    /// What the kernel refused of it, to be tried again.
+    steering_fault: Option<String>,
     kernel: Kernel,
     sender: Sender,
     shared: Shared,
@@ -358,6 +377,7 @@ impl Daemon {
                 slots: HashMap::new(),
                 states: kernel.states(),
                 free: 0,
+                steering: None,
             })),
             feed: EventFeed::new(EventLog::new(CAPACITY, 1)),
             changes,
@@ -379,10 +399,18 @@ impl Daemon {
             not_leaving: HashSet::new(),
             refused: HashMap::new(),
             confirmed: HashMap::new(),
+            steering: None,
+            steering_fault: None,
             config,
         };
+        if let Err(error) = daemon.keep_steering() {
+            // As above.
+            let _ = daemon.stop(false, pins).await;
+            return Err(error);
+        }
         daemon.install();
         daemon.tell_room();
+        daemon.warn_of_others_probes();
         daemon.follow_routes().await;
         daemon.reconcile().await;
         Ok((daemon, reports))
@@ -399,9 +427,13 @@ impl Daemon {
         }
         drop(self.sender);
         if keep {
+            if let Some(steering) = self.steering {
+                steering.keep();
+            }
             self.kernel.keep();
             return Ok(());
         }
+        drop(self.steering);
         drop(self.kernel);
         let pins = pins.remove().map(|_| ());
         let names = private_names(&self.config.hub.instance);
@@ -560,7 +592,7 @@ impl Daemon {
 }
 
 /// The address in the maps' form.
-fn address_bytes(ip: IpAddr) -> [u8; 16] {
+pub(crate) fn address_bytes(ip: IpAddr) -> [u8; 16] {
     match ip {
         IpAddr::V4(ip) => {
             let mut bytes = [0; 16];

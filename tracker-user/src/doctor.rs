@@ -1,7 +1,7 @@
 //! `tracker doctor`: what this kernel and these interfaces can do, tried and not guessed where trying
 //! disturbs nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use anyhow::Result;
 use aya::{
@@ -24,6 +24,7 @@ use crate::{
     },
     mode::{Mode, SendWay},
     plan::{self, Ways},
+    steering,
 };
 
 /// What was found.
@@ -61,6 +62,9 @@ pub struct Interface {
     pub mode: Option<Mode>,
     /// How probes would be sent.
     pub send: Option<SendWay>,
+    /// How others' tracker packets would be steered that arrive here; for uplinks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steer: Option<Mode>,
     /// Why.
     pub detail: String,
 }
@@ -71,6 +75,7 @@ impl Interface {
             name: name.to_owned(),
             mode: None,
             send: None,
+            steer: None,
             detail: detail.into(),
         }
     }
@@ -115,6 +120,7 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
     let observed = &netlink.observed;
     let (owners, ways) = (observed.owners(), Ways::at_start(config.hub.mode));
     let mut names = BTreeSet::new();
+    let mut receiving: HashSet<u32> = HashSet::new();
     let mut interfaces = Vec::new();
     for member in members {
         match (&member.interface, observed.routes.get(&member.endpoint)) {
@@ -132,12 +138,29 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
         names.extend(member.returns.iter().cloned());
         // Where probes come back to the hub.
         let plan = plan::member(member, observed, &owners, ways);
+        receiving.extend(&plan.receive);
         let receive = plan.receive.iter();
         names.extend(receive.filter_map(|ifindex| Some(observed.links.get(ifindex)?.name.clone())));
     }
-    interfaces.extend(names.into_iter().map(|name| match observed.by_name(&name) {
-        Some(link) => describe(link, observed, config.hub.mode),
-        None => Interface::unusable(&name, "does not exist; its trackers wait until it does"),
+    let of_members = names.clone();
+    let uplinks = config
+        .steering
+        .as_ref()
+        .map_or(&[][..], |steering| &steering.uplinks);
+    names.extend(uplinks.iter().cloned());
+    interfaces.extend(names.into_iter().map(|name| {
+        let Some(link) = observed.by_name(&name) else {
+            return Interface::unusable(&name, "does not exist; its trackers wait until it does");
+        };
+        let mut interface = match of_members.contains(&name) {
+            true => describe(link, observed, config.hub.mode),
+            false => Interface::unusable(&name, "packets to be steered arrive here"),
+        };
+        if uplinks.contains(&name) {
+            let is_receiving = receiving.contains(&link.index);
+            interface.steer = Some(steer(link, is_receiving, config.hub.mode));
+        }
+        interface
     }));
     interfaces
 }
@@ -200,15 +223,24 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         name: link.name.clone(),
         mode: Some(mode),
         send: SendWay::of(via),
+        steer: None,
         detail: format!("{why}; {how}{state}"),
     }
 }
 
-/// True for the receive program of any instance.
+/// How an uplink's packets would be steered: by TC, and by XDP where its place is free.
+fn steer(link: &Link, is_receiving: bool, choice: ModeChoice) -> Mode {
+    let is_taken = link.xdp_program.is_some_and(|id| !is_ours(id));
+    let fast = steering::fast(link, is_receiving, choice);
+    fast.filter(|_| !is_taken).unwrap_or(Mode::Tc)
+}
+
+/// True for the programs of any instance.
 fn is_ours(id: u32) -> bool {
+    let ours = [abi::program::RECEIVE, abi::program::STEER].map(Some);
     loaded_programs()
         .flatten()
-        .any(|program| program.id() == id && program.name_as_str() == Some(abi::program::RECEIVE))
+        .any(|program| program.id() == id && ours.contains(&program.name_as_str()))
 }
 
 fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
@@ -287,7 +319,10 @@ fn try_programs() -> Result<()> {
         abi::program::TC_SEND,
         abi::program::TC_RECEIVE,
         abi::program::TC_RECEIVE_IP,
-    ] {
+    ]
+    .into_iter()
+    .chain(abi::program::STEERING_ALL)
+    {
         match ebpf.program_mut(name) {
             Some(Program::Xdp(program)) => program.load()?,
             Some(Program::SchedClassifier(program)) => program.load()?,
@@ -321,10 +356,15 @@ pub fn table(report: &Report) -> String {
     for interface in &report.interfaces {
         let mode = interface.mode.map_or("-", Mode::as_str);
         let send = interface.send.map_or("-", SendWay::as_str);
+        let steer = interface
+            .steer
+            .map(|mode| format!(", steer {}", mode.as_str()));
         let _ = writeln!(
             text,
-            "interface {}: receive {mode}, send {send} ({})",
-            interface.name, interface.detail
+            "interface {}: receive {mode}, send {send}{} ({})",
+            interface.name,
+            steer.unwrap_or_default(),
+            interface.detail
         );
     }
     let verdict = if report.ok {

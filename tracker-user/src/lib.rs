@@ -18,3 +18,4 @@ pub mod report;
 pub mod schedule;
 pub mod sender;
 pub mod slots;
+pub mod steering;

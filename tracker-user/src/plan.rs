@@ -14,7 +14,7 @@ use tracker_ebpf::{
 };
 
 use crate::{
-    config::{Member, ModeChoice, Tracker},
+    config::{Member, ModeChoice, Probe, Tracker},
     kernel::interfaces::{Header, Link, Neighbour, Observed, Owners},
     mode::SendWay,
 };
@@ -423,10 +423,24 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
     (link.index, 0, Via::TcRedirect)
 }
 
+/// Whether this version can send a tracker's probes.
+pub fn can_probe(tracker: &Tracker) -> bool {
+    tracker.probe == Probe::Icmp
+}
+
 /// The source of probes to `behind`: the configured address, else one of the interface's of that
 /// family, first one that shares a prefix with the endpoint. A link-local source serves only a
 /// link-local destination: nobody would route the reply.
 fn source(member: &Member, link: &Link, tracker: &Tracker) -> Result<IpAddr, Fault> {
+    if !can_probe(tracker) {
+        return Err(Fault::new(
+            Cause::SendFailed,
+            format!(
+                "this version sends no {} probes; it steers those of others",
+                tracker.probe
+            ),
+        ));
+    }
     let behind = tracker.behind;
     let family = Family::from(behind);
     let frame_len = probe::wire_len(link.vlan.is_some(), family, tracker.payload);

@@ -100,16 +100,7 @@ fn tracker(behind: &str) -> Tracker {
 }
 
 #[test]
-fn contract_example_is_valid_but_for_what_is_not_supported_yet() {
-    let error = read(CONTRACT).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "hub.toml:44: probe = \"tcp\" is not supported by this version; only \"icmp\" is\n\
-         hub.toml:51: a [steering] section is not supported by this version; delete it"
-    );
-
-    let (supported, _) = CONTRACT.split_once("[steering]").unwrap();
-    let supported = supported.replace("probe = \"tcp\"\nport = 443\n", "");
+fn contract_example_is_valid() {
     let slow = |behind| Tracker {
         interval: Duration::from_millis(100),
         ..tracker(behind)
@@ -159,7 +150,11 @@ fn contract_example_is_valid_but_for_what_is_not_supported_yet() {
                         source: None,
                         returns: vec![],
                         policy: Policy::Any,
-                        trackers: vec![tracker("10.20.2.9")],
+                        trackers: vec![Tracker {
+                            probe: Probe::Tcp,
+                            port: Some(443),
+                            ..tracker("10.20.2.9")
+                        }],
                     },
                 ],
             },
@@ -168,7 +163,11 @@ fn contract_example_is_valid_but_for_what_is_not_supported_yet() {
             name: "internet".to_owned(),
             services: vec!["fw-1".to_owned(), "fw-pair".to_owned()],
         }],
-        steering: None,
+        steering: Some(Steering {
+            uplinks: vec!["eth0".to_owned()],
+            sources: vec!["192.0.2.0/24".parse().unwrap()],
+            mark: Some(0x7472),
+        }),
         defaults: config.defaults.clone(),
     };
     assert_eq!(config, expected);
@@ -733,7 +732,19 @@ fn names_and_chains_are_checked() {
 }
 
 #[test]
-fn steering_is_checked_before_it_is_refused() {
+fn steering_is_checked() {
+    let both =
+        valid("[steering]\nuplinks = [\"eth0\"]\nsources = [\"192.0.2.9\", \"2001:db8::/32\"]");
+    let sources = both.steering.expect("steering").sources;
+    let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    assert_eq!(sources, ["192.0.2.9/32", "2001:db8::/32"]);
+    assert_eq!(
+        valid("[steering]\nmark = 1")
+            .steering
+            .expect("steering")
+            .mark,
+        Some(1)
+    );
     let cases = [
         (
             "[steering]\nuplinks = [\"eth0\"]",
@@ -750,8 +761,12 @@ fn steering_is_checked_before_it_is_refused() {
         ),
         ("[steering]\nmarks = 1", "hub.toml:2: unknown key `marks`"),
         (
-            "[steering]\nmark = 1",
-            "hub.toml:1: a [steering] section is not supported by this version",
+            "[steering]\nmark = 1\nsources = [\"192.0.2.0/24\"]",
+            "hub.toml:3: sources = [\"192.0.2.0/24\"] in [steering]: there are no `uplinks`",
+        ),
+        (
+            "[steering]\nuplinks = []\nsources = [\"192.0.2.0/24\"]",
+            "hub.toml:2: uplinks = [] in [steering]: an empty list",
         ),
     ];
     for (text, expected) in cases {
@@ -763,10 +778,6 @@ fn steering_is_checked_before_it_is_refused() {
 #[test]
 fn what_is_not_supported_is_refused_once_and_plainly() {
     let cases = [
-        (
-            "probe = \"udp\"\nport = 53",
-            "probe = \"udp\" is not supported by this version; only \"icmp\" is",
-        ),
         (
             "expect = \"silence\"",
             "expect = \"silence\" is not supported by this version; only \"reply\" is",

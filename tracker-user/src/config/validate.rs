@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use super::document::{At, Entry, Section, likeliest};
 use super::{
     Chain, Config, Expect, Flow, Hub, Member, ModeChoice, Origin, Policy, Probe, Refused, Role,
-    Service, Steering, Tracker, unsupported,
+    Service, Steering, Tracker,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -139,12 +139,9 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
         .map(|section| chain(&section, &names, &mut chain_names))
         .collect();
 
-    let steering = root.take_table("steering").map(|section| {
-        if let Some(why) = unsupported::table("steering") {
-            section.sink.unsupported(section.at, why);
-        }
-        steering(&section)
-    });
+    let steering = root
+        .take_table("steering")
+        .map(|section| steering(&section));
     Config {
         hub,
         services,
@@ -649,6 +646,11 @@ fn steering(section: &Section<'_>) -> Steering {
         .and_then(|entry| entry.integer(1..=u32::MAX));
     if section.has("uplinks") && !section.has("sources") {
         let _ = section.required("sources", "[\"PREFIX\"], who may send tracker packets");
+    }
+    if let (Some(entry), false) = (section.entry("sources"), section.has("uplinks"))
+        && section.has("mark")
+    {
+        entry.refuse("there are no `uplinks` on which their packets could arrive; add `uplinks`, or delete it");
     }
     if !section.has("uplinks") && !section.has("mark") {
         section.problem(

@@ -145,7 +145,7 @@ impl Daemon {
                 member: at,
                 service_name: config.name.clone(),
                 config: member.clone(),
-                path: self.places.paths.take()?,
+                path: self.take_path()?,
                 plan: None,
                 moving: None,
                 trackers: Vec::new(),
@@ -181,6 +181,15 @@ impl Daemon {
             attachment.trackers.push(installed);
         }
         self.members.insert((service, at), attachment);
+    }
+
+    /// A path slot for a new member.
+    fn take_path(&mut self) -> Option<u32> {
+        let path = self.places.paths.take()?;
+        if let Some(steering) = &self.steering {
+            steering.reset(path);
+        }
+        Some(path)
     }
 
     fn install_tracker(&mut self, tracker: &config::Tracker, path: u32) -> Option<Tracker> {
@@ -396,6 +405,7 @@ impl Daemon {
         self.install();
         self.shared.feed.publish(events);
         self.tell_room();
+        self.warn_of_others_probes();
         self.follow_routes().await;
         self.reconcile().await;
         Ok(())

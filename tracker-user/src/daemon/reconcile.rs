@@ -16,6 +16,7 @@ use crate::{
     kernel::{
         interfaces::{Link, Neighbour, Observed, Owners},
         loader::{Kernel, Purpose},
+        steering::Steering,
     },
     mode::Mode,
     plan::{self, Fault, MemberPlan, Probing, Ways},
@@ -83,6 +84,19 @@ impl Daemon {
             plans.push(meanwhile.unwrap_or(plan));
         }
 
+        let before = self.steering_fault.take();
+        if let Err(error) = self.keep_steering() {
+            let fault = format!("{error:#}");
+            if before.as_ref() != Some(&fault) {
+                tracing::error!("{fault}; others' packets are not steered, trying again");
+            }
+            self.steering_fault = Some(fault);
+        }
+        // Planned before a member's own faults of receiving: others' replies do not depend on it.
+        let steering = self.plan_steering(&plans);
+        if let (Some(plan), Some(installed)) = (&steering, &mut self.steering) {
+            installed.detach(plan);
+        }
         self.attach(&plans);
         for plan in &mut plans {
             let refused = plan
@@ -94,6 +108,9 @@ impl Daemon {
             }
         }
         let devices = self.add_devices(&plans);
+        if let Some(plan) = steering {
+            self.steer(plan);
+        }
         self.manage_neighbours(&plans, &asked).await;
         let receive = plans.iter().flat_map(|plan| &plan.receive);
         let receive: HashSet<u32> = receive.copied().collect();
@@ -141,7 +158,14 @@ impl Daemon {
                     .command(Command::Renew(tracker.slot, tracker.entry.epoch));
             }
         }
-        !detached.is_empty()
+        let steering = self.steering.as_mut();
+        let unsteered = steering.map(Steering::forget_detached).unwrap_or_default();
+        for point in &unsteered {
+            if let Some(link) = self.netlink.observed.links.get(&point.ifindex) {
+                tracing::warn!("{}: somebody detached a steering program", link.name);
+            }
+        }
+        !detached.is_empty() || !unsteered.is_empty()
     }
 
     /// Makes the private interfaces anew where somebody deleted them or moved them away.
@@ -371,8 +395,11 @@ impl Daemon {
         }
         let detached = self.forget_detached();
         let moving = self.members.values().any(|member| member.moving.is_some());
-        if moving || !self.refused.is_empty() || detached {
+        let is_refused = !self.refused.is_empty() || self.steering_fault.is_some();
+        if moving || is_refused || detached {
             self.reconcile().await;
+        } else {
+            self.retry_steering();
         }
     }
 }

@@ -14,7 +14,7 @@ use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, Map, MapData, RingBuf, xdp::DevMapHash},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType, Xdp,
+        LinkOrder, ProgramId, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
         tc::TcAttachOptions,
         xdp::XdpMode,
@@ -33,6 +33,10 @@ use super::{
     plane::KernelPlane,
 };
 use crate::{config::ModeChoice, mode::Mode};
+
+/// A clsact priority after those that the kernel gives by itself, which count down from 49,152
+/// (net/sched/cls_api.c, `tcf_auto_prio`).
+const CLSACT_LAST: u16 = 0xc001;
 
 /// How large the maps must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +75,29 @@ impl Purpose {
 }
 
 /// What keeps a program attached; dropping it detaches.
-enum Hold {
+pub(super) enum Hold {
     Pinned(Option<PinnedLink>),
     /// Before TCX (Linux 6.6).
     Clsact(Filter),
+}
+
+impl Hold {
+    /// Leaves a pinned link pinned.
+    pub(super) fn keep(&mut self) {
+        match self {
+            // Dropping the link's descriptor leaves the pin, which holds the link.
+            Self::Pinned(pinned) => drop(pinned.take()),
+            Self::Clsact(filter) => filter.keep(),
+        }
+    }
+
+    /// Whether somebody detached what is pinned at `pin` from `ifindex`.
+    pub(super) fn is_detached(&self, pin: &Path, ifindex: u32) -> bool {
+        match self {
+            Self::Pinned(_) => links::attached_to(pin).is_ok_and(|attached| attached != ifindex),
+            Self::Clsact(filter) => !filter.is_attached(),
+        }
+    }
 }
 
 impl Drop for Hold {
@@ -166,6 +189,10 @@ impl Kernel {
 
         #[cfg(feature = "bpf-log")]
         follow_log(&mut ebpf)?;
+        // Steering has maps of its own, of the right size, when there is steering.
+        for name in abi::map::STEERING_ALL {
+            drop(take(&mut ebpf, name)?);
+        }
 
         for name in [abi::program::SEND, abi::program::RECEIVE] {
             let program: &mut Xdp = program(&mut ebpf, name)?;
@@ -220,6 +247,11 @@ impl Kernel {
         Ok((kernel, plane))
     }
 
+    /// The pins of the instance.
+    pub const fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// The private interface on which the send side is attached.
     pub const fn private_ifindex(&self) -> u32 {
         self.private_ifindex
@@ -246,6 +278,16 @@ impl Kernel {
     /// The mode in which replies are counted on an interface, if they are.
     pub fn mode(&self, ifindex: u32) -> Option<Mode> {
         Some(self.receives.get(&(ifindex, Purpose::Receive))?.mode)
+    }
+
+    /// The id of the receive program at TC, where that is what an interface has.
+    pub fn tc_receive_id(&mut self, ifindex: u32) -> Option<u32> {
+        if self.mode(ifindex)? != Mode::Tc {
+            return None;
+        }
+        let name = abi::program::TC_RECEIVE;
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name).ok()?;
+        Some(program.info().ok()?.id())
     }
 
     /// Interfaces with a receive program, and what for.
@@ -302,17 +344,14 @@ impl Kernel {
 
     /// Interfaces from which somebody detached the receive program under us.
     pub fn detached(&self) -> Vec<(u32, Purpose)> {
-        self.receives
+        let detached = self
+            .receives
             .iter()
-            .filter(|((ifindex, purpose), receive)| match &receive.hold {
-                Hold::Pinned(_) => {
-                    let pin = self.pins.link(&purpose.pin(*ifindex, receive.mode));
-                    links::attached_to(&pin).is_ok_and(|attached| attached != *ifindex)
-                }
-                Hold::Clsact(filter) => !filter.is_attached(),
-            })
-            .map(|(key, _)| *key)
-            .collect()
+            .filter(|((ifindex, purpose), receive)| {
+                let pin = self.pins.link(&purpose.pin(*ifindex, receive.mode));
+                receive.hold.is_detached(&pin, *ifindex)
+            });
+        detached.map(|(key, _)| *key).collect()
     }
 
     fn attach_in(&mut self, link: &Link, mode: Mode, purpose: Purpose) -> Result<Hold> {
@@ -328,7 +367,14 @@ impl Kernel {
                     Header::Ethernet => abi::program::TC_RECEIVE,
                     Header::Ip | Header::Other => abi::program::TC_RECEIVE_IP,
                 };
-                return attach_tc(&mut self.ebpf, name, ifindex, &self.pins, &path);
+                return attach_tc(
+                    &mut self.ebpf,
+                    name,
+                    ifindex,
+                    TcPlace::INGRESS,
+                    &self.pins,
+                    &path,
+                );
             }
         };
         pin(
@@ -391,11 +437,7 @@ impl Kernel {
     pub fn keep(mut self) {
         let receives = self.receives.values_mut().map(|receive| &mut receive.hold);
         for hold in receives.chain([&mut self.send, &mut self.tc_send]) {
-            match hold {
-                // Dropping the link's descriptor leaves the pin, which holds the link.
-                Hold::Pinned(pinned) => drop(pinned.take()),
-                Hold::Clsact(filter) => filter.keep(),
-            }
+            hold.keep();
         }
     }
 }
@@ -477,13 +519,13 @@ fn attach_send(
     let send = attach_xdp(ebpf, abi::program::SEND, private_ifindex, XdpMode::Driver)
         .and_then(|link| pin(link, &pins.link("send")))
         .context("cannot attach the send program to the private veth")?;
-    let tc_send = &pins.link("tc-send");
-    let tc_send = attach_tc(ebpf, abi::program::TC_SEND, private_ifindex, pins, tc_send)
+    let (name, pin) = (abi::program::TC_SEND, &pins.link("tc-send"));
+    let tc_send = attach_tc(ebpf, name, private_ifindex, TcPlace::INGRESS, pins, pin)
         .context("cannot attach the send program's TC half to the private veth")?;
     Ok([send, tc_send])
 }
 
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name)
         .ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
 }
@@ -498,7 +540,7 @@ fn mapped<T: Pod>(ebpf: &Ebpf, name: &str) -> Result<Mapped<T>> {
     }
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
@@ -508,32 +550,72 @@ where
     Ok(program.try_into()?)
 }
 
-fn attach_xdp(ebpf: &mut Ebpf, name: &str, ifindex: u32, mode: XdpMode) -> Result<FdLink> {
+pub(super) fn attach_xdp(
+    ebpf: &mut Ebpf,
+    name: &str,
+    ifindex: u32,
+    mode: XdpMode,
+) -> Result<FdLink> {
     let program: &mut Xdp = program(ebpf, name)?;
     let id = program.attach_to_if_index(ifindex, mode)?;
     Ok(program.take_link(id)?.try_into()?)
 }
 
-/// At TC ingress, before the programs that are there, and pinned at `path`.
-fn attach_tc(ebpf: &mut Ebpf, name: &str, ifindex: u32, pins: &Pins, path: &Path) -> Result<Hold> {
+/// Where among the TC programs of an interface one is attached.
+#[derive(Clone, Copy)]
+pub(super) struct TcPlace {
+    /// Ingress or egress.
+    pub(super) side: TcAttachType,
+    /// The program after which it comes; else it comes first.
+    pub(super) after: Option<u32>,
+}
+
+impl TcPlace {
+    /// The first of ingress.
+    pub(super) const INGRESS: Self = Self {
+        side: TcAttachType::Ingress,
+        after: None,
+    };
+    /// The first of egress.
+    pub(super) const EGRESS: Self = Self {
+        side: TcAttachType::Egress,
+        after: None,
+    };
+}
+
+/// At its place among the TC programs of an interface, and pinned at `path`.
+pub(super) fn attach_tc(
+    ebpf: &mut Ebpf,
+    name: &str,
+    ifindex: u32,
+    place: TcPlace,
+    pins: &Pins,
+    path: &Path,
+) -> Result<Hold> {
     let interface = nix::net::if_::if_indextoname(ifindex)
         .map_err(std::io::Error::from)?
         .into_string()
         .map_err(|_| anyhow!("interface {ifindex} has a name that is not UTF-8"))?;
     let program: &mut SchedClassifier = program(ebpf, name)?;
-    let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-    match program.attach_with_options(&interface, TcAttachType::Ingress, first) {
+    let order = match place.after {
+        // SAFETY: the id is that of a program that this process holds.
+        Some(id) => LinkOrder::after_program_id(unsafe { ProgramId::new(id) }),
+        None => LinkOrder::first(),
+    };
+    let order = TcAttachOptions::TcxOrder(order);
+    match program.attach_with_options(&interface, place.side, order) {
         Ok(id) => pin(program.take_link(id)?.try_into()?, path),
         // Before Linux 6.6 there is no TCX; whatever else went wrong, the other way tells.
         Err(_) => {
             // Priority 0: the kernel takes the one before all others.
-            let place = (TcAttachType::Ingress, 0);
+            let priority = place.after.map_or(0, |_| CLSACT_LAST);
+            let place = (place.side, priority);
             Filter::attach(program, ifindex, &interface, place, pins, path).map(Hold::Clsact)
         }
     }
 }
 
-fn pin(link: FdLink, path: &Path) -> Result<Hold> {
+pub(super) fn pin(link: FdLink, path: &Path) -> Result<Hold> {
     let pinned = link
         .pin(path)
         .with_context(|| format!("cannot pin a link at {}", path.display()))?;

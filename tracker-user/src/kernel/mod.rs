@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod plane;
 pub mod preflight;
 pub mod realtime;
+pub mod steering;
 pub mod xdp_features;
 
 /// The eBPF object, built from source by this crate's build script.

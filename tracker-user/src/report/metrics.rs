@@ -169,6 +169,30 @@ pub fn render(status: &Status) -> String {
         help,
         of(unknown),
     );
+    let members: Vec<_> = status
+        .services
+        .iter()
+        .flat_map(|service| service.members.iter().map(move |member| (service, member)))
+        .map(|(service, member)| (member_labels(service, member), member))
+        .collect();
+    let of = |value: fn(&MemberStatus) -> Option<u64>| {
+        let samples = members.iter();
+        samples.filter_map(move |(labels, member)| Some((labels.as_str(), value(member)? as f64)))
+    };
+    family(
+        &mut text,
+        "tracker_steered_total",
+        "counter",
+        "Others' packets sent through the service.",
+        of(|member| member.steered),
+    );
+    family(
+        &mut text,
+        "tracker_replied_total",
+        "counter",
+        "Replies to others' packets given back as from the endpoint.",
+        of(|member| member.replied),
+    );
     let chains: Vec<_> = status
         .chains
         .iter()
@@ -210,20 +234,25 @@ fn family<'l>(
     }
 }
 
+fn member_labels(service: &ServiceStatus, member: &MemberStatus) -> String {
+    format!(
+        "service=\"{}\",member=\"{}\",endpoint=\"{}\"",
+        escaped(&service.name),
+        member.role,
+        member.endpoint
+    )
+}
+
 fn labels(
     service: &ServiceStatus,
     member: &MemberStatus,
     tracker: &TrackerStatus,
     index: usize,
 ) -> String {
-    let mut labels = format!(
-        "service=\"{}\",member=\"{}\",endpoint=\"{}\",behind=\"{}\",probe=\"{}\"",
-        escaped(&service.name),
-        member.role,
-        member.endpoint,
-        tracker.behind,
-        tracker.probe
-    );
+    let mut labels = member_labels(service, member);
+    // Writing to a String cannot fail.
+    let (behind, probe) = (tracker.behind, tracker.probe);
+    let _ = write!(labels, ",behind=\"{behind}\",probe=\"{probe}\"");
     if let Some(port) = tracker.port {
         let _ = write!(labels, ",port=\"{port}\"");
     }
@@ -342,6 +371,25 @@ mod tests {
             format!("tracker_rtt_min_seconds{{{labels}}} 0.000035"),
             r#"tracker_service_up{service="fw\"1\\"} 1"#.to_owned(),
             r#"tracker_chain_up{chain="internet"} 1"#.to_owned(),
+        ] {
+            assert!(
+                page.lines().any(|have| have == line),
+                "{line}\nnot in\n{page}"
+            );
+        }
+    }
+
+    #[test]
+    fn steering_is_counted_for_each_member() {
+        let mut status = example();
+        assert!(!render(&status).contains("tracker_steered_total"));
+        let member = &mut status.services[0].members[0];
+        (member.steered, member.replied) = (Some(12), Some(11));
+        let page = render(&status);
+        let labels = r#"service="fw-1",member="active",endpoint="10.9.0.2""#;
+        for line in [
+            format!("tracker_steered_total{{{labels}}} 12"),
+            format!("tracker_replied_total{{{labels}}} 11"),
         ] {
             assert!(
                 page.lines().any(|have| have == line),

@@ -24,6 +24,25 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// In the order of the configuration.
     pub chains: Vec<ChainStatus>,
+    /// Of others' tracker packets; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steering: Option<SteeringStatus>,
+}
+
+/// Steering.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SteeringStatus {
+    /// In the order of the configuration.
+    pub uplinks: Vec<UplinkStatus>,
+}
+
+/// An interface on which others' tracker packets arrive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    /// Its name.
+    pub interface: String,
+    /// How the fastest of the programs there is attached, once one is.
+    pub mode: Option<Mode>,
 }
 
 impl Status {
@@ -52,6 +71,12 @@ pub struct ServiceStatus {
     pub selected: Role,
     /// One, or two.
     pub members: Vec<MemberStatus>,
+    /// Others' packets that were sent through its members; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steered: Option<u64>,
+    /// Replies to them that went back as from the endpoint; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replied: Option<u64>,
 }
 
 /// A member of a service.
@@ -75,6 +100,12 @@ pub struct MemberStatus {
     pub trackers: Vec<TrackerStatus>,
     /// How probes leave, once decided.
     pub send: Option<SendWay>,
+    /// Others' packets that were sent through it; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steered: Option<u64>,
+    /// Replies to them that went back as from the endpoint; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replied: Option<u64>,
 }
 
 /// The services of a hub, as `tracker service list --json` prints them.
@@ -283,12 +314,17 @@ pub(crate) mod tests {
                         detail: None,
                     }],
                     send: Some(SendWay::XdpRedirect),
+                    steered: None,
+                    replied: None,
                 }],
+                steered: None,
+                replied: None,
             }],
             chains: vec![ChainStatus {
                 name: "internet".to_owned(),
                 verdict: Verdict::Up,
             }],
+            steering: None,
         }
     }
 

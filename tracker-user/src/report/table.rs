@@ -26,7 +26,10 @@ const HEADER: [&str; 13] = [
     "RTT",
 ];
 const VERDICT: usize = 7;
-const NUMBERS: std::ops::RangeInclusive<usize> = 10..=12;
+/// Of a service, while others' packets are steered.
+const STEERING: [&str; 2] = ["STEERED", "REPLIED"];
+/// The first of the columns of numbers, which are the last.
+const NUMBERS: usize = 10;
 
 /// The status as a table, chains after it; ends in a newline. A service of one tracker is one line;
 /// any other is a line of its own, then one for each tracker.
@@ -35,8 +38,14 @@ pub fn status(status: &Status, colour: bool) -> String {
     if status.services.is_empty() {
         text.push_str("no services\n");
     } else {
-        let mut table = new(&HEADER, colour);
-        for column in NUMBERS {
+        let is_steering = status
+            .services
+            .iter()
+            .any(|service| service.steered.is_some());
+        let steering = if is_steering { &STEERING[..] } else { &[] };
+        let header = [&HEADER, steering].concat();
+        let mut table = new(&header, colour);
+        for column in NUMBERS..header.len() {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
@@ -131,7 +140,7 @@ fn rows(table: &mut Table, service: &ServiceStatus) {
         let mut cells = tracker_cells(member, tracker);
         cells[0] = service.name.clone();
         cells[9] = since;
-        add(table, cells, tracker.verdict);
+        add(table, cells, tracker.verdict, steered(service));
         return;
     }
     let mut cells: [String; 13] = Default::default();
@@ -141,10 +150,15 @@ fn rows(table: &mut Table, service: &ServiceStatus) {
     }
     cells[8] = cause(service.cause);
     cells[9] = since;
-    add(table, cells, service.verdict);
+    add(table, cells, service.verdict, steered(service));
     for member in &service.members {
         for tracker in &member.trackers {
-            add(table, tracker_cells(member, tracker), tracker.verdict);
+            add(
+                table,
+                tracker_cells(member, tracker),
+                tracker.verdict,
+                [None; 2],
+            );
         }
     }
 }
@@ -179,7 +193,12 @@ fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13]
     ]
 }
 
-fn add(table: &mut Table, cells: [String; 13], of: Verdict) {
+fn steered(service: &ServiceStatus) -> [Option<u64>; 2] {
+    [service.steered, service.replied]
+}
+
+fn add(table: &mut Table, cells: [String; 13], of: Verdict, steered: [Option<u64>; 2]) {
+    let steered = steered.into_iter().flatten().map(Cell::new);
     let cells = cells.into_iter().enumerate().map(|(index, text)| {
         if index == VERDICT {
             verdict(of)
@@ -187,7 +206,7 @@ fn add(table: &mut Table, cells: [String; 13], of: Verdict) {
             Cell::new(text)
         }
     });
-    table.add_row(cells);
+    table.add_row(cells.chain(steered));
 }
 
 fn verdict(verdict: Verdict) -> Cell {
@@ -315,6 +334,21 @@ fw-1     selected: active                                                     up
         let json = serde_json::to_string(&example).unwrap();
         assert!(json.contains(r#""proof":"arrival""#), "{json}");
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), example);
+    }
+
+    #[test]
+    fn steering_has_two_more_columns() {
+        let mut example = json::tests::example();
+        example.chains.clear();
+        let service = &mut example.services[0];
+        (service.steered, service.replied) = (Some(1234), Some(7));
+        assert_eq!(
+            status(&example, false),
+            "\
+SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE    SINCE                 SENT  LOST   RTT  STEERED  REPLIED
+fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us     1234        7
+"
+        );
     }
 
     #[test]
