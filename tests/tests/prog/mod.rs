@@ -7,6 +7,7 @@
 
 pub mod fuzz;
 pub mod receive;
+pub mod steer;
 
 use std::net::IpAddr;
 
