@@ -204,7 +204,8 @@ fn uplink_mode(status: &Status) -> &str {
 
 /// Five pings with `options`; whether all were answered by the address asked.
 fn pings(from: &Namespace, to: IpAddr, options: &str) -> Result<bool> {
-    let line = format!("ping -n -c 5 -i 0.02 -W 1 {options} {to}");
+    // As long for all replies as a busy machine may take.
+    let line = format!("ping -n -c 5 -i 0.02 -W 2 {options} {to}");
     let words: Vec<&str> = line.split_whitespace().collect();
     let output = from.command(words[0]).args(&words[1..]).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -212,7 +213,11 @@ fn pings(from: &Namespace, to: IpAddr, options: &str) -> Result<bool> {
         .lines()
         .filter(|line| line.contains("bytes from") && line.contains(&format!("from {to}")))
         .count();
-    Ok(answered == 5 && text.contains(" 0% packet loss") && !text.contains("DUP"))
+    let all = answered == 5 && text.contains(" 0% packet loss") && !text.contains("DUP");
+    if !all {
+        println!("`{line}`: {text}");
+    }
+    Ok(all)
 }
 
 /// A server's answers to UDP datagrams: the same bytes, after the address it saw.
@@ -273,7 +278,7 @@ fn connect(
         if mark != 0 {
             set_mark(&fd, mark)?;
         }
-        let patience = nix::sys::time::TimeVal::new(5, 0);
+        let patience = nix::sys::time::TimeVal::new(SOON.as_secs().cast_signed(), 0);
         setsockopt(&fd, sockopt::SendTimeout, &patience)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &patience)?;
         if let Some(from) = from {
@@ -358,7 +363,12 @@ fn check_all(fixture: &Fixture, tracker: &Tracker) -> Result<()> {
                 "ping {what}: {}",
                 tracker.log()
             );
-            assert_eq!(counts(tracker, name)?, (steered + 5, replied + 5), "{what}");
+            // More where the end of an earlier connection is still under way.
+            let after = counts(tracker, name)?;
+            assert!(
+                after.0 >= steered + 5 && after.1 >= replied + 5,
+                "{what}: {after:?}"
+            );
             assert!(
                 service.forwarded()? >= forwarded + 5,
                 "{what}: not through the firewall"
@@ -416,7 +426,7 @@ fn works_with(setting: Setting, uplink: &str) -> Result<()> {
     let fixture = Fixture::new(setting)?;
     let tracker = fixture.start(setting)?;
     let status = tracker.wait_for("the uplink's program", SOON, |status| {
-        uplink_mode(status) != ""
+        !uplink_mode(status).is_empty()
     })?;
     assert_eq!(uplink_mode(&status), uplink);
     check_all(&fixture, &tracker)?;
@@ -659,7 +669,7 @@ fn somebody_elses_xdp_program_stays() -> Result<()> {
         .enter(|| Ok(program.attach("up0", XdpMode::Driver)?))?;
     let tracker = fixture.start(Setting::default())?;
     let status = tracker.wait_for("the uplink's program", SOON, |status| {
-        uplink_mode(status) != ""
+        !uplink_mode(status).is_empty()
     })?;
     assert_eq!(uplink_mode(&status), "tc");
     check_all(&fixture, &tracker)?;
@@ -794,13 +804,15 @@ fn uplinks_are_followed() -> Result<()> {
     steered("the start")?;
     // Renamed, it is another one.
     hub.ip("link set up0 down\nlink set up0 name up1\nlink set up1 up\n")?;
-    tracker.wait_for("up0 to be gone", SOON, |status| uplink_mode(status) == "")?;
+    tracker.wait_for("up0 to be gone", SOON, |status| {
+        uplink_mode(status).is_empty()
+    })?;
     hub.ip("link set up1 down\nlink set up1 name up0\nlink set up0 up\nroute add 198.51.100.0/24 via 192.0.2.9\n")?;
     steered("the name's return")?;
     // Deleted and made again.
     hub.ip("link del up0\n")?;
     tracker.wait_for("up0 to be deleted", SOON, |status| {
-        uplink_mode(status) == ""
+        uplink_mode(status).is_empty()
     })?;
     hub.ip(&format!(
         "link add up0 type veth peer name eth0 netns {}\naddress add 192.0.2.1/24 dev up0\nlink set up0 up\n",

@@ -105,7 +105,7 @@ fn contract_example_is_valid() {
         interval: Duration::from_millis(100),
         ..tracker(behind)
     };
-    let config = valid(&supported);
+    let config = valid(CONTRACT);
     let expected = Config {
         hub: Hub {
             name: "hub-1".to_owned(),
