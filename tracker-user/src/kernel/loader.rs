@@ -34,6 +34,10 @@ use super::{
 };
 use crate::{config::ModeChoice, mode::Mode};
 
+/// Before the filters of others, whose last word may be the end of the packet's way. The kernel's own choice would be
+/// before no other than those that it chose a place for itself (net/sched/cls_api.c, `tcf_auto_prio`).
+const CLSACT_FIRST: u16 = 1;
+
 /// How large the maps must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
@@ -526,9 +530,9 @@ fn attach_tc(ebpf: &mut Ebpf, name: &str, ifindex: u32, pins: &Pins, path: &Path
         Ok(id) => pin(program.take_link(id)?.try_into()?, path),
         // Before Linux 6.6 there is no TCX; whatever else went wrong, the other way tells.
         Err(_) => {
-            // Priority 0: the kernel takes the one before all others.
-            let place = (TcAttachType::Ingress, 0);
-            Filter::attach(program, ifindex, &interface, place, pins, path).map(Hold::Clsact)
+            let side = TcAttachType::Ingress;
+            Filter::attach(program, ifindex, &interface, side, CLSACT_FIRST, pins, path)
+                .map(Hold::Clsact)
         }
     }
 }
