@@ -376,10 +376,13 @@ impl Machine {
             .arg(busybox)
             .arg("--rwdir")
             .arg(shared)
-            .args([
-                "--",
-                &format!("sh {}", quoted(&shared.join("run.sh").to_string_lossy())),
-            ])
+            .arg("--")
+            .arg(format!(
+                // Also the machine itself ends, should nobody be left here to end it.
+                "timeout --kill-after=10 {} sh {}",
+                LIMIT.as_secs(),
+                quoted(&shared.join("run.sh").to_string_lossy())
+            ))
             .env("PATH", path)
             .stdin(Stdio::null())
             .stdout(console.try_clone()?)

@@ -53,7 +53,8 @@ struct At {
 }
 
 impl Filter {
-    /// Attaches, with priority 0 before the filters that are there, and pins the program at `pin`.
+    /// Attaches with that priority, and pins the program at `pin`. Filters of another kind may have the priority
+    /// already; then the kernel chooses one.
     ///
     /// # Errors
     /// As the kernel answers.
@@ -61,7 +62,8 @@ impl Filter {
         program: &mut SchedClassifier,
         ifindex: u32,
         interface: &str,
-        (side, priority): (TcAttachType, u16),
+        side: TcAttachType,
+        priority: u16,
         pins: &Pins,
         pin: &Path,
     ) -> Result<Self> {
@@ -79,11 +81,14 @@ impl Filter {
             pin_program(program, &qdisc)?;
         }
         let attached = pin_program(program, pin).and_then(|()| {
-            let options = TcAttachOptions::Netlink(NlOptions {
-                priority,
-                ..NlOptions::default()
-            });
-            let link = program.attach_with_options(interface, side, options)?;
+            let mut attach = |priority| {
+                let options = TcAttachOptions::Netlink(NlOptions {
+                    priority,
+                    ..NlOptions::default()
+                });
+                program.attach_with_options(interface, side, options)
+            };
+            let link = attach(priority).or_else(|_| attach(0))?;
             let link = program.take_link(link)?;
             let at = At {
                 info: u32::from(link.priority()?) << 16,

@@ -34,9 +34,11 @@ use super::{
 };
 use crate::{config::ModeChoice, mode::Mode};
 
-/// A clsact priority after those that the kernel gives by itself, which count down from 49,152
-/// (net/sched/cls_api.c, `tcf_auto_prio`).
-const CLSACT_LAST: u16 = 0xc001;
+/// Before the filters of others, whose last word may be the end of the packet's way. The kernel's own choice would be
+/// before no other than those that it chose a place for itself (net/sched/cls_api.c, `tcf_auto_prio`).
+const CLSACT_FIRST: u16 = 1;
+/// For what comes after one of ours.
+const CLSACT_SECOND: u16 = 2;
 
 /// How large the maps must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -607,10 +609,11 @@ pub(super) fn attach_tc(
         Ok(id) => pin(program.take_link(id)?.try_into()?, path),
         // Before Linux 6.6 there is no TCX; whatever else went wrong, the other way tells.
         Err(_) => {
-            // Priority 0: the kernel takes the one before all others.
-            let priority = place.after.map_or(0, |_| CLSACT_LAST);
-            let place = (place.side, priority);
-            Filter::attach(program, ifindex, &interface, place, pins, path).map(Hold::Clsact)
+            let priority = place.after.map_or(CLSACT_FIRST, |_| CLSACT_SECOND);
+            Filter::attach(
+                program, ifindex, &interface, place.side, priority, pins, path,
+            )
+            .map(Hold::Clsact)
         }
     }
 }
