@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tracker_tests::daemon::{KernelObject, SOON};
 use tracker_tests::netns::Owner;
+use tracker_tests::pace::{pause, slow};
 use tracker_tests::tun::Tunnel;
 use tracker_tests::{Config, Lab, Namespace, Status, Tracker, skip};
 
@@ -205,7 +206,8 @@ fn uplink_mode(status: &Status) -> &str {
 /// Five pings with `options`; whether all were answered by the address asked.
 fn pings(from: &Namespace, to: IpAddr, options: &str) -> Result<bool> {
     // As long for all replies as a busy machine may take.
-    let line = format!("ping -n -c 5 -i 0.02 -W 2 {options} {to}");
+    let patience = slow(Duration::from_secs(2)).as_secs();
+    let line = format!("ping -n -c 5 -i 0.02 -W {patience} {options} {to}");
     let words: Vec<&str> = line.split_whitespace().collect();
     let output = from.command(words[0]).args(&words[1..]).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -226,7 +228,7 @@ fn udp_echo(
     address: SocketAddr,
 ) -> Result<thread::JoinHandle<Result<Vec<SocketAddr>>>> {
     let socket = host.enter(|| Ok(UdpSocket::bind(address)?))?;
-    socket.set_read_timeout(Some(SOON))?;
+    socket.set_read_timeout(Some(slow(SOON)))?;
     Ok(thread::spawn(move || {
         let mut seen = Vec::new();
         let mut buffer = [0; 2048];
@@ -278,7 +280,7 @@ fn connect(
         if mark != 0 {
             set_mark(&fd, mark)?;
         }
-        let patience = nix::sys::time::TimeVal::new(SOON.as_secs().cast_signed(), 0);
+        let patience = nix::sys::time::TimeVal::new(slow(SOON).as_secs().cast_signed(), 0);
         setsockopt(&fd, sockopt::SendTimeout, &patience)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &patience)?;
         if let Some(from) = from {
@@ -312,8 +314,8 @@ fn transfer(
     let listener = host.enter(|| Ok(TcpListener::bind((behind, to.port()))?))?;
     let server = thread::spawn(move || -> Result<SocketAddr> {
         let (mut stream, peer) = listener.accept()?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.set_write_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(slow(SOON)))?;
+        stream.set_write_timeout(Some(slow(SOON)))?;
         let mut received = vec![0; TRANSFER];
         stream
             .read_exact(&mut received)
@@ -391,7 +393,7 @@ fn check_all(fixture: &Fixture, tracker: &Tracker) -> Result<()> {
                 if mark != 0 {
                     set_mark(&socket, mark)?;
                 }
-                socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+                socket.set_read_timeout(Some(slow(Duration::from_secs(2))))?;
                 // Connected: an answer from anybody else is refused by the kernel.
                 socket.connect((endpoint, UDP_PORT))?;
                 let mut buffer = [0; 2048];
@@ -752,7 +754,7 @@ fn a_reload_turns_it_on_and_off_and_disturbs_nothing() -> Result<()> {
         assert!(pings(&fixture.prober, endpoint, &format!("-I {STRANGER}"))?);
         assert_eq!(counts(&tracker, "fw-4")?, (before.0 + 5, before.1 + 5));
         open.write_all(b"still there?")?;
-        served.set_read_timeout(Some(SOON))?;
+        served.set_read_timeout(Some(slow(SOON)))?;
         served.read_exact(&mut [0; 12])?;
         served.write_all(b"yes")?;
         open.read_exact(&mut [0; 3])?;
@@ -836,7 +838,7 @@ fn uplinks_are_followed() -> Result<()> {
             tracker_tests::netns::check(detach.args(["link", "detach", "pinned"]).arg(&pin))?;
         }
         // A ping now and then may go untouched, or unanswered, until the daemon looks again.
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + slow(SOON);
         loop {
             let before = counts(&tracker, "fw-4")?;
             let answered = pings(&fixture.prober, endpoint, "")? && pings(hub, endpoint, &local)?;
@@ -880,12 +882,12 @@ fn nothing_is_left() -> Result<()> {
     let is_clean = |tracker: &Tracker, objects: &BTreeSet<KernelObject>| -> Result<()> {
         assert_eq!(look()?, before);
         assert!(!has_xdp(&fixture)? && !tracker.pins().exists());
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + slow(SOON);
         while let Some(left) = objects.iter().find(|object| object.exists()) {
             if Instant::now() > deadline {
                 bail!("{left:?} is still in the kernel");
             }
-            thread::sleep(Duration::from_millis(50));
+            pause(Duration::from_millis(50));
         }
         Ok(())
     };
