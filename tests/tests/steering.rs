@@ -203,11 +203,11 @@ fn uplink_mode(status: &Status) -> &str {
         .unwrap_or_default()
 }
 
-/// Five pings with `options`; whether all were answered by the address asked.
+/// Pings with `options`; whether five were answered, all by the address asked.
 fn pings(from: &Namespace, to: IpAddr, options: &str) -> Result<bool> {
-    // As long for all replies as a busy machine may take.
+    // Until five are answered: without a deadline, ping waits for the last no longer than it waited for the others.
     let patience = slow(Duration::from_secs(2)).as_secs();
-    let line = format!("ping -n -c 5 -i 0.02 -W {patience} {options} {to}");
+    let line = format!("ping -n -c 5 -i 0.02 -w {patience} {options} {to}");
     let words: Vec<&str> = line.split_whitespace().collect();
     let output = from.command(words[0]).args(&words[1..]).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -215,7 +215,7 @@ fn pings(from: &Namespace, to: IpAddr, options: &str) -> Result<bool> {
         .lines()
         .filter(|line| line.contains("bytes from") && line.contains(&format!("from {to}")))
         .count();
-    let all = answered == 5 && text.contains(" 0% packet loss") && !text.contains("DUP");
+    let all = answered == 5 && text.contains(" 5 received") && !text.contains("DUP");
     if !all {
         println!("`{line}`: {text}");
     }

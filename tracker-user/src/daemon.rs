@@ -37,14 +37,14 @@ use crate::{
     kernel::{
         bpffs::{self, Pins},
         clsact,
-        interfaces::{Neighbour, PRIVATE_PREFIX},
+        interfaces::{Link, Neighbour, PRIVATE_PREFIX},
         loader::{Kernel, StateReader},
         netlink::Netlink,
         plane::monotonic_ns,
         preflight,
         steering::{SteeredReader, Steering},
     },
-    plan::{Fault, MemberPlan, Probing},
+    plan::{Fault, MemberPlan, NotLeaving, Probing},
     report::{
         events::{CAPACITY, EventFeed, EventLog},
         metrics,
@@ -229,7 +229,7 @@ struct Daemon {
     neighbours: HashSet<(u32, IpAddr)>,
     last_macs: HashMap<(u32, IpAddr), [u8; 6]>,
     devices: HashSet<u32>,
-    not_leaving: HashSet<u32>,
+    not_leaving: NotLeaving,
     refused: HashMap<u32, (String, Instant)>,
     confirmed: HashMap<(u32, IpAddr), Instant>,
 }
@@ -396,7 +396,7 @@ impl Daemon {
             neighbours: HashSet::new(),
             last_macs: HashMap::new(),
             devices: HashSet::new(),
-            not_leaving: HashSet::new(),
+            not_leaving: NotLeaving::new(),
             refused: HashMap::new(),
             confirmed: HashMap::new(),
             steering: None,
@@ -505,14 +505,12 @@ impl Daemon {
                 }
             }
             Report::NotLeaving(ifindex) => {
-                let name = self
-                    .netlink
-                    .observed
-                    .links
-                    .get(&ifindex)
-                    .map(|link| link.name.clone());
-                let name = name.unwrap_or_else(|| ifindex.to_string());
-                if self.devices.contains(&ifindex) && self.not_leaving.insert(ifindex) {
+                let link = self.netlink.observed.links.get(&ifindex);
+                let means = link.map(Link::means).unwrap_or_default();
+                let name = link.map_or_else(|| ifindex.to_string(), |link| link.name.clone());
+                if self.devices.contains(&ifindex)
+                    && self.not_leaving.insert(ifindex, means).is_none()
+                {
                     tracing::warn!(
                         "{name}: redirected probes do not leave it; sending by TC instead"
                     );

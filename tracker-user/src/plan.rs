@@ -15,7 +15,7 @@ use tracker_ebpf::{
 
 use crate::{
     config::{Member, ModeChoice, Probe, Tracker},
-    kernel::interfaces::{Header, Link, Neighbour, Observed, Owners},
+    kernel::interfaces::{Header, Link, Means, Neighbour, Observed, Owners},
     mode::SendWay,
 };
 
@@ -112,13 +112,17 @@ impl MemberPlan {
     }
 }
 
+/// Devices by which redirected frames were seen not to leave, and what they were then: what a device could not do says
+/// nothing of the time after it changed.
+pub type NotLeaving = HashMap<u32, Means>;
+
 /// What else decides how probes leave.
 #[derive(Clone, Copy, Debug)]
 pub struct Ways<'a> {
     /// The configured mode.
     pub mode: ModeChoice,
     /// Devices by which redirected frames were seen not to leave.
-    pub not_leaving: &'a HashSet<u32>,
+    pub not_leaving: &'a NotLeaving,
     /// The last MAC address known of each endpoint: good while the kernel asks anew, until it fails.
     pub last_macs: &'a HashMap<(u32, IpAddr), [u8; 6]>,
 }
@@ -126,7 +130,7 @@ pub struct Ways<'a> {
 impl Ways<'static> {
     /// Those of a start: nothing was learnt of any device or endpoint yet.
     pub fn at_start(mode: ModeChoice) -> Self {
-        static NOT_LEAVING: LazyLock<HashSet<u32>> = LazyLock::new(HashSet::new);
+        static NOT_LEAVING: LazyLock<NotLeaving> = LazyLock::new(HashMap::new);
         static LAST_MACS: LazyLock<HashMap<(u32, IpAddr), [u8; 6]>> = LazyLock::new(HashMap::new);
         Self {
             mode,
@@ -406,7 +410,7 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
         ways.mode != ModeChoice::Tc
             // XDP would hand such a device the Ethernet header with the packet; TC takes it off.
             && link.header == Header::Ethernet
-            && !ways.not_leaving.contains(&link.index)
+            && !ways.not_leaving.contains_key(&link.index)
             && link.takes_frames()
     };
     if takes_frames(link) {
@@ -654,7 +658,7 @@ mod tests {
         assert_eq!(path.returns, [3, 0, 0, 0]);
 
         // What was seen not to leave, or what the operator chose, goes by TC.
-        let stuck = HashSet::from([3]);
+        let stuck = HashMap::from([(3, capable.links[&3].means())]);
         let ways = Ways {
             not_leaving: &stuck,
             ..Ways::at_start(ModeChoice::Auto)

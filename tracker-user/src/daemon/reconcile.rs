@@ -14,7 +14,7 @@ use crate::{
     config::{Member, ModeChoice},
     engine::Command,
     kernel::{
-        interfaces::{Link, Neighbour, Observed, Owners},
+        interfaces::{Neighbour, Observed, Owners},
         loader::{Kernel, Purpose},
         steering::Steering,
     },
@@ -64,10 +64,11 @@ impl Daemon {
         let links = &self.netlink.observed.links;
         self.last_macs
             .retain(|(ifindex, _), _| links.get(ifindex).is_some_and(|link| link.is_running));
-        // What a device was seen to do counts as long as it says that it can: frames that were lost
-        // while it gave that up say nothing of the time after it says so again.
-        self.not_leaving
-            .retain(|ifindex| links.get(ifindex).is_some_and(Link::takes_frames));
+        self.not_leaving.retain(|ifindex, means| {
+            links
+                .get(ifindex)
+                .is_some_and(|link| link.means() == *means)
+        });
         let ways = Ways {
             mode: self.config.hub.mode,
             not_leaving: &self.not_leaving,
@@ -130,7 +131,8 @@ impl Daemon {
             return;
         }
         self.devices.retain(|ifindex| !gone.contains(ifindex));
-        self.not_leaving.retain(|ifindex| !gone.contains(ifindex));
+        self.not_leaving
+            .retain(|ifindex, _| !gone.contains(ifindex));
         self.last_macs
             .retain(|(ifindex, _), _| !gone.contains(ifindex));
         self.forget_detached();

@@ -87,7 +87,15 @@ pub struct Link {
 /// What the names of private interfaces begin with; eight hexadecimal digits and `a` or `b` follow.
 pub const PRIVATE_PREFIX: &str = "trk-";
 
+/// What decides whether a device takes a redirected frame: its MTU and its `xdp-features`.
+pub type Means = (u32, Option<u64>);
+
 impl Link {
+    /// What it can take now.
+    pub const fn means(&self) -> Means {
+        (self.mtu, self.xdp_features)
+    }
+
     /// True where the device says that it takes redirected frames.
     pub fn takes_frames(&self) -> bool {
         self.xdp_features
