@@ -82,6 +82,13 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
 
     // The one directory that the machine may write to.
     let shared = build::target_dir()?.join(format!("kernel-{series}"));
+    let lock = shared.with_file_name(format!("kernel-{series}.lock"));
+    let lock = File::create(&lock).with_context(|| format!("cannot create {}", lock.display()))?;
+    ensure!(
+        lock.try_lock().is_ok(),
+        "another test under Linux {series} runs in {}; wait for its end",
+        shared.display()
+    );
     let _ = fs::remove_dir_all(&shared);
     share(&shared, &tracker, &binaries)
         .and_then(|()| {
