@@ -146,7 +146,7 @@ pub struct ServiceArgs {
 pub enum ServiceCommand {
     /// Add a service; endpoint and behind are enough
     ///
-    /// Adds a service of one member. What is not given is as in [defaults] of the configuration.
+    /// Adds a service of one member. What is not given is as in `[defaults]` of the configuration.
     ///
     /// A service that is not valid, has the name of another one, or finds no room is refused whole.
     Add(AddArgs),
