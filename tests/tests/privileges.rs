@@ -102,10 +102,12 @@ fn does_everything(lab: &Lab, tracker: &Tracker, hub: &str) -> Result<()> {
     tracker.wait_alive(SOON, "fw-1")?;
     assert_eq!(lab.hub.run(&format!("ip -6 address show {private}"))?, "");
 
-    // The next hop gets another MAC address, which the daemon has the kernel find out.
-    service
-        .firewall
-        .ip("link set eth0 down\nlink set eth0 address 02:00:00:00:00:77\nlink set eth0 up\n")?;
+    // The kernel is told to ask for the next hop again, and the firewall may be another by now.
+    lab.hub.ip("neigh flush dev eth1\n")?;
+    tracker.wait_alive(SOON, "fw-1")?;
+    service.break_forwarding()?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    service.mend()?;
     tracker.wait_alive(SOON, "fw-1")?;
     keeps_only_what_it_needs(tracker)
 }
