@@ -76,7 +76,7 @@ fn does_everything(lab: &Lab, tracker: &Tracker, hub: &str) -> Result<()> {
     tracker.wait_verdict("fw-1", "up", "replied")?;
 
     // A service more by a reload, and one by the command line.
-    let [_, second, third] = &lab.services()[..] else {
+    let [_, second, third] = lab.services() else {
         anyhow::bail!("three services");
     };
     let both = format!("{}{}", service.toml("fw-1"), second.toml("fw-2"));

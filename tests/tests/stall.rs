@@ -9,7 +9,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tracker_tests::daemon::{LATER, SOON, lines};
-use tracker_tests::pace::pause;
+use tracker_tests::pace::{pause, slow};
 use tracker_tests::{Config, Lab, Tracker, netns};
 
 fn never_down(tracker: &Tracker) -> Result<()> {
@@ -80,7 +80,7 @@ fn starved_by_a_real_time_hog() -> Result<()> {
     }
     // Shorter and longer than `fall` probes and their timeout.
     for time_ms in [100, 300, 2_500] {
-        hog(processor, Duration::from_millis(time_ms))?;
+        hog(processor, slow(Duration::from_millis(time_ms)))?;
         tracker.wait_alive(SOON, "fw-1")?;
     }
     let status = tracker.wait_verdict("fw-1", "up", "replied")?;
