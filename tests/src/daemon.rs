@@ -49,6 +49,7 @@ pub struct Config {
     hub: String,
     defaults: String,
     binary: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 impl Config {
@@ -60,7 +61,15 @@ impl Config {
             hub: String::new(),
             defaults: "interval = \"20ms\"\ntimeout = \"200ms\"".into(),
             binary: binary(),
+            environment: Vec::new(),
         }
+    }
+
+    /// One more variable in the daemon's environment.
+    #[must_use]
+    pub fn environment(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
     }
 
     /// More lines for `[hub]`, which has name, instance and socket already.
@@ -108,6 +117,7 @@ impl From<&Config> for Config {
 pub struct Tracker<'lab> {
     hub: &'lab Namespace,
     binary: PathBuf,
+    environment: Vec<(String, String)>,
     instance: String,
     directory: TempDir,
     child: Option<Child>,
@@ -132,6 +142,7 @@ impl<'lab> Tracker<'lab> {
         let mut tracker = Self {
             hub,
             binary: config.binary.clone(),
+            environment: config.environment.clone(),
             instance: format!("{owner}-{number}"),
             directory: tempfile::tempdir().context("make a temporary directory")?,
             child: None,
@@ -243,6 +254,7 @@ impl<'lab> Tracker<'lab> {
             .arg("run")
             .arg("--config")
             .arg(self.config())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdout(log.try_clone().context("share the log")?)
             .stderr(log)
             // Ctrl-C is for the test, which stops the daemon in good order.

@@ -66,11 +66,11 @@ struct MapLookup {
 
 #[repr(C)]
 #[derive(Default)]
-struct ProgLoad {
-    prog_type: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
+pub(crate) struct ProgLoad {
+    pub prog_type: u32,
+    pub count: u32,
+    pub instructions: u64,
+    pub license: u64,
 }
 
 #[repr(C)]
@@ -90,7 +90,7 @@ struct LinkCreate {
     flags: u32,
 }
 
-fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+pub(crate) fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
     // SAFETY: each caller passes the structure that bpf(2) wants for this command, and its size; addresses in it are
     // of memory that outlives the call.
     let result = unsafe {
@@ -107,13 +107,13 @@ fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
     Ok(result as libc::c_int)
 }
 
-fn owned(fd: libc::c_int) -> OwnedFd {
+pub(crate) fn owned(fd: libc::c_int) -> OwnedFd {
     // SAFETY: a new descriptor that bpf(2) just returned, and that nobody else has.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// One instruction: operation, destination and source register, offset, immediate.
-const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
+pub(crate) const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
     code as u64
         | (registers as u64) << 8
         | (offset as u16 as u64) << 16

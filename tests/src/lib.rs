@@ -19,6 +19,7 @@
 //! ```
 
 pub mod daemon;
+pub mod flood;
 pub mod foreign;
 pub mod interrupt;
 pub mod netns;

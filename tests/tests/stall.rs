@@ -1,12 +1,16 @@
 //! A hub that does not keep up blames nobody.
 
-use std::time::Duration;
+use std::io::{Seek as _, Write as _};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
-use tracker_tests::daemon::{SOON, lines};
-use tracker_tests::pace::pause;
-use tracker_tests::{Lab, Tracker};
+use nix::unistd::Pid;
+use tracker_tests::daemon::{LATER, SOON, lines};
+use tracker_tests::pace::{pause, slow};
+use tracker_tests::{Config, Lab, Tracker, netns};
 
 fn never_down(tracker: &Tracker) -> Result<()> {
     let events = tracker.events()?;
@@ -27,8 +31,234 @@ fn stopped_for_ten_seconds() -> Result<()> {
     pause(Duration::from_secs(10));
     tracker.signal(Signal::SIGCONT)?;
     tracker.wait_alive(SOON, "fw-1")?;
-    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let status = tracker.wait_verdict("fw-1", "up", "replied")?;
+    // It says so itself, in microseconds.
+    for kind in ["tick", "timer"] {
+        for figure in ["recent", "max"] {
+            let late_us = status.0["lateness_us"][kind][figure].as_u64();
+            assert!(late_us >= Some(9_000_000), "{kind} {figure}: {late_us:?}");
+        }
+    }
+    assert!(status.0["stalls"].as_u64() >= Some(1));
     never_down(&tracker)
+}
+
+/// Keeps a processor busy at the highest real-time priority there is, for so long.
+fn hog(processor: usize, time: Duration) -> Result<()> {
+    // By itself, also where this thread unwinds: time is all that ends it.
+    let thread = std::thread::spawn(move || -> Result<()> {
+        let mut only = CpuSet::new();
+        only.set(processor)?;
+        sched_setaffinity(Pid::from_raw(0), &only)?;
+        let parameters = libc::sched_param { sched_priority: 99 };
+        // SAFETY: a system call on this thread with a valid structure.
+        if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } != 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    });
+    thread.join().expect("the hog does not panic")
+}
+
+/// Something of a higher priority takes the processor on which the daemon is.
+#[test]
+fn starved_by_a_real_time_hog() -> Result<()> {
+    let lab = Lab::new()?;
+    let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    // The last one: others' interrupts are mostly on the first.
+    let processor = std::thread::available_parallelism()?.get() - 1;
+    let mut only = CpuSet::new();
+    only.set(processor)?;
+    for task in std::fs::read_dir(format!("/proc/{}/task", tracker.pid()?))? {
+        let thread = task?.file_name().to_string_lossy().parse()?;
+        sched_setaffinity(Pid::from_raw(thread), &only)?;
+    }
+    // Shorter and longer than `fall` probes and their timeout.
+    for time_ms in [100, 300, 2_500] {
+        hog(processor, slow(Duration::from_millis(time_ms)))?;
+        tracker.wait_alive(SOON, "fw-1")?;
+    }
+    let status = tracker.wait_verdict("fw-1", "up", "replied")?;
+    // It was starved indeed, and knows.
+    let late_us = status.0["lateness_us"]["tick"]["max"].as_u64();
+    assert!(late_us >= Some(400_000), "{late_us:?}");
+    assert!(status.0["stalls"].as_u64() >= Some(1));
+    never_down(&tracker)
+}
+
+/// What a ring buffer that is too small does not take is found in the state: 256 trackers of 1 ms send all at once, and
+/// the ring has room for half of their replies.
+#[test]
+fn no_transition_is_lost_where_the_ring_buffer_overruns() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    service.answer_for_all()?;
+    let behind: Vec<_> = (0..256).map(|last| format!("10.20.7.{last}")).collect();
+    let config = format!(
+        "[[service]]\nname = \"fw-1\"\nendpoint = \"{}\"\ninterface = \"eth1\"\npolicy = \"all\"\nbehind = {behind:?}\n",
+        service.endpoint
+    );
+    let config = Config::new(config)
+        .hub("room = 0")
+        .defaults("interval = \"1ms\"\ntimeout = \"200ms\"");
+    let tracker = Tracker::start(&lab.hub, config)?;
+    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    service.break_forwarding()?;
+    tracker.wait_for("all to be down", LATER, |status| {
+        let trackers = status.member("fw-1", "active")["trackers"].as_array();
+        let mut trackers = trackers.into_iter().flatten();
+        trackers.all(|tracker| tracker["verdict"] == "down")
+    })?;
+    service.mend()?;
+    tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+
+    let counters = tracker.pins().join("maps/COUNTERS");
+    let counters = lab.hub.run(&format!(
+        "bpftool -j map dump pinned {}",
+        counters.display()
+    ))?;
+    let counters: serde_json::Value = serde_json::from_str(&counters)?;
+    let processors = counters[0]["formatted"]["values"].as_array();
+    let dropped: u64 = processors
+        .into_iter()
+        .flatten()
+        .filter_map(|values| values["value"]["event_dropped"].as_u64())
+        .sum();
+    assert!(dropped > 0, "the ring buffer was never full: {counters}");
+
+    let events = tracker.events()?;
+    for address in &behind {
+        let told: Vec<_> = events
+            .iter()
+            .filter(|event| event.behind.as_deref() == Some(address))
+            .map(|event| event.to.as_str())
+            .collect();
+        assert_eq!(told, ["up", "down", "up"], "{address}");
+    }
+    Ok(())
+}
+
+/// Stands between the daemon and the C library: the wall clock is what a file says it is.
+const STEPPED_CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile int64_t *seconds;
+
+__attribute__((constructor)) static void begin(void) {
+    int file = open(getenv("STEPPED_CLOCK"), O_RDONLY);
+    void *mapped = mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
+    if (mapped == MAP_FAILED) abort();
+    seconds = mapped;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int result = syscall(SYS_clock_gettime, clock, now);
+    if (result == 0 && seconds && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += *seconds;
+    return result;
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+    int result = syscall(SYS_gettimeofday, now, zone);
+    if (result == 0 && seconds) now->tv_sec += *seconds;
+    return result;
+}
+
+time_t time(time_t *now) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    if (now) *now = exact.tv_sec;
+    return exact.tv_sec;
+}
+"#;
+
+/// The wall clock is for people: only the monotonic one decides anything.
+#[test]
+fn the_wall_clock_steps_by_hours_and_years() -> Result<()> {
+    const HOUR: i64 = 3_600;
+    const YEARS: i64 = 20 * 366 * 24 * HOUR;
+    let directory = tempfile::tempdir()?;
+    let [source, library, clock] =
+        ["clock.c", "clock.so", "clock"].map(|name| directory.path().join(name));
+    std::fs::write(&source, STEPPED_CLOCK)?;
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library);
+    netns::check(compiler.arg(&source))?;
+    std::fs::write(&clock, 0i64.to_ne_bytes())?;
+    let mut file = std::fs::File::options().write(true).open(&clock)?;
+    // In place: the daemon has it mapped.
+    let mut step = |seconds: i64| {
+        file.rewind()
+            .and_then(|()| file.write_all(&seconds.to_ne_bytes()))
+    };
+
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let config = Config::new(service.toml("fw-1"))
+        .defaults("interval = \"20ms\"\ntimeout = \"200ms\"\nhold_down = \"300ms\"")
+        .environment("STEPPED_CLOCK", clock.display().to_string())
+        .environment("LD_PRELOAD", library.display().to_string());
+    let tracker = Tracker::start(&lab.hub, config)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    for hours in [5, -7, 1, 0, -1, 23] {
+        step(hours * HOUR)?;
+        tracker.wait_alive(SOON, "fw-1")?;
+    }
+    let told = tracker.history("fw-1")?;
+    assert_eq!(told.len(), 1, "the clock changed a verdict: {told:?}");
+    never_down(&tracker)?;
+
+    // Steps while a change is under way, and while it is held down.
+    service.break_forwarding()?;
+    step(-9 * HOUR)?;
+    pause(Duration::from_millis(300));
+    step(YEARS)?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    service.mend()?;
+    step(YEARS + 3 * HOUR)?;
+    pause(Duration::from_millis(200));
+    step(-YEARS)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+
+    let output = netns::check(&mut tracker.client(&["events", "--json"]))?;
+    let events: Vec<serde_json::Value> = String::from_utf8(output.stdout)?
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let own: Vec<_> = events
+        .iter()
+        .filter(|event| event["behind"].is_null())
+        .collect();
+    let [up, down, again] = own[..] else {
+        anyhow::bail!("not up, down, up: {own:?}");
+    };
+    // What it took is true, whatever the clock said meanwhile; the stamps are the clock's.
+    for event in [up, down, again] {
+        let took_us = event["detection_us"].as_u64();
+        assert!(
+            (Some(300_000)..Some(60_000_000)).contains(&took_us),
+            "{event}"
+        );
+    }
+    let year = |event: &serde_json::Value| event["time"].as_str().map(|time| time[..4].to_owned());
+    assert!(year(down) > year(up), "{down}: the clock is not the file's");
+    assert!(
+        year(again) < year(up),
+        "{again}: the clock is not the file's"
+    );
+    Ok(())
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! changes with the time at which they were seen, answers with the events they cause, and can be
 //! asked for the status at any time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use crate::config::{Config, Member, Origin, Policy, Role, Service, Tracker};
 use crate::mode::{Mode, SendWay};
 use crate::report::events::Event;
 use crate::report::status::{
-    ChainStatus, Counters, ListedMember, ListedService, MemberStatus, RttUs, ServiceStatus, Status,
-    TrackerStatus,
+    ChainStatus, Counters, LatenessUs, ListedMember, ListedService, MemberStatus, RttUs,
+    ServiceStatus, Status, TrackerStatus,
 };
 
 /// A moment, by both clocks that matter.
@@ -74,6 +74,7 @@ pub struct Board {
     /// The number of the next addition; never that of a service which was removed.
     next: u32,
     chains: Vec<ChainState>,
+    flap_window_ns: u64,
     /// When each change that is held down becomes due, by the monotonic clock.
     due: BTreeSet<(u64, TrackerRef)>,
 }
@@ -85,6 +86,35 @@ struct ServiceState {
     members: Vec<MemberState>,
     verdict: Verdict,
     since: Timestamp,
+    flaps: Flaps,
+}
+
+/// Most flaps of a service that are remembered one by one.
+const FLAPS_MAX: usize = 1024;
+
+/// When a service left a verdict of `up` or `down`.
+#[derive(Clone, Debug, Default)]
+struct Flaps {
+    recent_mono_ns: VecDeque<u64>,
+    total: u64,
+}
+
+impl Flaps {
+    fn note(&mut self, now_mono_ns: u64) {
+        self.total += 1;
+        if self.recent_mono_ns.len() == FLAPS_MAX {
+            self.recent_mono_ns.pop_front();
+        }
+        self.recent_mono_ns.push_back(now_mono_ns);
+    }
+
+    fn age(&mut self, now_mono_ns: u64, window_ns: u64) {
+        while let Some(flap_ns) = self.recent_mono_ns.front()
+            && now_mono_ns.saturating_sub(*flap_ns) > window_ns
+        {
+            self.recent_mono_ns.pop_front();
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -313,6 +343,7 @@ impl Board {
             services: BTreeMap::new(),
             next: 0,
             chains: Vec::new(),
+            flap_window_ns: 0,
             due: BTreeSet::new(),
         };
         // Nothing was known before, so nothing can have changed.
@@ -326,6 +357,7 @@ impl Board {
     pub fn replace(&mut self, config: &Config, now: Stamp) -> Vec<Event> {
         self.hub.clone_from(&config.hub.name);
         self.instance.clone_from(&config.hub.instance);
+        self.flap_window_ns = config.hub.flap_window.as_nanos() as u64;
         let mut old_services: HashMap<Arc<str>, (u32, ServiceState)> =
             std::mem::take(&mut self.services)
                 .into_iter()
@@ -518,6 +550,13 @@ impl Board {
         }
     }
 
+    /// Forgets flaps that are no longer recent.
+    pub fn age(&mut self, now_mono_ns: u64) {
+        for service in self.services.values_mut() {
+            service.flaps.age(now_mono_ns, self.flap_window_ns);
+        }
+    }
+
     /// Everything that is known. `counters` is asked for each tracker once.
     pub fn status(&self, counters: impl Fn(TrackerRef) -> Counters) -> Status {
         Status {
@@ -530,6 +569,8 @@ impl Board {
                 .collect(),
             chains: self.chains.iter().map(ChainState::status).collect(),
             steering: None,
+            lateness_us: LatenessUs::default(),
+            stalls: 0,
         }
     }
 
@@ -558,6 +599,8 @@ impl Board {
                 .collect(),
             chains: chain.map(ChainState::status).into_iter().collect(),
             steering: None,
+            lateness_us: LatenessUs::default(),
+            stalls: 0,
         })
     }
 
@@ -661,6 +704,9 @@ impl Board {
         }
         service.verdict = to;
         service.since = seen.now.wall;
+        if from != Verdict::Unknown {
+            service.flaps.note(seen.now.mono_ns);
+        }
         let subject = Subject {
             service: Some(&service.name),
             member: None,
@@ -748,6 +794,8 @@ impl Board {
             members: members.collect(),
             steered: None,
             replied: None,
+            flaps: service.flaps.recent_mono_ns.len() as u64,
+            flaps_total: service.flaps.total,
         }
     }
 }
@@ -789,9 +837,9 @@ fn tracker_status(
 
 /// A service's state in a new configuration, with what the old one knew of it.
 fn service_state(config: &Service, old: Option<ServiceState>, now: Stamp) -> ServiceState {
-    let (verdict, since, mut old_members) = match old {
-        Some(old) => (old.verdict, old.since, old.members),
-        None => (Verdict::Unknown, now.wall, Vec::new()),
+    let (verdict, since, flaps, mut old_members) = match old {
+        Some(old) => (old.verdict, old.since, old.flaps, old.members),
+        None => (Verdict::Unknown, now.wall, Flaps::default(), Vec::new()),
     };
     let members = config.members.iter().map(|member| {
         let same = |old: &MemberState| {
@@ -807,6 +855,7 @@ fn service_state(config: &Service, old: Option<ServiceState>, now: Stamp) -> Ser
         members: members.collect(),
         verdict,
         since,
+        flaps,
     }
 }
 
@@ -916,6 +965,40 @@ behind = ["10.20.2.9"]
 
     fn shorts(events: &[Event]) -> Vec<String> {
         events.iter().map(short).collect()
+    }
+
+    #[test]
+    fn flaps_are_counted_while_they_are_recent() {
+        let text = format!(
+            "[hub]\nflap_window = \"10s\"\n{}",
+            single("fw", "\"any\"", 1)
+        );
+        let config = read(&text);
+        let mut board = Board::new(&config, at(0));
+        let flaps = |board: &mut Board, ms: u64| {
+            board.age(ms * MS);
+            let status = board.status(|_| Counters::default());
+            (status.services[0].flaps, status.services[0].flaps_total)
+        };
+        let verdicts = [Verdict::Up, Verdict::Down, Verdict::Up, Verdict::Unknown];
+        for (second, verdict) in (1u64..).zip(verdicts) {
+            let found = state(verdict);
+            board.tracker_changed(place(0, 0, 0), found, at(second * 1000), None);
+        }
+        // Not the first decision: nothing was left for it.
+        assert_eq!(flaps(&mut board, 4_000), (3, 3));
+        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(5_000), None);
+        assert_eq!(flaps(&mut board, 12_000), (3, 3));
+        assert_eq!(flaps(&mut board, 12_001), (2, 3));
+        // A reload forgets none.
+        board.replace(&config, at(13_000));
+        assert_eq!(flaps(&mut board, 13_001), (1, 3));
+        assert_eq!(flaps(&mut board, 14_001), (0, 3));
+        for flap in 0..2 * FLAPS_MAX as u64 {
+            let verdict = [Verdict::Down, Verdict::Up][flap as usize % 2];
+            board.tracker_changed(place(0, 0, 0), state(verdict), at(15_000 + flap), None);
+        }
+        assert_eq!(flaps(&mut board, 17_100), (1024, 2051));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod install;
 mod leftovers;
 mod reconcile;
 mod steer;
+mod suspicion;
 
 pub use leftovers::cleanup;
 
@@ -11,7 +12,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -34,6 +35,7 @@ use crate::{
     board::{Board, Stamp, TrackerRef, TrackerState},
     config::{self, Addition, Config, Member, Role},
     engine::Report,
+    health::Health,
     kernel::{
         bpffs::{self, Pins},
         clsact,
@@ -41,7 +43,7 @@ use crate::{
         loader::{Kernel, StateReader},
         netlink::Netlink,
         plane::monotonic_ns,
-        preflight,
+        preflight, privileges,
         steering::{SteeredReader, Steering},
     },
     plan::{Fault, MemberPlan, NotLeaving, Probing},
@@ -49,12 +51,13 @@ use crate::{
         events::{CAPACITY, EventFeed, EventLog},
         metrics,
         protocol::{self, Api, Control},
-        status::{Counters, List, Status, UplinkStatus},
+        status::{Counters, LatenessUs, List, Status, UplinkStatus},
     },
     sender::Sender,
 };
 
 use install::{Members, Places};
+use suspicion::{Counts, Suspicion};
 
 /// How often what the kernel gave up on (a next hop, an attachment) is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -92,6 +95,7 @@ struct Core {
     /// So many trackers find place in the maps.
     free: u32,
     steering: Option<SteeringCore>,
+    health: Arc<Health>,
 }
 
 /// What `status` shows of steering.
@@ -119,7 +123,9 @@ impl Shared {
 
 impl Api for Shared {
     async fn status(&self, name: Option<&str>) -> Result<Status, String> {
-        let core = self.core();
+        let mut core = self.core();
+        let now_ns = monotonic_ns();
+        core.board.age(now_ns);
         let counters = |at: TrackerRef| {
             core.slots
                 .get(&at)
@@ -132,6 +138,8 @@ impl Api for Shared {
         if let Some(steering) = &core.steering {
             steering.complete(&mut status);
         }
+        status.lateness_us = LatenessUs::new(&core.health, now_ns);
+        status.stalls = core.health.stalls.load(Ordering::Relaxed);
         Ok(status)
     }
 
@@ -232,6 +240,7 @@ struct Daemon {
     not_leaving: NotLeaving,
     refused: HashMap<u32, (String, Instant)>,
     confirmed: HashMap<(u32, IpAddr), Instant>,
+    suspicion: Suspicion,
 }
 
 /// Names of the two private interfaces of an instance; they fit the kernel's 15 characters.
@@ -262,6 +271,8 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
     preflight::require()?;
     let hub = &config.hub;
     bpffs::ensure_mounted(&hub.bpffs)?;
+    // Before any file is opened or made: what cannot be read or removed later fails now.
+    privileges::limit_to_start()?;
     let pins = Pins::new(&hub.bpffs, &hub.instance);
     pins.create()?;
     let result = run_locked(file, config, keep, &pins).await;
@@ -288,6 +299,7 @@ async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Res
 
     let (changes, mut wanted) = mpsc::unbounded_channel();
     let (mut daemon, mut reports) = Daemon::start(config, pins, changes).await?;
+    privileges::limit_to_run()?;
     let clients = tokio::spawn(protocol::serve(listener, daemon.shared.clone()));
     let scrapes =
         metrics.map(|listener| tokio::spawn(metrics::serve(listener, daemon.shared.clone())));
@@ -322,7 +334,11 @@ async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Res
                 None => break Err(anyhow!("the sending thread ended; this is a bug, please report the log")),
             },
             Some(change) = wanted.recv() => daemon.change(change, &mut wanted).await,
-            _ = retry.tick() => daemon.retry().await,
+            at = retry.tick() => {
+                daemon.sender.health.timer.note(monotonic_ns(), nanoseconds(at.elapsed()));
+                daemon.look_for_forgery();
+                daemon.retry().await;
+            }
             () = sleep_until(due) => {
                 let events = daemon.shared.core().board.tick(stamp());
                 daemon.shared.feed.publish(events);
@@ -378,6 +394,7 @@ impl Daemon {
                 states: kernel.states(),
                 free: 0,
                 steering: None,
+                health: sender.health.clone(),
             })),
             feed: EventFeed::new(EventLog::new(CAPACITY, 1)),
             changes,
@@ -401,6 +418,7 @@ impl Daemon {
             confirmed: HashMap::new(),
             steering: None,
             steering_fault: None,
+            suspicion: Suspicion::default(),
             config,
         };
         if let Err(error) = daemon.keep_steering() {
@@ -531,6 +549,56 @@ impl Daemon {
                     late_ns / 1_000_000
                 );
             }
+        }
+    }
+
+    /// Says that replies are forged, replayed or altered.
+    fn look_for_forgery(&mut self) {
+        let Ok(counted) = self.kernel.counters() else {
+            return;
+        };
+        let sum = |field: fn(&abi::Counters) -> u64| counted.iter().map(field).sum();
+        let hub = Counts {
+            corrupt: sum(|counters| counters.reply_corrupt),
+            duplicate: sum(|counters| counters.reply_duplicate),
+            stale: sum(|counters| counters.reply_stale),
+        };
+        let (by_slot, states) = (&self.by_slot, self.kernel.states());
+        let of = |slot: u32| {
+            by_slot.get(&slot)?;
+            let trouble = states.state(slot).trouble;
+            Some(Counts {
+                corrupt: trouble.corrupt.into(),
+                duplicate: trouble.duplicate.into(),
+                stale: 0,
+            })
+        };
+        let slots = self.kernel.sizes().trackers;
+        let now = Instant::now().into_std();
+        let Some(finding) = self.suspicion.look(now, hub, slots, of) else {
+            return;
+        };
+        let Counts {
+            corrupt,
+            duplicate,
+            stale,
+        } = finding.counts;
+        let at = finding.slot.and_then(|slot| self.by_slot.get(&slot));
+        let member = at.and_then(|at| self.members.get(&(at.service, at.member)));
+        if let (Some(at), Some(member)) = (at, member)
+            && let Some(tracker) = member.trackers.get(at.tracker as usize)
+        {
+            tracing::warn!(
+                "{}/{} {}: {corrupt} packets with its mark fail the token (corrupt), {duplicate} replies came again \
+                 (duplicate); none counts",
+                member.service_name,
+                member.config.role,
+                tracker.config.behind
+            );
+        } else if stale > 0 {
+            tracing::warn!(
+                "{stale} packets bear a probe's mark and are of no tracker of this daemon; they were passed on"
+            );
         }
     }
 

@@ -4,12 +4,7 @@
 //! due. Everything it needs of the kernel is behind [`Plane`], so the whole engine also runs on a
 //! simulated one. It owns every tracker's [`Machine`]; nobody else decides a verdict.
 
-use std::{
-    collections::VecDeque,
-    io,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{collections::VecDeque, io, sync::atomic::Ordering, time::Duration};
 
 use tracker_ebpf::{
     abi,
@@ -17,6 +12,7 @@ use tracker_ebpf::{
 };
 
 use crate::{
+    health::Health,
     ledger::{Ledger, Trust},
     schedule::{Cohort, TICK_NS, Turn},
 };
@@ -157,19 +153,6 @@ pub enum Report {
     SendFailed(i32),
     /// A tick came this late.
     Stalled(u64),
-}
-
-/// How well the hub keeps up, for others to read.
-#[derive(Debug, Default)]
-pub struct Health {
-    /// Lateness of the last tick, nanoseconds.
-    pub late_last_ns: AtomicU64,
-    /// Greatest lateness so far, nanoseconds.
-    pub late_max_ns: AtomicU64,
-    /// Ticks so far.
-    pub ticks: AtomicU64,
-    /// Ticks so late that probes under way proved nothing.
-    pub stalls: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
@@ -466,11 +449,12 @@ impl<P: Plane> Engine<P> {
     pub fn tick(&mut self, health: &Health) -> u64 {
         let now_ns = self.plane.now_ns();
         self.note_lateness(now_ns, health);
-        self.take_replies(now_ns);
+        self.take_replies(now_ns, health);
         self.judge(now_ns);
         self.send();
         self.check_devices(now_ns);
         self.planned_ns = self.next_tick_ns(now_ns);
+        health.tick.expect(self.planned_ns);
         self.planned_ns
     }
 
@@ -505,9 +489,7 @@ impl<P: Plane> Engine<P> {
         } else {
             now_ns.saturating_sub(self.planned_ns)
         };
-        health.late_last_ns.store(late_ns, Ordering::Relaxed);
-        health.late_max_ns.fetch_max(late_ns, Ordering::Relaxed);
-        health.ticks.fetch_add(1, Ordering::Relaxed);
+        health.tick.note(now_ns, late_ns);
         if late_ns < STALL_MIN_NS {
             return;
         }
@@ -525,8 +507,10 @@ impl<P: Plane> Engine<P> {
     }
 
     /// Early replies: a tracker that is not up may be so at once.
-    fn take_replies(&mut self, now_ns: u64) {
+    fn take_replies(&mut self, now_ns: u64, health: &Health) {
         while let Some(event) = self.plane.next_reply() {
+            let waited_ns = now_ns.saturating_sub(event.received_mono_ns);
+            health.ring.note(now_ns, waited_ns);
             let Some(slot) = self
                 .slots
                 .get_mut(event.tracker as usize)

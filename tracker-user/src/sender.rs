@@ -17,8 +17,9 @@ use nix::{
 use tokio::sync::mpsc as tokio_mpsc;
 
 use crate::{
-    engine::{Command, Engine, Health, Report},
-    kernel::{plane::KernelPlane, realtime},
+    engine::{Command, Engine, Report},
+    health::Health,
+    kernel::{plane::KernelPlane, privileges, realtime},
 };
 
 /// The running thread, seen from the daemon.
@@ -88,6 +89,9 @@ fn run(
             "the sending thread gets no real-time priority ({error}): a busy hub may delay probes; \
              grant CAP_SYS_NICE"
         );
+    }
+    if let Err(error) = privileges::limit_to_run() {
+        tracing::error!("{error:#}; the sending thread keeps more than it needs");
     }
     let mut engine = Engine::new(plane);
     loop {

@@ -68,6 +68,8 @@ pub struct Hub {
     pub mode: ModeChoice,
     /// So many trackers find place beside those of the file, without a restart.
     pub room: u32,
+    /// How long a service's change of verdict counts as recent.
+    pub flap_window: Duration,
 }
 
 /// How the programs are to be attached to interfaces.

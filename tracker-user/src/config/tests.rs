@@ -115,6 +115,7 @@ fn contract_example_is_valid() {
             bpffs: "/sys/fs/bpf".into(),
             mode: ModeChoice::Auto,
             room: 1024,
+            flap_window: Duration::from_secs(600),
         },
         services: vec![
             Service {
@@ -1046,6 +1047,20 @@ fn a_wrong_addition_is_refused_in_the_words_of_a_command_line() {
     ];
     for (given, expected) in cases {
         assert_eq!(given.service(&valid("")), Err(expected.to_owned()));
+    }
+}
+
+#[test]
+fn flap_window_is_checked() {
+    let window = |text: &str| valid(text).hub.flap_window;
+    assert_eq!(window(""), Duration::from_secs(600));
+    assert_eq!(
+        window("[hub]\nflap_window = \"1h\"\n"),
+        Duration::from_secs(3600)
+    );
+    for bad in ["0s", "25h"] {
+        let error = problem(&format!("[hub]\nflap_window = \"{bad}\"\n"));
+        assert!(error.contains("out of range; give 1s to "), "{error}");
     }
 }
 

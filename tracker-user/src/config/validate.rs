@@ -22,6 +22,8 @@ const MS: Duration = Duration::from_millis(1);
 const INTERVAL: RangeInclusive<Duration> = MS..=Duration::from_secs(3600);
 const TIMEOUT: RangeInclusive<Duration> = MS..=Duration::from_secs(60);
 const HOLD_DOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(24 * 3600);
+const FLAP_WINDOW: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 const COUNT: RangeInclusive<u32> = 1..=60;
 /// What the probe's own mark, sequence, time and token take.
 const MIN_PAYLOAD: u32 = 32;
@@ -39,6 +41,7 @@ const _: () = {
 };
 
 const DEFAULT_ROOM: u32 = 1024;
+const DEFAULT_FLAP_WINDOW: Duration = Duration::from_secs(600);
 const MAX_ROOM: u32 = 1_000_000;
 const DEFAULT_INSTANCE: &str = "default";
 /// Of a Unix socket's path: `sun_path` less the terminating zero (unix(7)).
@@ -49,7 +52,14 @@ const MAX_INTERFACE: usize = 15;
 
 const ROOT_KEYS: &[&str] = &["hub", "defaults", "service", "chain", "steering"];
 const HUB_KEYS: &[&str] = &[
-    "name", "instance", "socket", "metrics", "bpffs", "mode", "room",
+    "name",
+    "instance",
+    "socket",
+    "metrics",
+    "bpffs",
+    "mode",
+    "room",
+    "flap_window",
 ];
 const TRACKER_KEYS: &[&str] = &[
     "probe",
@@ -170,6 +180,7 @@ fn hub(section: Option<Section<'_>>) -> Hub {
         bpffs: PathBuf::from("/sys/fs/bpf"),
         mode: ModeChoice::Auto,
         room: DEFAULT_ROOM,
+        flap_window: DEFAULT_FLAP_WINDOW,
     };
     let mut socket = None;
     let mut name = None;
@@ -194,6 +205,9 @@ fn hub(section: Option<Section<'_>>) -> Hub {
         }
         if let Some(room) = value("room").and_then(|entry| entry.integer(0..=MAX_ROOM)) {
             hub.room = room.value;
+        }
+        if let Some(window) = value("flap_window").and_then(|entry| entry.duration(FLAP_WINDOW)) {
+            hub.flap_window = window.value;
         }
     }
     hub.name = name.map_or_else(hostname, |name| name.value);

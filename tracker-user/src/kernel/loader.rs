@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, Map, MapData, RingBuf, xdp::DevMapHash},
+    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, xdp::DevMapHash},
     programs::{
         LinkOrder, ProgramId, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
@@ -428,6 +428,16 @@ impl Kernel {
                 unsafe { word.write_volatile(0) };
             }
         }
+    }
+
+    /// What became of frames so far, on each processor.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn counters(&self) -> Result<PerCpuValues<abi::Counters>> {
+        let map = self.ebpf.map(abi::map::COUNTERS);
+        let map = map.ok_or_else(|| anyhow!("{} is not in the object", abi::map::COUNTERS))?;
+        Ok(PerCpuArray::try_from(map)?.get(&0, 0)?)
     }
 
     /// A reader of trackers' states.

@@ -9,6 +9,7 @@ pub mod mapped;
 pub mod netlink;
 pub mod plane;
 pub mod preflight;
+pub mod privileges;
 pub mod realtime;
 pub mod steering;
 pub mod xdp_features;

@@ -2,6 +2,8 @@
 
 use anyhow::{Result, bail};
 
+use super::privileges;
+
 /// The kernel release that live frames need (`BPF_F_TEST_XDP_LIVE_FRAMES`).
 pub const LINUX_MIN: (u32, u32) = (5, 18);
 
@@ -31,6 +33,7 @@ pub fn require_root() -> Result<()> {
 /// One line that says what is missing and what to do.
 pub fn require() -> Result<()> {
     require_root()?;
+    privileges::require()?;
     let version = linux_version();
     if version < LINUX_MIN {
         bail!(

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tracker_ebpf::verdict::Verdict;
 
 use super::protocol::Api;
-use super::status::{MemberStatus, ServiceStatus, Status, TrackerStatus};
+use super::status::{Late, MemberStatus, ServiceStatus, Status, TrackerStatus};
 
 /// A client has this long for its request and for the answer together.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -193,6 +193,29 @@ pub fn render(status: &Status) -> String {
         "Replies to others' packets given back as from the endpoint.",
         of(|member| member.replied),
     );
+    let flaps: Vec<_> = status
+        .services
+        .iter()
+        .map(|service| (format!("service=\"{}\"", escaped(&service.name)), service))
+        .collect();
+    let of = |value: fn(&ServiceStatus) -> u64| {
+        let samples = flaps.iter();
+        samples.map(move |(labels, service)| (labels.as_str(), value(service) as f64))
+    };
+    family(
+        &mut text,
+        "tracker_service_flaps",
+        "gauge",
+        "How often the service left up or down in the last flap_window.",
+        of(|service| service.flaps),
+    );
+    family(
+        &mut text,
+        "tracker_service_flaps_total",
+        "counter",
+        "How often the service left up or down.",
+        of(|service| service.flaps_total),
+    );
     let chains: Vec<_> = status
         .chains
         .iter()
@@ -212,6 +235,37 @@ pub fn render(status: &Status) -> String {
         "gauge",
         "Whether every service of the chain is up.",
         samples,
+    );
+    let late = &status.lateness_us;
+    let kinds = [
+        ("of=\"tick\"", late.tick),
+        ("of=\"ring\"", late.ring),
+        ("of=\"timer\"", late.timer),
+    ];
+    let of = |value: fn(Late) -> u64| {
+        let samples = kinds.iter();
+        samples.map(move |(labels, late)| (*labels, value(*late) as f64 / 1e6))
+    };
+    family(
+        &mut text,
+        "tracker_hub_lateness_recent_seconds",
+        "gauge",
+        "How late the hub was at most in the last 10 to 20 seconds.",
+        of(|late| late.recent),
+    );
+    family(
+        &mut text,
+        "tracker_hub_lateness_max_seconds",
+        "gauge",
+        "How late the hub was at most.",
+        of(|late| late.max),
+    );
+    family(
+        &mut text,
+        "tracker_hub_stalls_total",
+        "counter",
+        "How often the hub was so late that probes proved nothing.",
+        [("", status.stalls as f64)].into_iter(),
     );
     text
 }
@@ -371,6 +425,11 @@ mod tests {
             format!("tracker_rtt_min_seconds{{{labels}}} 0.000035"),
             r#"tracker_service_up{service="fw\"1\\"} 1"#.to_owned(),
             r#"tracker_chain_up{chain="internet"} 1"#.to_owned(),
+            r#"tracker_service_flaps{service="fw\"1\\"} 0"#.to_owned(),
+            r#"tracker_service_flaps_total{service="fw\"1\\"} 2"#.to_owned(),
+            r#"tracker_hub_lateness_recent_seconds{of="tick"} 0.000061"#.to_owned(),
+            r#"tracker_hub_lateness_max_seconds{of="tick"} 0.000912"#.to_owned(),
+            "tracker_hub_stalls_total{} 1".to_owned(),
         ] {
             assert!(
                 page.lines().any(|have| have == line),
@@ -412,14 +471,14 @@ mod tests {
             let series = line.rsplit_once(' ').unwrap().0;
             assert!(seen.insert(series.to_owned()), "{series} twice in\n{page}");
         }
-        assert!(
-            render(&Status {
-                services: vec![],
-                chains: vec![],
-                ..status
-            })
-            .is_empty()
-        );
+        let page = render(&Status {
+            services: vec![],
+            chains: vec![],
+            ..status
+        });
+        for line in page.lines() {
+            assert!(line.contains("tracker_hub_"), "{line}");
+        }
     }
 
     #[derive(Clone)]

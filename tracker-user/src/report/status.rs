@@ -11,6 +11,7 @@ use tracker_ebpf::{
 
 use super::words;
 use crate::config::{Origin, Probe, Role};
+use crate::health::{Health, Lateness};
 use crate::mode::{Mode, SendWay};
 
 /// What is known of a hub's services and chains.
@@ -27,6 +28,12 @@ pub struct Status {
     /// Of others' tracker packets; present while they are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steering: Option<SteeringStatus>,
+    /// How late the hub is.
+    #[serde(default)]
+    pub lateness_us: LatenessUs,
+    /// How often it was so late that probes proved nothing.
+    #[serde(default)]
+    pub stalls: u64,
 }
 
 /// Steering.
@@ -43,6 +50,44 @@ pub struct UplinkStatus {
     pub interface: String,
     /// How the fastest of the programs there is attached, once one is.
     pub mode: Option<Mode>,
+}
+
+/// How late the hub is, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatenessUs {
+    /// The sending thread.
+    pub tick: Late,
+    /// What takes the replies of trackers that are not up.
+    pub ring: Late,
+    /// The daemon's own loop.
+    pub timer: Late,
+}
+
+/// One kind of lateness, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// The greatest of the last 10 to 20 seconds.
+    pub recent: u64,
+    /// The greatest since the start.
+    pub max: u64,
+}
+
+impl LatenessUs {
+    /// As it is at a time of the monotonic clock.
+    pub fn new(health: &Health, now_mono_ns: u64) -> Self {
+        let late = |lateness: &Lateness| {
+            let figure = lateness.figure(now_mono_ns);
+            Late {
+                recent: figure.recent_ns / 1000,
+                max: figure.max_ns / 1000,
+            }
+        };
+        Self {
+            tick: late(&health.tick),
+            ring: late(&health.ring),
+            timer: late(&health.timer),
+        }
+    }
 }
 
 impl Status {
@@ -77,6 +122,12 @@ pub struct ServiceStatus {
     /// Replies to them that went back as from the endpoint; present while they are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replied: Option<u64>,
+    /// How often it left a verdict of `up` or `down` in the last `flap_window`.
+    #[serde(default)]
+    pub flaps: u64,
+    /// The same since the daemon knows the service.
+    #[serde(default)]
+    pub flaps_total: u64,
 }
 
 /// A member of a service.
@@ -268,8 +319,9 @@ pub(crate) mod tests {
         r#","late":0,"corrupt":0,"wrong_path":0,"skipped":0,"proof":"reply""#,
         r#"}]"#,
         r#","send":"xdp-redirect""#,
-        r#"}]}],"#,
-        r#""chains":[{"name":"internet","verdict":"up"}]}"#,
+        r#"}],"flaps":0,"flaps_total":2}],"#,
+        r#""chains":[{"name":"internet","verdict":"up"}]"#,
+        r#","lateness_us":{"tick":{"recent":61,"max":912},"ring":{"recent":0,"max":0},"timer":{"recent":0,"max":0}},"stalls":1}"#,
     );
 
     pub(crate) fn example() -> Status {
@@ -319,12 +371,22 @@ pub(crate) mod tests {
                 }],
                 steered: None,
                 replied: None,
+                flaps: 0,
+                flaps_total: 2,
             }],
             chains: vec![ChainStatus {
                 name: "internet".to_owned(),
                 verdict: Verdict::Up,
             }],
             steering: None,
+            lateness_us: LatenessUs {
+                tick: Late {
+                    recent: 61,
+                    max: 912,
+                },
+                ..LatenessUs::default()
+            },
+            stalls: 1,
         }
     }
 

@@ -26,8 +26,15 @@ const HEADER: [&str; 13] = [
     "RTT",
 ];
 const VERDICT: usize = 7;
-/// Of a service, while others' packets are steered.
-const STEERING: [&str; 2] = ["STEERED", "REPLIED"];
+/// Columns of services that are there only where they have something to say.
+const MORE: [More; 3] = [
+    ("STEERED", |service| service.steered),
+    ("REPLIED", |service| service.replied),
+    ("FLAPS", |service| {
+        (service.flaps > 0).then_some(service.flaps)
+    }),
+];
+type More = (&'static str, fn(&ServiceStatus) -> Option<u64>);
 /// The first of the columns of numbers, which are the last.
 const NUMBERS: usize = 10;
 
@@ -38,12 +45,13 @@ pub fn status(status: &Status, colour: bool) -> String {
     if status.services.is_empty() {
         text.push_str("no services\n");
     } else {
-        let is_steering = status
-            .services
-            .iter()
-            .any(|service| service.steered.is_some());
-        let steering = if is_steering { &STEERING[..] } else { &[] };
-        let header = [&HEADER, steering].concat();
+        let says = |(_, value): &More| {
+            let mut values = status.services.iter().map(value);
+            values.any(|value| value.is_some())
+        };
+        let more: Vec<More> = MORE.into_iter().filter(says).collect();
+        let heads = more.iter().map(|(head, _)| *head);
+        let header: Vec<_> = HEADER.into_iter().chain(heads).collect();
         let mut table = new(&header, colour);
         for column in NUMBERS..header.len() {
             if let Some(column) = table.column_mut(column) {
@@ -51,7 +59,7 @@ pub fn status(status: &Status, colour: bool) -> String {
             }
         }
         for service in &status.services {
-            rows(&mut table, service);
+            rows(&mut table, service, &more);
         }
         print(&mut text, &table);
     }
@@ -132,15 +140,18 @@ fn print(text: &mut String, table: &Table) {
     }
 }
 
-fn rows(table: &mut Table, service: &ServiceStatus) {
+fn rows(table: &mut Table, service: &ServiceStatus, more: &[More]) {
     let since = seconds(service.since);
+    let values = more.iter().map(|(_, value)| value(service));
+    let values = values.map(|value| value.map_or_else(String::new, |value| value.to_string()));
+    let values: Vec<_> = values.collect();
     if let [member] = service.members.as_slice()
         && let [tracker] = member.trackers.as_slice()
     {
         let mut cells = tracker_cells(member, tracker);
         cells[0] = service.name.clone();
         cells[9] = since;
-        add(table, cells, tracker.verdict, steered(service));
+        add(table, cells, tracker.verdict, values);
         return;
     }
     let mut cells: [String; 13] = Default::default();
@@ -150,14 +161,14 @@ fn rows(table: &mut Table, service: &ServiceStatus) {
     }
     cells[8] = cause(service.cause);
     cells[9] = since;
-    add(table, cells, service.verdict, steered(service));
+    add(table, cells, service.verdict, values);
     for member in &service.members {
         for tracker in &member.trackers {
             add(
                 table,
                 tracker_cells(member, tracker),
                 tracker.verdict,
-                [None; 2],
+                Vec::new(),
             );
         }
     }
@@ -193,12 +204,7 @@ fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13]
     ]
 }
 
-fn steered(service: &ServiceStatus) -> [Option<u64>; 2] {
-    [service.steered, service.replied]
-}
-
-fn add(table: &mut Table, cells: [String; 13], of: Verdict, steered: [Option<u64>; 2]) {
-    let steered = steered.into_iter().flatten().map(Cell::new);
+fn add(table: &mut Table, cells: [String; 13], of: Verdict, more: Vec<String>) {
     let cells = cells.into_iter().enumerate().map(|(index, text)| {
         if index == VERDICT {
             verdict(of)
@@ -206,7 +212,7 @@ fn add(table: &mut Table, cells: [String; 13], of: Verdict, steered: [Option<u64
             Cell::new(text)
         }
     });
-    table.add_row(cells.chain(steered));
+    table.add_row(cells.chain(more.into_iter().map(Cell::new)));
 }
 
 fn verdict(verdict: Verdict) -> Cell {
@@ -322,6 +328,22 @@ SERVICE  MEMBER            ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VE
 fw-1     selected: active                                                     up       replied                                        2026-01-01T00:00:00Z
          active            10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied                                                               120     0  41us
          standby           10.9.0.2  -          -           10.20.0.9  icmp   down     unreachable (type 3 code 1 from 10.9.2.2?[2J)                         120     7     -
+"
+        );
+    }
+
+    #[test]
+    fn flaps_are_shown_where_there_are_any() {
+        let mut example = json::tests::example();
+        example.chains.clear();
+        example.services.push(example.services[0].clone());
+        example.services[1].flaps = 12;
+        assert_eq!(
+            status(&example, false),
+            "\
+SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE    SINCE                 SENT  LOST   RTT  FLAPS
+fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us
+fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us     12
 "
         );
     }

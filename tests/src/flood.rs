@@ -1,0 +1,89 @@
+//! A flood: the same few frames out of an interface, as fast as the kernel can build them (live frames, Linux 5.18).
+
+use std::mem::size_of;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::foreign::{ProgLoad, bpf, instruction, owned};
+use crate::netns::Namespace;
+
+/// Commands and constants of bpf(2), as in linux/bpf.h.
+const PROG_LOAD: libc::c_int = 5;
+const PROG_TEST_RUN: libc::c_int = 10;
+const PROG_TYPE_XDP: u32 = 6;
+const TEST_XDP_LIVE_FRAMES: u32 = 2;
+const REDIRECT: i32 = 23;
+/// Frames of one call: some ten milliseconds.
+const BURST: u32 = 50_000;
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    returned: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    _pad: u32,
+}
+
+/// A program that sends every frame out of one interface.
+fn redirect(ifindex: u32) -> Result<OwnedFd> {
+    let instructions = [
+        instruction(0xb7, 0x01, 0, ifindex.cast_signed()), // r1 = ifindex
+        instruction(0xb7, 0x02, 0, 0),                     // r2 = 0
+        instruction(0x85, 0, 0, REDIRECT),                 // r0 = bpf_redirect(r1, r2)
+        instruction(0x95, 0, 0, 0),                        // exit
+    ];
+    let mut load = ProgLoad {
+        prog_type: PROG_TYPE_XDP,
+        count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+    };
+    Ok(owned(
+        bpf(PROG_LOAD, &mut load).context("load the flood's program")?,
+    ))
+}
+
+/// Sends these frames out of an interface of `from` in turn, for so long; returns how many.
+///
+/// # Errors
+/// As the kernel answers.
+pub fn flood(from: &Namespace, interface: &str, frames: &[Vec<u8>], time: Duration) -> Result<u64> {
+    from.enter(|| {
+        let program = redirect(nix::net::if_::if_nametoindex(interface)?)?;
+        let end = Instant::now() + time;
+        let mut sent = 0;
+        for frame in frames.iter().cycle() {
+            if Instant::now() >= end {
+                break;
+            }
+            crate::interrupt::check()?;
+            let mut run = TestRun {
+                program: program.as_raw_fd() as u32,
+                data_size_in: frame.len() as u32,
+                data_in: frame.as_ptr() as u64,
+                repeat: BURST,
+                flags: TEST_XDP_LIVE_FRAMES,
+                ..Default::default()
+            };
+            debug_assert_eq!(size_of::<TestRun>(), 80);
+            bpf(PROG_TEST_RUN, &mut run).context("flood")?;
+            sent += u64::from(BURST);
+        }
+        Ok(sent)
+    })
+}

@@ -1,0 +1,93 @@
+//! What the daemon may do: less once it is set up than while it is being set up, and never more again.
+//!
+//! `dist/tracker.service` grants the same; a test holds it against the constants here.
+
+use anyhow::{Context as _, Result, bail};
+use caps::{CapSet, Capability, CapsHashSet};
+
+/// What the running daemon keeps.
+pub const RUN: [Capability; 3] = [
+    // Interfaces, neighbours, clsact filters; `/proc/sys/net` goes by it too.
+    Capability::CAP_NET_ADMIN,
+    // Programs that a reload loads. Linux 5.18 asks for it at every `bpf()` where unprivileged_bpf_disabled is
+    // set; from 5.19 on, links and live frames go by the descriptor alone.
+    Capability::CAP_BPF,
+    // Without it the verifier takes no difference of packet pointers.
+    Capability::CAP_PERFMON,
+];
+
+/// What it needs besides while it starts.
+pub const START: [Capability; 4] = [
+    // The bounding set is emptied.
+    Capability::CAP_SETPCAP,
+    // A program is taken by its id; the BPF file system may have to be mounted.
+    Capability::CAP_SYS_ADMIN,
+    // The sending thread's real-time priority.
+    Capability::CAP_SYS_NICE,
+    // Metrics on a port below 1024.
+    Capability::CAP_NET_BIND_SERVICE,
+];
+
+/// Refuses to go on where one is missing without which the daemon could not start.
+///
+/// # Errors
+/// One line that names them.
+pub fn require() -> Result<()> {
+    let held = caps::read(None, CapSet::Effective).context("cannot read the capabilities")?;
+    // Of the others, each is needed only by some; what they are needed for says so.
+    let needed = RUN.iter().chain([&Capability::CAP_SYS_ADMIN]);
+    let missing: Vec<_> = needed
+        .filter(|capability| !held.contains(capability))
+        .map(ToString::to_string)
+        .collect();
+    if !missing.is_empty() {
+        bail!(
+            "loading eBPF programs needs {}, which this process lacks; grant them, or run it as root outside a container",
+            missing.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Gives up, for this thread and those that it starts later, whatever is needed neither to start nor to
+/// run, and the ways to get anything back.
+///
+/// # Errors
+/// As the kernel answers.
+pub fn limit_to_start() -> Result<()> {
+    let give_up = || -> Result<()> {
+        nix::sys::prctl::set_no_new_privs()?;
+        caps::clear(None, CapSet::Ambient)?;
+        if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
+            let bounding = caps::read(None, CapSet::Bounding)?;
+            for capability in bounding {
+                if !RUN.contains(&capability) {
+                    caps::drop(None, CapSet::Bounding, capability)?;
+                }
+            }
+        } else {
+            // Nothing can come of it: programs that this process may start gain nothing (no_new_privs).
+            tracing::warn!("the bounding set stays as it is; grant CAP_SETPCAP");
+        }
+        keep(|capability| RUN.contains(&capability) || START.contains(&capability))
+    };
+    give_up().context("cannot give up capabilities")
+}
+
+/// Gives up, for this thread and those that it starts later, whatever is not needed to run.
+///
+/// # Errors
+/// As the kernel answers.
+pub fn limit_to_run() -> Result<()> {
+    keep(|capability| RUN.contains(&capability)).context("cannot give up capabilities")
+}
+
+fn keep(is_kept: impl Fn(Capability) -> bool) -> Result<()> {
+    let held = caps::read(None, CapSet::Permitted)?;
+    let kept: CapsHashSet = held.into_iter().filter(|held| is_kept(*held)).collect();
+    // In this order: what is effective must be permitted.
+    caps::set(None, CapSet::Effective, &kept)?;
+    caps::set(None, CapSet::Permitted, &kept)?;
+    caps::clear(None, CapSet::Inheritable)?;
+    Ok(())
+}
