@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 use pnet_packet::ethernet::{EtherType, EtherTypes};
 use pnet_packet::ip::{IpNextHeaderProtocol, IpNextHeaderProtocols};
-use tracker_ebpf::abi::{self, Family};
+use tracker_ebpf::abi::{self, Family, Probe};
 use tracker_tests::packets::{
     self, ECHO, ETHERNET, Echo, IPV4, IPV6, Ipv4, Link, MARK, Mark, Tag, with,
 };
@@ -95,6 +95,8 @@ pub struct Reply {
     to: IpAddr,
     mark: Mark,
     pub echo: Echo,
+    /// Of UDP, where the tracker's probes are.
+    pub ports: [u16; 2],
 }
 
 impl Reply {
@@ -109,10 +111,11 @@ impl Reply {
             echo: Echo {
                 kind: packets::echo_reply(hub),
                 code: 0,
-                identifier: world.tracker.icmp_id,
+                identifier: world.flow(mark.sequence),
                 sequence: mark.sequence as u16,
                 payload: mark.payload(MARK),
             },
+            ports: [world.tracker.port, world.flow(mark.sequence)],
         }
     }
 
@@ -121,6 +124,7 @@ impl Reply {
         Self::new(world, mark).with(|probe| {
             (probe.from, probe.to) = (probe.to, probe.from);
             probe.echo.kind = packets::echo_request(probe.to);
+            probe.ports.reverse();
             // Runs are in the name of the loopback interface: at TC a frame is for this host where it has
             // that one's address.
             probe.link.destination = [0; 6];
@@ -142,7 +146,10 @@ impl Reply {
     }
 
     fn packet(&self) -> Vec<u8> {
-        self.echo.packet(self.from, self.to)
+        match self.world.tracker.probe {
+            Probe::Icmp => self.echo.packet(self.from, self.to),
+            Probe::Udp => packets::datagram([self.from, self.to], self.ports, &self.echo.payload),
+        }
     }
 
     pub fn frame(&self) -> Vec<u8> {
@@ -174,6 +181,7 @@ pub fn rows() -> Vec<Row> {
         table.foreign(family);
         table.truncated(family);
         table.arrivals(family);
+        table.datagrams(family);
     }
     table.ipv4_only();
     table.ipv6_only();
@@ -402,6 +410,150 @@ impl Table {
         let retired = world.clone().with(|world| world.tracker.active = 0);
         let probe = Reply::arrived(&retired, retired.mark(SEQUENCE, self.sent));
         self.row("a probe of no tracker any more", &probe, Want::Foreign);
+    }
+
+    /// UDP, as an echo service answers it.
+    fn datagrams(&mut self, family: Family) {
+        let world = World::new(family).with(|world| world.tracker.probe = Probe::Udp);
+        let reply = self.reply(&world);
+        self.row("UDP: a reply", &reply, Want::Counted);
+        let tagged = reply
+            .clone()
+            .with(|reply| reply.link.tags = vec![Tag::dot1q(0xe064)]);
+        self.row("UDP: a reply with a tag", &tagged, Want::Counted);
+        for payload in [33, 64, 1_000, 1_472] {
+            let larger = reply
+                .clone()
+                .with(|reply| reply.echo.payload.resize(payload, 0xee));
+            let what = format!("UDP: a reply with {payload} bytes, not zeros");
+            self.row(what, &larger, Want::Counted);
+        }
+        for port in [0, 1, 65_535] {
+            let moved = reply.clone().with(|reply| reply.ports[1] = port);
+            let what = format!("UDP: to port {port}, which a NAT made of the probe's");
+            self.row(what, &moved, Want::Counted);
+            let other = reply.clone().with(|reply| reply.ports[0] = port);
+            self.row(format!("UDP: from port {port}"), &other, Want::Corrupt);
+        }
+        let at = header(family);
+        for checksum in [[0, 0], [0x12, 0x34], [0xff, 0xff]] {
+            let frame = reply.tampered(|packet| packet[at + 6..at + 8].copy_from_slice(&checksum));
+            let what = format!("UDP: checksum {checksum:02x?}");
+            self.frame(what, &reply, frame, Want::Counted);
+        }
+        let full = (ECHO + MARK) as u16;
+        for (len, want) in [
+            (0, Want::Corrupt),
+            (8, Want::Corrupt),
+            (full - 1, Want::Corrupt),
+            (full, Want::Counted),
+            (full + 1, Want::Corrupt),
+            (u16::MAX, Want::Corrupt),
+        ] {
+            let frame =
+                reply.tampered(|packet| packet[at + 4..at + 6].copy_from_slice(&len.to_be_bytes()));
+            self.frame(format!("UDP: length {len}"), &reply, frame, want);
+        }
+        let fresh = world
+            .clone()
+            .with(|world| world.state = abi::State::default());
+        let first = Reply::new(&fresh, fresh.mark(1, self.sent));
+        self.row("UDP: the first of all", &first, Want::CountedWithEvent);
+        let answered = world.clone().with(|world| {
+            let (word, bit) = world.bit(SEQUENCE);
+            world.words[word - world.tracker.window_first as usize] = bit;
+        });
+        self.row(
+            "UDP: a second reply",
+            &self.reply(&answered),
+            Want::Duplicate,
+        );
+        let impatient = world
+            .clone()
+            .with(|world| world.tracker.timeout_ns = 1_000_000);
+        let late = Reply::new(&impatient, impatient.mark(SEQUENCE, self.sent - 50_000_000));
+        self.row("UDP: a late reply", &late, Want::Late);
+        let elsewhere = world
+            .clone()
+            .with(|world| world.path.returns = [901, 0, 0, 0]);
+        let strayed = self.reply(&elsewhere);
+        self.row("UDP: a reply elsewhere", &strayed, Want::WrongPath);
+        for (what, change) in [
+            (
+                "token",
+                (|mark: &mut Mark| mark.token ^= 1) as fn(&mut Mark),
+            ),
+            ("sequence number", |mark| mark.sequence += 1),
+            ("time", |mark| mark.sent_mono_ns -= 1),
+        ] {
+            let forged = reply.clone().marked(change);
+            self.row(format!("UDP: another {what}"), &forged, Want::Corrupt);
+        }
+        let (hub, behind) = world.addresses();
+        for (what, from, to, want) in [
+            ("from elsewhere", next(behind), hub, Want::Corrupt),
+            ("to elsewhere", behind, next(hub), Want::Foreign),
+            ("the other way", hub, behind, Want::Foreign),
+        ] {
+            let other = reply
+                .clone()
+                .with(|reply| (reply.from, reply.to) = (from, to));
+            self.row(format!("UDP: {what}"), &other, want);
+        }
+        for slot in [0, SLOTS, u32::MAX] {
+            let others = reply.clone().marked(|mark| mark.tracker = slot);
+            self.row(format!("UDP: of tracker {slot}"), &others, Want::Foreign);
+        }
+        let retired = world.clone().with(|world| world.tracker.active = 0);
+        let what = "UDP: of no tracker any more";
+        self.row(what, &self.reply(&retired), Want::Foreign);
+        // Each kind of probe has its own reply.
+        for (what, sent, answered) in [
+            ("UDP answers ICMP", Probe::Icmp, Probe::Udp),
+            ("ICMP answers UDP", Probe::Udp, Probe::Icmp),
+        ] {
+            let asks = world.clone().with(|world| world.tracker.probe = sent);
+            let answers = world.clone().with(|world| world.tracker.probe = answered);
+            let frame = self.reply(&answers).frame();
+            self.frame(what, &self.reply(&asks), frame, Want::Foreign);
+        }
+        let frame = reply.frame();
+        for len in ETHERNET..frame.len() {
+            let what = format!("UDP: the first {len} of {} bytes", frame.len());
+            self.frame(what, &reply, frame[..len].to_vec(), Want::Foreign);
+        }
+        if family == V4 {
+            let frame = reply.tampered(|packet| packet[8] ^= 1);
+            self.frame("UDP: IPv4 checksum", &reply, frame, Want::Corrupt);
+            for (what, at, value) in [("first", 6, 0x20), ("later", 7, 4)] {
+                let frame = reply.tampered(|packet| {
+                    packet[at] = value;
+                    packets::mend_ipv4(packet);
+                });
+                let what = format!("UDP: the {what} fragment");
+                self.frame(what, &reply, frame, Want::Foreign);
+            }
+        }
+
+        // A probe to the hub itself.
+        let comes = world.with(|world| {
+            world.tracker.proof = abi::Proof::Arrival;
+            world.path.returns = [901, 0, 0, 0];
+            world.path.arrivals = [902, ARRIVAL, 0, 0];
+        });
+        let probe = Reply::arrived(&comes, comes.mark(SEQUENCE, self.sent));
+        self.row("UDP: a probe", &probe, Want::Counted);
+        let moved = probe.clone().with(|probe| probe.ports[0] = 1);
+        let what = "UDP: a probe whose source port a NAT changed";
+        self.row(what, &moved, Want::Counted);
+        let other = probe.clone().with(|probe| probe.ports[1] ^= 1);
+        self.row("UDP: a probe to another port", &other, Want::Foreign);
+        let forged = probe.clone().marked(|mark| mark.token ^= 1);
+        self.row("UDP: a forged probe", &forged, Want::Corrupt);
+        let flooded = probe.with(|probe| probe.link.destination = comes.path.next_hop_mac);
+        self.row("UDP: a probe on its way", &flooded, Want::Foreign);
+        let what = "UDP: a reply where a probe is to arrive";
+        self.row(what, &self.reply(&comes), Want::Foreign);
     }
 
     fn not_in_time(&mut self, family: Family) {

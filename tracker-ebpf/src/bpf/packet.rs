@@ -75,12 +75,12 @@ pub fn head<'a, const SHIFT: usize, const LEN: usize>(
     }
 }
 
-/// The byte at `offset` from the IP header; `None` where the packet's linear part ends before it.
+/// The `LEN` bytes at `offset` from the IP header; `None` where the packet has fewer.
 #[inline(always)]
-pub fn network_byte(ctx: &TcContext, offset: usize) -> Option<u8> {
-    let mut byte = [0];
+pub fn network_bytes<const LEN: usize>(ctx: &TcContext, offset: usize) -> Option<[u8; LEN]> {
+    let mut bytes = [0; LEN];
     // SAFETY: a reference is valid for writing.
-    unsafe { load(ctx, offset, &raw mut byte) }.then_some(byte[0])
+    unsafe { load(ctx, offset, &raw mut bytes) }.then_some(bytes)
 }
 
 /// Copies bytes from `offset` after the start of the IP header; false where there are not so many.

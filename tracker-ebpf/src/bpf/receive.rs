@@ -5,9 +5,9 @@ use tracker_ebpf::{
     abi::{Event, Path, Proof, RETURNS_MAX, State, Tracker},
     verdict::Verdict,
     wire::{
-        ethernet, icmp, ipv4, ipv6,
-        probe::{self, Mark},
-        reply::{self, Reply},
+        ethernet, ipv4, ipv6,
+        probe::{self, HEADER_LEN, Mark},
+        reply::{self, Message, Reply},
         token, vlan,
     },
 };
@@ -53,7 +53,7 @@ pub struct Arrival {
 pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
     if packet::is_scattered(ctx) {
         // What is large is somebody else's mostly; it stays as it is.
-        if !may_be_icmp(ctx) {
+        if !may_be_ours(ctx) {
             return None;
         }
         packet::gather(ctx);
@@ -64,7 +64,7 @@ pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
 /// The same of a device whose packets have no Ethernet header.
 #[inline(always)]
 pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
-    if !may_be_icmp(ctx) {
+    if !may_be_ours(ctx) {
         return None;
     }
     if packet::is_scattered(ctx) {
@@ -74,12 +74,12 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
     // The shifts put 64-bit words of the mark, and of IPv6 addresses, where they are aligned.
     match ethertype(ctx) {
         ethernet::IPV4 => {
-            const LEN: usize = ipv4::LEN + icmp::LEN + probe::LEN;
+            const LEN: usize = ipv4::LEN + HEADER_LEN + probe::LEN;
             let head = packet::head::<4, LEN>(ctx, &mut memory)?;
             reply::parse_ipv4::<[u8], 0>(head, 0)
         }
         ethernet::IPV6 => {
-            const LEN: usize = ipv6::LEN + icmp::LEN + probe::LEN;
+            const LEN: usize = ipv6::LEN + HEADER_LEN + probe::LEN;
             let head = packet::head::<0, LEN>(ctx, &mut memory)?;
             reply::parse_ipv6::<[u8], 0>(head, 0)
         }
@@ -87,15 +87,32 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
     }
 }
 
-/// False where a packet carries anything but ICMP, as nearly all do: only one byte of it is looked at.
+/// False where a packet carries neither ICMP nor a marked datagram, as nearly all do: only a few bytes of it
+/// are looked at.
 #[inline(always)]
-fn may_be_icmp(ctx: &TcContext) -> bool {
-    let (at, icmp) = match ethertype(ctx) {
-        ethernet::IPV4 => (ipv4::PROTOCOL_AT, ipv4::ICMP),
-        ethernet::IPV6 => (ipv6::NEXT_HEADER_AT, ipv6::ICMP),
+fn may_be_ours(ctx: &TcContext) -> bool {
+    let (at, icmp, udp, mark_at) = match ethertype(ctx) {
+        ethernet::IPV4 => (
+            ipv4::PROTOCOL_AT,
+            ipv4::ICMP,
+            ipv4::UDP,
+            ipv4::LEN + HEADER_LEN,
+        ),
+        ethernet::IPV6 => (
+            ipv6::NEXT_HEADER_AT,
+            ipv6::ICMP,
+            ipv6::UDP,
+            ipv6::LEN + HEADER_LEN,
+        ),
         _ => return false,
     };
-    packet::network_byte(ctx, at).is_none_or(|carried| carried == icmp)
+    let Some([carried]) = packet::network_bytes(ctx, at) else {
+        return true;
+    };
+    if carried != udp {
+        return carried == icmp;
+    }
+    packet::network_bytes(ctx, mark_at).is_some_and(|mark| u32::from_be_bytes(mark) == probe::MARK)
 }
 
 /// What the kernel knows of a packet's protocol.
@@ -115,9 +132,9 @@ pub fn recognise(
     is_as_sent: impl FnOnce(&Path) -> bool,
 ) -> Option<Outcome> {
     // Probes of others pass by wherever the hub is a router; only replies must be of somebody here.
-    let stale = match reply.proof {
-        Proof::Reply => Some(Outcome::Stale),
-        Proof::Arrival => None,
+    let stale = match reply.message {
+        Message::EchoReply => Some(Outcome::Stale),
+        Message::EchoRequest | Message::Datagram => None,
     };
     let slot = reply.mark.tracker;
     let (Some(hub), Some(tracker), Some(state)) =
@@ -128,12 +145,13 @@ pub fn recognise(
     if tracker.active == 0 {
         return stale;
     }
+    let proof = reply.proof(tracker)?;
     // The one does not stand for the other: whoever sees a probe can answer it.
-    if reply.proof != tracker.proof {
+    if proof != tracker.proof {
         return None;
     }
-    let is_between = reply.belongs_to(tracker);
-    if !is_between && matches!(reply.proof, Proof::Arrival) {
+    let is_between = reply.belongs_to(tracker, proof);
+    if !is_between && matches!(proof, Proof::Arrival) {
         return None;
     }
     let Mark {
@@ -154,7 +172,7 @@ pub fn recognise(
     let Some(path) = PATHS.get(tracker.path) else {
         return stale;
     };
-    let expected = match reply.proof {
+    let expected = match proof {
         Proof::Reply => path.returns,
         Proof::Arrival => {
             // A switch that floods it, or a port that takes everything, is not the service.

@@ -783,10 +783,6 @@ fn what_is_not_supported_is_refused_once_and_plainly() {
             "expect = \"silence\" is not supported by this version; only \"reply\" is",
         ),
         (
-            "flow = \"rotate\"",
-            "flow = \"rotate\" is not supported by this version; only \"fixed\" is",
-        ),
-        (
             "refused = \"up\"",
             "refused = \"up\" is not supported by this version; only \"down\" is",
         ),

@@ -6,7 +6,6 @@
 /// Key, value, and what there is instead.
 const VALUES: &[(&str, &str, &str)] = &[
     ("expect", "silence", "only \"reply\" is"),
-    ("flow", "rotate", "only \"fixed\" is"),
     ("refused", "up", "only \"down\" is"),
 ];
 
