@@ -284,6 +284,22 @@ impl Echo {
     }
 }
 
+/// An ICMP error of the addresses' family about `quoted`, the bytes of an IP packet.
+///
+/// # Panics
+/// Where the addresses are of different families.
+#[must_use]
+pub fn error(from: IpAddr, to: IpAddr, [kind, code]: [u8; 2], quoted: &[u8]) -> Vec<u8> {
+    let message = Echo {
+        kind,
+        code,
+        identifier: 0,
+        sequence: 0,
+        payload: quoted.to_vec(),
+    };
+    message.packet(from, to)
+}
+
 /// Message type of an echo request of the address's family.
 #[must_use]
 pub const fn echo_request(family: IpAddr) -> u8 {
@@ -574,6 +590,56 @@ pub fn read_marked(frame: &[u8]) -> Option<Seen> {
         checksums: is_right && checksum,
         announced: announced.and_then(|len| len.checked_sub(ECHO)),
         mark,
+    })
+}
+
+/// An ICMP error that quotes a marked probe, as somebody else would read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quoted {
+    /// Who sent it.
+    pub source: IpAddr,
+    /// To whom.
+    pub destination: IpAddr,
+    /// ICMP type and code.
+    pub kind: [u8; 2],
+    /// Whether the checksum of its own IP header is right.
+    pub checksum: bool,
+    /// What that says is left for the quote, if not negative.
+    pub announced: Option<usize>,
+    /// The mark in what it quotes.
+    pub mark: Mark,
+}
+
+/// Reads a frame for an ICMP error of its own family, with at most one 802.1Q tag, whose quote has a mark where
+/// probes have it.
+#[must_use]
+pub fn read_error(frame: &[u8]) -> Option<Quoted> {
+    let tag = match frame.get(12..ETHERNET)? {
+        [0x81, 0x00] => TAG,
+        _ => 0,
+    };
+    let packet = frame.get(ETHERNET + tag..)?;
+    let (head, errors): (_, &[u8]) = match frame.get(12 + tag..ETHERNET + tag)? {
+        [0x08, 0x00] => (IPV4, &[3, 11, 12]),
+        [0x86, 0xdd] => (IPV6, &[1, 2, 3, 4]),
+        _ => return None,
+    };
+    let kind: [u8; 2] = *packet.get(head..)?.first_chunk()?;
+    // With the quote's own headers taken out, the mark is where a reply has it.
+    let mark_at = 2 * (head + ECHO);
+    let marked = packet.get(mark_at..mark_at + MARK)?;
+    let reply = [&frame[..ETHERNET + tag], &packet[..head + ECHO], marked].concat();
+    let seen = read_marked(&reply)?;
+    let is_icmp = matches!(seen.carrier, Carrier::Icmp { .. });
+    (is_icmp && errors.contains(&kind[0])).then(|| Quoted {
+        source: seen.source,
+        destination: seen.destination,
+        kind,
+        checksum: head == IPV6
+            || Ipv4Packet::new(packet)
+                .is_some_and(|ip| same(ip.get_checksum(), ipv4::checksum(&ip))),
+        announced: seen.announced,
+        mark: seen.mark,
     })
 }
 

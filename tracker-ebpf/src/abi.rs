@@ -165,6 +165,19 @@ pub enum Probe {
     Udp = 1,
 }
 
+/// What said that a probe did not get through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Complaint {
+    /// Nobody yet.
+    #[default]
+    None = 0,
+    /// An ICMP error.
+    Icmp = 1,
+    /// An ICMPv6 error.
+    Icmpv6 = 2,
+}
+
 /// How probes leave by a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -225,8 +238,10 @@ pub struct Tracker {
     pub proof: Proof,
     /// What its probes are.
     pub probe: Probe,
+    /// 1 where each counted reply is reported, not only while the tracker is not up.
+    pub reports_all: u8,
     /// Zero.
-    pub pad: [u8; 4],
+    pub pad: [u8; 3],
 }
 
 impl Tracker {
@@ -332,10 +347,18 @@ pub struct TroubleState {
     pub wrong_path_ifindex: u32,
     /// Packets that bear the mark and name this tracker but fail the token.
     pub corrupt: u32,
+    /// What the last complaint was.
+    pub complaint: Complaint,
+    /// Its ICMP type.
+    pub complaint_type: u8,
+    /// Its ICMP code.
+    pub complaint_code: u8,
     /// Zero.
-    pub pad: u32,
-    /// Zero.
-    pub pad2: [u64; 3],
+    pub pad: u8,
+    /// Sequence number of the probe that it is about.
+    pub complaint_sequence: u64,
+    /// Who sent it; only the probe in it is proven, not the sender.
+    pub complaint_from: [u8; 16],
 }
 
 /// The daemon's part of [`State`]: kept in the map so that a successor can go on from it.
@@ -414,6 +437,8 @@ pub struct Counters {
     pub reply_corrupt: u64,
     /// Packets that bear the mark and name no tracker in use; passed on.
     pub reply_stale: u64,
+    /// ICMP errors about one of our probes, which they quote with its token; consumed.
+    pub probe_refused: u64,
     /// Events that found the ring buffer full; the daemon finds the reply in the state.
     pub event_dropped: u64,
 }
@@ -578,12 +603,13 @@ const _: () = {
     assert!(size_of::<ReceiveState>() == 64);
     assert!(size_of::<JudgeState>() == 64);
     assert!(size_of::<TroubleState>() == 64);
+    assert!(offset_of!(TroubleState, complaint_from) == 48);
     assert!(size_of::<State>() == 256 && align_of::<State>() == 64);
     assert!(offset_of!(State, receive) == 64 && offset_of!(State, trouble) == 128);
     assert!(offset_of!(State, judge) == 192);
     assert!(size_of::<Cursor>() == 8);
     assert!(size_of::<Event>() == 24);
-    assert!(size_of::<Counters>() == 104);
+    assert!(size_of::<Counters>() == 112);
     assert!(BATCH_MAX.is_power_of_two());
 };
 

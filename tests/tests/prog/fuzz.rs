@@ -80,7 +80,17 @@ impl Fuzzer {
             2 => vec![Tag::dot1ad(1), Tag::dot1q(2)],
             _ => Vec::new(),
         };
-        let mut frame = reply.frame();
+        let mut frame = match self.random.is_one_in(16) {
+            true => {
+                let hub = world.addresses().0;
+                let kind = [1, 2, 3, 4, 11, 12, 13][self.random.below(7)];
+                let probe = world.probe(mark);
+                reply
+                    .link
+                    .ip(&packets::error(hub, hub, [kind, 1], &probe[ETHERNET..]))
+            }
+            false => reply.frame(),
+        };
         // As often as not in the headers: the payload is the larger part.
         for _ in 0..[0, 1, 1, 1, 2, 3, 8][self.random.below(7)] {
             let at = self.random.below(frame.len());
@@ -113,6 +123,25 @@ impl Fuzzer {
 
 /// What has to come of a frame, by the product's rules and pnet_packet's reading of it.
 fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8], actions: Actions) -> Want {
+    if let Some(error) = packets::read_error(frame) {
+        let Mark {
+            tracker,
+            sequence,
+            sent_mono_ns,
+            token,
+        } = error.mark;
+        let epoch = world.tracker.epoch;
+        let is_ours = error.checksum
+            && error.announced.is_some_and(|len| len >= MARK)
+            && error.destination == world.addresses().0
+            && [SLOT, OTHER].contains(&tracker)
+            && token == token::token(KEY, tracker, epoch, sequence, sent_mono_ns);
+        return if is_ours {
+            Want::Refused
+        } else {
+            Want::Foreign
+        };
+    }
     let Some(seen) = packets::read_marked(frame) else {
         return Want::Foreign;
     };
@@ -197,13 +226,14 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
         sequence: 0,
         sent: now_mono_ns(),
     };
-    let mut wants: [(Want, u64); 10] = [
+    let mut wants: [(Want, u64); 11] = [
         Want::Foreign,
         Want::Stale,
         Want::Corrupt,
         Want::CorruptOther,
         Want::Tagged,
         Want::WrongPath,
+        Want::Refused,
         Want::Late,
         Want::Duplicate,
         Want::Counted,
@@ -249,6 +279,7 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
             Want::Corrupt | Want::CorruptOther => should.reply_corrupt += 1,
             Want::Tagged => should.reply_tagged += 1,
             Want::WrongPath => should.reply_wrong_path += 1,
+            Want::Refused => should.probe_refused += 1,
             Want::Late => should.reply_late += 1,
             Want::Duplicate => should.reply_duplicate += 1,
             Want::Counted | Want::CountedWithEvent => {

@@ -286,7 +286,7 @@ impl Object {
 }
 
 /// All fields; a new one must be added here before the tests compile.
-pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 13] {
+pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 14] {
     let abi::Counters {
         send_built,
         send_idle,
@@ -300,6 +300,7 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 13] {
         reply_tagged,
         reply_corrupt,
         reply_stale,
+        probe_refused,
         event_dropped,
     } = counters;
     [
@@ -315,6 +316,7 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 13] {
         reply_tagged,
         reply_corrupt,
         reply_stale,
+        probe_refused,
         event_dropped,
     ]
 }
@@ -389,7 +391,8 @@ impl World {
                 active: 1,
                 proof: abi::Proof::Reply,
                 probe: abi::Probe::Icmp,
-                pad: [0; 4],
+                reports_all: 0,
+                pad: [0; 3],
             },
             path: abi::Path {
                 next_hop_mac: ENDPOINT_MAC,

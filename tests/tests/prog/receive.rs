@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 use pnet_packet::ethernet::{EtherType, EtherTypes};
 use pnet_packet::ip::{IpNextHeaderProtocol, IpNextHeaderProtocols};
-use tracker_ebpf::abi::{self, Family, Probe};
+use tracker_ebpf::abi::{self, Complaint, Family, Probe};
 use tracker_tests::packets::{
     self, ECHO, ETHERNET, Echo, IPV4, IPV6, Ipv4, Link, MARK, Mark, Tag, with,
 };
@@ -29,6 +29,8 @@ pub enum Want {
     Tagged,
     /// Is consumed; `reply_wrong_path`, and where it arrived.
     WrongPath,
+    /// Is consumed; `probe_refused`, and what the error says.
+    Refused,
     /// Is consumed; `reply_late`.
     Late,
     /// Is consumed; `reply_duplicate`.
@@ -48,7 +50,11 @@ impl Want {
             | Self::CorruptOther
             | Self::Tagged
             | Self::WrongPath => false,
-            Self::Late | Self::Duplicate | Self::Counted | Self::CountedWithEvent => true,
+            Self::Refused
+            | Self::Late
+            | Self::Duplicate
+            | Self::Counted
+            | Self::CountedWithEvent => true,
         }
     }
 }
@@ -182,6 +188,7 @@ pub fn rows() -> Vec<Row> {
         table.truncated(family);
         table.arrivals(family);
         table.datagrams(family);
+        table.errors(family);
     }
     table.ipv4_only();
     table.ipv6_only();
@@ -278,6 +285,10 @@ impl Table {
             .with(|world| world.state = abi::State::default());
         let reply = Reply::new(&fresh, fresh.mark(1, self.sent));
         self.row("the first of all replies", &reply, Want::CountedWithEvent);
+        let eager = world.clone().with(|world| world.tracker.reports_all = 1);
+        let reply = self.reply(&eager);
+        let what = "one of which each is reported";
+        self.row(what, &reply, Want::CountedWithEvent);
         for (verdict, want) in [
             (0, Want::CountedWithEvent),
             (1, Want::Counted),
@@ -410,6 +421,111 @@ impl Table {
         let retired = world.clone().with(|world| world.tracker.active = 0);
         let probe = Reply::arrived(&retired, retired.mark(SEQUENCE, self.sent));
         self.row("a probe of no tracker any more", &probe, Want::Foreign);
+    }
+
+    /// Errors that quote a probe.
+    fn errors(&mut self, family: Family) {
+        let kinds: &[u8] = match family {
+            V4 => &[3, 11, 12],
+            V6 => &[1, 2, 3, 4],
+        };
+        let elsewhere = |world: &mut World| world.path.returns = [901, 0, 0, 0];
+        for probe in [Probe::Icmp, Probe::Udp] {
+            let world = World::new(family).with(|world| {
+                world.tracker.probe = probe;
+                // It may come from anywhere, and by any way.
+                elsewhere(world);
+            });
+            let (hub, behind) = world.addresses();
+            let from = next(behind);
+            let mark = world.mark(SEQUENCE, self.sent);
+            let quoted = world.probe(mark)[ETHERNET..].to_vec();
+            let reply = self.reply(&world);
+            let error = |to: IpAddr, kind: [u8; 2], quoted: &[u8]| {
+                reply.link.ip(&packets::error(from, to, kind, quoted))
+            };
+            let mut row = |what: String, frame: Vec<u8>, want: Want| {
+                self.frame(format!("{probe:?}: {what}"), &reply, frame, want);
+            };
+            for kind in 0..=255 {
+                let is_error = kinds.contains(&kind);
+                let want = if is_error {
+                    Want::Refused
+                } else {
+                    Want::Foreign
+                };
+                let frame = error(hub, [kind, 13], &quoted);
+                row(format!("type {kind} that quotes a probe"), frame, want);
+            }
+            let kind = [kinds[0], 1];
+            let head = header(family) + ECHO + MARK;
+            for len in 0..head {
+                let what = format!("a quote of {len} bytes");
+                row(what, error(hub, kind, &quoted[..len]), Want::Foreign);
+            }
+            row(
+                "a quote of the mark".into(),
+                error(hub, kind, &quoted[..head]),
+                Want::Refused,
+            );
+            let longer = [quoted.clone(), vec![0xee; 400]].concat();
+            row(
+                "a longer quote".into(),
+                error(hub, kind, &longer),
+                Want::Refused,
+            );
+            row(
+                "told to another".into(),
+                error(from, kind, &quoted),
+                Want::Foreign,
+            );
+            let altered = |at: usize, bits: u8| {
+                let quoted = with(quoted.clone(), |quoted| quoted[at] ^= bits);
+                error(hub, kind, &quoted)
+            };
+            let mark_at = header(family) + ECHO;
+            for (what, at, want) in [
+                (
+                    "fewer hops",
+                    if family == V4 { 8 } else { 7 },
+                    Want::Refused,
+                ),
+                (
+                    "the address that a NAT put there",
+                    if family == V4 { 15 } else { 23 },
+                    Want::Refused,
+                ),
+                (
+                    "the identifier or checksum that a NAT put there",
+                    mark_at - 1,
+                    Want::Refused,
+                ),
+                ("another mark", mark_at, Want::Foreign),
+                ("another tracker", mark_at + 7, Want::Foreign),
+                ("another sequence number", mark_at + 15, Want::Foreign),
+                ("another time", mark_at + 23, Want::Foreign),
+                ("another token", mark_at + 31, Want::Foreign),
+            ] {
+                row(format!("a quote with {what}"), altered(at, 2), want);
+            }
+            let frame = error(hub, kind, &quoted);
+            if family == V4 {
+                let damaged = with(frame.clone(), |frame| frame[ETHERNET + 8] ^= 1);
+                row("an error's IPv4 checksum".into(), damaged, Want::Foreign);
+            }
+            let tagged = Link {
+                tags: vec![Tag::dot1q(100)],
+                ..reply.link.clone()
+            };
+            row(
+                "an error with a tag".into(),
+                tagged.ip(&frame[ETHERNET..]),
+                Want::Refused,
+            );
+            let gone = world.clone().with(|world| world.tracker.active = 0);
+            let nobody = self.reply(&gone);
+            self.frame("an error of nobody's", &nobody, frame, Want::Foreign);
+        }
     }
 
     /// UDP, as an echo service answers it.
@@ -985,7 +1101,7 @@ impl Table {
         quoted.echo.kind = 3;
         quoted.echo.payload = reply.packet();
         let what = "an ICMP error that quotes a reply";
-        self.frame(what, &reply, quoted.frame(), Want::Foreign);
+        self.frame(what, &reply, quoted.frame(), Want::Refused);
     }
 
     fn ipv6_only(&mut self) {
@@ -1215,6 +1331,17 @@ impl Row {
                 tracker.trouble.wrong_path += 1;
                 tracker.trouble.wrong_path_ifindex = ARRIVAL;
                 tracker.trouble.wrong_path_sequence = self.mark.sequence;
+            }
+            Want::Refused => {
+                should.counters.probe_refused += 1;
+                let error = packets::read_error(&self.frame).expect("an error");
+                let trouble = &mut tracker.trouble;
+                (trouble.complaint, trouble.complaint_from) = match error.source {
+                    IpAddr::V4(source) => (Complaint::Icmp, super::widen(source.octets())),
+                    IpAddr::V6(source) => (Complaint::Icmpv6, source.octets()),
+                };
+                [trouble.complaint_type, trouble.complaint_code] = error.kind;
+                trouble.complaint_sequence = self.mark.sequence;
             }
             Want::Late => {
                 should.counters.reply_late += 1;

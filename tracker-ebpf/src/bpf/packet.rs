@@ -53,9 +53,9 @@ impl BytesMut for Packet {
 /// the outer headers.
 const LINEAR: u32 = 256;
 
-/// Room for the head of a reply from its IP header on. Words, because the verifier refuses a misaligned
+/// Room for the head of a reply, or of an error that quotes a probe, from its IP header on. Words, because the verifier refuses a misaligned
 /// word of the stack, and not set to zero, which would be a loop over its bytes.
-pub type Memory = MaybeUninit<[u64; (ipv6::LEN + icmp::LEN + probe::LEN) / 8]>;
+pub type Memory = MaybeUninit<[u64; (2 * (ipv6::LEN + icmp::LEN) + probe::LEN) / 8]>;
 
 /// The first `LEN` bytes of a packet at TC ingress from its IP header on, wherever that is: behind an
 /// Ethernet header, at the packet's first byte (tun, WireGuard), or behind the outer headers (GRE, whose MAC

@@ -2,10 +2,10 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Event, Path, Proof, RETURNS_MAX, State, Tracker},
+    abi::{Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker},
     verdict::Verdict,
     wire::{
-        ethernet, ipv4, ipv6,
+        ethernet, icmp, ipv4, ipv6,
         probe::{self, HEADER_LEN, Mark},
         reply::{self, Message, Reply},
         token, vlan,
@@ -32,6 +32,8 @@ pub enum Outcome {
     /// Ours, on an interface outside `returns`, but tagged: on its way to the VLAN device, whose own
     /// program judges it next.
     Tagged,
+    /// An ICMP error about one of ours.
+    Error,
     /// Not proven ours: checksum, addresses or token are wrong.
     Corrupt,
     /// Not provable: no tracker in use has that number.
@@ -75,12 +77,24 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
     match ethertype(ctx) {
         ethernet::IPV4 => {
             const LEN: usize = ipv4::LEN + HEADER_LEN + probe::LEN;
+            const ERROR_LEN: usize = ipv4::LEN + HEADER_LEN + LEN;
             let head = packet::head::<4, LEN>(ctx, &mut memory)?;
+            let kind = head[ipv4::LEN];
+            if head[ipv4::PROTOCOL_AT] == ipv4::ICMP && icmp::is_error(kind) {
+                let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory)?;
+                return reply::parse_error_ipv4::<[u8], 0>(head);
+            }
             reply::parse_ipv4::<[u8], 0>(head, 0)
         }
         ethernet::IPV6 => {
             const LEN: usize = ipv6::LEN + HEADER_LEN + probe::LEN;
+            const ERROR_LEN: usize = ipv6::LEN + HEADER_LEN + LEN;
             let head = packet::head::<0, LEN>(ctx, &mut memory)?;
+            let kind = head[ipv6::LEN];
+            if head[ipv6::NEXT_HEADER_AT] == ipv6::ICMP && icmp::is_error_v6(kind) {
+                let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory)?;
+                return reply::parse_error_ipv6::<[u8], 0>(head);
+            }
             reply::parse_ipv6::<[u8], 0>(head, 0)
         }
         _ => None,
@@ -134,7 +148,7 @@ pub fn recognise(
     // Probes of others pass by wherever the hub is a router; only replies must be of somebody here.
     let stale = match reply.message {
         Message::EchoReply => Some(Outcome::Stale),
-        Message::EchoRequest | Message::Datagram => None,
+        Message::EchoRequest | Message::Datagram | Message::Error => None,
     };
     let slot = reply.mark.tracker;
     let (Some(hub), Some(tracker), Some(state)) =
@@ -144,6 +158,9 @@ pub fn recognise(
     };
     if tracker.active == 0 {
         return stale;
+    }
+    if matches!(reply.message, Message::Error) {
+        return complain(reply, hub, tracker, state);
     }
     let proof = reply.proof(tracker)?;
     // The one does not stand for the other: whoever sees a probe can answer it.
@@ -198,6 +215,40 @@ pub fn recognise(
     Some(count_reply(&reply.mark, tracker, state))
 }
 
+/// Notes an ICMP error whose quote the token proves to be one of our probes. Anything else is of no concern
+/// here: whoever wants to blame a service would have to see its probes. The error itself is not proven, so it
+/// only explains a loss, and never makes one.
+#[inline(always)]
+fn complain(error: &Reply, hub: &Hub, tracker: &Tracker, state: *mut State) -> Option<Outcome> {
+    let Mark {
+        tracker: slot,
+        sequence,
+        sent_mono_ns,
+        token,
+    } = error.mark;
+    let right = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
+    if token != right || !error.is_intact || !error.is_told_to(tracker) {
+        return None;
+    }
+    let complaint = match tracker.family {
+        Family::Ipv4 => Complaint::Icmp,
+        Family::Ipv6 => Complaint::Icmpv6,
+    };
+    // SAFETY: a valid map value; whole stores, of which the last ones count. The address is aligned to a word
+    // (asserted with the layout).
+    unsafe {
+        let trouble = &raw mut (*state).trouble;
+        (&raw mut (*trouble).complaint).write(complaint);
+        (&raw mut (*trouble).complaint_type).write(error.kind[0]);
+        (&raw mut (*trouble).complaint_code).write(error.kind[1]);
+        (&raw mut (*trouble).complaint_from)
+            .cast::<[u64; 2]>()
+            .write(error.sender());
+        (&raw mut (*trouble).complaint_sequence).write(sequence);
+    }
+    Some(Outcome::Error)
+}
+
 /// Counts a reply that the token proved to be ours and that came by the right way.
 #[inline(always)]
 fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
@@ -237,7 +288,7 @@ fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
         }
         receive.verdict
     };
-    if verdict != Verdict::Up as u8 {
+    if verdict != Verdict::Up as u8 || tracker.reports_all != 0 {
         let event = Event {
             tracker: mark.tracker,
             epoch: tracker.epoch,
@@ -265,6 +316,7 @@ pub fn count_outcome(outcome: Outcome) -> u64 {
         Outcome::Late => count(|counters| &mut counters.reply_late),
         Outcome::WrongPath => count(|counters| &mut counters.reply_wrong_path),
         Outcome::Tagged => count(|counters| &mut counters.reply_tagged),
+        Outcome::Error => count(|counters| &mut counters.probe_refused),
         Outcome::Corrupt => count(|counters| &mut counters.reply_corrupt),
         Outcome::Stale => count(|counters| &mut counters.reply_stale),
     }
@@ -277,7 +329,8 @@ impl Outcome {
     #[inline(always)]
     pub const fn is_done(self) -> bool {
         match self {
-            Self::Counted | Self::Duplicate | Self::Late => true,
+            // The hub's own stack has sent nothing that an error could be about.
+            Self::Counted | Self::Duplicate | Self::Late | Self::Error => true,
             Self::WrongPath | Self::Tagged | Self::Corrupt | Self::Stale => false,
         }
     }

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::abi::{Family, Probe, Proof, Tracker};
 
-/// A message that bears the mark: a reply, or one of our probes that came back. Nothing of it is proven
-/// yet.
+/// A message that bears the mark: a reply, one of our probes that came back, or an error about one. Nothing
+/// of it is proven yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// What carries the mark.
@@ -22,9 +22,11 @@ pub struct Reply {
     /// True where the lengths of all headers agree with each other, and their checksums: of ICMP all, of
     /// UDP none. A UDP checksum may be missing or left for hardware to complete; the token says more.
     pub is_intact: bool,
+    /// ICMP type and code. Of UDP they mean nothing, and are read nevertheless: the verifier refuses what is
+    /// not set on each way, even where nothing depends on it.
+    pub kind: [u8; 2],
     addresses: Addresses,
-    /// Those of UDP. Read of ICMP too, where they mean nothing: the verifier refuses what is not set on each
-    /// way, even where nothing depends on it.
+    /// Those of UDP; the same of ICMP.
     ports: Ports,
 }
 
@@ -43,6 +45,8 @@ pub enum Message {
     EchoRequest,
     /// A UDP datagram. It does not say itself whether it is a probe or the answer to one.
     Datagram,
+    /// An ICMP error that quotes a probe as far as its mark.
+    Error,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +93,24 @@ impl Reply {
             // The other port is one of the tracker's own, which a NAT may have replaced on the way there.
             (Message::Datagram, Proof::Reply) => self.ports.source == tracker.port,
             (Message::Datagram, Proof::Arrival) => self.ports.destination == tracker.port,
-            (Message::EchoReply | Message::EchoRequest, _) => true,
+            (Message::EchoReply | Message::EchoRequest | Message::Error, _) => true,
         };
         is_of_port && self.goes_to(tracker, to) && self.comes_from(tracker, from)
+    }
+
+    /// True where it came to the tracker's source, as an error about a probe does, from wherever.
+    #[inline(always)]
+    pub fn is_told_to(&self, tracker: &Tracker) -> bool {
+        self.goes_to(tracker, &tracker.source)
+    }
+
+    /// Who sent it: the sixteen bytes of a map's address, as two words of memory.
+    #[inline(always)]
+    pub const fn sender(&self) -> [u64; 2] {
+        match self.addresses {
+            Addresses::Ipv4 { source, .. } => [source.to_be() as u64, 0],
+            Addresses::Ipv6 { source, .. } => [source[0].to_be(), source[1].to_be()],
+        }
     }
 
     #[inline(always)]
@@ -148,6 +167,21 @@ fn parse_ip<B: Bytes + ?Sized, const AT: usize>(
 /// The same of an IPv4 packet that begins at `AT`.
 #[inline(always)]
 pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
+    read_ipv4::<B, AT>(frame, vlan, false)
+}
+
+/// The same, of errors only: a copy of the packet can't have the mark of both a reply and an error aligned.
+#[inline(always)]
+pub fn parse_error_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B) -> Option<Reply> {
+    read_ipv4::<B, AT>(frame, 0, true)
+}
+
+#[inline(always)]
+fn read_ipv4<B: Bytes + ?Sized, const AT: usize>(
+    frame: &B,
+    vlan: u16,
+    only_errors: bool,
+) -> Option<Reply> {
     let ip: &[u8; ipv4::LEN] = frame.at(AT)?;
     let is_icmp = ipv4::carries(ip, ipv4::ICMP);
     if !is_icmp && !ipv4::carries(ip, ipv4::UDP) {
@@ -155,14 +189,22 @@ pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
     }
     let head: &[u8; HEADER_LEN] = frame.at(AT + ipv4::LEN)?;
     let message = match is_icmp {
+        true if icmp::is_error(head[0]) => Message::Error,
         true => echo(head, icmp::ECHO_REPLY, icmp::ECHO)?,
         false => Message::Datagram,
     };
-    let mark = mark(frame, AT + ipv4::LEN + HEADER_LEN)?;
+    if only_errors && !matches!(message, Message::Error) {
+        return None;
+    }
+    let mark = match message {
+        Message::Error => mark(frame, AT + 2 * (ipv4::LEN + HEADER_LEN))?,
+        _ => mark(frame, AT + ipv4::LEN + HEADER_LEN)?,
+    };
     let header = ipv4::parse(ip);
     let announced = usize::from(header.total_len).saturating_sub(ipv4::LEN);
-    // A larger payload is zeros, which add nothing to the sum.
+    // A larger payload is zeros, which add nothing to the sum. An error's sum covers more than can be read.
     let is_whole = match is_icmp {
+        true if matches!(message, Message::Error) => true,
         true => is_right_echo(head, mark.sum()),
         false => is_right_datagram(head, announced),
     };
@@ -176,6 +218,7 @@ pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
         vlan,
         is_intact: is_whole && announced >= HEADER_LEN + probe::LEN && ipv4::checksum_ok(ip),
         addresses,
+        kind: [head[0], head[1]],
         ports: ports(head),
     })
 }
@@ -183,6 +226,21 @@ pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
 /// The same of an IPv6 packet that begins at `AT`.
 #[inline(always)]
 pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
+    read_ipv6::<B, AT>(frame, vlan, false)
+}
+
+/// The same, of errors only: a copy of the packet can't have the mark of both a reply and an error aligned.
+#[inline(always)]
+pub fn parse_error_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B) -> Option<Reply> {
+    read_ipv6::<B, AT>(frame, 0, true)
+}
+
+#[inline(always)]
+fn read_ipv6<B: Bytes + ?Sized, const AT: usize>(
+    frame: &B,
+    vlan: u16,
+    only_errors: bool,
+) -> Option<Reply> {
     let ip: &[u8; ipv6::LEN] = frame.at(AT)?;
     let is_icmp = ipv6::carries(ip, ipv6::ICMP);
     if !is_icmp && !ipv6::carries(ip, ipv6::UDP) {
@@ -190,12 +248,20 @@ pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
     }
     let head: &[u8; HEADER_LEN] = frame.at(AT + ipv6::LEN)?;
     let message = match is_icmp {
+        true if icmp::is_error_v6(head[0]) => Message::Error,
         true => echo(head, icmp::ECHO_REPLY_V6, icmp::ECHO_V6)?,
         false => Message::Datagram,
     };
-    let mark = mark(frame, AT + ipv6::LEN + HEADER_LEN)?;
+    if only_errors && !matches!(message, Message::Error) {
+        return None;
+    }
+    let mark = match message {
+        Message::Error => mark(frame, AT + 2 * (ipv6::LEN + HEADER_LEN))?,
+        _ => mark(frame, AT + ipv6::LEN + HEADER_LEN)?,
+    };
     let header = ipv6::parse(ip);
     let is_whole = match is_icmp {
+        true if matches!(message, Message::Error) => true,
         true => {
             let (source, destination) = (header.source, header.destination);
             let len = header.payload_len;
@@ -214,6 +280,7 @@ pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> O
         vlan,
         is_intact: is_whole && usize::from(header.payload_len) >= HEADER_LEN + probe::LEN,
         addresses,
+        kind: [head[0], head[1]],
         ports: ports(head),
     })
 }
@@ -268,6 +335,7 @@ mod tests {
     use crate::abi::Path;
     use pnet_packet::icmp::{self as pnet_icmp, IcmpCode, IcmpTypes, MutableIcmpPacket};
     use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Types, MutableIcmpv6Packet};
+    use pnet_packet::ip::IpNextHeaderProtocols;
     use pnet_packet::ipv4::{self as pnet_ipv4, MutableIpv4Packet};
     use pnet_packet::ipv6::MutableIpv6Packet;
     use pnet_packet::udp::MutableUdpPacket;
@@ -433,6 +501,57 @@ mod tests {
             };
             prop_assert_eq!(bare, parse(&frame[..]));
             prop_assert!(bare.is_some());
+        }
+
+        /// An error quotes the probe as it came there: with fewer hops left, or altered by a NAT.
+        #[test]
+        fn an_error_is_recognised(exchange in exchanges(), kind: u8, code: u8, from: [u8; 16], cut in 0usize..300) {
+            let (ip_at, is_v6) = (exchange.ip_at(), exchange.tracker.family == Family::Ipv6);
+            let probe = exchange.probe();
+            let (ip, quote) = (&probe[ip_at..exchange.icmp_at()], &probe[ip_at..]);
+            let mut quote = quote.to_vec();
+            quote[if is_v6 { 7 } else { 8 }] = 1;
+            let mut frame = probe[..ip_at].to_vec();
+            frame.extend_from_slice(ip);
+            frame.extend([kind, code, 0, 0, 0, 0, 0, 0]);
+            frame.extend_from_slice(&quote);
+            let head = &mut frame[ip_at..];
+            if is_v6 {
+                let mut ip = MutableIpv6Packet::new(head).expect("a whole header");
+                ip.set_next_header(IpNextHeaderProtocols::Icmpv6);
+                ip.set_destination(ip.get_source());
+                ip.set_source(from.into());
+            } else {
+                let mut ip = MutableIpv4Packet::new(head).expect("a whole header");
+                ip.set_next_level_protocol(IpNextHeaderProtocols::Icmp);
+                ip.set_destination(ip.get_source());
+                ip.set_source(<[u8; 4]>::try_from(&from[..4]).expect("four bytes").into());
+                let right = pnet_ipv4::checksum(&ip.to_immutable());
+                ip.set_checksum(right);
+            }
+            let full = ip_at + 2 * (exchange.head() - ip_at) - probe::LEN;
+            let is_error = if is_v6 { (1..5).contains(&kind) } else { [3, 11, 12].contains(&kind) };
+            let error = parse(&frame[..]);
+            let is_echo = [0, 8, 128, 129].contains(&kind);
+            prop_assert!(error.is_some() == is_error || is_echo);
+            if let (Some(error), true) = (error, is_error) {
+                prop_assert_eq!((error.message, error.mark), (Message::Error, exchange.mark));
+                prop_assert_eq!(error.kind, [kind, code]);
+                let alone = match is_v6 {
+                    false => parse_error_ipv4::<[u8], 0>(&frame[ip_at..]),
+                    true => parse_error_ipv6::<[u8], 0>(&frame[ip_at..]),
+                };
+                prop_assert_eq!(alone, Some(Reply { vlan: 0, ..error }));
+                prop_assert!(error.is_intact && error.is_told_to(&exchange.tracker));
+                prop_assert_eq!(error.proof(&exchange.tracker), None);
+                let sender: Vec<u8> = error.sender().iter().flat_map(|word| word.to_ne_bytes()).collect();
+                let len = if is_v6 { 16 } else { 4 };
+                prop_assert_eq!(&sender[..len], &from[..len]);
+                prop_assert!(sender[len..].iter().all(|byte| *byte == 0));
+                // A quote that ends before the token proves nothing.
+                let cut = cut % frame.len();
+                prop_assert_eq!(parse(&frame[..cut]).is_some(), cut >= full);
+            }
         }
 
         #[test]

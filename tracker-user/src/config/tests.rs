@@ -779,10 +779,6 @@ fn steering_is_checked() {
 fn what_is_not_supported_is_refused_once_and_plainly() {
     let cases = [
         (
-            "expect = \"silence\"",
-            "expect = \"silence\" is not supported by this version; only \"reply\" is",
-        ),
-        (
             "refused = \"up\"",
             "refused = \"up\" is not supported by this version; only \"down\" is",
         ),

@@ -5,7 +5,6 @@
 
 /// Key, value, and what there is instead.
 const VALUES: &[(&str, &str, &str)] = &[
-    ("expect", "silence", "only \"reply\" is"),
     ("refused", "up", "only \"down\" is"),
 ];
 

@@ -15,7 +15,7 @@ use tracker_ebpf::{
 use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, stamp};
 use crate::{
     board::TrackerRef,
-    config::{self, Addition, Config, Flow, Member, Origin, Role, Service},
+    config::{self, Addition, Config, Expect, Flow, Member, Origin, Role, Service},
     engine::{Command, TrackerSpec, Window},
     kernel::loader::Sizes,
     plan::Fault,
@@ -220,6 +220,7 @@ impl Daemon {
             flow_first,
             flow_mask,
             port: tracker.port.unwrap_or(0),
+            reports_all: u8::from(tracker.expect == Expect::Silence),
             family: tracker.behind.into(),
             probe,
             ..Default::default()
@@ -241,6 +242,7 @@ impl Daemon {
                 mask: words - 1,
             },
             fault: Some(fault.cause),
+            expects_silence: tracker.expect == Expect::Silence,
         }));
         Some(Tracker {
             slot,
