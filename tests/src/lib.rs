@@ -25,6 +25,7 @@ pub mod interrupt;
 pub mod netns;
 pub mod pace;
 pub mod packets;
+pub mod servers;
 pub mod skip;
 pub mod status;
 pub mod topology;

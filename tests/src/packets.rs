@@ -284,6 +284,22 @@ impl Echo {
     }
 }
 
+/// An ICMP error of the addresses' family about `quoted`, the bytes of an IP packet.
+///
+/// # Panics
+/// Where the addresses are of different families.
+#[must_use]
+pub fn error(from: IpAddr, to: IpAddr, [kind, code]: [u8; 2], quoted: &[u8]) -> Vec<u8> {
+    let message = Echo {
+        kind,
+        code,
+        identifier: 0,
+        sequence: 0,
+        payload: quoted.to_vec(),
+    };
+    message.packet(from, to)
+}
+
 /// Message type of an echo request of the address's family.
 #[must_use]
 pub const fn echo_request(family: IpAddr) -> u8 {
@@ -342,26 +358,49 @@ impl Mark {
     }
 }
 
-/// A UDP datagram over IPv4.
+/// A UDP datagram, from and to addresses and ports, as a whole IP packet.
+///
+/// # Panics
+/// Where the datagram would be longer than UDP allows, or the addresses are of different families.
+#[must_use]
+pub fn datagram(addresses: [IpAddr; 2], ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
+    let mut datagram = vec![0; UdpPacket::minimum_packet_size()];
+    datagram.extend_from_slice(payload);
+    let len = u16::try_from(datagram.len()).expect("at most 65535 bytes");
+    let mut header = MutableUdpPacket::new(&mut datagram).expect("room for a header");
+    header.set_source(ports[0]);
+    header.set_destination(ports[1]);
+    header.set_length(len);
+    let checksum = match addresses {
+        [IpAddr::V4(source), IpAddr::V4(destination)] => {
+            udp::ipv4_checksum(&header.to_immutable(), &source, &destination)
+        }
+        [IpAddr::V6(source), IpAddr::V6(destination)] => {
+            udp::ipv6_checksum(&header.to_immutable(), &source, &destination)
+        }
+        _ => panic!("{addresses:?} are of different families"),
+    };
+    header.set_checksum(if checksum == 0 { 0xffff } else { checksum });
+    match addresses {
+        [IpAddr::V4(source), IpAddr::V4(destination)] => Ipv4 {
+            protocol: IpNextHeaderProtocols::Udp,
+            ..Ipv4::icmp(source, destination)
+        }
+        .packet(&datagram),
+        [IpAddr::V6(source), IpAddr::V6(destination)] => {
+            ipv6(source, destination, IpNextHeaderProtocols::Udp, &datagram)
+        }
+        _ => panic!("{addresses:?} are of different families"),
+    }
+}
+
+/// A UDP datagram of somebody else over IPv4.
 ///
 /// # Panics
 /// Where the datagram would be longer than UDP allows.
 #[must_use]
 pub fn udp(source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
-    let mut datagram = vec![0; UdpPacket::minimum_packet_size()];
-    datagram.extend_from_slice(payload);
-    let len = u16::try_from(datagram.len()).expect("at most 65535 bytes");
-    let mut header = MutableUdpPacket::new(&mut datagram).expect("room for a header");
-    header.set_source(7);
-    header.set_destination(33_434);
-    header.set_length(len);
-    let checksum = udp::ipv4_checksum(&header.to_immutable(), &source, &destination);
-    header.set_checksum(checksum);
-    let ip = Ipv4 {
-        protocol: IpNextHeaderProtocols::Udp,
-        ..Ipv4::icmp(source, destination)
-    };
-    ip.packet(&datagram)
+    datagram([source.into(), destination.into()], [7, 33_434], payload)
 }
 
 /// A TCP segment over IPv4.
@@ -407,27 +446,49 @@ pub fn arp(link: &Link, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     link.frame(EtherTypes::Arp, &packet)
 }
 
-/// An echo message as somebody else would read it.
+/// A marked message as somebody else would read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Source address.
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// ICMP message type.
-    pub kind: u8,
-    /// ICMP code.
-    pub code: u8,
-    /// Whether the checksums over headers and the first [`MARK`] bytes after them are right.
+    /// What carries the mark.
+    pub carrier: Carrier,
+    /// Whether the checksums over headers and the first [`MARK`] bytes after them are right. That of UDP has a
+    /// field of its own.
     pub checksums: bool,
-    /// What the IP header says is left for ICMP's payload, if not negative.
+    /// What the headers say is left for the payload, if not negative.
     pub announced: Option<usize>,
     /// The mark.
     pub mark: Mark,
 }
 
-/// Reads a frame for a marked ICMP message of its own family, with at most one 802.1Q tag, neither
-/// fragmented nor with anything between the IP and the ICMP header. What follows the mark is not looked at:
+/// What carries a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// An ICMP message.
+    Icmp {
+        /// Message type.
+        kind: u8,
+        /// Code.
+        code: u8,
+        /// Identifier.
+        identifier: u16,
+    },
+    /// A UDP datagram.
+    Udp {
+        /// Source port.
+        source: u16,
+        /// Destination port.
+        destination: u16,
+        /// Whether its checksum is right.
+        checksum: bool,
+    },
+}
+
+/// Reads a frame for a marked message, ICMP of its own family or UDP, with at most one 802.1Q tag, neither
+/// fragmented nor with anything between the IP header and the message's. What follows the mark is not looked at:
 /// it is zeros.
 #[must_use]
 pub fn read_marked(frame: &[u8]) -> Option<Seen> {
@@ -444,51 +505,149 @@ pub fn read_marked(frame: &[u8]) -> Option<Seen> {
         }
         ethertype => (ethertype, ethernet.payload()),
     };
-    match ethertype {
-        EtherTypes::Ipv4 => {
-            let ip = Ipv4Packet::new(packet)?;
-            let is_plain = ip.get_version() == 4
-                && ip.get_header_length() == 5
-                && ip.get_next_level_protocol() == IpNextHeaderProtocols::Icmp
-                && ip.get_flags() & 1 == 0
-                && ip.get_fragment_offset() == 0;
-            let message = packet.get(IPV4..IPV4 + ECHO + MARK)?;
-            let mark = Mark::read(&message[ECHO..])?;
-            let echo = IcmpPacket::new(message)?;
-            is_plain.then(|| Seen {
-                source: ip.get_source().into(),
-                destination: ip.get_destination().into(),
-                kind: echo.get_icmp_type().0,
-                code: echo.get_icmp_code().0,
-                checksums: same(ip.get_checksum(), ipv4::checksum(&ip))
-                    && same(echo.get_checksum(), icmp::checksum(&echo)),
-                announced: usize::from(ip.get_total_length()).checked_sub(IPV4 + ECHO),
-                mark,
-            })
+    let (source, destination, protocol, head, room, is_right): (IpAddr, IpAddr, _, _, _, _) =
+        match ethertype {
+            EtherTypes::Ipv4 => {
+                let ip = Ipv4Packet::new(packet)?;
+                let is_plain = ip.get_version() == 4
+                    && ip.get_header_length() == 5
+                    && ip.get_flags() & 1 == 0
+                    && ip.get_fragment_offset() == 0;
+                if !is_plain {
+                    return None;
+                }
+                (
+                    ip.get_source().into(),
+                    ip.get_destination().into(),
+                    ip.get_next_level_protocol(),
+                    IPV4,
+                    usize::from(ip.get_total_length()).checked_sub(IPV4),
+                    same(ip.get_checksum(), ipv4::checksum(&ip)),
+                )
+            }
+            EtherTypes::Ipv6 => {
+                let ip = Ipv6Packet::new(packet)?;
+                if ip.get_version() != 6 {
+                    return None;
+                }
+                (
+                    ip.get_source().into(),
+                    ip.get_destination().into(),
+                    ip.get_next_header(),
+                    IPV6,
+                    Some(usize::from(ip.get_payload_length())),
+                    true,
+                )
+            }
+            _ => return None,
+        };
+    let mut message = packet.get(head..head + ECHO + MARK)?.to_vec();
+    let mark = Mark::read(&message[ECHO..])?;
+    // A pseudo-header counts the announced length: let the message have it.
+    if head == IPV6 {
+        message.resize(room.unwrap_or(0).max(ECHO + MARK), 0);
+    }
+    let (carrier, checksum, announced) = match (protocol, source, destination) {
+        (IpNextHeaderProtocols::Icmp, IpAddr::V4(_), _) => {
+            let icmp = IcmpPacket::new(&message)?;
+            let right = same(icmp.get_checksum(), icmp::checksum(&icmp));
+            (carrier(&message), right, room)
         }
-        EtherTypes::Ipv6 => {
-            let ip = Ipv6Packet::new(packet)?;
-            let is_plain =
-                ip.get_version() == 6 && ip.get_next_header() == IpNextHeaderProtocols::Icmpv6;
-            let mut message = packet.get(IPV6..IPV6 + ECHO + MARK)?.to_vec();
-            let mark = Mark::read(&message[ECHO..])?;
-            // The pseudo-header counts the announced length: let the message have it.
-            let announced = usize::from(ip.get_payload_length());
-            message.resize(announced.max(ECHO + MARK), 0);
-            let echo = Icmpv6Packet::new(&message)?;
-            let (source, destination) = (ip.get_source(), ip.get_destination());
-            let checksum = icmpv6::checksum(&echo, &source, &destination);
-            is_plain.then(|| Seen {
-                source: source.into(),
-                destination: destination.into(),
-                kind: echo.get_icmpv6_type().0,
-                code: echo.get_icmpv6_code().0,
-                checksums: same(echo.get_checksum(), checksum),
-                announced: announced.checked_sub(ECHO),
-                mark,
-            })
+        (IpNextHeaderProtocols::Icmpv6, IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let icmp = Icmpv6Packet::new(&message)?;
+            let sum = icmpv6::checksum(&icmp, &source, &destination);
+            (carrier(&message), same(icmp.get_checksum(), sum), room)
         }
-        _ => None,
+        (IpNextHeaderProtocols::Udp, ..) => {
+            let udp = UdpPacket::new(&message)?;
+            let len = usize::from(udp.get_length());
+            message.resize(len.max(ECHO + MARK), 0);
+            let whole = UdpPacket::new(&message)?;
+            let sum = match (source, destination) {
+                (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                    udp::ipv4_checksum(&whole, &source, &destination)
+                }
+                (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                    udp::ipv6_checksum(&whole, &source, &destination)
+                }
+                _ => return None,
+            };
+            let carrier = Carrier::Udp {
+                source: whole.get_source(),
+                destination: whole.get_destination(),
+                checksum: whole.get_checksum() != 0 && same(whole.get_checksum(), sum),
+            };
+            // The datagram has to fit the packet.
+            let announced = room.filter(|room| len <= *room).map(|_| len);
+            (carrier, true, announced)
+        }
+        _ => return None,
+    };
+    Some(Seen {
+        source,
+        destination,
+        carrier,
+        checksums: is_right && checksum,
+        announced: announced.and_then(|len| len.checked_sub(ECHO)),
+        mark,
+    })
+}
+
+/// An ICMP error that quotes a marked probe, as somebody else would read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quoted {
+    /// Who sent it.
+    pub source: IpAddr,
+    /// To whom.
+    pub destination: IpAddr,
+    /// ICMP type and code.
+    pub kind: [u8; 2],
+    /// Whether the checksum of its own IP header is right.
+    pub checksum: bool,
+    /// What that says is left for the quote, if not negative.
+    pub announced: Option<usize>,
+    /// The mark in what it quotes.
+    pub mark: Mark,
+}
+
+/// Reads a frame for an ICMP error of its own family, with at most one 802.1Q tag, whose quote has a mark where
+/// probes have it.
+#[must_use]
+pub fn read_error(frame: &[u8]) -> Option<Quoted> {
+    let tag = match frame.get(12..ETHERNET)? {
+        [0x81, 0x00] => TAG,
+        _ => 0,
+    };
+    let packet = frame.get(ETHERNET + tag..)?;
+    let (head, errors): (_, &[u8]) = match frame.get(12 + tag..ETHERNET + tag)? {
+        [0x08, 0x00] => (IPV4, &[3, 11, 12]),
+        [0x86, 0xdd] => (IPV6, &[1, 2, 3, 4]),
+        _ => return None,
+    };
+    let kind: [u8; 2] = *packet.get(head..)?.first_chunk()?;
+    // With the quote's own headers taken out, the mark is where a reply has it.
+    let mark_at = 2 * (head + ECHO);
+    let marked = packet.get(mark_at..mark_at + MARK)?;
+    let reply = [&frame[..ETHERNET + tag], &packet[..head + ECHO], marked].concat();
+    let seen = read_marked(&reply)?;
+    let is_icmp = matches!(seen.carrier, Carrier::Icmp { .. });
+    (is_icmp && errors.contains(&kind[0])).then(|| Quoted {
+        source: seen.source,
+        destination: seen.destination,
+        kind,
+        checksum: head == IPV6
+            || Ipv4Packet::new(packet)
+                .is_some_and(|ip| same(ip.get_checksum(), ipv4::checksum(&ip))),
+        announced: seen.announced,
+        mark: seen.mark,
+    })
+}
+
+fn carrier(message: &[u8]) -> Carrier {
+    Carrier::Icmp {
+        kind: message[0],
+        code: message[1],
+        identifier: u16::from_be_bytes([message[4], message[5]]),
     }
 }
 

@@ -39,6 +39,31 @@ fn sends() -> Vec<Sends> {
         });
     };
     for family in [Family::Ipv4, Family::Ipv6] {
+        for (flow_mask, port) in [(0, 7), (0x7ff, 7), (0xffff, 65_535), (0xff, 0)] {
+            for (probe, sent) in [abi::Probe::Icmp, abi::Probe::Udp]
+                .into_iter()
+                .flat_map(|probe| [0, 1_000, 65_535, 1 << 40].map(|sent| (probe, sent)))
+            {
+                let world = World::new(family).with(|world| {
+                    world.tracker.probe = probe;
+                    world.tracker.flow_mask = flow_mask;
+                    world.tracker.port = port;
+                    world.state.send.sent = sent;
+                });
+                let what = format!("{probe:?} to {port}, flows {flow_mask:#x}, {sent} sent before");
+                row(what, world, &OLD);
+            }
+        }
+        for payload in [32, 33, 34, 63, 64, 1_000, 1_472] {
+            for vlan in [0, 100] {
+                let world = World::new(family).with(|world| {
+                    world.tracker.probe = abi::Probe::Udp;
+                    world.tracker.payload = payload;
+                    world.path.vlan = vlan;
+                });
+                row(format!("UDP, tag {vlan}, {payload} bytes"), world, &OLD);
+            }
+        }
         let world = World::new(family);
         for via in [Via::XdpRedirect, Via::TcRedirect] {
             for vlan in [0, 1, 100, 0xefff] {
@@ -86,9 +111,9 @@ fn sends() -> Vec<Sends> {
         for (what, change) in [
             (
                 "identifier 0",
-                (|world| world.tracker.icmp_id = 0) as fn(&mut World),
+                (|world| world.tracker.flow_first = 0) as fn(&mut World),
             ),
-            ("identifier ffff", |world| world.tracker.icmp_id = 0xffff),
+            ("identifier ffff", |world| world.tracker.flow_first = 0xffff),
             ("epoch 0", |world| world.tracker.epoch = 0),
             ("a timeout of 0", |world| world.tracker.timeout_ns = 0),
             ("from and to all ones", |world| {

@@ -39,6 +39,10 @@ fn rows() -> Vec<Row> {
             let what = format!("a probe of {payload} bytes");
             row(&what, &world, world.probe(mark), TC_ACT_REDIRECT);
         }
+        let udp = world
+            .clone()
+            .with(|world| world.tracker.probe = abi::Probe::Udp);
+        row(&"a UDP probe", &udp, udp.probe(mark), TC_ACT_REDIRECT);
         let other = Mark {
             tracker: OTHER,
             ..mark

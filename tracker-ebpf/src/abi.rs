@@ -12,7 +12,7 @@ use core::{
 };
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Map names, as the object, the pins and bpftool know them.
 pub mod map {
@@ -96,6 +96,13 @@ pub const BATCH_MAX: u32 = 2_048;
 pub const DEVICES_MAX: u32 = 4_096;
 /// Bytes of the ring buffer; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 20;
+/// First source port of probes of a fixed flow. These are above what Linux gives to sockets
+/// (`ip_local_port_range`, 32768 to 60999 by default).
+pub const FIXED_PORTS: u16 = 0xf000;
+/// First source port of probes each of which is a flow of its own.
+pub const ROTATE_PORTS: u16 = 0xf800;
+/// Source ports of each kind, less one.
+pub const PORTS_MASK: u16 = 0x7ff;
 /// Interfaces on which a member's replies may arrive, and as many for its probes.
 pub const RETURNS_MAX: usize = 4;
 /// Most steered flows that are remembered at a time.
@@ -147,6 +154,30 @@ impl Proof {
     }
 }
 
+/// What a tracker's probes are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Probe {
+    /// ICMP or ICMPv6 echo.
+    #[default]
+    Icmp = 0,
+    /// A UDP datagram, which an echo service sends back.
+    Udp = 1,
+}
+
+/// What said that a probe did not get through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Complaint {
+    /// Nobody yet.
+    #[default]
+    None = 0,
+    /// An ICMP error.
+    Icmp = 1,
+    /// An ICMPv6 error.
+    Icmpv6 = 2,
+}
+
 /// How probes leave by a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -191,18 +222,35 @@ pub struct Tracker {
     pub window_first: u32,
     /// Words of the bit set, less one; words are a power of two.
     pub window_mask: u32,
-    /// Bytes after the ICMP header, at least [`crate::wire::probe::LEN`].
+    /// Bytes after the ICMP or UDP header, at least [`crate::wire::probe::LEN`].
     pub payload: u16,
-    /// ICMP identifier.
-    pub icmp_id: u16,
+    /// First ICMP identifier or source port; see [`Tracker::flow`].
+    pub flow_first: u16,
+    /// Identifiers or source ports that are used in turn, less one; a power of two.
+    pub flow_mask: u16,
+    /// Destination port; 0 for ICMP.
+    pub port: u16,
     /// Family of `behind` and `source`.
     pub family: Family,
     /// 1 while the slot is in use.
     pub active: u8,
     /// What counts as received.
     pub proof: Proof,
+    /// What its probes are.
+    pub probe: Probe,
+    /// 1 where each counted reply is reported, not only while the tracker is not up.
+    pub reports_all: u8,
     /// Zero.
-    pub pad: u8,
+    pub pad: [u8; 3],
+}
+
+impl Tracker {
+    /// ICMP identifier or source port of a probe: one for all of a fixed flow, else the next for each.
+    #[inline(always)]
+    pub const fn flow(&self, sequence: u64) -> u16 {
+        self.flow_first
+            .wrapping_add(sequence as u16 & self.flow_mask)
+    }
 }
 
 /// The way from the hub to an endpoint: everything a probe needs below IP.
@@ -299,10 +347,18 @@ pub struct TroubleState {
     pub wrong_path_ifindex: u32,
     /// Packets that bear the mark and name this tracker but fail the token.
     pub corrupt: u32,
+    /// What the last complaint was.
+    pub complaint: Complaint,
+    /// Its ICMP type.
+    pub complaint_type: u8,
+    /// Its ICMP code.
+    pub complaint_code: u8,
     /// Zero.
-    pub pad: u32,
-    /// Zero.
-    pub pad2: [u64; 3],
+    pub pad: u8,
+    /// Sequence number of the probe that it is about.
+    pub complaint_sequence: u64,
+    /// Who sent it; only the probe in it is proven, not the sender.
+    pub complaint_from: [u8; 16],
 }
 
 /// The daemon's part of [`State`]: kept in the map so that a successor can go on from it.
@@ -381,6 +437,8 @@ pub struct Counters {
     pub reply_corrupt: u64,
     /// Packets that bear the mark and name no tracker in use; passed on.
     pub reply_stale: u64,
+    /// ICMP errors about one of our probes, which they quote with its token; consumed.
+    pub probe_refused: u64,
     /// Events that found the ring buffer full; the daemon finds the reply in the state.
     pub event_dropped: u64,
 }
@@ -535,9 +593,9 @@ const _: () = {
     assert!(size_of::<Flow>() == 32);
     assert!(size_of::<Steered>() == 32);
     assert!(size_of::<Hub>() == 24);
-    assert!(size_of::<Tracker>() == 64 && align_of::<Tracker>() == 8);
+    assert!(size_of::<Tracker>() == 72 && align_of::<Tracker>() == 8);
     assert!(offset_of!(Tracker, timeout_ns) == 32 && offset_of!(Tracker, payload) == 56);
-    assert!(offset_of!(Tracker, proof) == 62);
+    assert!(offset_of!(Tracker, port) == 62 && offset_of!(Tracker, probe) == 67);
     assert!(size_of::<Path>() == 72 && align_of::<Path>() == 4);
     assert!(offset_of!(Path, source_mac) == 8 && offset_of!(Path, ifindex) == 16);
     assert!(offset_of!(Path, arrivals) == 36 && offset_of!(Path, interface) == 52);
@@ -545,12 +603,13 @@ const _: () = {
     assert!(size_of::<ReceiveState>() == 64);
     assert!(size_of::<JudgeState>() == 64);
     assert!(size_of::<TroubleState>() == 64);
+    assert!(offset_of!(TroubleState, complaint_from) == 48);
     assert!(size_of::<State>() == 256 && align_of::<State>() == 64);
     assert!(offset_of!(State, receive) == 64 && offset_of!(State, trouble) == 128);
     assert!(offset_of!(State, judge) == 192);
     assert!(size_of::<Cursor>() == 8);
     assert!(size_of::<Event>() == 24);
-    assert!(size_of::<Counters>() == 104);
+    assert!(size_of::<Counters>() == 112);
     assert!(BATCH_MAX.is_power_of_two());
 };
 

@@ -105,6 +105,10 @@ pub enum Outcome {
     Replied,
     /// It was really sent, had its full timeout, and no reply came.
     Lost,
+    /// It should be stopped, and no reply came within the timeout.
+    Silent,
+    /// It should be stopped, and a reply came.
+    Unexpected,
     /// It proves nothing: the hub did not send it, or did not keep up while it was under way.
     Void(Cause),
 }
@@ -154,7 +158,7 @@ impl Machine {
         self.lost_run
     }
 
-    /// Consecutive replies so far; saturates at 255.
+    /// Consecutive outcomes so far that were as they should be; saturates at 255.
     pub const fn replied_run(&self) -> u8 {
         self.replied_run
     }
@@ -193,6 +197,18 @@ impl Machine {
                     self.was_up = false;
                 }
             }
+            Outcome::Silent => {
+                self.replied_run = self.replied_run.saturating_add(1);
+                if !matches!(self.verdict, Verdict::Down) {
+                    self.cause = Cause::NoReply;
+                }
+                if self.replied_run >= rules.rise {
+                    self.verdict = Verdict::Up;
+                    self.cause = Cause::NoReply;
+                    self.was_up = false;
+                }
+            }
+            Outcome::Unexpected => self.unexpected(sequence),
             Outcome::Void(cause) => self.cause = cause,
         }
     }
@@ -215,6 +231,19 @@ impl Machine {
             self.settled = sequence;
             self.was_up = false;
         }
+    }
+
+    /// A reply came to a probe that the service must stop, in its turn or ahead of it. One is enough: a loss
+    /// may be an accident, a genuine reply can't be. Silence counts from the next probe on.
+    pub const fn unexpected(&mut self, sequence: u64) {
+        if sequence <= self.settled {
+            return;
+        }
+        self.verdict = Verdict::Down;
+        self.cause = Cause::UnexpectedReply;
+        self.replied_run = 0;
+        self.settled = sequence;
+        self.was_up = false;
     }
 
     /// The hub can't send: what was up is down where the fault proves that nothing can pass, else
@@ -349,6 +378,30 @@ mod tests {
             (decided.verdict(), decided.cause()),
             (Verdict::Down, Cause::NoReply)
         );
+    }
+
+    #[test]
+    fn one_reply_where_silence_should_be_is_enough() {
+        use Outcome::{Silent, Unexpected};
+        let up = run(&[Silent, Silent]);
+        assert_eq!((up.verdict(), up.cause()), (Verdict::Up, Cause::NoReply));
+        assert_eq!(run(&[Silent]).verdict(), Verdict::Unknown);
+        let mut down = run(&[Silent, Silent, Silent, Unexpected]);
+        let is = |machine: &Machine| (machine.verdict(), machine.cause());
+        assert_eq!(is(&down), (Verdict::Down, Cause::UnexpectedReply));
+        down.judge(RULES, 5, Silent);
+        assert_eq!(is(&down), (Verdict::Down, Cause::UnexpectedReply));
+        // Ahead of its turn: what was sent before it and stays silent counts no more.
+        down.unexpected(8);
+        for sequence in 6..=9 {
+            down.judge(RULES, sequence, Silent);
+        }
+        assert_eq!(is(&down), (Verdict::Down, Cause::UnexpectedReply));
+        down.judge(RULES, 10, Silent);
+        assert_eq!(is(&down), (Verdict::Up, Cause::NoReply));
+        // Late news of what is settled changes nothing.
+        down.unexpected(8);
+        assert_eq!(down.verdict(), Verdict::Up);
     }
 
     #[test]

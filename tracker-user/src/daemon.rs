@@ -648,13 +648,31 @@ impl Daemon {
         {
             return Some(Probing::STRANDED.to_owned());
         }
-        let of_source = member.trackers.get(tracker as usize)?.fault.as_ref();
+        let installed = member.trackers.get(tracker as usize)?;
+        if cause == Cause::Unreachable {
+            return complaint(&self.kernel.states().state(installed.slot).trouble);
+        }
+        let of_source = installed.fault.as_ref();
         let fault = of_path
             .into_iter()
             .chain(of_source)
             .find(|fault| fault.cause == cause);
         fault.map(|fault| fault.detail.clone())
     }
+}
+
+/// Who complained last about a tracker's probes, and how.
+fn complaint(trouble: &abi::TroubleState) -> Option<String> {
+    let from = trouble.complaint_from;
+    let (protocol, from) = match trouble.complaint {
+        abi::Complaint::None => return None,
+        abi::Complaint::Icmp => ("ICMP", IpAddr::from([from[0], from[1], from[2], from[3]])),
+        abi::Complaint::Icmpv6 => ("ICMPv6", IpAddr::from(from)),
+    };
+    Some(format!(
+        "{protocol} type {} code {} from {from}",
+        trouble.complaint_type, trouble.complaint_code
+    ))
 }
 
 /// The address in the maps' form.

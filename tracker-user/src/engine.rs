@@ -108,6 +108,8 @@ pub struct TrackerSpec {
     pub window: Window,
     /// Why it can't be sent for yet, path aside.
     pub fault: Option<Cause>,
+    /// The service must stop the probes; every reply is then reported (`reports_all` in TRACKERS).
+    pub expects_silence: bool,
 }
 
 /// What the daemon tells the engine.
@@ -169,8 +171,10 @@ struct Slot {
     handed: u64,
     /// When it was last sent for; 0 before the first time.
     sent_ns: u64,
-    /// When the first probe of the present run of losses was sent.
+    /// When the first probe of the present run of losses (or of silence, where that is expected) was sent,
+    /// and its sequence number.
     losing_since_ns: u64,
+    losing_from: u64,
     /// When the first early reply of the present run came, and which probe it answered; 0 for none.
     replying_since_ns: u64,
     replying_from: u64,
@@ -318,6 +322,7 @@ impl<P: Plane> Engine<P> {
             handed: sent,
             sent_ns: 0,
             losing_since_ns: 0,
+            losing_from: 0,
             replying_since_ns: 0,
             replying_from: 0,
         });
@@ -521,6 +526,12 @@ impl<P: Plane> Engine<P> {
             if slot.spec.epoch != event.epoch || !slot.machine.counts(event.sequence) {
                 continue;
             }
+            if slot.spec.expects_silence {
+                slot.machine.unexpected(event.sequence);
+                let detection_ns = now_ns.saturating_sub(event.received_mono_ns);
+                self.settle(event.tracker, now_ns, Some(detection_ns));
+                continue;
+            }
             if slot.replying_since_ns == 0 {
                 slot.replying_since_ns = event.received_mono_ns;
                 slot.replying_from = event.sequence;
@@ -565,8 +576,11 @@ impl<P: Plane> Engine<P> {
             if let Some(device) = slot.device {
                 self.devices[device].ledger.reply();
             }
-            slot.machine
-                .judge(slot.spec.rules, sequence, Outcome::Replied);
+            let outcome = match slot.spec.expects_silence {
+                true => Outcome::Unexpected,
+                false => Outcome::Replied,
+            };
+            slot.machine.judge(slot.spec.rules, sequence, outcome);
             let since_ns = slot.replying_since_ns;
             let detection_ns = (since_ns != 0).then(|| now_ns.saturating_sub(since_ns));
             self.settle(index, now_ns, detection_ns);
@@ -580,7 +594,39 @@ impl<P: Plane> Engine<P> {
             self.settle(index, now_ns, None);
             return;
         }
-        self.lose(index, sequence, flight.sent_ns, now_ns);
+        if slot.spec.expects_silence {
+            self.stay_silent(index, sequence, flight.sent_ns, now_ns);
+        } else {
+            self.lose(index, sequence, flight.sent_ns, now_ns);
+        }
+    }
+
+    /// A probe that the service must stop had its full timeout and no reply came. That is worth something
+    /// only if it left the hub.
+    fn stay_silent(&mut self, index: u32, sequence: u64, sent_ns: u64, now_ns: u64) {
+        let Some(slot) = self.slots[index as usize].as_mut() else {
+            return;
+        };
+        slot.judge.lost += 1;
+        if slot.machine.replied_run() == 0 {
+            slot.losing_since_ns = sent_ns;
+        }
+        let before = slot.machine;
+        slot.machine
+            .judge(slot.spec.rules, sequence, Outcome::Silent);
+        let (since_ns, device) = (slot.losing_since_ns, slot.device);
+        let is_new = before.verdict() != Verdict::Up;
+        let told_ns = if is_new { since_ns } else { sent_ns };
+        let left = slot.machine.verdict() != Verdict::Up
+            || device.is_none_or(|device| self.left(device, told_ns, now_ns));
+        if let (false, Some(slot)) = (left, self.slots[index as usize].as_mut()) {
+            slot.machine = before;
+            slot.machine.fault(Cause::SendFailed, sequence);
+            slot.judge.lost = slot.judge.lost.saturating_sub(1);
+            slot.judge.not_sent += 1;
+            slot.judge.skipped += 1;
+        }
+        self.settle(index, now_ns, Some(now_ns.saturating_sub(since_ns)));
     }
 
     /// A probe had its full timeout and no reply came.
@@ -594,6 +640,7 @@ impl<P: Plane> Engine<P> {
         }
         if slot.machine.lost_run() == 0 {
             slot.losing_since_ns = sent_ns;
+            slot.losing_from = sequence;
         }
         let (before, counts) = (slot.machine, slot.machine.counts(sequence));
         slot.machine.judge(slot.spec.rules, sequence, Outcome::Lost);
@@ -628,8 +675,12 @@ impl<P: Plane> Engine<P> {
             slot.judge.not_sent += run;
             slot.judge.skipped += run;
             slot.replying_since_ns = 0;
-        } else if trouble.wrong_path != 0 && trouble.wrong_path_sequence + run > sequence {
+        } else if trouble.wrong_path != 0 && trouble.wrong_path_sequence >= slot.losing_from {
             slot.machine.explain(Cause::WrongPath);
+        } else if trouble.complaint != abi::Complaint::None
+            && trouble.complaint_sequence >= slot.losing_from
+        {
+            slot.machine.explain(Cause::Unreachable);
         } else if trouble.corrupt_mono_ns >= slot.losing_since_ns {
             slot.machine.explain(Cause::Corrupt);
         }
@@ -662,7 +713,8 @@ impl<P: Plane> Engine<P> {
             mono_ns: now_ns,
             detection_ns,
         });
-        if turned && verdict == Verdict::Down {
+        let misses_replies = turned && verdict == Verdict::Down;
+        if misses_replies && !slot.spec.expects_silence {
             self.catch_up(index, now_ns);
         }
     }

@@ -429,7 +429,7 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
 
 /// Whether this version can send a tracker's probes.
 pub fn can_probe(tracker: &Tracker) -> bool {
-    tracker.probe == Probe::Icmp
+    tracker.probe != Probe::Tcp
 }
 
 /// The source of probes to `behind`: the configured address, else one of the interface's of that

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tracker_ebpf::abi::{self, Proof};
+use tracker_ebpf::abi::{self, Probe, Proof};
 use tracker_ebpf::wire::token;
 use tracker_tests::pace::slow;
-use tracker_tests::packets::{self, ECHO, ETHERNET, MARK, Mark, TAG, Tag};
+use tracker_tests::packets::{self, Carrier, ECHO, ETHERNET, MARK, Mark, TAG, Tag};
 
 use super::receive::{Actions, Reply, V4, V6, Want, header};
 use super::{KEY, OTHER, Object, SLOT, SLOTS, World, now_mono_ns};
@@ -35,7 +35,7 @@ impl Random {
 /// Frames of the fuzzer: mostly replies with something done to them, the rest noise.
 struct Fuzzer {
     random: Random,
-    worlds: [World; 4],
+    worlds: Vec<World>,
     sequence: u64,
     sent: u64,
 }
@@ -50,8 +50,8 @@ impl Fuzzer {
             noise[12..ETHERNET].copy_from_slice(&ethertype.to_be_bytes());
             if self.random.is_one_in(2) && len > ETHERNET + 9 {
                 noise[ETHERNET] = [0x45, 0x60][self.random.below(2)];
-                noise[ETHERNET + 6] = [0, 58][self.random.below(2)];
-                noise[ETHERNET + 9] = 1;
+                noise[ETHERNET + 6] = [0, 58, 17][self.random.below(3)];
+                noise[ETHERNET + 9] = [1, 17][self.random.below(2)];
             }
             return noise;
         }
@@ -80,7 +80,17 @@ impl Fuzzer {
             2 => vec![Tag::dot1ad(1), Tag::dot1q(2)],
             _ => Vec::new(),
         };
-        let mut frame = reply.frame();
+        let mut frame = match self.random.is_one_in(16) {
+            true => {
+                let hub = world.addresses().0;
+                let kind = [1, 2, 3, 4, 11, 12, 13][self.random.below(7)];
+                let probe = world.probe(mark);
+                reply
+                    .link
+                    .ip(&packets::error(hub, hub, [kind, 1], &probe[ETHERNET..]))
+            }
+            false => reply.frame(),
+        };
         // As often as not in the headers: the payload is the larger part.
         for _ in 0..[0, 1, 1, 1, 2, 3, 8][self.random.below(7)] {
             let at = self.random.below(frame.len());
@@ -113,23 +123,57 @@ impl Fuzzer {
 
 /// What has to come of a frame, by the product's rules and pnet_packet's reading of it.
 fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8], actions: Actions) -> Want {
+    if let Some(error) = packets::read_error(frame) {
+        let Mark {
+            tracker,
+            sequence,
+            sent_mono_ns,
+            token,
+        } = error.mark;
+        let epoch = world.tracker.epoch;
+        let is_ours = error.checksum
+            && error.announced.is_some_and(|len| len >= MARK)
+            && error.destination == world.addresses().0
+            && [SLOT, OTHER].contains(&tracker)
+            && token == token::token(KEY, tracker, epoch, sequence, sent_mono_ns);
+        return if is_ours {
+            Want::Refused
+        } else {
+            Want::Foreign
+        };
+    }
     let Some(seen) = packets::read_marked(frame) else {
         return Want::Foreign;
     };
-    let is_probe = seen.kind == packets::echo_request(seen.source);
-    if !is_probe && seen.kind != packets::echo_reply(seen.source) {
-        return Want::Foreign;
-    }
     let (hub, behind) = world.addresses();
-    let waits_for_probe = world.tracker.proof == Proof::Arrival;
-    let is_between = (seen.source, seen.destination)
-        == if is_probe {
-            (hub, behind)
-        } else {
-            (behind, hub)
-        };
     let is_known = [SLOT, OTHER].contains(&seen.mark.tracker);
-    if (is_known && is_probe != waits_for_probe) || (is_probe && !(is_known && is_between)) {
+    let port = world.tracker.port;
+    let (probe, is_probe, is_of_port) = match seen.carrier {
+        Carrier::Icmp { kind, .. } if kind == packets::echo_request(seen.source) => {
+            (Probe::Icmp, true, true)
+        }
+        Carrier::Icmp { kind, .. } if kind == packets::echo_reply(seen.source) => {
+            (Probe::Icmp, false, true)
+        }
+        Carrier::Icmp { .. } => return Want::Foreign,
+        Carrier::Udp {
+            source,
+            destination,
+            ..
+        } => match seen.destination == hub {
+            true => (Probe::Udp, false, source == port),
+            false => (Probe::Udp, true, destination == port),
+        },
+    };
+    let waits_for_probe = world.tracker.proof == Proof::Arrival;
+    let ends = match is_probe {
+        true => (hub, behind),
+        false => (behind, hub),
+    };
+    let is_between = (seen.source, seen.destination) == ends && is_of_port;
+    let is_another = probe != world.tracker.probe || is_probe != waits_for_probe;
+    let tells_by_itself = probe == Probe::Icmp && !is_probe;
+    if (is_known && is_another) || (is_probe && !is_between) || (!is_known && !tells_by_itself) {
         return Want::Foreign;
     }
     let corrupt = match seen.mark.tracker {
@@ -146,7 +190,7 @@ fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8], actions: Actions
     } = seen.mark;
     let right = token::token(KEY, tracker, epoch, sequence, sent_mono_ns);
     let is_ours = seen.checksums
-        && seen.code == 0
+        && !matches!(seen.carrier, Carrier::Icmp { code: 1.., .. })
         && seen.announced.is_some_and(|len| len >= MARK)
         && is_between
         && token == right;
@@ -166,29 +210,30 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
     let mut object = Object::load(program)?;
     let mut fuzzer = Fuzzer {
         random: Random(0x5eed_0fa1_1f3a_7e57),
-        worlds: [
-            (V4, Proof::Reply),
-            (V6, Proof::Reply),
-            (V4, Proof::Arrival),
-            (V6, Proof::Arrival),
-        ]
-        .map(|(family, proof)| {
-            World::new(family).with(|world| {
-                world.tracker.window_mask = 7;
-                world.tracker.proof = proof;
-                world.path.arrivals = world.path.returns;
+        worlds: [Probe::Icmp, Probe::Udp]
+            .into_iter()
+            .flat_map(|probe| [Proof::Reply, Proof::Arrival].map(|proof| (probe, proof)))
+            .flat_map(|(probe, proof)| [V4, V6].map(|family| (family, probe, proof)))
+            .map(|(family, probe, proof)| {
+                World::new(family).with(|world| {
+                    world.tracker.window_mask = 7;
+                    world.tracker.proof = proof;
+                    world.tracker.probe = probe;
+                    world.path.arrivals = world.path.returns;
+                })
             })
-        }),
+            .collect(),
         sequence: 0,
         sent: now_mono_ns(),
     };
-    let mut wants: [(Want, u64); 10] = [
+    let mut wants: [(Want, u64); 11] = [
         Want::Foreign,
         Want::Stale,
         Want::Corrupt,
         Want::CorruptOther,
         Want::Tagged,
         Want::WrongPath,
+        Want::Refused,
         Want::Late,
         Want::Duplicate,
         Want::Counted,
@@ -201,7 +246,7 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
     while done < frames && Instant::now() < deadline {
         // Alternate worlds and forget what was answered before the bit set comes round.
         if done % 256 == 0 {
-            let world = &fuzzer.worlds[(done / 256 % 4) as usize];
+            let world = &fuzzer.worlds[(done / 256) as usize % fuzzer.worlds.len()];
             world.install(&mut object)?;
             answered.clear();
             fuzzer.sequence = 0;
@@ -211,7 +256,7 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
         if fuzzer.random.is_one_in(8) && fuzzer.sequence > 1 {
             fuzzer.sequence -= 1;
         }
-        let world = (done / 256 % 4) as usize;
+        let world = (done / 256) as usize % fuzzer.worlds.len();
         let frame = fuzzer.frame(world);
         done += 1;
         if !object.takes(&frame) {
@@ -234,6 +279,7 @@ pub fn check(program: &'static str, actions: Actions, frames: u64) -> Result<()>
             Want::Corrupt | Want::CorruptOther => should.reply_corrupt += 1,
             Want::Tagged => should.reply_tagged += 1,
             Want::WrongPath => should.reply_wrong_path += 1,
+            Want::Refused => should.probe_refused += 1,
             Want::Late => should.reply_late += 1,
             Want::Duplicate => should.reply_duplicate += 1,
             Want::Counted | Want::CountedWithEvent => {

@@ -286,7 +286,7 @@ impl Object {
 }
 
 /// All fields; a new one must be added here before the tests compile.
-pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 13] {
+pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 14] {
     let abi::Counters {
         send_built,
         send_idle,
@@ -300,6 +300,7 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 13] {
         reply_tagged,
         reply_corrupt,
         reply_stale,
+        probe_refused,
         event_dropped,
     } = counters;
     [
@@ -315,6 +316,7 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 13] {
         reply_tagged,
         reply_corrupt,
         reply_stale,
+        probe_refused,
         event_dropped,
     ]
 }
@@ -382,11 +384,15 @@ impl World {
                 window_first: 8,
                 window_mask: 3,
                 payload: 32,
-                icmp_id: 0xbeef,
+                flow_first: 0xbeef,
+                flow_mask: 0,
+                port: 7_007,
                 family,
                 active: 1,
                 proof: abi::Proof::Reply,
-                pad: 0,
+                probe: abi::Probe::Icmp,
+                reports_all: 0,
+                pad: [0; 3],
             },
             path: abi::Path {
                 next_hop_mac: ENDPOINT_MAC,
@@ -439,6 +445,14 @@ impl World {
         (word, 2u64.pow((sequence % 64) as u32))
     }
 
+    /// Identifier or source port of a probe.
+    pub fn flow(&self, sequence: u64) -> u16 {
+        let flows = u64::from(self.tracker.flow_mask) + 1;
+        self.tracker
+            .flow_first
+            .wrapping_add((sequence % flows) as u16)
+    }
+
     /// Addresses of the hub and of what is behind.
     pub fn addresses(&self) -> (IpAddr, IpAddr) {
         let address = |bytes: [u8; 16]| match self.tracker.family {
@@ -468,12 +482,17 @@ impl World {
             source: self.path.source_mac,
             tags: tag.into_iter().collect(),
         };
+        let payload = mark.payload(self.tracker.payload.into());
+        if self.tracker.probe == abi::Probe::Udp {
+            let ports = [self.flow(mark.sequence), self.tracker.port];
+            return link.ip(&packets::datagram([hub, behind], ports, &payload));
+        }
         let echo = Echo {
             kind: packets::echo_request(hub),
             code: 0,
-            identifier: self.tracker.icmp_id,
+            identifier: self.flow(mark.sequence),
             sequence: mark.sequence as u16,
-            payload: mark.payload(self.tracker.payload.into()),
+            payload,
         };
         link.ip(&echo.packet(hub, behind))
     }

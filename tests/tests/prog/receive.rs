@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 use pnet_packet::ethernet::{EtherType, EtherTypes};
 use pnet_packet::ip::{IpNextHeaderProtocol, IpNextHeaderProtocols};
-use tracker_ebpf::abi::{self, Family};
+use tracker_ebpf::abi::{self, Complaint, Family, Probe};
 use tracker_tests::packets::{
     self, ECHO, ETHERNET, Echo, IPV4, IPV6, Ipv4, Link, MARK, Mark, Tag, with,
 };
@@ -29,6 +29,8 @@ pub enum Want {
     Tagged,
     /// Is consumed; `reply_wrong_path`, and where it arrived.
     WrongPath,
+    /// Is consumed; `probe_refused`, and what the error says.
+    Refused,
     /// Is consumed; `reply_late`.
     Late,
     /// Is consumed; `reply_duplicate`.
@@ -48,7 +50,11 @@ impl Want {
             | Self::CorruptOther
             | Self::Tagged
             | Self::WrongPath => false,
-            Self::Late | Self::Duplicate | Self::Counted | Self::CountedWithEvent => true,
+            Self::Refused
+            | Self::Late
+            | Self::Duplicate
+            | Self::Counted
+            | Self::CountedWithEvent => true,
         }
     }
 }
@@ -95,6 +101,8 @@ pub struct Reply {
     to: IpAddr,
     mark: Mark,
     pub echo: Echo,
+    /// Of UDP, where the tracker's probes are.
+    pub ports: [u16; 2],
 }
 
 impl Reply {
@@ -109,10 +117,11 @@ impl Reply {
             echo: Echo {
                 kind: packets::echo_reply(hub),
                 code: 0,
-                identifier: world.tracker.icmp_id,
+                identifier: world.flow(mark.sequence),
                 sequence: mark.sequence as u16,
                 payload: mark.payload(MARK),
             },
+            ports: [world.tracker.port, world.flow(mark.sequence)],
         }
     }
 
@@ -121,6 +130,7 @@ impl Reply {
         Self::new(world, mark).with(|probe| {
             (probe.from, probe.to) = (probe.to, probe.from);
             probe.echo.kind = packets::echo_request(probe.to);
+            probe.ports.reverse();
             // Runs are in the name of the loopback interface: at TC a frame is for this host where it has
             // that one's address.
             probe.link.destination = [0; 6];
@@ -142,7 +152,10 @@ impl Reply {
     }
 
     fn packet(&self) -> Vec<u8> {
-        self.echo.packet(self.from, self.to)
+        match self.world.tracker.probe {
+            Probe::Icmp => self.echo.packet(self.from, self.to),
+            Probe::Udp => packets::datagram([self.from, self.to], self.ports, &self.echo.payload),
+        }
     }
 
     pub fn frame(&self) -> Vec<u8> {
@@ -174,6 +187,8 @@ pub fn rows() -> Vec<Row> {
         table.foreign(family);
         table.truncated(family);
         table.arrivals(family);
+        table.datagrams(family);
+        table.errors(family);
     }
     table.ipv4_only();
     table.ipv6_only();
@@ -270,6 +285,10 @@ impl Table {
             .with(|world| world.state = abi::State::default());
         let reply = Reply::new(&fresh, fresh.mark(1, self.sent));
         self.row("the first of all replies", &reply, Want::CountedWithEvent);
+        let eager = world.clone().with(|world| world.tracker.reports_all = 1);
+        let reply = self.reply(&eager);
+        let what = "one of which each is reported";
+        self.row(what, &reply, Want::CountedWithEvent);
         for (verdict, want) in [
             (0, Want::CountedWithEvent),
             (1, Want::Counted),
@@ -402,6 +421,255 @@ impl Table {
         let retired = world.clone().with(|world| world.tracker.active = 0);
         let probe = Reply::arrived(&retired, retired.mark(SEQUENCE, self.sent));
         self.row("a probe of no tracker any more", &probe, Want::Foreign);
+    }
+
+    /// Errors that quote a probe.
+    fn errors(&mut self, family: Family) {
+        let kinds: &[u8] = match family {
+            V4 => &[3, 11, 12],
+            V6 => &[1, 2, 3, 4],
+        };
+        let elsewhere = |world: &mut World| world.path.returns = [901, 0, 0, 0];
+        for probe in [Probe::Icmp, Probe::Udp] {
+            let world = World::new(family).with(|world| {
+                world.tracker.probe = probe;
+                // It may come from anywhere, and by any way.
+                elsewhere(world);
+            });
+            let (hub, behind) = world.addresses();
+            let from = next(behind);
+            let mark = world.mark(SEQUENCE, self.sent);
+            let quoted = world.probe(mark)[ETHERNET..].to_vec();
+            let reply = self.reply(&world);
+            let error = |to: IpAddr, kind: [u8; 2], quoted: &[u8]| {
+                reply.link.ip(&packets::error(from, to, kind, quoted))
+            };
+            let mut row = |what: String, frame: Vec<u8>, want: Want| {
+                self.frame(format!("{probe:?}: {what}"), &reply, frame, want);
+            };
+            for kind in 0..=255 {
+                let is_error = kinds.contains(&kind);
+                let want = if is_error {
+                    Want::Refused
+                } else {
+                    Want::Foreign
+                };
+                let frame = error(hub, [kind, 13], &quoted);
+                row(format!("type {kind} that quotes a probe"), frame, want);
+            }
+            let kind = [kinds[0], 1];
+            let head = header(family) + ECHO + MARK;
+            for len in 0..head {
+                let what = format!("a quote of {len} bytes");
+                row(what, error(hub, kind, &quoted[..len]), Want::Foreign);
+            }
+            row(
+                "a quote of the mark".into(),
+                error(hub, kind, &quoted[..head]),
+                Want::Refused,
+            );
+            let longer = [quoted.clone(), vec![0xee; 400]].concat();
+            row(
+                "a longer quote".into(),
+                error(hub, kind, &longer),
+                Want::Refused,
+            );
+            row(
+                "told to another".into(),
+                error(from, kind, &quoted),
+                Want::Foreign,
+            );
+            let altered = |at: usize, bits: u8| {
+                let quoted = with(quoted.clone(), |quoted| quoted[at] ^= bits);
+                error(hub, kind, &quoted)
+            };
+            let mark_at = header(family) + ECHO;
+            for (what, at, want) in [
+                (
+                    "fewer hops",
+                    if family == V4 { 8 } else { 7 },
+                    Want::Refused,
+                ),
+                (
+                    "the address that a NAT put there",
+                    if family == V4 { 15 } else { 23 },
+                    Want::Refused,
+                ),
+                (
+                    "the identifier or checksum that a NAT put there",
+                    mark_at - 1,
+                    Want::Refused,
+                ),
+                ("another mark", mark_at, Want::Foreign),
+                ("another tracker", mark_at + 7, Want::Foreign),
+                ("another sequence number", mark_at + 15, Want::Foreign),
+                ("another time", mark_at + 23, Want::Foreign),
+                ("another token", mark_at + 31, Want::Foreign),
+            ] {
+                row(format!("a quote with {what}"), altered(at, 2), want);
+            }
+            let frame = error(hub, kind, &quoted);
+            if family == V4 {
+                let damaged = with(frame.clone(), |frame| frame[ETHERNET + 8] ^= 1);
+                row("an error's IPv4 checksum".into(), damaged, Want::Foreign);
+            }
+            let tagged = Link {
+                tags: vec![Tag::dot1q(100)],
+                ..reply.link.clone()
+            };
+            row(
+                "an error with a tag".into(),
+                tagged.ip(&frame[ETHERNET..]),
+                Want::Refused,
+            );
+            let gone = world.clone().with(|world| world.tracker.active = 0);
+            let nobody = self.reply(&gone);
+            self.frame("an error of nobody's", &nobody, frame, Want::Foreign);
+        }
+    }
+
+    /// UDP, as an echo service answers it.
+    fn datagrams(&mut self, family: Family) {
+        let world = World::new(family).with(|world| world.tracker.probe = Probe::Udp);
+        let reply = self.reply(&world);
+        self.row("UDP: a reply", &reply, Want::Counted);
+        let tagged = reply
+            .clone()
+            .with(|reply| reply.link.tags = vec![Tag::dot1q(0xe064)]);
+        self.row("UDP: a reply with a tag", &tagged, Want::Counted);
+        for payload in [33, 64, 1_000, 1_472] {
+            let larger = reply
+                .clone()
+                .with(|reply| reply.echo.payload.resize(payload, 0xee));
+            let what = format!("UDP: a reply with {payload} bytes, not zeros");
+            self.row(what, &larger, Want::Counted);
+        }
+        for port in [0, 1, 65_535] {
+            let moved = reply.clone().with(|reply| reply.ports[1] = port);
+            let what = format!("UDP: to port {port}, which a NAT made of the probe's");
+            self.row(what, &moved, Want::Counted);
+            let other = reply.clone().with(|reply| reply.ports[0] = port);
+            self.row(format!("UDP: from port {port}"), &other, Want::Corrupt);
+        }
+        let at = header(family);
+        for checksum in [[0, 0], [0x12, 0x34], [0xff, 0xff]] {
+            let frame = reply.tampered(|packet| packet[at + 6..at + 8].copy_from_slice(&checksum));
+            let what = format!("UDP: checksum {checksum:02x?}");
+            self.frame(what, &reply, frame, Want::Counted);
+        }
+        let full = (ECHO + MARK) as u16;
+        for (len, want) in [
+            (0, Want::Corrupt),
+            (8, Want::Corrupt),
+            (full - 1, Want::Corrupt),
+            (full, Want::Counted),
+            (full + 1, Want::Corrupt),
+            (u16::MAX, Want::Corrupt),
+        ] {
+            let frame =
+                reply.tampered(|packet| packet[at + 4..at + 6].copy_from_slice(&len.to_be_bytes()));
+            self.frame(format!("UDP: length {len}"), &reply, frame, want);
+        }
+        let fresh = world
+            .clone()
+            .with(|world| world.state = abi::State::default());
+        let first = Reply::new(&fresh, fresh.mark(1, self.sent));
+        self.row("UDP: the first of all", &first, Want::CountedWithEvent);
+        let answered = world.clone().with(|world| {
+            let (word, bit) = world.bit(SEQUENCE);
+            world.words[word - world.tracker.window_first as usize] = bit;
+        });
+        self.row(
+            "UDP: a second reply",
+            &self.reply(&answered),
+            Want::Duplicate,
+        );
+        let impatient = world
+            .clone()
+            .with(|world| world.tracker.timeout_ns = 1_000_000);
+        let late = Reply::new(&impatient, impatient.mark(SEQUENCE, self.sent - 50_000_000));
+        self.row("UDP: a late reply", &late, Want::Late);
+        let elsewhere = world
+            .clone()
+            .with(|world| world.path.returns = [901, 0, 0, 0]);
+        let strayed = self.reply(&elsewhere);
+        self.row("UDP: a reply elsewhere", &strayed, Want::WrongPath);
+        for (what, change) in [
+            (
+                "token",
+                (|mark: &mut Mark| mark.token ^= 1) as fn(&mut Mark),
+            ),
+            ("sequence number", |mark| mark.sequence += 1),
+            ("time", |mark| mark.sent_mono_ns -= 1),
+        ] {
+            let forged = reply.clone().marked(change);
+            self.row(format!("UDP: another {what}"), &forged, Want::Corrupt);
+        }
+        let (hub, behind) = world.addresses();
+        for (what, from, to, want) in [
+            ("from elsewhere", next(behind), hub, Want::Corrupt),
+            ("to elsewhere", behind, next(hub), Want::Foreign),
+            ("the other way", hub, behind, Want::Foreign),
+        ] {
+            let other = reply
+                .clone()
+                .with(|reply| (reply.from, reply.to) = (from, to));
+            self.row(format!("UDP: {what}"), &other, want);
+        }
+        for slot in [0, SLOTS, u32::MAX] {
+            let others = reply.clone().marked(|mark| mark.tracker = slot);
+            self.row(format!("UDP: of tracker {slot}"), &others, Want::Foreign);
+        }
+        let retired = world.clone().with(|world| world.tracker.active = 0);
+        let what = "UDP: of no tracker any more";
+        self.row(what, &self.reply(&retired), Want::Foreign);
+        // Each kind of probe has its own reply.
+        for (what, sent, answered) in [
+            ("UDP answers ICMP", Probe::Icmp, Probe::Udp),
+            ("ICMP answers UDP", Probe::Udp, Probe::Icmp),
+        ] {
+            let asks = world.clone().with(|world| world.tracker.probe = sent);
+            let answers = world.clone().with(|world| world.tracker.probe = answered);
+            let frame = self.reply(&answers).frame();
+            self.frame(what, &self.reply(&asks), frame, Want::Foreign);
+        }
+        let frame = reply.frame();
+        for len in ETHERNET..frame.len() {
+            let what = format!("UDP: the first {len} of {} bytes", frame.len());
+            self.frame(what, &reply, frame[..len].to_vec(), Want::Foreign);
+        }
+        if family == V4 {
+            let frame = reply.tampered(|packet| packet[8] ^= 1);
+            self.frame("UDP: IPv4 checksum", &reply, frame, Want::Corrupt);
+            for (what, at, value) in [("first", 6, 0x20), ("later", 7, 4)] {
+                let frame = reply.tampered(|packet| {
+                    packet[at] = value;
+                    packets::mend_ipv4(packet);
+                });
+                let what = format!("UDP: the {what} fragment");
+                self.frame(what, &reply, frame, Want::Foreign);
+            }
+        }
+
+        // A probe to the hub itself.
+        let comes = world.with(|world| {
+            world.tracker.proof = abi::Proof::Arrival;
+            world.path.returns = [901, 0, 0, 0];
+            world.path.arrivals = [902, ARRIVAL, 0, 0];
+        });
+        let probe = Reply::arrived(&comes, comes.mark(SEQUENCE, self.sent));
+        self.row("UDP: a probe", &probe, Want::Counted);
+        let moved = probe.clone().with(|probe| probe.ports[0] = 1);
+        let what = "UDP: a probe whose source port a NAT changed";
+        self.row(what, &moved, Want::Counted);
+        let other = probe.clone().with(|probe| probe.ports[1] ^= 1);
+        self.row("UDP: a probe to another port", &other, Want::Foreign);
+        let forged = probe.clone().marked(|mark| mark.token ^= 1);
+        self.row("UDP: a forged probe", &forged, Want::Corrupt);
+        let flooded = probe.with(|probe| probe.link.destination = comes.path.next_hop_mac);
+        self.row("UDP: a probe on its way", &flooded, Want::Foreign);
+        let what = "UDP: a reply where a probe is to arrive";
+        self.row(what, &self.reply(&comes), Want::Foreign);
     }
 
     fn not_in_time(&mut self, family: Family) {
@@ -833,7 +1101,7 @@ impl Table {
         quoted.echo.kind = 3;
         quoted.echo.payload = reply.packet();
         let what = "an ICMP error that quotes a reply";
-        self.frame(what, &reply, quoted.frame(), Want::Foreign);
+        self.frame(what, &reply, quoted.frame(), Want::Refused);
     }
 
     fn ipv6_only(&mut self) {
@@ -1063,6 +1331,17 @@ impl Row {
                 tracker.trouble.wrong_path += 1;
                 tracker.trouble.wrong_path_ifindex = ARRIVAL;
                 tracker.trouble.wrong_path_sequence = self.mark.sequence;
+            }
+            Want::Refused => {
+                should.counters.probe_refused += 1;
+                let error = packets::read_error(&self.frame).expect("an error");
+                let trouble = &mut tracker.trouble;
+                (trouble.complaint, trouble.complaint_from) = match error.source {
+                    IpAddr::V4(source) => (Complaint::Icmp, super::widen(source.octets())),
+                    IpAddr::V6(source) => (Complaint::Icmpv6, source.octets()),
+                };
+                [trouble.complaint_type, trouble.complaint_code] = error.kind;
+                trouble.complaint_sequence = self.mark.sequence;
             }
             Want::Late => {
                 should.counters.reply_late += 1;

@@ -53,9 +53,9 @@ impl BytesMut for Packet {
 /// the outer headers.
 const LINEAR: u32 = 256;
 
-/// Room for the head of a reply from its IP header on. Words, because the verifier refuses a misaligned
+/// Room for the head of a reply, or of an error that quotes a probe, from its IP header on. Words, because the verifier refuses a misaligned
 /// word of the stack, and not set to zero, which would be a loop over its bytes.
-pub type Memory = MaybeUninit<[u64; (ipv6::LEN + icmp::LEN + probe::LEN) / 8]>;
+pub type Memory = MaybeUninit<[u64; (2 * (ipv6::LEN + icmp::LEN) + probe::LEN) / 8]>;
 
 /// The first `LEN` bytes of a packet at TC ingress from its IP header on, wherever that is: behind an
 /// Ethernet header, at the packet's first byte (tun, WireGuard), or behind the outer headers (GRE, whose MAC
@@ -75,12 +75,12 @@ pub fn head<'a, const SHIFT: usize, const LEN: usize>(
     }
 }
 
-/// The byte at `offset` from the IP header; `None` where the packet's linear part ends before it.
+/// The `LEN` bytes at `offset` from the IP header; `None` where the packet has fewer.
 #[inline(always)]
-pub fn network_byte(ctx: &TcContext, offset: usize) -> Option<u8> {
-    let mut byte = [0];
+pub fn network_bytes<const LEN: usize>(ctx: &TcContext, offset: usize) -> Option<[u8; LEN]> {
+    let mut bytes = [0; LEN];
     // SAFETY: a reference is valid for writing.
-    unsafe { load(ctx, offset, &raw mut byte) }.then_some(byte[0])
+    unsafe { load(ctx, offset, &raw mut bytes) }.then_some(bytes)
 }
 
 /// Copies bytes from `offset` after the start of the IP header; false where there are not so many.

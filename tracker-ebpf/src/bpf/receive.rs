@@ -2,12 +2,12 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Event, Path, Proof, RETURNS_MAX, State, Tracker},
+    abi::{Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker},
     verdict::Verdict,
     wire::{
         ethernet, icmp, ipv4, ipv6,
-        probe::{self, Mark},
-        reply::{self, Reply},
+        probe::{self, HEADER_LEN, Mark},
+        reply::{self, Message, Reply},
         token, vlan,
     },
 };
@@ -32,6 +32,8 @@ pub enum Outcome {
     /// Ours, on an interface outside `returns`, but tagged: on its way to the VLAN device, whose own
     /// program judges it next.
     Tagged,
+    /// An ICMP error about one of ours.
+    Error,
     /// Not proven ours: checksum, addresses or token are wrong.
     Corrupt,
     /// Not provable: no tracker in use has that number.
@@ -53,7 +55,7 @@ pub struct Arrival {
 pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
     if packet::is_scattered(ctx) {
         // What is large is somebody else's mostly; it stays as it is.
-        if !may_be_icmp(ctx) {
+        if !may_be_ours(ctx) {
             return None;
         }
         packet::gather(ctx);
@@ -64,7 +66,7 @@ pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
 /// The same of a device whose packets have no Ethernet header.
 #[inline(always)]
 pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
-    if !may_be_icmp(ctx) {
+    if !may_be_ours(ctx) {
         return None;
     }
     if packet::is_scattered(ctx) {
@@ -74,28 +76,57 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
     // The shifts put 64-bit words of the mark, and of IPv6 addresses, where they are aligned.
     match ethertype(ctx) {
         ethernet::IPV4 => {
-            const LEN: usize = ipv4::LEN + icmp::LEN + probe::LEN;
+            const LEN: usize = ipv4::LEN + HEADER_LEN + probe::LEN;
+            const ERROR_LEN: usize = ipv4::LEN + HEADER_LEN + LEN;
             let head = packet::head::<4, LEN>(ctx, &mut memory)?;
+            let kind = head[ipv4::LEN];
+            if head[ipv4::PROTOCOL_AT] == ipv4::ICMP && icmp::is_error(kind) {
+                let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory)?;
+                return reply::parse_error_ipv4::<[u8], 0>(head);
+            }
             reply::parse_ipv4::<[u8], 0>(head, 0)
         }
         ethernet::IPV6 => {
-            const LEN: usize = ipv6::LEN + icmp::LEN + probe::LEN;
+            const LEN: usize = ipv6::LEN + HEADER_LEN + probe::LEN;
+            const ERROR_LEN: usize = ipv6::LEN + HEADER_LEN + LEN;
             let head = packet::head::<0, LEN>(ctx, &mut memory)?;
+            let kind = head[ipv6::LEN];
+            if head[ipv6::NEXT_HEADER_AT] == ipv6::ICMP && icmp::is_error_v6(kind) {
+                let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory)?;
+                return reply::parse_error_ipv6::<[u8], 0>(head);
+            }
             reply::parse_ipv6::<[u8], 0>(head, 0)
         }
         _ => None,
     }
 }
 
-/// False where a packet carries anything but ICMP, as nearly all do: only one byte of it is looked at.
+/// False where a packet carries neither ICMP nor a marked datagram, as nearly all do: only a few bytes of it
+/// are looked at.
 #[inline(always)]
-fn may_be_icmp(ctx: &TcContext) -> bool {
-    let (at, icmp) = match ethertype(ctx) {
-        ethernet::IPV4 => (ipv4::PROTOCOL_AT, ipv4::ICMP),
-        ethernet::IPV6 => (ipv6::NEXT_HEADER_AT, ipv6::ICMP),
+fn may_be_ours(ctx: &TcContext) -> bool {
+    let (at, icmp, udp, mark_at) = match ethertype(ctx) {
+        ethernet::IPV4 => (
+            ipv4::PROTOCOL_AT,
+            ipv4::ICMP,
+            ipv4::UDP,
+            ipv4::LEN + HEADER_LEN,
+        ),
+        ethernet::IPV6 => (
+            ipv6::NEXT_HEADER_AT,
+            ipv6::ICMP,
+            ipv6::UDP,
+            ipv6::LEN + HEADER_LEN,
+        ),
         _ => return false,
     };
-    packet::network_byte(ctx, at).is_none_or(|carried| carried == icmp)
+    let Some([carried]) = packet::network_bytes(ctx, at) else {
+        return true;
+    };
+    if carried != udp {
+        return carried == icmp;
+    }
+    packet::network_bytes(ctx, mark_at).is_some_and(|mark| u32::from_be_bytes(mark) == probe::MARK)
 }
 
 /// What the kernel knows of a packet's protocol.
@@ -115,9 +146,9 @@ pub fn recognise(
     is_as_sent: impl FnOnce(&Path) -> bool,
 ) -> Option<Outcome> {
     // Probes of others pass by wherever the hub is a router; only replies must be of somebody here.
-    let stale = match reply.proof {
-        Proof::Reply => Some(Outcome::Stale),
-        Proof::Arrival => None,
+    let stale = match reply.message {
+        Message::EchoReply => Some(Outcome::Stale),
+        Message::EchoRequest | Message::Datagram | Message::Error => None,
     };
     let slot = reply.mark.tracker;
     let (Some(hub), Some(tracker), Some(state)) =
@@ -128,12 +159,16 @@ pub fn recognise(
     if tracker.active == 0 {
         return stale;
     }
+    if matches!(reply.message, Message::Error) {
+        return complain(reply, hub, tracker, state);
+    }
+    let proof = reply.proof(tracker)?;
     // The one does not stand for the other: whoever sees a probe can answer it.
-    if reply.proof != tracker.proof {
+    if proof != tracker.proof {
         return None;
     }
-    let is_between = reply.belongs_to(tracker);
-    if !is_between && matches!(reply.proof, Proof::Arrival) {
+    let is_between = reply.belongs_to(tracker, proof);
+    if !is_between && matches!(proof, Proof::Arrival) {
         return None;
     }
     let Mark {
@@ -154,7 +189,7 @@ pub fn recognise(
     let Some(path) = PATHS.get(tracker.path) else {
         return stale;
     };
-    let expected = match reply.proof {
+    let expected = match proof {
         Proof::Reply => path.returns,
         Proof::Arrival => {
             // A switch that floods it, or a port that takes everything, is not the service.
@@ -178,6 +213,40 @@ pub fn recognise(
         return Some(Outcome::WrongPath);
     }
     Some(count_reply(&reply.mark, tracker, state))
+}
+
+/// Notes an ICMP error whose quote the token proves to be one of our probes. Anything else is of no concern
+/// here: whoever wants to blame a service would have to see its probes. The error itself is not proven, so it
+/// only explains a loss, and never makes one.
+#[inline(always)]
+fn complain(error: &Reply, hub: &Hub, tracker: &Tracker, state: *mut State) -> Option<Outcome> {
+    let Mark {
+        tracker: slot,
+        sequence,
+        sent_mono_ns,
+        token,
+    } = error.mark;
+    let right = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
+    if token != right || !error.is_intact || !error.is_told_to(tracker) {
+        return None;
+    }
+    let complaint = match tracker.family {
+        Family::Ipv4 => Complaint::Icmp,
+        Family::Ipv6 => Complaint::Icmpv6,
+    };
+    // SAFETY: a valid map value; whole stores, of which the last ones count. The address is aligned to a word
+    // (asserted with the layout).
+    unsafe {
+        let trouble = &raw mut (*state).trouble;
+        (&raw mut (*trouble).complaint).write(complaint);
+        (&raw mut (*trouble).complaint_type).write(error.kind[0]);
+        (&raw mut (*trouble).complaint_code).write(error.kind[1]);
+        (&raw mut (*trouble).complaint_from)
+            .cast::<[u64; 2]>()
+            .write(error.sender());
+        (&raw mut (*trouble).complaint_sequence).write(sequence);
+    }
+    Some(Outcome::Error)
 }
 
 /// Counts a reply that the token proved to be ours and that came by the right way.
@@ -219,7 +288,7 @@ fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
         }
         receive.verdict
     };
-    if verdict != Verdict::Up as u8 {
+    if verdict != Verdict::Up as u8 || tracker.reports_all != 0 {
         let event = Event {
             tracker: mark.tracker,
             epoch: tracker.epoch,
@@ -247,6 +316,7 @@ pub fn count_outcome(outcome: Outcome) -> u64 {
         Outcome::Late => count(|counters| &mut counters.reply_late),
         Outcome::WrongPath => count(|counters| &mut counters.reply_wrong_path),
         Outcome::Tagged => count(|counters| &mut counters.reply_tagged),
+        Outcome::Error => count(|counters| &mut counters.probe_refused),
         Outcome::Corrupt => count(|counters| &mut counters.reply_corrupt),
         Outcome::Stale => count(|counters| &mut counters.reply_stale),
     }
@@ -259,7 +329,8 @@ impl Outcome {
     #[inline(always)]
     pub const fn is_done(self) -> bool {
         match self {
-            Self::Counted | Self::Duplicate | Self::Late => true,
+            // The hub's own stack has sent nothing that an error could be about.
+            Self::Counted | Self::Duplicate | Self::Late | Self::Error => true,
             Self::WrongPath | Self::Tagged | Self::Corrupt | Self::Stale => false,
         }
     }

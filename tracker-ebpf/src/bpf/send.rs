@@ -8,8 +8,8 @@ use aya_ebpf::{
 use tracker_ebpf::{
     abi::{BATCH_MAX, Via},
     wire::{
-        Bytes, ethernet, icmp, ipv4, ipv6,
-        probe::{self, Mark},
+        Bytes, ethernet, ipv4, ipv6,
+        probe::{self, HEADER_LEN, Mark},
         token,
     },
 };
@@ -137,8 +137,8 @@ fn next_slot() -> Result<u32, Refusal> {
 pub fn redirect(ctx: &TcContext) -> Option<i32> {
     let packet = Packet::new(ctx.data(), ctx.data_end());
     let payload: &[u8; probe::LEN] = match ethernet::parse(packet.at(0)?) {
-        ethernet::IPV4 => packet.at(ethernet::LEN + ipv4::LEN + icmp::LEN)?,
-        ethernet::IPV6 => packet.at(ethernet::LEN + ipv6::LEN + icmp::LEN)?,
+        ethernet::IPV4 => packet.at(ethernet::LEN + ipv4::LEN + HEADER_LEN)?,
+        ethernet::IPV6 => packet.at(ethernet::LEN + ipv6::LEN + HEADER_LEN)?,
         _ => return None,
     };
     if !Mark::is_present(payload) {

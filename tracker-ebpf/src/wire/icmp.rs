@@ -14,6 +14,19 @@ pub const ECHO_V6: u8 = 128;
 /// Message type of an IPv6 echo reply.
 pub const ECHO_REPLY_V6: u8 = 129;
 
+/// True for a message of IPv4 that says what became of a packet: unreachable, time exceeded, parameter
+/// problem. Its header is as long as that of an echo.
+#[inline(always)]
+pub const fn is_error(kind: u8) -> bool {
+    matches!(kind, 3 | 11 | 12)
+}
+
+/// The same of IPv6: these, and packet too big.
+#[inline(always)]
+pub const fn is_error_v6(kind: u8) -> bool {
+    matches!(kind, 1..=4)
+}
+
 /// An echo header's fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Echo {
@@ -82,6 +95,21 @@ mod tests {
         );
         let v6 = (Icmpv6Types::EchoRequest.0, Icmpv6Types::EchoReply.0);
         assert_eq!((ECHO_V6, ECHO_REPLY_V6), v6);
+        let errors = [
+            IcmpTypes::DestinationUnreachable.0,
+            IcmpTypes::TimeExceeded.0,
+            IcmpTypes::ParameterProblem.0,
+        ];
+        let errors_v6 = [
+            Icmpv6Types::DestinationUnreachable.0,
+            Icmpv6Types::PacketTooBig.0,
+            Icmpv6Types::TimeExceeded.0,
+            Icmpv6Types::ParameterProblem.0,
+        ];
+        for kind in 0..=255 {
+            assert_eq!(is_error(kind), errors.contains(&kind), "{kind}");
+            assert_eq!(is_error_v6(kind), errors_v6.contains(&kind), "{kind}");
+        }
     }
 
     proptest! {

@@ -8,6 +8,8 @@ pub const LEN: usize = 20;
 pub const PROTOCOL_AT: usize = 9;
 /// Protocol number of ICMP.
 pub const ICMP: u8 = 1;
+/// Protocol number of UDP.
+pub const UDP: u8 = 17;
 /// Time to live of a probe.
 pub const TTL: u8 = 64;
 
@@ -40,6 +42,16 @@ pub fn parse(header: &[u8; LEN]) -> Header {
         source: be32(header, 12),
         destination: be32(header, 16),
     }
+}
+
+/// The pseudo-header's part of an upper-layer checksum (RFC 768).
+#[inline(always)]
+pub const fn pseudo_header(source: u32, destination: u32, len: u16, protocol: u8) -> Sum {
+    Sum::new()
+        .u32(source)
+        .u32(destination)
+        .u16(len)
+        .u16(protocol as u16)
 }
 
 /// True where the header's checksum is right.

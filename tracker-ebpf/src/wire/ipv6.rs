@@ -8,6 +8,8 @@ pub const LEN: usize = 40;
 pub const NEXT_HEADER_AT: usize = 6;
 /// Next-header number of ICMPv6.
 pub const ICMP: u8 = 58;
+/// Next-header number of UDP.
+pub const UDP: u8 = 17;
 /// Hop limit of a probe.
 pub const HOP_LIMIT: u8 = 64;
 

@@ -13,6 +13,7 @@ pub mod ipv6;
 pub mod probe;
 pub mod reply;
 pub mod token;
+pub mod udp;
 pub mod vlan;
 
 /// Bounds-checked access to a packet's bytes.

@@ -1,9 +1,15 @@
 //! A probe: what it says of itself, and the frame that carries it.
 
-use super::{BytesMut, be32, be64, checksum::Sum, ethernet, icmp, ipv4, ipv6, put32, put64, vlan};
-use crate::abi::{Family, Path, Tracker};
+use super::{
+    BytesMut, be32, be64, checksum::Sum, ethernet, icmp, ipv4, ipv6, put32, put64, udp, vlan,
+};
+use crate::abi::{Family, Path, Probe, Tracker};
 
-/// Bytes of [`Mark`] on the wire: the first bytes after the ICMP header.
+/// Bytes of the header before the mark, whatever the kind of probe.
+pub const HEADER_LEN: usize = icmp::LEN;
+const _: () = assert!(udp::LEN == HEADER_LEN);
+
+/// Bytes of [`Mark`] on the wire: the first bytes after the ICMP or UDP header.
 pub const LEN: usize = 32;
 /// The first four bytes of every probe's payload: "TRKR".
 pub const MARK: u32 = 0x5452_4b52;
@@ -62,11 +68,11 @@ impl Mark {
 }
 
 /// Bytes of an untagged IPv4 probe with the smallest payload.
-pub const LEN_V4: usize = ethernet::LEN + ipv4::LEN + icmp::LEN + LEN;
+pub const LEN_V4: usize = ethernet::LEN + ipv4::LEN + HEADER_LEN + LEN;
 /// Bytes of an untagged IPv6 probe with the smallest payload.
-pub const LEN_V6: usize = ethernet::LEN + ipv6::LEN + icmp::LEN + LEN;
+pub const LEN_V6: usize = ethernet::LEN + ipv6::LEN + HEADER_LEN + LEN;
 
-/// Bytes on the wire of a probe with `payload` bytes after the ICMP header.
+/// Bytes on the wire of a probe with `payload` bytes after the ICMP or UDP header.
 #[inline(always)]
 pub const fn wire_len(tagged: bool, family: Family, payload: u16) -> u32 {
     let shortest = match family {
@@ -107,25 +113,48 @@ fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
     tracker: &Tracker,
     mark: &Mark,
 ) -> Option<()> {
-    let message_len = tracker.payload.wrapping_add(icmp::LEN as u16);
-    let (id, sequence) = (tracker.icmp_id, mark.sequence as u16);
+    let message_len = tracker.payload.wrapping_add(HEADER_LEN as u16);
+    let (flow, sequence) = (tracker.flow(mark.sequence), mark.sequence as u16);
+    let datagram = udp::Header {
+        source: flow,
+        destination: tracker.port,
+        len: message_len,
+    };
     match tracker.family {
         Family::Ipv4 => {
             let (source, behind) = (be32(&tracker.source, 0), be32(&tracker.behind, 0));
             let total_len = message_len.wrapping_add(ipv4::LEN as u16);
-            ipv4::emit(frame.at_mut(AT)?, total_len, ipv4::ICMP, source, behind);
+            let protocol = match tracker.probe {
+                Probe::Icmp => ipv4::ICMP,
+                Probe::Udp => ipv4::UDP,
+            };
+            ipv4::emit(frame.at_mut(AT)?, total_len, protocol, source, behind);
             let header = frame.at_mut(AT + ipv4::LEN)?;
-            icmp::emit(header, icmp::ECHO, id, sequence, mark.sum());
-            mark.emit(frame.at_mut(AT + ipv4::LEN + icmp::LEN)?);
+            match tracker.probe {
+                Probe::Icmp => icmp::emit(header, icmp::ECHO, flow, sequence, mark.sum()),
+                Probe::Udp => {
+                    let pseudo = ipv4::pseudo_header(source, behind, message_len, ipv4::UDP);
+                    datagram.emit(header, mark.sum().plus(pseudo));
+                }
+            }
+            mark.emit(frame.at_mut(AT + ipv4::LEN + HEADER_LEN)?);
         }
         Family::Ipv6 => {
             let source = ipv6::address(&tracker.source);
             let behind = ipv6::address(&tracker.behind);
-            ipv6::emit(frame.at_mut(AT)?, message_len, ipv6::ICMP, source, behind);
-            let pseudo = ipv6::pseudo_header(source, behind, message_len, ipv6::ICMP);
+            let protocol = match tracker.probe {
+                Probe::Icmp => ipv6::ICMP,
+                Probe::Udp => ipv6::UDP,
+            };
+            ipv6::emit(frame.at_mut(AT)?, message_len, protocol, source, behind);
+            let pseudo = ipv6::pseudo_header(source, behind, message_len, protocol);
+            let rest = mark.sum().plus(pseudo);
             let header = frame.at_mut(AT + ipv6::LEN)?;
-            icmp::emit(header, icmp::ECHO_V6, id, sequence, mark.sum().plus(pseudo));
-            mark.emit(frame.at_mut(AT + ipv6::LEN + icmp::LEN)?);
+            match tracker.probe {
+                Probe::Icmp => icmp::emit(header, icmp::ECHO_V6, flow, sequence, rest),
+                Probe::Udp => datagram.emit(header, rest),
+            }
+            mark.emit(frame.at_mut(AT + ipv6::LEN + HEADER_LEN)?);
         }
     }
     Some(())
@@ -141,9 +170,11 @@ mod tests {
     use pnet_packet::ip::IpNextHeaderProtocols;
     use pnet_packet::ipv4::Ipv4Packet;
     use pnet_packet::ipv6::Ipv6Packet;
+    use pnet_packet::udp::{self as pnet_udp, UdpPacket};
     use pnet_packet::vlan::VlanPacket;
     use pnet_packet::{Packet as _, ipv4 as pnet_ipv4};
     use proptest::prelude::*;
+    use std::net::IpAddr;
 
     prop_compose! {
         fn marks()(tracker: u32, sequence: u64, sent_mono_ns: u64, token: u64) -> Mark {
@@ -153,10 +184,13 @@ mod tests {
 
     prop_compose! {
         fn trackers()(
-            behind: [u8; 16], source: [u8; 16], payload in LEN as u16..9_000, icmp_id: u16, is_v6: bool,
+            behind: [u8; 16], source: [u8; 16], payload in LEN as u16..9_000, is_v6: bool,
+            flow_first: u16, flow_bits in 0u32..=16, port: u16, is_udp: bool,
         ) -> Tracker {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
-            Tracker { behind, source, payload, icmp_id, family, ..Default::default() }
+            let probe = if is_udp { Probe::Udp } else { Probe::Icmp };
+            let flow_mask = ((1u32 << flow_bits) - 1) as u16;
+            Tracker { behind, source, payload, flow_first, flow_mask, port, family, probe, ..Default::default() }
         }
     }
 
@@ -245,41 +279,70 @@ mod tests {
                 prop_assert_eq!(tag.get_vlan_identifier(), path.vlan & vlan::ID_MASK);
                 (tag.get_ethertype(), &ethernet.payload()[vlan::LEN..])
             };
-            let message = match tracker.family {
+            let (protocol, source, destination, message) = match tracker.family {
                 Family::Ipv4 => {
                     prop_assert_eq!(ethertype, EtherTypes::Ipv4);
                     let ip = Ipv4Packet::new(packet).expect("a whole header");
                     prop_assert_eq!(usize::from(ip.get_total_length()), packet.len());
                     prop_assert_eq!(ip.get_checksum(), pnet_ipv4::checksum(&ip));
-                    prop_assert_eq!(ip.get_next_level_protocol(), IpNextHeaderProtocols::Icmp);
                     prop_assert_eq!(&ip.get_source().octets()[..], &tracker.source[..4]);
                     prop_assert_eq!(&ip.get_destination().octets()[..], &tracker.behind[..4]);
-                    let icmp = IcmpPacket::new(&packet[ipv4::LEN..]).expect("a whole message");
-                    prop_assert_eq!(icmp.get_icmp_type(), IcmpTypes::EchoRequest);
-                    prop_assert_eq!(icmp.get_checksum(), pnet_icmp::checksum(&icmp));
-                    &packet[ipv4::LEN..]
+                    let (source, destination) = (ip.get_source().into(), ip.get_destination().into());
+                    (ip.get_next_level_protocol(), source, destination, &packet[ipv4::LEN..])
                 }
                 Family::Ipv6 => {
                     prop_assert_eq!(ethertype, EtherTypes::Ipv6);
                     let ip = Ipv6Packet::new(packet).expect("a whole header");
                     prop_assert_eq!(usize::from(ip.get_payload_length()), packet.len() - ipv6::LEN);
-                    prop_assert_eq!(ip.get_next_header(), IpNextHeaderProtocols::Icmpv6);
                     prop_assert_eq!(ip.get_source().octets(), tracker.source);
                     prop_assert_eq!(ip.get_destination().octets(), tracker.behind);
-                    let icmp = Icmpv6Packet::new(&packet[ipv6::LEN..]).expect("a whole message");
-                    prop_assert_eq!(icmp.get_icmpv6_type(), Icmpv6Types::EchoRequest);
-                    let right = pnet_icmpv6::checksum(&icmp, &ip.get_source(), &ip.get_destination());
-                    prop_assert_eq!(icmp.get_checksum(), right);
-                    &packet[ipv6::LEN..]
+                    let (source, destination) = (ip.get_source().into(), ip.get_destination().into());
+                    (ip.get_next_header(), source, destination, &packet[ipv6::LEN..])
                 }
             };
-            let echo = EchoRequestPacket::new(message).expect("a whole message");
-            prop_assert_eq!(echo.get_identifier(), tracker.icmp_id);
-            prop_assert_eq!(echo.get_sequence_number(), mark.sequence as u16);
-            let payload: &[u8; LEN] = message[icmp::LEN..].first_chunk().expect("a whole mark");
+            let flow = tracker.flow_first.wrapping_add((mark.sequence % (u64::from(tracker.flow_mask) + 1)) as u16);
+            match tracker.probe {
+                Probe::Icmp => {
+                    let right = match (source, destination) {
+                        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                            prop_assert_eq!(protocol, IpNextHeaderProtocols::Icmpv6);
+                            let icmp = Icmpv6Packet::new(message).expect("a whole message");
+                            prop_assert_eq!(icmp.get_icmpv6_type(), Icmpv6Types::EchoRequest);
+                            pnet_icmpv6::checksum(&icmp, &source, &destination)
+                        }
+                        _ => {
+                            prop_assert_eq!(protocol, IpNextHeaderProtocols::Icmp);
+                            let icmp = IcmpPacket::new(message).expect("a whole message");
+                            prop_assert_eq!(icmp.get_icmp_type(), IcmpTypes::EchoRequest);
+                            pnet_icmp::checksum(&icmp)
+                        }
+                    };
+                    let echo = EchoRequestPacket::new(message).expect("a whole message");
+                    prop_assert_eq!(echo.get_checksum(), right);
+                    prop_assert_eq!(echo.get_identifier(), flow);
+                    prop_assert_eq!(echo.get_sequence_number(), mark.sequence as u16);
+                }
+                Probe::Udp => {
+                    prop_assert_eq!(protocol, IpNextHeaderProtocols::Udp);
+                    let udp = UdpPacket::new(message).expect("a whole header");
+                    let right = match (source, destination) {
+                        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                            pnet_udp::ipv4_checksum(&udp, &source, &destination)
+                        }
+                        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                            pnet_udp::ipv6_checksum(&udp, &source, &destination)
+                        }
+                        _ => unreachable!("addresses of one packet"),
+                    };
+                    prop_assert_eq!(udp.get_checksum(), if right == 0 { 0xffff } else { right });
+                    prop_assert_eq!((udp.get_source(), udp.get_destination()), (flow, tracker.port));
+                    prop_assert_eq!(usize::from(udp.get_length()), message.len());
+                }
+            }
+            let payload: &[u8; LEN] = message[HEADER_LEN..].first_chunk().expect("a whole mark");
             prop_assert_eq!(Mark::parse(payload), mark);
-            prop_assert!(message[icmp::LEN + LEN..].iter().all(|byte| *byte == 0));
-            prop_assert_eq!(message.len(), icmp::LEN + usize::from(tracker.payload));
+            prop_assert!(message[HEADER_LEN + LEN..].iter().all(|byte| *byte == 0));
+            prop_assert_eq!(message.len(), HEADER_LEN + usize::from(tracker.payload));
         }
     }
 }

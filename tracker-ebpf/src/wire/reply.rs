@@ -1,25 +1,52 @@
 //! Recognising what may be a reply to one of our probes, cheapest test first.
 
 use super::{
-    Bytes, ethernet, icmp, ipv4, ipv6,
-    probe::{self, Mark},
-    vlan,
+    Bytes,
+    checksum::Sum,
+    ethernet, icmp, ipv4, ipv6,
+    probe::{self, HEADER_LEN, Mark},
+    udp, vlan,
 };
-use crate::abi::{Family, Proof, Tracker};
+use crate::abi::{Family, Probe, Proof, Tracker};
 
-/// An echo message that bears the mark: a reply, or one of our probes that came back. Nothing of it is
-/// proven yet.
+/// A message that bears the mark: a reply, one of our probes that came back, or an error about one. Nothing
+/// of it is proven yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// What it is: the probe that has arrived, or the reply to it.
-    pub proof: Proof,
-    /// What it says of that probe.
+    /// What carries the mark.
+    pub message: Message,
+    /// What it says of the probe.
     pub mark: Mark,
     /// Tag control information, 0 where the frame has no tag of its own.
     pub vlan: u16,
-    /// True where the lengths and checksums of all headers agree with each other.
+    /// True where the lengths of all headers agree with each other, and their checksums: of ICMP all, of
+    /// UDP none. A UDP checksum may be missing or left for hardware to complete; the token says more.
     pub is_intact: bool,
+    /// ICMP type and code. Of UDP they mean nothing, and are read nevertheless: the verifier refuses what is
+    /// not set on each way, even where nothing depends on it.
+    pub kind: [u8; 2],
     addresses: Addresses,
+    /// Those of UDP; the same of ICMP.
+    ports: Ports,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ports {
+    source: u16,
+    destination: u16,
+}
+
+/// What carries a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// An ICMP echo reply.
+    EchoReply,
+    /// An ICMP echo request.
+    EchoRequest,
+    /// A UDP datagram. It does not say itself whether it is a probe or the answer to one.
+    Datagram,
+    /// An ICMP error that quotes a probe as far as its mark.
+    Error,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,30 +62,77 @@ enum Addresses {
 }
 
 impl Reply {
-    /// True where it goes between the tracker's addresses: a reply from its behind address to its source, a
-    /// probe the other way.
+    /// What it is to a tracker: the reply to one of its probes, or the probe itself. `None` for what is
+    /// nothing to it.
     #[inline(always)]
-    pub fn belongs_to(&self, tracker: &Tracker) -> bool {
-        let (from, to) = match self.proof {
+    pub fn proof(&self, tracker: &Tracker) -> Option<Proof> {
+        match (self.message, tracker.probe) {
+            (Message::EchoReply, Probe::Icmp) => Some(Proof::Reply),
+            (Message::EchoRequest, Probe::Icmp) => Some(Proof::Arrival),
+            // What is addressed to the tracker's source is a reply, good or bad.
+            (Message::Datagram, Probe::Udp) => {
+                if self.goes_to(tracker, &tracker.source) {
+                    Some(Proof::Reply)
+                } else {
+                    Some(Proof::Arrival)
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// True where it goes between the tracker's addresses and ports: a reply from its behind address to its
+    /// source, a probe the other way.
+    #[inline(always)]
+    pub fn belongs_to(&self, tracker: &Tracker, proof: Proof) -> bool {
+        let (from, to) = match proof {
             Proof::Reply => (&tracker.behind, &tracker.source),
             Proof::Arrival => (&tracker.source, &tracker.behind),
         };
+        let is_of_port = match (self.message, proof) {
+            // The other port is one of the tracker's own, which a NAT may have replaced on the way there.
+            (Message::Datagram, Proof::Reply) => self.ports.source == tracker.port,
+            (Message::Datagram, Proof::Arrival) => self.ports.destination == tracker.port,
+            (Message::EchoReply | Message::EchoRequest | Message::Error, _) => true,
+        };
+        is_of_port && self.goes_to(tracker, to) && self.comes_from(tracker, from)
+    }
+
+    /// True where it came to the tracker's source, as an error about a probe does, from wherever.
+    #[inline(always)]
+    pub fn is_told_to(&self, tracker: &Tracker) -> bool {
+        self.goes_to(tracker, &tracker.source)
+    }
+
+    /// Who sent it: the sixteen bytes of a map's address, as two words of memory.
+    #[inline(always)]
+    pub const fn sender(&self) -> [u64; 2] {
         match self.addresses {
-            Addresses::Ipv4 {
-                source,
-                destination,
-            } => {
-                matches!(tracker.family, Family::Ipv4)
-                    && source == super::be32(from, 0)
-                    && destination == super::be32(to, 0)
+            Addresses::Ipv4 { source, .. } => [source.to_be() as u64, 0],
+            Addresses::Ipv6 { source, .. } => [source[0].to_be(), source[1].to_be()],
+        }
+    }
+
+    #[inline(always)]
+    fn comes_from(&self, tracker: &Tracker, address: &[u8; 16]) -> bool {
+        match self.addresses {
+            Addresses::Ipv4 { source, .. } => {
+                matches!(tracker.family, Family::Ipv4) && source == super::be32(address, 0)
             }
-            Addresses::Ipv6 {
-                source,
-                destination,
-            } => {
-                matches!(tracker.family, Family::Ipv6)
-                    && source == ipv6::address(from)
-                    && destination == ipv6::address(to)
+            Addresses::Ipv6 { source, .. } => {
+                matches!(tracker.family, Family::Ipv6) && source == ipv6::address(address)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn goes_to(&self, tracker: &Tracker, address: &[u8; 16]) -> bool {
+        match self.addresses {
+            Addresses::Ipv4 { destination, .. } => {
+                matches!(tracker.family, Family::Ipv4) && destination == super::be32(address, 0)
+            }
+            Addresses::Ipv6 { destination, .. } => {
+                matches!(tracker.family, Family::Ipv6) && destination == ipv6::address(address)
             }
         }
     }
@@ -93,81 +167,166 @@ fn parse_ip<B: Bytes + ?Sized, const AT: usize>(
 /// The same of an IPv4 packet that begins at `AT`.
 #[inline(always)]
 pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
+    read_ipv4::<B, AT>(frame, vlan, false)
+}
+
+/// The same, of errors only: a copy of the packet can't have the mark of both a reply and an error aligned.
+#[inline(always)]
+pub fn parse_error_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B) -> Option<Reply> {
+    read_ipv4::<B, AT>(frame, 0, true)
+}
+
+#[inline(always)]
+fn read_ipv4<B: Bytes + ?Sized, const AT: usize>(
+    frame: &B,
+    vlan: u16,
+    only_errors: bool,
+) -> Option<Reply> {
     let ip: &[u8; ipv4::LEN] = frame.at(AT)?;
-    if !ipv4::carries(ip, ipv4::ICMP) {
+    let is_icmp = ipv4::carries(ip, ipv4::ICMP);
+    if !is_icmp && !ipv4::carries(ip, ipv4::UDP) {
         return None;
     }
-    let (proof, echo, mark) = marked(frame, AT + ipv4::LEN, icmp::ECHO_REPLY, icmp::ECHO)?;
+    let head: &[u8; HEADER_LEN] = frame.at(AT + ipv4::LEN)?;
+    let message = match is_icmp {
+        true if icmp::is_error(head[0]) => Message::Error,
+        true => echo(head, icmp::ECHO_REPLY, icmp::ECHO)?,
+        false => Message::Datagram,
+    };
+    if only_errors && !matches!(message, Message::Error) {
+        return None;
+    }
+    let mark = match message {
+        Message::Error => mark(frame, AT + 2 * (ipv4::LEN + HEADER_LEN))?,
+        _ => mark(frame, AT + ipv4::LEN + HEADER_LEN)?,
+    };
     let header = ipv4::parse(ip);
-    // A larger payload is zeros, which add nothing to the sum.
-    let is_intact = usize::from(header.total_len) >= ipv4::LEN + icmp::LEN + probe::LEN
-        && echo.code == 0
-        && ipv4::checksum_ok(ip)
-        && echo.sum(mark.sum()).u16(echo.checksum).folded() == 0xffff;
+    let announced = usize::from(header.total_len).saturating_sub(ipv4::LEN);
+    // A larger payload is zeros, which add nothing to the sum. An error's sum covers more than can be read.
+    let is_whole = match is_icmp {
+        true if matches!(message, Message::Error) => true,
+        true => is_right_echo(head, mark.sum()),
+        false => is_right_datagram(head, announced),
+    };
     let addresses = Addresses::Ipv4 {
         source: header.source,
         destination: header.destination,
     };
     Some(Reply {
-        proof,
+        message,
         mark,
         vlan,
-        is_intact,
+        is_intact: is_whole && announced >= HEADER_LEN + probe::LEN && ipv4::checksum_ok(ip),
         addresses,
+        kind: [head[0], head[1]],
+        ports: ports(head),
     })
 }
 
 /// The same of an IPv6 packet that begins at `AT`.
 #[inline(always)]
 pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
+    read_ipv6::<B, AT>(frame, vlan, false)
+}
+
+/// The same, of errors only: a copy of the packet can't have the mark of both a reply and an error aligned.
+#[inline(always)]
+pub fn parse_error_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B) -> Option<Reply> {
+    read_ipv6::<B, AT>(frame, 0, true)
+}
+
+#[inline(always)]
+fn read_ipv6<B: Bytes + ?Sized, const AT: usize>(
+    frame: &B,
+    vlan: u16,
+    only_errors: bool,
+) -> Option<Reply> {
     let ip: &[u8; ipv6::LEN] = frame.at(AT)?;
-    if !ipv6::carries(ip, ipv6::ICMP) {
+    let is_icmp = ipv6::carries(ip, ipv6::ICMP);
+    if !is_icmp && !ipv6::carries(ip, ipv6::UDP) {
         return None;
     }
-    let (proof, echo, mark) = marked(frame, AT + ipv6::LEN, icmp::ECHO_REPLY_V6, icmp::ECHO_V6)?;
+    let head: &[u8; HEADER_LEN] = frame.at(AT + ipv6::LEN)?;
+    let message = match is_icmp {
+        true if icmp::is_error_v6(head[0]) => Message::Error,
+        true => echo(head, icmp::ECHO_REPLY_V6, icmp::ECHO_V6)?,
+        false => Message::Datagram,
+    };
+    if only_errors && !matches!(message, Message::Error) {
+        return None;
+    }
+    let mark = match message {
+        Message::Error => mark(frame, AT + 2 * (ipv6::LEN + HEADER_LEN))?,
+        _ => mark(frame, AT + ipv6::LEN + HEADER_LEN)?,
+    };
     let header = ipv6::parse(ip);
-    let pseudo = ipv6::pseudo_header(
-        header.source,
-        header.destination,
-        header.payload_len,
-        ipv6::ICMP,
-    );
-    let sum = echo.sum(mark.sum().plus(pseudo)).u16(echo.checksum);
-    let is_intact = usize::from(header.payload_len) >= icmp::LEN + probe::LEN
-        && echo.code == 0
-        && sum.folded() == 0xffff;
+    let is_whole = match is_icmp {
+        true if matches!(message, Message::Error) => true,
+        true => {
+            let (source, destination) = (header.source, header.destination);
+            let len = header.payload_len;
+            let pseudo = ipv6::pseudo_header(source, destination, len, ipv6::ICMP);
+            is_right_echo(head, mark.sum().plus(pseudo))
+        }
+        false => is_right_datagram(head, header.payload_len.into()),
+    };
     let addresses = Addresses::Ipv6 {
         source: header.source,
         destination: header.destination,
     };
     Some(Reply {
-        proof,
+        message,
         mark,
         vlan,
-        is_intact,
+        is_intact: is_whole && usize::from(header.payload_len) >= HEADER_LEN + probe::LEN,
         addresses,
+        kind: [head[0], head[1]],
+        ports: ports(head),
     })
 }
 
-/// The echo message at `at`, of one of two types, whose payload begins with the mark.
+/// The echo message of one of two types.
 #[inline(always)]
-fn marked<B: Bytes + ?Sized>(
-    frame: &B,
-    at: usize,
-    reply: u8,
-    request: u8,
-) -> Option<(Proof, icmp::Echo, Mark)> {
-    let echo: &[u8; icmp::LEN] = frame.at(at)?;
-    let proof = match echo[0] {
-        kind if kind == reply => Proof::Reply,
-        kind if kind == request => Proof::Arrival,
-        _ => return None,
-    };
-    let payload: &[u8; probe::LEN] = frame.at(at + icmp::LEN)?;
-    if !Mark::is_present(payload) {
-        return None;
+fn echo(header: &[u8; icmp::LEN], reply: u8, request: u8) -> Option<Message> {
+    match icmp::parse(header).kind {
+        kind if kind == reply => Some(Message::EchoReply),
+        kind if kind == request => Some(Message::EchoRequest),
+        _ => None,
     }
-    Some((proof, icmp::parse(echo), Mark::parse(payload)))
+}
+
+/// True where code and checksum are right; `rest` is the sum of all but the header.
+#[inline(always)]
+fn is_right_echo(header: &[u8; icmp::LEN], rest: Sum) -> bool {
+    let echo = icmp::parse(header);
+    echo.code == 0 && echo.sum(rest).u16(echo.checksum).folded() == 0xffff
+}
+
+#[inline(always)]
+fn ports(header: &[u8; udp::LEN]) -> Ports {
+    let udp::Header {
+        source,
+        destination,
+        ..
+    } = udp::parse(header);
+    Ports {
+        source,
+        destination,
+    }
+}
+
+/// True where the length is possible within that of the packet.
+#[inline(always)]
+fn is_right_datagram(header: &[u8; udp::LEN], room: usize) -> bool {
+    let len = usize::from(udp::parse(header).len);
+    len >= HEADER_LEN + probe::LEN && len <= room
+}
+
+/// The mark at `at`, if there is one.
+#[inline(always)]
+fn mark<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Mark> {
+    let payload: &[u8; probe::LEN] = frame.at(at)?;
+    Mark::is_present(payload).then(|| Mark::parse(payload))
 }
 
 #[cfg(test)]
@@ -176,19 +335,23 @@ mod tests {
     use crate::abi::Path;
     use pnet_packet::icmp::{self as pnet_icmp, IcmpCode, IcmpTypes, MutableIcmpPacket};
     use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Types, MutableIcmpv6Packet};
+    use pnet_packet::ip::IpNextHeaderProtocols;
     use pnet_packet::ipv4::{self as pnet_ipv4, MutableIpv4Packet};
     use pnet_packet::ipv6::MutableIpv6Packet;
+    use pnet_packet::udp::MutableUdpPacket;
     use proptest::prelude::*;
 
     prop_compose! {
         fn exchanges()(
-            behind: [u8; 16], source: [u8; 16], icmp_id: u16, is_v6: bool, control: u16, is_tagged: bool,
+            behind: [u8; 16], source: [u8; 16], flow_first: u16, port: u16, is_v6: bool, is_udp: bool,
+            control: u16, is_tagged: bool,
             payload in probe::LEN as u16..2_000, tracker: u32, sequence: u64, sent_mono_ns: u64, token: u64,
         ) -> Exchange {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             let vlan = if is_tagged { control } else { 0 };
+            let probe = if is_udp { Probe::Udp } else { Probe::Icmp };
             Exchange {
-                tracker: Tracker { behind, source, payload, icmp_id, family, ..Default::default() },
+                tracker: Tracker { behind, source, payload, flow_first, port, family, probe, ..Default::default() },
                 path: Path { vlan, ..Default::default() },
                 mark: Mark { tracker, sequence, sent_mono_ns, token },
             }
@@ -239,10 +402,31 @@ mod tests {
             bytes
         }
 
-        /// What a host does with the probe: addresses exchanged, the type changed, checksums anew.
+        fn is_udp(&self) -> bool {
+            self.tracker.probe == Probe::Udp
+        }
+
+        /// What a reply is read as.
+        fn replied(&self) -> Message {
+            match self.tracker.probe {
+                Probe::Icmp => Message::EchoReply,
+                Probe::Udp => Message::Datagram,
+            }
+        }
+
+        /// What a host does with the probe: addresses and ports exchanged, the type changed, checksums anew.
         fn reply(&self) -> Vec<u8> {
             let mut frame = self.probe();
             let (ip, message) = frame[self.ip_at()..].split_at_mut(self.icmp_at() - self.ip_at());
+            let is_udp = self.is_udp();
+            if is_udp {
+                let mut udp = MutableUdpPacket::new(message).expect("a whole header");
+                let (source, destination) = (udp.get_source(), udp.get_destination());
+                udp.set_source(destination);
+                udp.set_destination(source);
+                // As of a packet that stays within a machine.
+                udp.set_checksum(0x1234);
+            }
             match self.tracker.family {
                 Family::Ipv4 => {
                     let mut ip = MutableIpv4Packet::new(ip).expect("a whole header");
@@ -252,10 +436,12 @@ mod tests {
                     ip.set_ttl(61);
                     let right = pnet_ipv4::checksum(&ip.to_immutable());
                     ip.set_checksum(right);
-                    let mut icmp = MutableIcmpPacket::new(message).expect("a whole message");
-                    icmp.set_icmp_type(IcmpTypes::EchoReply);
-                    let right = pnet_icmp::checksum(&icmp.to_immutable());
-                    icmp.set_checksum(right);
+                    if !is_udp {
+                        let mut icmp = MutableIcmpPacket::new(message).expect("a whole message");
+                        icmp.set_icmp_type(IcmpTypes::EchoReply);
+                        let right = pnet_icmp::checksum(&icmp.to_immutable());
+                        icmp.set_checksum(right);
+                    }
                 }
                 Family::Ipv6 => {
                     let mut ip = MutableIpv6Packet::new(ip).expect("a whole header");
@@ -263,10 +449,13 @@ mod tests {
                     ip.set_source(destination);
                     ip.set_destination(source);
                     ip.set_hop_limit(61);
-                    let mut icmp = MutableIcmpv6Packet::new(message).expect("a whole message");
-                    icmp.set_icmpv6_type(Icmpv6Types::EchoReply);
-                    let right = pnet_icmpv6::checksum(&icmp.to_immutable(), &destination, &source);
-                    icmp.set_checksum(right);
+                    if !is_udp {
+                        let mut icmp = MutableIcmpv6Packet::new(message).expect("a whole message");
+                        icmp.set_icmpv6_type(Icmpv6Types::EchoReply);
+                        let right =
+                            pnet_icmpv6::checksum(&icmp.to_immutable(), &destination, &source);
+                        icmp.set_checksum(right);
+                    }
                 }
             }
             frame
@@ -278,23 +467,27 @@ mod tests {
         fn a_genuine_reply_is_recognised(exchange in exchanges()) {
             let frame = exchange.reply();
             let reply = parse(&frame[..]).expect("a reply");
-            prop_assert_eq!((reply.proof, reply.mark), (Proof::Reply, exchange.mark));
+            prop_assert_eq!((reply.message, reply.mark), (exchange.replied(), exchange.mark));
             prop_assert_eq!(reply.vlan, exchange.path.vlan);
             prop_assert!(reply.is_intact);
-            prop_assert!(reply.belongs_to(&exchange.tracker));
+            prop_assert_eq!(reply.proof(&exchange.tracker), Some(Proof::Reply));
+            prop_assert!(reply.belongs_to(&exchange.tracker, Proof::Reply));
         }
 
         #[test]
         fn a_probe_that_comes_back_is_recognised(exchange in exchanges()) {
             let arrived = parse(&exchange.probe()[..]).expect("a probe");
-            prop_assert_eq!((arrived.proof, arrived.mark), (Proof::Arrival, exchange.mark));
+            prop_assert_eq!(arrived.mark, exchange.mark);
+            let is_to_itself = exchange.is_to_itself() && exchange.is_udp();
+            let proof = if is_to_itself { Proof::Reply } else { Proof::Arrival };
+            prop_assert_eq!(arrived.proof(&exchange.tracker), Some(proof));
             prop_assert_eq!(arrived.vlan, exchange.path.vlan);
             prop_assert!(arrived.is_intact);
-            prop_assert!(arrived.belongs_to(&exchange.tracker));
+            prop_assert!(arrived.belongs_to(&exchange.tracker, Proof::Arrival));
             // Of the reply's direction it is not.
             let Tracker { behind, source, .. } = exchange.tracker;
             let turned = Tracker { behind: source, source: behind, ..exchange.tracker };
-            prop_assert_eq!(arrived.belongs_to(&turned), exchange.is_to_itself());
+            prop_assert_eq!(arrived.belongs_to(&turned, Proof::Arrival), exchange.is_to_itself());
         }
 
         /// What begins with the IP header is read the same.
@@ -308,6 +501,57 @@ mod tests {
             };
             prop_assert_eq!(bare, parse(&frame[..]));
             prop_assert!(bare.is_some());
+        }
+
+        /// An error quotes the probe as it came there: with fewer hops left, or altered by a NAT.
+        #[test]
+        fn an_error_is_recognised(exchange in exchanges(), kind: u8, code: u8, from: [u8; 16], cut in 0usize..300) {
+            let (ip_at, is_v6) = (exchange.ip_at(), exchange.tracker.family == Family::Ipv6);
+            let probe = exchange.probe();
+            let (ip, quote) = (&probe[ip_at..exchange.icmp_at()], &probe[ip_at..]);
+            let mut quote = quote.to_vec();
+            quote[if is_v6 { 7 } else { 8 }] = 1;
+            let mut frame = probe[..ip_at].to_vec();
+            frame.extend_from_slice(ip);
+            frame.extend([kind, code, 0, 0, 0, 0, 0, 0]);
+            frame.extend_from_slice(&quote);
+            let head = &mut frame[ip_at..];
+            if is_v6 {
+                let mut ip = MutableIpv6Packet::new(head).expect("a whole header");
+                ip.set_next_header(IpNextHeaderProtocols::Icmpv6);
+                ip.set_destination(ip.get_source());
+                ip.set_source(from.into());
+            } else {
+                let mut ip = MutableIpv4Packet::new(head).expect("a whole header");
+                ip.set_next_level_protocol(IpNextHeaderProtocols::Icmp);
+                ip.set_destination(ip.get_source());
+                ip.set_source(<[u8; 4]>::try_from(&from[..4]).expect("four bytes").into());
+                let right = pnet_ipv4::checksum(&ip.to_immutable());
+                ip.set_checksum(right);
+            }
+            let full = ip_at + 2 * (exchange.head() - ip_at) - probe::LEN;
+            let is_error = if is_v6 { (1..5).contains(&kind) } else { [3, 11, 12].contains(&kind) };
+            let error = parse(&frame[..]);
+            let is_echo = [0, 8, 128, 129].contains(&kind);
+            prop_assert!(error.is_some() == is_error || is_echo);
+            if let (Some(error), true) = (error, is_error) {
+                prop_assert_eq!((error.message, error.mark), (Message::Error, exchange.mark));
+                prop_assert_eq!(error.kind, [kind, code]);
+                let alone = match is_v6 {
+                    false => parse_error_ipv4::<[u8], 0>(&frame[ip_at..]),
+                    true => parse_error_ipv6::<[u8], 0>(&frame[ip_at..]),
+                };
+                prop_assert_eq!(alone, Some(Reply { vlan: 0, ..error }));
+                prop_assert!(error.is_intact && error.is_told_to(&exchange.tracker));
+                prop_assert_eq!(error.proof(&exchange.tracker), None);
+                let sender: Vec<u8> = error.sender().iter().flat_map(|word| word.to_ne_bytes()).collect();
+                let len = if is_v6 { 16 } else { 4 };
+                prop_assert_eq!(&sender[..len], &from[..len]);
+                prop_assert!(sender[len..].iter().all(|byte| *byte == 0));
+                // A quote that ends before the token proves nothing.
+                let cut = cut % frame.len();
+                prop_assert_eq!(parse(&frame[..cut]).is_some(), cut >= full);
+            }
         }
 
         #[test]
@@ -325,16 +569,16 @@ mod tests {
             let bit = bit % bits;
             let mut other = exchange.tracker;
             other.behind[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(!reply.belongs_to(&other));
+            prop_assert!(!reply.belongs_to(&other, Proof::Reply));
             let mut other = exchange.tracker;
             other.source[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(!reply.belongs_to(&other));
+            prop_assert!(!reply.belongs_to(&other, Proof::Reply));
             let family = match exchange.tracker.family {
                 Family::Ipv4 => Family::Ipv6,
                 Family::Ipv6 => Family::Ipv4,
             };
             let other = Tracker { family, ..exchange.tracker };
-            prop_assert!(!reply.belongs_to(&other));
+            prop_assert!(!reply.belongs_to(&other, Proof::Reply));
         }
 
         /// Any single bit between the IP header and the end of the mark either makes the frame foreign, or is
@@ -345,20 +589,37 @@ mod tests {
             let (ip, icmp, head) = (exchange.ip_at(), exchange.icmp_at(), exchange.head());
             let bit = ip * 8 + bit % ((head - ip) * 8);
             frame[bit / 8] ^= 1 << (bit % 8);
-            let is_free = exchange.tracker.family == Family::Ipv6
-                && match bit / 8 - ip {
-                    // The version is in the upper half of the first byte.
-                    0 => bit % 8 < 4,
-                    1..4 | 7 => true,
-                    _ => false,
-                };
+            // Of UDP, what a NAT may change and nobody can vouch for: the tracker's own port and the checksum.
+            // Lengths need only be possible.
+            let of_udp = exchange.is_udp() && bit / 8 >= icmp;
+            let is_free = match bit / 8 - if of_udp { icmp } else { ip } {
+                2..4 | 6..8 if of_udp => true,
+                4..6 if of_udp => {
+                    let len = u16::from_be_bytes([frame[icmp + 4], frame[icmp + 5]]);
+                    (HEADER_LEN + probe::LEN..=HEADER_LEN + usize::from(exchange.tracker.payload))
+                        .contains(&usize::from(len))
+                }
+                _ if of_udp || exchange.tracker.family == Family::Ipv4 => false,
+                // The version is in the upper half of the first byte.
+                0 => bit % 8 < 4,
+                1..4 | 7 => true,
+                // Longer than its UDP message.
+                4..6 if exchange.is_udp() => {
+                    let len = u16::from_be_bytes([frame[ip + 4], frame[ip + 5]]);
+                    usize::from(len) >= HEADER_LEN + usize::from(exchange.tracker.payload)
+                }
+                _ => false,
+            };
             let is_accepted = parse(&frame[..])
-                .is_some_and(|reply| reply.is_intact && reply.belongs_to(&exchange.tracker));
+                .is_some_and(|reply| reply.is_intact && reply.belongs_to(&exchange.tracker, Proof::Reply)
+                    && reply.proof(&exchange.tracker).is_some()
+                    && reply.mark == exchange.mark);
             prop_assert_eq!(is_accepted, is_free, "byte {} of the packet, ICMP at {}", bit / 8 - ip, icmp - ip);
         }
 
         #[test]
-        fn a_code_is_not_accepted(exchange in exchanges(), code in 1u8..) {
+        fn a_code_is_not_accepted(mut exchange in exchanges(), code in 1u8..) {
+            exchange.tracker.probe = Probe::Icmp;
             let mut frame = exchange.reply();
             let mut icmp = MutableIcmpPacket::new(&mut frame[exchange.icmp_at()..]).expect("a message");
             icmp.set_icmp_code(IcmpCode(code));

@@ -4,11 +4,7 @@
 //! plainly: doing something else instead would be worse. Doing one of these means deleting its line.
 
 /// Key, value, and what there is instead.
-const VALUES: &[(&str, &str, &str)] = &[
-    ("expect", "silence", "only \"reply\" is"),
-    ("flow", "rotate", "only \"fixed\" is"),
-    ("refused", "up", "only \"down\" is"),
-];
+const VALUES: &[(&str, &str, &str)] = &[("refused", "up", "only \"down\" is")];
 
 /// Why `key = "value"` is refused, if it is.
 pub(super) fn value(key: &str, value: &str) -> Option<String> {

@@ -15,7 +15,7 @@ use tracker_ebpf::{
 use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, stamp};
 use crate::{
     board::TrackerRef,
-    config::{self, Addition, Config, Member, Origin, Role, Service},
+    config::{self, Addition, Config, Expect, Flow, Member, Origin, Role, Service},
     engine::{Command, TrackerSpec, Window},
     kernel::loader::Sizes,
     plan::Fault,
@@ -197,6 +197,18 @@ impl Daemon {
         let slot = self.places.slots.take()?;
         let first = self.places.words.take(words)?;
         self.epoch = self.epoch.wrapping_add(1);
+        let probe = match tracker.probe {
+            config::Probe::Udp => abi::Probe::Udp,
+            _ => abi::Probe::Icmp,
+        };
+        let (flow_first, flow_mask) = match (probe, tracker.flow) {
+            (abi::Probe::Icmp, Flow::Fixed) => (self.icmp_base ^ slot as u16, 0),
+            (abi::Probe::Icmp, Flow::Rotate) => (self.icmp_base ^ slot as u16, u16::MAX),
+            (abi::Probe::Udp, Flow::Fixed) => {
+                (abi::FIXED_PORTS | (slot as u16 & abi::PORTS_MASK), 0)
+            }
+            (abi::Probe::Udp, Flow::Rotate) => (abi::ROTATE_PORTS, abi::PORTS_MASK),
+        };
         let entry = abi::Tracker {
             behind: address_bytes(tracker.behind),
             timeout_ns: nanoseconds(tracker.timeout),
@@ -205,8 +217,12 @@ impl Daemon {
             window_first: first,
             window_mask: words - 1,
             payload: tracker.payload,
-            icmp_id: self.icmp_base ^ slot as u16,
+            flow_first,
+            flow_mask,
+            port: tracker.port.unwrap_or(0),
+            reports_all: u8::from(tracker.expect == Expect::Silence),
             family: tracker.behind.into(),
+            probe,
             ..Default::default()
         };
         self.kernel.reset(slot, &entry);
@@ -226,6 +242,7 @@ impl Daemon {
                 mask: words - 1,
             },
             fault: Some(fault.cause),
+            expects_silence: tracker.expect == Expect::Silence,
         }));
         Some(Tracker {
             slot,

@@ -61,6 +61,8 @@ pub struct Net {
     pub is_wrong_way: bool,
     /// Replies arrive with a token that does not fit.
     pub is_corrupting: bool,
+    /// ICMP errors arrive instead of replies.
+    pub is_unreachable: bool,
 }
 
 impl Default for Net {
@@ -72,6 +74,7 @@ impl Default for Net {
             delay_ns: (100 * US, 100 * US),
             is_wrong_way: false,
             is_corrupting: false,
+            is_unreachable: false,
         }
     }
 }
@@ -96,6 +99,8 @@ pub struct Slot {
     pub path: u32,
     pub timeout_ns: u64,
     pub window: Window,
+    /// Each reply is reported.
+    pub reports_all: bool,
     pub net: Net,
     pub state: abi::State,
     /// By sequence number, from 1.
@@ -232,6 +237,7 @@ impl Kernel {
             path: spec.path,
             timeout_ns: spec.timeout_ns,
             window: spec.window,
+            reports_all: spec.expects_silence,
             ..Default::default()
         };
     }
@@ -260,6 +266,9 @@ impl Kernel {
         if slot.epoch != epoch || slot.net.is_corrupting {
             trouble.corrupt += 1;
             trouble.corrupt_mono_ns = at_ns;
+        } else if slot.net.is_unreachable {
+            trouble.complaint = abi::Complaint::Icmp;
+            trouble.complaint_sequence = sequence;
         } else if slot.net.is_wrong_way {
             trouble.wrong_path += 1;
             trouble.wrong_path_sequence = sequence;
@@ -275,7 +284,7 @@ impl Kernel {
             *word |= bit;
             slot.state.receive.received += 1;
             slot.probes[sequence as usize - 1].answered_ns = Some(at_ns);
-            if slot.verdict() == Verdict::Up {
+            if slot.verdict() == Verdict::Up && !slot.reports_all {
                 return;
             }
             if self.ring.len() < self.ring_room {
@@ -635,5 +644,6 @@ pub fn tracker(slot: u32, interval_ns: u64, timeout_ns: u64, fall: u8, rise: u8)
             mask: words - 1,
         },
         fault: None,
+        expects_silence: false,
     }
 }

@@ -572,6 +572,100 @@ fn a_wrong_way_of_long_ago_is_not_the_cause() {
     assert_eq!(words(&downs(&world, 0)), [("down", "no-reply")]);
 }
 
+/// An error names the cause of a loss, and the loss still takes its full timeout.
+#[test]
+fn errors_are_its_cause_and_make_no_loss() {
+    let mut world = up(usual());
+    world.net(0).is_unreachable = true;
+    let first_lost = world.slot(0).probes.len();
+    world.run(S);
+    let down = downs(&world, 0);
+    assert_eq!(words(&down), [("down", "unreachable")]);
+    assert!(down[0].at_ns >= world.slot(0).probes[first_lost + 2].deadline_ns);
+    // Nobody complains any more, but nothing changed: the cause is still what the run began with.
+    world.net(0).is_unreachable = false;
+    world.net(0).is_out = true;
+    world.run(S);
+    assert_eq!(words(&world.changes), [("down", "unreachable")]);
+    world.net(0).is_out = false;
+    world.run(S);
+    world.changes.clear();
+    world.net(0).is_out = true;
+    world.run(S);
+    assert_eq!(words(&world.changes), [("down", "no-reply")]);
+}
+
+// --- Silence --------------------------------------------------------------------------------------
+
+fn silent() -> TrackerSpec {
+    TrackerSpec {
+        expects_silence: true,
+        ..usual()
+    }
+}
+
+/// A tracker whose probes are stopped, and that is up for it.
+fn stopped() -> World {
+    let mut world = world();
+    world.install(silent());
+    world.net(0).is_out = true;
+    world.run(5 * S);
+    assert_eq!(world.verdict(0), Verdict::Up);
+    assert_eq!(words(&world.changes), [("up", "no-reply")]);
+    world
+}
+
+#[test]
+fn silence_is_up_after_rise_full_timeouts() {
+    let mut world = stopped();
+    let up = world.changes[0];
+    let last = world.slot(0).probes[1];
+    assert!(up.at_ns >= last.deadline_ns, "before the timeout");
+    assert!(up.at_ns <= last.deadline_ns + 2 * MS, "late");
+}
+
+#[test]
+fn one_reply_breaks_silence_at_once() {
+    for room in [usize::MAX, 0] {
+        let mut world = stopped();
+        world.kernel().ring_room = room;
+        world.net(0).is_out = false;
+        let opened_ns = world.now_ns();
+        world.run(160 * MS);
+        let down = downs(&world, 0);
+        assert_eq!(words(&down), [("down", "unexpected-reply")]);
+        // With the ring buffer full, its turn tells.
+        let within_ns = if room == 0 { 152 * MS } else { 102 * MS };
+        assert!(down[0].at_ns <= opened_ns + within_ns);
+        world.run(S);
+        assert_eq!(downs(&world, 0).len(), 1, "a reply is no recovery");
+        world.net(0).is_out = true;
+        world.run(S);
+        assert_eq!(world.verdict(0), Verdict::Up);
+        let last = *world.changes.last().expect("a change");
+        assert_eq!(words(&[last]), [("up", "no-reply")]);
+        assert_accounts(&mut world, 0);
+    }
+}
+
+/// What did not leave the hub was not stopped by the service.
+#[test]
+fn probes_that_do_not_leave_prove_no_silence() {
+    let mut world = world();
+    world.kernel().device(7).is_transmitting = false;
+    world.install(silent());
+    world.net(0).is_out = true;
+    world.run(20 * S);
+    assert!(world.not_leaving.contains(&7));
+    assert_eq!(world.verdict(0), Verdict::Unknown);
+
+    let mut world = stopped();
+    world.kernel().device(7).is_transmitting = false;
+    world.run(10 * S);
+    assert_eq!(world.verdict(0), Verdict::Unknown);
+    assert_eq!(world.slot(0).state.judge.cause, Cause::SendFailed as u8);
+}
+
 #[test]
 fn replies_that_fail_the_token_are_its_cause() {
     let mut world = up(usual());

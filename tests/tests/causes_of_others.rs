@@ -1,0 +1,159 @@
+//! What others say of a probe that they do not let through is the cause.
+
+use anyhow::{Context as _, Result};
+use tracker_tests::servers::UdpEcho;
+use tracker_tests::{Config, Lab, Tracker};
+
+const PORT: u16 = 7_007;
+
+fn config(lab: &Lab, behind: impl std::fmt::Display, more: &str) -> Config {
+    let service = lab.service();
+    Config::new(format!(
+        "[[service]]\nname = \"fw-1\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n{more}\n",
+        service.endpoint, service.interface
+    ))
+}
+
+#[test]
+fn the_firewall_rejects() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let behinds = [service.behind.into(), service.behind6.into()];
+    let _echo = UdpEcho::start(&service.host, &behinds, PORT)?;
+    let (v4, v6) = (service.behind.to_string(), service.behind6.to_string());
+    let (from, from6) = (service.endpoint, service.endpoint6);
+    let udp = format!("probe = \"udp\"\nport = {PORT}");
+    let by_icmp = "reject with icmp type admin-prohibited";
+    let by_icmpv6 = "reject with icmpv6 type admin-prohibited";
+    let no_port = "reject with icmp type port-unreachable";
+    for (mode, behind, probe, rule, detail) in [
+        (
+            "auto",
+            &v4,
+            "",
+            by_icmp,
+            format!("ICMP type 3 code 13 from {from}"),
+        ),
+        (
+            "auto",
+            &v6,
+            "",
+            by_icmpv6,
+            format!("ICMPv6 type 1 code 1 from {from6}"),
+        ),
+        (
+            "tc",
+            &v4,
+            udp.as_str(),
+            no_port,
+            format!("ICMP type 3 code 3 from {from}"),
+        ),
+        (
+            "tc",
+            &v6,
+            udp.as_str(),
+            by_icmpv6,
+            format!("ICMPv6 type 1 code 1 from {from6}"),
+        ),
+    ] {
+        let config = config(&lab, behind, probe).hub(format!("mode = \"{mode}\""));
+        let tracker = Tracker::start(&lab.hub, config)?;
+        tracker.wait_verdict("fw-1", "up", "replied")?;
+        let family = if behind.contains(':') { "ip6" } else { "ip" };
+        service.firewall.nft(&format!(
+            "add rule inet firewall outage {family} daddr {behind} {rule}\n"
+        ))?;
+        let down = tracker.wait_verdict("fw-1", "down", "unreachable")?;
+        let shown = down.tracker("fw-1", behind);
+        assert_eq!(shown["detail"], detail, "{shown}");
+        let events = tracker.events()?;
+        let event = events
+            .iter()
+            .find(|event| event.is_of_service("fw-1") && event.to == "down")
+            .context("find the down event")?;
+        assert!(
+            event.detection_us >= Some(200_000),
+            "{event}: an error only explains what took its full timeout"
+        );
+        service.mend()?;
+        tracker.wait_verdict("fw-1", "up", "replied")?;
+    }
+    Ok(())
+}
+
+/// Behind the service nobody listens, and the host says so.
+#[test]
+fn nobody_listens() -> Result<()> {
+    let lab = Lab::new()?;
+    let behind = lab.service().behind;
+    let udp = format!("probe = \"udp\"\nport = {PORT}");
+    let tracker = Tracker::start(&lab.hub, config(&lab, behind, &udp))?;
+    let down = tracker.wait_verdict("fw-1", "down", "unreachable")?;
+    let detail = format!("ICMP type 3 code 3 from {behind}");
+    assert_eq!(down.tracker("fw-1", behind)["detail"], detail);
+    Ok(())
+}
+
+/// A loop of routes: the error comes from somebody on the way.
+#[test]
+fn the_service_routes_in_a_loop() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let tracker = Tracker::start(&lab.hub, &service.toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    service
+        .host
+        .ip(&format!("address del {}/32 dev eth0\n", service.behind))?;
+    service.host.sysctl("net/ipv4/ip_forward", "1")?;
+    let down = tracker.wait_verdict("fw-1", "down", "unreachable")?;
+    let detail = down.tracker("fw-1", service.behind)["detail"].clone();
+    let detail = detail.as_str().unwrap_or_default();
+    assert!(detail.starts_with("ICMP type 11 code 0 from "), "{detail}");
+    Ok(())
+}
+
+/// A router with a smaller MTU says so, as path MTU discovery wants it; the small tracker beside stays up.
+#[test]
+fn a_packet_is_too_big() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let (behind, behind6) = (service.behind.to_string(), service.behind6.to_string());
+    let toml = format!(
+        "{}{}",
+        service.toml_with("small", ""),
+        [("v4", &behind), ("v6", &behind6)]
+            .map(|(name, behind)| format!(
+                "[[service]]\nname = \"{name}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n\
+                 payload = 1400\n",
+                service.endpoint, service.interface
+            ))
+            .concat()
+    );
+    let tracker = Tracker::start(&lab.hub, &toml)?;
+    for name in ["small", "v4", "v6"] {
+        tracker.wait_verdict(name, "up", "replied")?;
+    }
+    service.firewall.ip("link set eth1 mtu 1300\n")?;
+    for (name, behind, error, from) in [
+        (
+            "v4",
+            &behind,
+            "ICMP type 3 code 4",
+            service.endpoint.to_string(),
+        ),
+        (
+            "v6",
+            &behind6,
+            "ICMPv6 type 2 code 0",
+            service.endpoint6.to_string(),
+        ),
+    ] {
+        let down = tracker.wait_verdict(name, "down", "unreachable")?;
+        assert_eq!(
+            down.tracker(name, behind)["detail"],
+            format!("{error} from {from}")
+        );
+    }
+    assert_eq!(tracker.history("small")?.len(), 1);
+    Ok(())
+}

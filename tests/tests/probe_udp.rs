@@ -1,0 +1,185 @@
+//! UDP probes, to a real echo service.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use tracker_tests::daemon::SOON;
+use tracker_tests::servers::UdpEcho;
+use tracker_tests::{Config, Lab, Service, Tracker};
+
+const PORT: u16 = 7_007;
+
+fn config(service: &Service, behind: IpAddr, more: &str) -> Config {
+    Config::new(format!(
+        "[[service]]\nname = \"fw-1\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n\
+         probe = \"udp\"\nport = {PORT}\n{more}\n",
+        service.endpoint, service.interface
+    ))
+}
+
+#[test]
+fn an_echo_service_answers_until_the_firewall_does_not_pass() -> Result<()> {
+    for mode in ["auto", "xdp-generic", "tc"] {
+        let lab = Lab::new()?;
+        let service = lab.service();
+        let behinds = [service.behind.into(), service.behind6.into()];
+        let _echo = UdpEcho::start(&service.host, &behinds, PORT)?;
+        for behind in behinds {
+            let config = config(service, behind, "").hub(format!("mode = \"{mode}\""));
+            let tracker = Tracker::start(&lab.hub, config)?;
+            let up = tracker.wait_verdict("fw-1", "up", "replied")?;
+            assert_eq!(up.count("fw-1", "lost"), 0, "{mode}, {behind}");
+            let shown = up.tracker("fw-1", behind);
+            assert_eq!(
+                (&shown["probe"], &shown["port"]),
+                (&"udp".into(), &PORT.into())
+            );
+            assert!(shown["rtt_us"]["last"].as_u64().is_some(), "{shown}");
+            service.break_forwarding()?;
+            tracker.wait_verdict("fw-1", "down", "no-reply")?;
+            service.mend()?;
+            tracker.wait_verdict("fw-1", "up", "replied")?;
+        }
+    }
+    Ok(())
+}
+
+/// Nothing but the port that is asked is a probe's proof.
+#[test]
+fn without_an_echo_service_it_is_down() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let config = config(service, service.behind.into(), "");
+    // It must not answer by itself either: the host says that there is no such port.
+    service
+        .host
+        .nft("table ip filter { chain out { type filter hook output priority 0; ip protocol icmp drop\n}\n}\n")?;
+    let tracker = Tracker::start(&lab.hub, config)?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    let _echo = UdpEcho::start(&service.host, &[service.behind.into()], PORT)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    Ok(())
+}
+
+/// The service hides the hub behind an address and ports of its own.
+#[test]
+fn a_nat_that_rewrites_addresses_and_ports() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    service.firewall.nft(
+        "table inet nat { chain out { type nat hook postrouting priority srcnat;
+           oifname \"eth1\" meta l4proto udp masquerade to :20000-29999 random\n}\n}\n",
+    )?;
+    for (behind, flow) in [
+        (IpAddr::from(service.behind), "fixed"),
+        (service.behind6.into(), "rotate"),
+    ] {
+        let echo = UdpEcho::start(&service.host, &[behind], PORT)?;
+        let config = config(service, behind, &format!("flow = \"{flow}\""));
+        let tracker = Tracker::start(&lab.hub, config)?;
+        tracker.wait_verdict("fw-1", "up", "replied")?;
+        let status = tracker.wait_alive(SOON, "fw-1")?;
+        assert_eq!(status.count("fw-1", "corrupt"), 0);
+        let seen = echo.seen();
+        assert!(!seen.is_empty());
+        for from in &seen {
+            assert!((20_000..30_000).contains(&from.port()), "{from}: no NAT");
+        }
+        assert_eq!(seen.len() > 1, flow == "rotate", "{seen:?}");
+    }
+    Ok(())
+}
+
+/// Two trackers with equal probes but for the flow: a service that passes only sessions that it knows is seen.
+#[test]
+fn old_sessions_pass_and_new_ones_fail() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let _echo = UdpEcho::start(&service.host, &[service.behind.into()], PORT)?;
+    // A firewall that keeps state: the hook is what makes the kernel track connections.
+    service.firewall.nft(
+        "table inet state { chain forward { type filter hook forward priority -10; ct state established accept\n}\n}\n",
+    )?;
+    let toml = |name: &str, probe: &str, flow: &str| {
+        service.toml_with(name, &format!("{probe}\nflow = \"{flow}\""))
+    };
+    let udp = format!("probe = \"udp\"\nport = {PORT}");
+    let services = [("icmp", "probe = \"icmp\""), ("udp", udp.as_str())]
+        .into_iter()
+        .flat_map(|(name, probe)| {
+            ["fixed", "rotate"].map(|flow| toml(&format!("{name}-{flow}"), probe, flow))
+        })
+        .collect::<String>();
+    let tracker = Tracker::start(&lab.hub, &services)?;
+    let names = ["icmp-fixed", "icmp-rotate", "udp-fixed", "udp-rotate"];
+    for name in names {
+        tracker.wait_verdict(name, "up", "replied")?;
+    }
+    service
+        .firewall
+        .nft("add rule inet firewall outage ct state new drop\n")?;
+    for name in ["icmp-rotate", "udp-rotate"] {
+        tracker.wait_verdict(name, "down", "no-reply")?;
+    }
+    for name in ["icmp-fixed", "udp-fixed"] {
+        let status = tracker.wait_alive(SOON, name)?;
+        assert_eq!(status.verdict(name), "up", "{name}");
+        assert_eq!(tracker.history(name)?.len(), 1, "{name}");
+    }
+    service.mend()?;
+    for name in names {
+        tracker.wait_verdict(name, "up", "replied")?;
+    }
+    Ok(())
+}
+
+/// A small and a full-size tracker together show a path that eats big packets.
+#[test]
+fn big_packets_are_lost() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let behinds = [service.behind.into(), service.behind6.into()];
+    let _echo = UdpEcho::start(&service.host, &behinds, PORT)?;
+    let toml = |name: &str, behind: IpAddr, payload: u16, more: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n\
+             payload = {payload}\n{more}\n",
+            service.endpoint, service.interface
+        )
+    };
+    let udp = format!("probe = \"udp\"\nport = {PORT}");
+    let mut services = String::new();
+    // What an MTU of 1,500 leaves: the IP header is of 20 or 40 bytes, that of ICMP or UDP of 8.
+    for (behind, full) in behinds.into_iter().zip([1_472, 1_452]) {
+        for (probe, more) in [("icmp", ""), ("udp", udp.as_str())] {
+            let family = if behind.is_ipv4() { 4 } else { 6 };
+            services += &toml(&format!("{probe}{family}-small"), behind, 32, more);
+            services += &toml(&format!("{probe}{family}-full"), behind, full, more);
+        }
+    }
+    let tracker = Tracker::start(&lab.hub, &services)?;
+    let names = ["icmp4", "udp4", "icmp6", "udp6"];
+    for name in names {
+        tracker.wait_verdict(&format!("{name}-small"), "up", "replied")?;
+        tracker.wait_verdict(&format!("{name}-full"), "up", "replied")?;
+    }
+    service
+        .firewall
+        .nft("add rule inet firewall outage meta length > 1400 drop\n")?;
+    for name in names {
+        tracker.wait_verdict(&format!("{name}-full"), "down", "no-reply")?;
+        let small = format!("{name}-small");
+        let status = tracker.wait_alive(SOON, &small)?;
+        assert_eq!(status.verdict(&small), "up", "{small}");
+    }
+    service.mend()?;
+    for name in names {
+        tracker.wait_verdict(&format!("{name}-full"), "up", "replied")?;
+    }
+    // One byte more does not fit the interface: nobody is blamed for that.
+    let over = toml("over", behinds[0], 1_473, "");
+    drop(tracker);
+    let tracker = Tracker::start(&lab.hub, &over)?;
+    tracker.wait_verdict("over", "unknown", "send-failed")?;
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! Probes that the service must stop.
+
+use anyhow::Result;
+use tracker_tests::servers::UdpEcho;
+use tracker_tests::{Config, Lab, Tracker};
+
+const PORT: u16 = 7_007;
+
+#[test]
+fn a_firewall_that_fails_open() -> Result<()> {
+    for mode in ["auto", "tc"] {
+        let lab = Lab::new()?;
+        let service = lab.service();
+        let _echo = UdpEcho::start(&service.host, &[service.behind.into()], PORT)?;
+        let rule = format!("add rule inet firewall outage udp dport {PORT} drop\n");
+        service.firewall.nft(&rule)?;
+        // The same service must pass one and stop the other.
+        let config = Config::new(format!(
+            "{}[[service.member]]\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\npolicy = \"all\"\n\
+             [[service.member.tracker]]\nbehind = \"{behind}\"\nprobe = \"udp\"\nport = {PORT}\nexpect = \"silence\"\n",
+            "[[service]]\nname = \"fw-1\"\n",
+            service.endpoint,
+            service.interface,
+            behind = service.behind,
+        ))
+        .hub(format!("mode = \"{mode}\""));
+        let tracker = Tracker::start(&lab.hub, config)?;
+        let up = tracker.wait_for(
+            "both to be as they should",
+            tracker_tests::daemon::SOON,
+            |status| status.verdict("fw-1") == "up",
+        )?;
+        let trackers = &up.member("fw-1", "active")["trackers"];
+        assert_eq!(trackers[0]["cause"], "replied");
+        assert_eq!(
+            (&trackers[1]["verdict"], &trackers[1]["cause"]),
+            (&"up".into(), &"no-reply".into())
+        );
+
+        service.mend()?;
+        tracker.wait_verdict("fw-1", "down", "unexpected-reply")?;
+        service.firewall.nft(&rule)?;
+        tracker.wait_for("silence again", tracker_tests::daemon::SOON, |status| {
+            status.verdict("fw-1") == "up"
+        })?;
+
+        // A reject stops it too. What nothing can pass is broken all the same: the other tracker says so.
+        service.mend()?;
+        tracker.wait_verdict("fw-1", "down", "unexpected-reply")?;
+        service.firewall.nft(&rule.replace("drop", "reject"))?;
+        tracker.wait_for("silence again", tracker_tests::daemon::SOON, |status| {
+            status.verdict("fw-1") == "up"
+        })?;
+        service.break_forwarding()?;
+        tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    }
+    Ok(())
+}
+
+/// One packet that slips through is enough, whatever `fall` is.
+#[test]
+fn a_single_leak_is_seen() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    service
+        .firewall
+        .nft("add rule inet firewall outage iifname eth0 drop\n")?;
+    let more = "expect = \"silence\"\nfall = 60\nrise = 5";
+    let tracker = Tracker::start(&lab.hub, &service.toml_with("fw-1", more))?;
+    tracker.wait_verdict("fw-1", "up", "no-reply")?;
+    // Every fiftieth packet, that is one probe a second.
+    service
+        .firewall
+        .nft("insert rule inet firewall outage iifname eth0 numgen inc mod 50 == 0 accept\n")?;
+    let down = tracker.wait_verdict("fw-1", "down", "unexpected-reply")?;
+    assert!(down.count("fw-1", "received") >= 1);
+    tracker.wait_verdict("fw-1", "up", "no-reply")?;
+    Ok(())
+}
