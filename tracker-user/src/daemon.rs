@@ -490,7 +490,6 @@ impl Daemon {
         daemon.begin_journal(events);
         daemon.tell_room();
         daemon.warn_of_others_probes();
-        daemon.warn_of_others_probes();
         daemon.follow_routes().await;
         daemon.reconcile().await;
         daemon.kernel.forget_left();
