@@ -277,6 +277,34 @@ fn another_config_keeps_what_is_the_same() -> Result<()> {
 }
 
 #[test]
+fn another_mode_takes_the_place_of_the_one_before() -> Result<()> {
+    let lab = Lab::new()?;
+    let mode =
+        |mode: &str| Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
+    let mut tracker = Tracker::start(&lab.hub, mode("xdp-native"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    // Auto takes what is there.
+    for (configured, taken) in [
+        ("xdp-generic", "xdp-generic"),
+        ("auto", "xdp-generic"),
+        ("tc", "tc"),
+        ("auto", "tc"),
+        ("xdp-native", "xdp-native"),
+    ] {
+        tracker.kill()?;
+        tracker.write(mode(configured))?;
+        tracker.run()?;
+        let status = tracker.wait_alive(SOON, "fw-1")?;
+        assert_eq!(status.member("fw-1", "active")["mode"], taken);
+        let links = pinned(&tracker, "link")?;
+        let receive = links.iter().filter(|link| link.0.starts_with("receive-"));
+        assert_eq!(receive.count(), 1, "{links:?}");
+        assert_eq!(tracker.history("fw-1")?.len(), 1, "{configured}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_was_added_and_removed_stays_so() -> Result<()> {
     let lab = Lab::with_services(2)?;
     let mut tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
