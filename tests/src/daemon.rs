@@ -121,6 +121,7 @@ pub struct Tracker<'lab> {
     instance: String,
     directory: TempDir,
     child: Option<Child>,
+    keep: bool,
 }
 
 impl<'lab> Tracker<'lab> {
@@ -146,10 +147,24 @@ impl<'lab> Tracker<'lab> {
             instance: format!("{owner}-{number}"),
             directory: tempfile::tempdir().context("make a temporary directory")?,
             child: None,
+            keep: false,
         };
         tracker.write_config(&config)?;
         tracker.run()?;
         Ok(tracker)
+    }
+
+    /// Gives the next daemon another config.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, config: impl Into<Config>) -> Result<()> {
+        self.write_config(&config.into())
+    }
+
+    /// Has the next daemon started with or without `--keep`.
+    pub fn keep(&mut self, keep: bool) {
+        self.keep = keep;
     }
 
     fn write_config(&self, config: &Config) -> Result<()> {
@@ -242,27 +257,7 @@ impl<'lab> Tracker<'lab> {
     /// # Errors
     /// As [`Self::start`].
     pub fn run(&mut self) -> Result<()> {
-        ensure!(self.child.is_none(), "run the daemon: it runs already");
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .context("open the log")?;
-        // SIGTERM: a daemon whose test was killed still detaches by itself.
-        let mut command = self.hub.command_that_dies_of(Signal::SIGTERM, &self.binary);
-        command
-            .arg("run")
-            .arg("--config")
-            .arg(self.config())
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdout(log.try_clone().context("share the log")?)
-            .stderr(log)
-            // Ctrl-C is for the test, which stops the daemon in good order.
-            .process_group(0);
-        let child = command
-            .spawn()
-            .with_context(|| format!("start {}", self.binary.display()))?;
-        self.child = Some(child);
+        self.launch()?;
         let deadline = Instant::now() + slow(SOON);
         loop {
             interrupt::check()?;
@@ -280,6 +275,36 @@ impl<'lab> Tracker<'lab> {
             }
             sleep(POLL);
         }
+    }
+
+    /// Starts the daemon again like [`Self::run`], but does not wait for it.
+    ///
+    /// # Errors
+    /// When there is one already, or it cannot be started.
+    pub fn launch(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "run the daemon: it runs already");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .context("open the log")?;
+        // SIGTERM: a daemon whose test was killed still detaches by itself.
+        let mut command = self.hub.command_that_dies_of(Signal::SIGTERM, &self.binary);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.config())
+            .args(self.keep.then_some("--keep"))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdout(log.try_clone().context("share the log")?)
+            .stderr(log)
+            // Ctrl-C is for the test, which stops the daemon in good order.
+            .process_group(0);
+        let child = command
+            .spawn()
+            .with_context(|| format!("start {}", self.binary.display()))?;
+        self.child = Some(child);
+        Ok(())
     }
 
     /// A `tracker` command on the hub; give it [`Self::socket`] where it talks to the daemon.

@@ -40,7 +40,7 @@ fn capture(service: &Service) -> Result<Vec<u8>> {
             let frame = &buffer[..usize::try_from(len).unwrap_or(0)];
             if let Some(seen) = packets::read_marked(frame)
                 && seen.destination == service.hub_address
-                && seen.kind == packets::echo_reply(seen.destination)
+                && matches!(seen.carrier, packets::Carrier::Icmp { kind, .. } if kind == packets::echo_reply(seen.destination))
                 // As it leaves for the hub, not as it comes from the host.
                 && frame[6..12] == mac(service)?
             {

@@ -529,6 +529,63 @@ fn by_tunnels() -> Result<()> {
     Ok(())
 }
 
+/// A connection outlives the daemon: packets are steered while nobody runs, and by the next one.
+#[test]
+fn a_connection_goes_on_over_a_restart() -> Result<()> {
+    let fixture = Fixture::new(Setting::default())?;
+    let mut tracker = fixture.start(Setting::default())?;
+    let (endpoint, behind) = fixture.pairs()[0];
+    let host = &fixture.lab.service().host;
+    let to = SocketAddr::new(endpoint, TCP_PORT);
+    let listener = host.enter(|| Ok(TcpListener::bind((behind, TCP_PORT))?))?;
+    let mut client = connect(&fixture.prober, to, None, 0)?;
+    let (mut server, _) = listener.accept()?;
+    server.set_read_timeout(Some(SOON))?;
+    let mut exchange = |word: &[u8; 4]| -> Result<()> {
+        let mut heard = [0; 4];
+        // The server speaks first: nothing but what is remembered tells whose its packets are.
+        server.write_all(word)?;
+        client.read_exact(&mut heard).context("hear the server")?;
+        assert_eq!(&heard, word);
+        client.write_all(word)?;
+        server.read_exact(&mut heard).context("hear the client")?;
+        assert_eq!(&heard, word);
+        Ok(())
+    };
+    exchange(b"when")?;
+    let before = counts(&tracker, "fw-4")?;
+    let attached = links(&tracker);
+    for _ in 0..2 {
+        tracker.kill()?;
+        exchange(b"none")?;
+        tracker.run()?;
+        exchange(b"next")?;
+    }
+    let after = counts(&tracker, "fw-4")?;
+    assert!(
+        after.0 > before.0 && after.1 > before.1,
+        "{before:?}, then {after:?}"
+    );
+    assert_eq!(links(&tracker), attached);
+    assert_eq!(tracker.history("fw-4")?.len(), 1);
+    assert!(pings(&fixture.prober, endpoint, "")?);
+
+    // The next daemon does not steer, and leaves nothing of it.
+    tracker.kill()?;
+    tracker.write(Config::new(fixture.services()))?;
+    tracker.run()?;
+    let left: Vec<_> = attached
+        .iter()
+        .filter(|link| links(&tracker).contains(link))
+        .collect();
+    assert!(left.len() < attached.len(), "{left:?}");
+    assert!(!tracker.pins().join("maps/FLOWS").exists());
+    let status = tracker.status()?;
+    assert!(status.0["steering"].is_null());
+    assert_eq!(tracker.history("fw-4")?.len(), 1);
+    Ok(())
+}
+
 #[test]
 fn a_service_that_passes_nothing_shows() -> Result<()> {
     let fixture = Fixture::new(Setting::default())?;

@@ -55,6 +55,8 @@ pub mod map {
     pub const STEERED: &str = "STEERED";
     /// Those of steering, which exist while it is configured.
     pub const STEERING_ALL: [&str; 6] = [FILTER, STEERING, SOURCES, UPLINKS, FLOWS, STEERED];
+    /// Those that one daemon leaves to the next.
+    pub const STEERING_KEPT: [&str; 2] = [FLOWS, STEERED];
 }
 
 /// Program names.
@@ -195,7 +197,7 @@ pub enum Via {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Hub {
-    /// Key of the token; made at each start of the daemon.
+    /// Key of the token; made with the map.
     pub key: [u64; 2],
     /// [`VERSION`] of the object that made the maps.
     pub version: u32,
@@ -205,7 +207,7 @@ pub struct Hub {
 
 /// What to send for one tracker and how to recognise its reply. Constant while `active`: a change is
 /// a new slot or a new `epoch`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Tracker {
     /// Destination of the probe.

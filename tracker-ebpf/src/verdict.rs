@@ -78,6 +78,19 @@ impl Cause {
     }
 }
 
+impl Cause {
+    /// True where it tells why the hub can't send, not what became of a probe.
+    pub const fn is_of_hub(self) -> bool {
+        matches!(
+            self,
+            Self::NextHopUnresolved
+                | Self::InterfaceDown
+                | Self::InterfaceMissing
+                | Self::SendFailed
+        )
+    }
+}
+
 impl Verdict {
     /// The verdict that [`crate::abi::ReceiveState::verdict`] holds; what is no verdict is unknown.
     pub const fn from_u8(value: u8) -> Self {

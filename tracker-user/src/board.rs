@@ -330,6 +330,7 @@ impl Seen {
             detection_us: self.detection_ns.map(|ns| ns / 1000),
             detail: why.detail.map(Arc::from),
             chain: subject.chain.cloned(),
+            tracker: None,
         }
     }
 }
@@ -349,6 +350,58 @@ impl Board {
         // Nothing was known before, so nothing can have changed.
         let _ = board.replace(config, now);
         board
+    }
+
+    /// A board on which what `known` says of each tracker was reported before, by a daemon that had this
+    /// configuration and is gone, and the services' verdicts `since` then.
+    pub fn resume(
+        config: &Config,
+        now: Stamp,
+        known: impl Fn(TrackerRef) -> TrackerState,
+        since: impl Fn(u32) -> Timestamp,
+    ) -> Self {
+        let mut board = Self::new(config, now);
+        let seen = Seen {
+            now,
+            detection_ns: None,
+        };
+        // It was all reported.
+        let mut told = Vec::new();
+        for number in board.services.keys().copied().collect::<Vec<_>>() {
+            let Some(service) = board.services.get_mut(&number) else {
+                continue;
+            };
+            for (at, member) in (0..).zip(&mut service.members) {
+                for (tracker, slot) in (0..).zip(&mut member.trackers) {
+                    slot.shown = known(TrackerRef {
+                        service: number,
+                        member: at,
+                        tracker,
+                    });
+                }
+                let shown = member.trackers.iter().map(|slot| slot.shown.verdict);
+                member.tally = Tally::count(shown);
+            }
+            for member in 0..service.members.len() {
+                board.settle_member(number, member, seen, &mut told);
+            }
+            board.settle_service(number, seen, &mut told);
+            if let Some(service) = board.services.get_mut(&number) {
+                service.since = since(number);
+            }
+        }
+        board.settle_chains(None, seen, &mut told);
+        board
+    }
+
+    /// What is reported of a service: since when, and of each member's trackers.
+    pub fn shown(&self, service: u32) -> Option<(Timestamp, Vec<Vec<TrackerState>>)> {
+        let service = self.services.get(&service)?;
+        let members = service.members.iter().map(|member| {
+            let shown = member.trackers.iter().map(|slot| slot.shown.clone());
+            shown.collect()
+        });
+        Some((service.since, members.collect()))
     }
 
     /// Takes another configuration. Trackers that are the same in both, of the same member of the
@@ -662,7 +715,10 @@ impl Board {
             behind: Some(member.config.trackers[at.tracker as usize].behind),
             chain: None,
         };
-        events.push(seen.event(subject, from, state, to));
+        events.push(Event {
+            tracker: Some((at.member, at.tracker)),
+            ..seen.event(subject, from, state, to)
+        });
         self.settle_member(number, index, seen, events);
         if self.settle_service(number, seen, events) {
             self.settle_chains(Some(number), seen, events);
@@ -1337,6 +1393,31 @@ behind = ["10.20.2.9"]
             ]
         );
         assert_eq!(events[0].detail.as_deref(), Some("removed"));
+    }
+
+    #[test]
+    fn a_board_goes_on_from_what_was_shown() {
+        let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
+        let (a, b) = (single("a", "\"all\"", 2), single("b", "\"any\"", 1));
+        let config = read(&format!("{a}{b}{PAIR}{chain}"));
+        let mut board = Board::new(&config, at(0));
+        for place in [place(0, 0, 0), place(0, 0, 1), place(1, 0, 0)] {
+            board.tracker_changed(place, state(Verdict::Up), at(1), None);
+        }
+        board.tracker_changed(place(2, 1, 0), state(Verdict::Down), at(2), None);
+        let shown: Vec<_> = (0..3).filter_map(|number| board.shown(number)).collect();
+        let known = |at: TrackerRef| {
+            shown[at.service as usize].1[at.member as usize][at.tracker as usize].clone()
+        };
+        let resumed = Board::resume(&config, at(9), known, |number| shown[number as usize].0);
+        let status = |board: &Board| board.status(|_| Counters::default());
+        assert_eq!(status(&resumed), status(&board));
+        let mut boards = [board, resumed];
+        let [before, after] = boards
+            .each_mut()
+            .map(|board| board.tracker_changed(place(0, 0, 1), state(Verdict::Down), at(10), None));
+        assert_eq!(before, after);
+        assert_eq!(after[0].tracker, Some((0, 1)));
     }
 
     #[test]

@@ -60,9 +60,9 @@ pub enum Command {
     /// Adds, removes and lists services without touching the others and without changing the
     /// configuration's file.
     ///
-    /// What is added lives until it is removed or the daemon ends; a reload keeps it, unless the file
-    /// then names a service of the same name. What is removed and still in the file comes back with
-    /// the next reload.
+    /// What is added lives until it is removed or the daemon is ended; a reload keeps it, and so does a
+    /// restart after a kill, unless the file then names a service of the same name. What is removed and
+    /// still in the file comes back with the next reload or restart.
     Service(ServiceArgs),
     /// Say what this kernel and these interfaces can do, and which mode each would get
     ///
@@ -70,7 +70,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Remove programs and pins that a killed daemon left
     ///
-    /// Removes the programs, links, pins and interfaces of an instance whose daemon is gone.
+    /// Removes the programs, links, pins, journal and interfaces of an instance whose daemon is gone. Not
+    /// needed before another one runs: that goes on with what is left.
     Cleanup(CleanupArgs),
 }
 
@@ -83,7 +84,7 @@ pub struct RunArgs {
     /// The configuration, in TOML
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// On SIGTERM, leave programs and pins in place, until the next daemon or `tracker cleanup` replaces them
+    /// On SIGTERM, leave everything in place: the next daemon of the instance goes on, or `tracker cleanup` removes it
     #[arg(long)]
     pub keep: bool,
 }

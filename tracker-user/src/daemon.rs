@@ -3,6 +3,7 @@
 mod install;
 mod leftovers;
 mod reconcile;
+mod restart;
 mod steer;
 mod suspicion;
 
@@ -34,17 +35,18 @@ use tracker_ebpf::{
 use crate::{
     board::{Board, Stamp, TrackerRef, TrackerState},
     config::{self, Addition, Config, Member, Role},
-    engine::Report,
+    engine::{Command, Report},
     health::Health,
     kernel::{
         bpffs::{self, Pins},
         clsact,
         interfaces::{Link, Neighbour, PRIVATE_PREFIX},
-        loader::{Kernel, StateReader},
+        journal::Journal,
+        loader::{self, Kernel, Maps, StateReader},
         netlink::Netlink,
         plane::monotonic_ns,
         preflight, privileges,
-        steering::{SteeredReader, Steering},
+        steering::{self, SteeredReader, Steering},
     },
     plan::{Fault, MemberPlan, NotLeaving, Probing},
     report::{
@@ -57,6 +59,7 @@ use crate::{
 };
 
 use install::{Members, Places};
+use restart::Predecessor;
 use suspicion::{Counts, Suspicion};
 
 /// How often what the kernel gave up on (a next hop, an attachment) is tried again.
@@ -243,6 +246,10 @@ struct Daemon {
     /// Members whose last word was that no reply comes: their next hop is asked again and again.
     silent: HashSet<(u32, u32)>,
     suspicion: Suspicion,
+    journal: Journal,
+    /// The journal can't be written.
+    is_forgetful: bool,
+    namespace: (u64, u64),
 }
 
 /// Names of the two private interfaces of an instance; they fit the kernel's 15 characters.
@@ -343,7 +350,7 @@ async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Res
             }
             () = sleep_until(due) => {
                 let events = daemon.shared.core().board.tick(stamp());
-                daemon.shared.feed.publish(events);
+                daemon.publish(events);
             }
         }
     };
@@ -368,53 +375,100 @@ impl Daemon {
         pins: &Pins,
         changes: UnboundedSender<Change>,
     ) -> Result<(Self, UnboundedReceiver<Report>)> {
-        let mut netlink = Netlink::connect().await?;
-        // What a killed daemon of this instance left.
-        leftovers::release_pinned_neighbours(&netlink, pins).await;
-        clsact::remove_left(pins);
-        pins.clear()?;
-        let names = private_names(&config.hub.instance);
-        let loaded = match netlink.make_private_pair(&names).await {
-            Ok(private) => Kernel::load(pins, install::sizes(&config), private),
-            Err(error) => Err(error),
-        };
-        let (kernel, plane) = match loaded {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                // What failed to start leaves nothing either; its own error matters more than these.
+        pins.mend()?;
+        let is_first = !pins.journal().exists();
+        let mut started = Self::follow(&config, pins, &changes, None).await;
+        if let Ok(None) = started {
+            tracing::warn!(
+                "the maps that an earlier daemon left have no room for what is new; taking new ones, in which counters \
+                 begin at 0"
+            );
+            started = Self::follow(&config, pins, &changes, Some(Maps::Anew)).await;
+        }
+        let started = started.and_then(|started| {
+            started.context("no place was found for all trackers; this is a bug, please report it")
+        });
+        if started.is_err() && is_first {
+            // What failed to start leaves nothing either; its own error matters more than these.
+            if let Ok(netlink) = Netlink::connect().await {
+                let names = private_names(&config.hub.instance);
                 let _ = netlink.delete_private_pair(&names).await;
-                let _ = pins.remove();
-                return Err(error);
             }
+            let _ = pins.remove();
+        }
+        started
+    }
+
+    /// Starts where an earlier daemon of the instance ended, if one did. `None` where its maps, if they are to be
+    /// taken over, have no room for what is new.
+    async fn follow(
+        config: &Config,
+        pins: &Pins,
+        changes: &UnboundedSender<Change>,
+        maps: Option<Maps>,
+    ) -> Result<Option<(Self, UnboundedReceiver<Report>)>> {
+        let mut netlink = Netlink::connect().await?;
+        let namespace = restart::namespace()?;
+        let (journal, predecessor) = restart::read_journal(pins, namespace);
+        let Predecessor {
+            snapshot,
+            events,
+            next,
+        } = predecessor;
+        // Filters have no links that could be taken over (before Linux 6.6).
+        clsact::remove_left(pins);
+        let mut config = config.clone();
+        if let Some(snapshot) = &snapshot {
+            let services = snapshot.services.iter().map(|saved| saved.service.clone());
+            let services: Vec<_> = services.collect();
+            install::say_taken_over(&install::keep_added(&mut config, &services));
+        } else {
+            // What was left without a journal, or elsewhere, is nothing to go on from.
+            leftovers::release_pinned_neighbours(&netlink, pins).await;
+            pins.clear()?;
+        }
+        let names = private_names(&config.hub.instance);
+        let private = netlink.private_pair(&names).await?;
+        let paths = loader::pinned_paths(pins);
+        let wanted = install::sizes(&config);
+        let (maps, sizes) = match maps {
+            Some(maps) => (maps, wanted),
+            None => loader::survey(pins, wanted)?,
         };
-        let sizes = kernel.sizes();
+        let (kernel, plane) = Kernel::load(pins, maps, sizes, private)?;
         let (sender, reports) = Sender::start(plane).context("cannot start the sending thread")?;
+        let board = match &snapshot {
+            Some(snapshot) => restart::board(snapshot, &config),
+            None => Board::new(&config, stamp()),
+        };
         let shared = Shared {
             core: Arc::new(Mutex::new(Core {
-                board: Board::new(&config, stamp()),
+                board,
                 slots: HashMap::new(),
                 states: kernel.states(),
                 free: 0,
                 steering: None,
                 health: sender.health.clone(),
             })),
-            feed: EventFeed::new(EventLog::new(CAPACITY, 1)),
-            changes,
+            feed: EventFeed::new(EventLog::resume(CAPACITY, events, next)),
+            changes: changes.clone(),
         };
         let seed = monotonic_ns();
         let mut daemon = Self {
             netlink,
-            kernel,
             sender,
             shared,
             members: Members::new(),
             by_slot: HashMap::new(),
             places: Places::new(sizes, config.hub.room),
-            epoch: seed as u32,
+            epoch: seed as u32 >> 1,
             icmp_base: (seed >> 10) as u16,
             neighbours: HashSet::new(),
             last_macs: HashMap::new(),
-            devices: HashSet::new(),
+            devices: match maps {
+                Maps::Adopt => kernel.devices(),
+                Maps::Grow | Maps::Anew => HashSet::new(),
+            },
             not_leaving: NotLeaving::new(),
             refused: HashMap::new(),
             confirmed: HashMap::new(),
@@ -422,19 +476,50 @@ impl Daemon {
             steering: None,
             steering_fault: None,
             suspicion: Suspicion::default(),
+            journal,
+            is_forgetful: false,
+            namespace,
+            kernel,
             config,
         };
         if let Err(error) = daemon.keep_steering() {
-            // As above.
-            let _ = daemon.stop(false, pins).await;
+            if snapshot.is_some() {
+                daemon.kernel.keep();
+            }
             return Err(error);
         }
-        daemon.install();
+        let mut events = Vec::new();
+        if let Some(snapshot) = &snapshot {
+            if snapshot.mode != daemon.config.hub.mode {
+                daemon.kernel.forget_fast();
+            }
+            daemon.learn(&paths, snapshot);
+            let Some(found) = daemon.install_left(snapshot, maps, &paths) else {
+                daemon.kernel.keep();
+                return Ok(None);
+            };
+            tracing::info!(
+                "going on from an earlier daemon, with {} of its trackers",
+                found.len()
+            );
+            let replaced = daemon.shared.core().board.replace(&daemon.config, stamp());
+            events.extend(replaced);
+            events.extend(daemon.catch_up(found));
+        } else {
+            daemon.install();
+        }
+        daemon.begin_journal(events);
         daemon.tell_room();
         daemon.warn_of_others_probes();
         daemon.follow_routes().await;
         daemon.reconcile().await;
-        Ok((daemon, reports))
+        daemon.kernel.forget_left();
+        if daemon.steering.is_none() {
+            steering::forget_left(pins);
+        }
+        daemon.release_left(&paths).await;
+        daemon.sender.command(Command::Begin);
+        Ok(Some((daemon, reports)))
     }
 
     /// Takes the instance off the hub; with `keep`, leaves maps and links pinned.
@@ -520,7 +605,7 @@ impl Daemon {
                         .core()
                         .board
                         .tracker_changed(at, state, stamp(), detection_ns);
-                self.shared.feed.publish(events);
+                self.publish(events);
                 if (verdict, cause) == (Verdict::Down, Cause::NoReply) {
                     self.silent.insert(member);
                     self.confirm_next_hop(member);

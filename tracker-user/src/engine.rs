@@ -52,6 +52,8 @@ pub trait Plane {
     fn set_verdict(&mut self, slot: u32, verdict: Verdict);
     /// Keeps the judge's part of the state where others can read it.
     fn set_judge(&mut self, slot: u32, judge: &abi::JudgeState);
+    /// What an earlier daemon kept there.
+    fn judge(&self, slot: u32) -> abi::JudgeState;
     /// Installs a path.
     fn set_path(&mut self, path: u32, entry: &abi::Path);
     /// The next early reply.
@@ -110,6 +112,9 @@ pub struct TrackerSpec {
     pub fault: Option<Cause>,
     /// The service must stop the probes; every reply is then reported (`reports_all` in TRACKERS).
     pub expects_silence: bool,
+    /// The verdict and cause with which it goes on, where an earlier daemon had it. Its `fault` is not known
+    /// yet then.
+    pub resume: Option<(Verdict, Cause)>,
 }
 
 /// What the daemon tells the engine.
@@ -127,6 +132,8 @@ pub enum Command {
     Renew(u32, u32),
     /// The private interface was made anew.
     SetPrivate(u32),
+    /// The first paths are told: from here on probes are sent.
+    Begin,
     /// Ends the thread.
     Stop,
 }
@@ -167,6 +174,8 @@ struct Slot {
     reported: (Verdict, Cause),
     judge: abi::JudgeState,
     fault: Option<Cause>,
+    /// It goes on from an earlier daemon's verdict, and whether it can be sent for was not said yet.
+    is_resumed: bool,
     /// Probes that the kernel is known to have sent.
     handed: u64,
     /// When it was last sent for; 0 before the first time.
@@ -193,6 +202,11 @@ struct Flight {
     sent_ns: u64,
     deadline_ns: u64,
     count: u32,
+}
+
+impl Flight {
+    /// `sent_ns` of what an earlier daemon sent, whenever that was.
+    const INHERITED_NS: u64 = 0;
 }
 
 #[derive(Debug)]
@@ -272,6 +286,7 @@ impl<P: Plane> Engine<P> {
             Command::SetFault(slot, fault) => self.set_slot_fault(slot, fault),
             Command::Renew(slot, epoch) => self.renew(slot, epoch),
             Command::SetPrivate(ifindex) => self.plane.set_private(ifindex),
+            Command::Begin => {}
             Command::Stop => return false,
         }
         true
@@ -306,7 +321,17 @@ impl<P: Plane> Engine<P> {
         });
         self.groups[cohort].cohort.add(spec.slot, now_ns);
         let sent = self.plane.sent(spec.slot);
-        let machine = Machine::resume(Verdict::Unknown, Cause::NoReply, sent);
+        // Outcomes that nobody judged prove nothing, and runs begin anew: what is decided from here on was
+        // seen from here on.
+        let (verdict, cause) = spec.resume.unwrap_or_default();
+        let machine = Machine::resume(verdict, cause, sent);
+        let judge = match spec.resume {
+            Some(_) => self.resume_judge(&spec, cohort, sent, now_ns),
+            None => abi::JudgeState {
+                judged: sent,
+                ..Default::default()
+            },
+        };
         let mut slot = Box::new(Slot {
             spec,
             tenant: spec.epoch,
@@ -314,11 +339,9 @@ impl<P: Plane> Engine<P> {
             device: None,
             reported: (machine.verdict(), machine.cause()),
             machine,
-            judge: abi::JudgeState {
-                judged: sent,
-                ..Default::default()
-            },
+            judge,
             fault: spec.fault,
+            is_resumed: spec.resume.is_some(),
             handed: sent,
             sent_ns: 0,
             losing_since_ns: 0,
@@ -332,12 +355,62 @@ impl<P: Plane> Engine<P> {
         if ifindex != 0 {
             slot.device = Some(self.device(ifindex));
         }
-        self.plane.set_verdict(spec.slot, Verdict::Unknown);
-        if let Some(cause) = fault.or(spec.fault) {
+        self.plane.set_verdict(spec.slot, verdict);
+        if let Some(cause) = fault.or(spec.fault)
+            && spec.resume.is_none()
+        {
             slot.machine.fault(cause, sent);
         }
         self.slots[index] = Some(slot);
         self.settle(spec.slot, now_ns, None);
+    }
+
+    /// Goes on from what an earlier daemon kept of a tracker. Its probes under way are still waited for, so that
+    /// each counts: as a reply, or as one of which nothing is known, never as a loss.
+    fn resume_judge(
+        &mut self,
+        spec: &TrackerSpec,
+        cohort: usize,
+        sent: u64,
+        now_ns: u64,
+    ) -> abi::JudgeState {
+        let mut judge = self.plane.judge(spec.slot);
+        let under_way = sent.saturating_sub(judge.judged);
+        if judge.judged > sent || under_way > u64::from(spec.window.mask + 1) * 64 {
+            judge.judged = sent;
+            return judge;
+        }
+        let group = &mut self.groups[cohort];
+        for _ in 0..under_way {
+            group.in_flight.push_back(spec.slot);
+        }
+        if under_way > 0 {
+            group.void_until_ns = group.void_until_ns.max(Flight::INHERITED_NS + 1);
+            group.flights.push_back(Flight {
+                sent_ns: Flight::INHERITED_NS,
+                deadline_ns: now_ns + spec.timeout_ns,
+                count: under_way as u32,
+            });
+        }
+        judge
+    }
+
+    /// Brings a slot's machine in line with what keeps the hub from sending for it, of which its path was told
+    /// for the first time or anew.
+    fn apply_path(&mut self, slot: u32, has_changed: bool, now_ns: u64) {
+        let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let is_resumed = std::mem::take(&mut state.is_resumed);
+        let fault = self.paths[state.spec.path as usize].fault.or(state.fault);
+        if is_resumed && fault.is_none() && !state.machine.cause().is_of_hub() {
+            // It could be sent for before, and still can.
+            if state.spec.interval_ns >= PROMPT_NS {
+                self.groups[state.cohort].prompt.push_back(slot);
+            }
+        } else if is_resumed || has_changed {
+            self.apply_fault(slot, now_ns);
+        }
     }
 
     fn remove(&mut self, slot: u32) {
@@ -387,9 +460,7 @@ impl<P: Plane> Engine<P> {
             {
                 slot.device = device;
             }
-            if before != fault {
-                self.apply_fault(slot, now_ns);
-            }
+            self.apply_path(slot, before != fault, now_ns);
         }
         self.path_mut(path).slots = slots;
     }
@@ -573,7 +644,9 @@ impl<P: Plane> Engine<P> {
         let sequence = slot.judge.judged + 1;
         slot.judge.judged = sequence;
         if self.plane.is_replied(slot.spec.window, sequence) {
-            if let Some(device) = slot.device {
+            if let Some(device) = slot.device
+                && flight.sent_ns != Flight::INHERITED_NS
+            {
                 self.devices[device].ledger.reply();
             }
             let outcome = match slot.spec.expects_silence {

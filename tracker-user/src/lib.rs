@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod engine;
 pub mod health;
+pub mod journal;
 pub mod kernel;
 pub mod ledger;
 pub mod mode;

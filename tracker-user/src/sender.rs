@@ -32,7 +32,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Starts the thread; reports come by the returned channel, which closes when the thread ends.
+    /// Starts the thread, which waits for [`Command::Begin`]; reports come by the returned channel, which closes
+    /// when the thread ends.
     ///
     /// # Errors
     /// Where the system has no thread or descriptor left.
@@ -94,6 +95,16 @@ fn run(
         tracing::error!("{error:#}; the sending thread keeps more than it needs");
     }
     let mut engine = Engine::new(plane);
+    // What goes on from an earlier daemon is not sent for, or called faulty, before its path is known.
+    for command in inbox {
+        let is_begin = matches!(command, Command::Begin);
+        if !engine.command(command) {
+            return;
+        }
+        if is_begin {
+            break;
+        }
+    }
     loop {
         for command in inbox.try_iter() {
             if !engine.command(command) {

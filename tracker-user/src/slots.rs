@@ -36,6 +36,23 @@ impl Slots {
         })
     }
 
+    /// Takes a certain place; false where it is not free.
+    pub fn claim(&mut self, slot: u32) -> bool {
+        if slot >= self.capacity {
+            return false;
+        }
+        if slot >= self.next {
+            self.free.extend(self.next..slot);
+            self.next = slot + 1;
+            return true;
+        }
+        let at = self.free.iter().position(|free| *free == slot);
+        at.is_some_and(|at| {
+            self.free.swap_remove(at);
+            true
+        })
+    }
+
     /// Gives a place back.
     pub fn give(&mut self, slot: u32) {
         self.free.push(slot);
@@ -78,6 +95,28 @@ impl Words {
             half /= 2;
         }
         Some(first)
+    }
+
+    /// Takes a certain run; false where not all of it is free.
+    pub fn claim(&mut self, first: u32, count: u32) -> bool {
+        if !count.is_power_of_two() || !first.is_multiple_of(count) {
+            return false;
+        }
+        // The free run that holds it, halved until it is the run itself.
+        let mut larger = self.free.range(count..);
+        let holding = larger
+            .find_map(|(size, runs)| runs.get(&(first & !(size - 1))).map(|run| (*size, *run)));
+        let Some((mut size, run)) = holding else {
+            return false;
+        };
+        self.forget(size, run);
+        while size > count {
+            size /= 2;
+            // The half that holds it stays taken; the other is free.
+            let other = (first & !(size - 1)) ^ size;
+            self.free.entry(size).or_default().insert(other);
+        }
+        true
     }
 
     /// Gives a run back.
@@ -126,7 +165,46 @@ mod tests {
         assert_eq!((words.take(8), words.take(1)), (Some(0), None));
     }
 
+    #[test]
+    fn certain_slots_are_claimed_once() {
+        let mut slots = Slots::new(5);
+        assert!(slots.claim(3) && slots.claim(1));
+        assert!(!slots.claim(3) && !slots.claim(5));
+        assert_eq!(slots.available(), 3);
+        let mut others: Vec<_> = std::iter::from_fn(|| slots.take()).collect();
+        others.sort_unstable();
+        assert_eq!(others, [0, 2, 4]);
+    }
+
     proptest! {
+        /// What one keeper of words gave out, another can be told of, in any order, with more words or as many;
+        /// both then have the same ones left.
+        #[test]
+        fn certain_runs_of_words_are_claimed_once(
+            capacity in 1u32..200, more in 0u32..100,
+            orders in prop::collection::vec((0u32..6, any::<u32>()), 1..60),
+        ) {
+            let mut words = Words::new(capacity);
+            let taken = orders.iter().filter_map(|(order, key)| Some((*key, words.take(1 << order)?, 1 << order)));
+            let mut taken: Vec<(u32, u32, u32)> = taken.collect();
+            taken.sort_unstable();
+            let (mut same, mut larger) = (Words::new(capacity), Words::new(capacity + more));
+            for (_, first, count) in &taken {
+                for words in [&mut same, &mut larger] {
+                    prop_assert!(words.claim(*first, *count));
+                    prop_assert!(!words.claim(*first, *count));
+                }
+            }
+            let all = |words: &mut Words| -> Vec<u32> {
+                let mut all: Vec<u32> = std::iter::from_fn(|| words.take(1)).collect();
+                all.sort_unstable();
+                all
+            };
+            prop_assert_eq!(all(&mut same), all(&mut words));
+            let used: u32 = taken.iter().map(|(_, _, count)| count).sum();
+            prop_assert_eq!(all(&mut larger).len() as u32, capacity + more - used);
+        }
+
         /// Whatever was taken and given back: no word is in two runs, none is outside, and all come
         /// back.
         #[test]

@@ -13,11 +13,12 @@ mod validate;
 
 use std::fmt;
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use addition::{Addition, PolicyWord};
 pub use validate::{Defaults, checked_instance};
@@ -87,7 +88,7 @@ pub enum ModeChoice {
 }
 
 /// An inline network function.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Service {
     /// Unique among services.
     pub name: String,
@@ -108,7 +109,7 @@ pub enum Origin {
 }
 
 /// One attachment of a service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Member {
     /// Its part in a high-availability pair.
     pub role: Role,
@@ -136,7 +137,7 @@ pub enum Role {
 }
 
 /// How the verdicts of a member's trackers make the member's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Policy {
     /// One tracker that is up suffices.
     #[default]
@@ -148,7 +149,8 @@ pub enum Policy {
 }
 
 /// One stream of probes from a member to a behind address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tracker {
     /// The address that is reached only through the service.
     pub behind: IpAddr,
@@ -174,6 +176,26 @@ pub struct Tracker {
     pub refused: Refused,
     /// How long a change must last before it is reported.
     pub hold_down: Duration,
+}
+
+/// What a tracker is of which an older version has written down less: the defaults of the configuration.
+impl Default for Tracker {
+    fn default() -> Self {
+        Self {
+            behind: Ipv4Addr::UNSPECIFIED.into(),
+            probe: Probe::default(),
+            port: None,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(500),
+            fall: 3,
+            rise: 2,
+            payload: 32,
+            expect: Expect::default(),
+            flow: Flow::default(),
+            refused: Refused::default(),
+            hold_down: Duration::ZERO,
+        }
+    }
 }
 
 /// The kind of probe.
@@ -219,7 +241,7 @@ pub enum Refused {
 }
 
 /// An ordered list of services; up when all of them are.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Chain {
     /// Unique among chains.
     pub name: String,

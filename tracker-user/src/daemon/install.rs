@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Result, bail};
 use tracker_ebpf::{
     abi,
-    verdict::{Cause, Rules},
+    verdict::{Cause, Rules, Verdict},
 };
 
-use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, stamp};
+use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, restart::Left, stamp};
 use crate::{
     board::TrackerRef,
     config::{self, Addition, Config, Expect, Flow, Member, Origin, Role, Service},
@@ -28,9 +28,9 @@ const ROOM_WORDS: usize = 8;
 
 /// What is free in the maps.
 pub(super) struct Places {
-    slots: Slots,
-    paths: Slots,
-    words: Words,
+    pub(super) slots: Slots,
+    pub(super) paths: Slots,
+    pub(super) words: Words,
     room: u32,
 }
 
@@ -111,7 +111,7 @@ impl Daemon {
         self.by_slot.clear();
         self.shared.core().slots.clear();
         for (place, service, member, known) in kept {
-            self.install_member(place, service, member, known);
+            self.install_member(place, service, member, known, &Left::default());
         }
         self.config.services = services;
     }
@@ -130,14 +130,15 @@ impl Daemon {
         known
     }
 
-    /// Gives a member of which `known` is installed already what it lacks. Whether there is room was
-    /// seen before.
-    fn install_member(
+    /// Gives a member of which `known` is installed already what it lacks; what is `left` of it elsewhere goes on
+    /// in its new place. Whether there is room was seen before.
+    pub(super) fn install_member(
         &mut self,
         (service, at): (u32, u32),
         config: &Service,
         member: &Member,
         known: Option<Attachment>,
+        left: &Left<'_>,
     ) {
         let known = known.or_else(|| {
             Some(Attachment {
@@ -166,7 +167,7 @@ impl Daemon {
             let installed = before.remove(tracker).or_else(|| {
                 // Its source is not known before the next reconciliation.
                 attachment.plan = None;
-                self.install_tracker(tracker, attachment.path)
+                self.install_tracker(tracker, attachment.path, left.verdict(tracker))
             });
             let Some(installed) = installed else {
                 continue;
@@ -192,45 +193,49 @@ impl Daemon {
         Some(path)
     }
 
-    fn install_tracker(&mut self, tracker: &config::Tracker, path: u32) -> Option<Tracker> {
+    fn install_tracker(
+        &mut self,
+        tracker: &config::Tracker,
+        path: u32,
+        resume: Option<(Verdict, Cause)>,
+    ) -> Option<Tracker> {
         let words = window_words(tracker);
         let slot = self.places.slots.take()?;
         let first = self.places.words.take(words)?;
         self.epoch = self.epoch.wrapping_add(1);
-        let probe = match tracker.probe {
-            config::Probe::Udp => abi::Probe::Udp,
-            _ => abi::Probe::Icmp,
-        };
-        let (flow_first, flow_mask) = match (probe, tracker.flow) {
-            (abi::Probe::Icmp, Flow::Fixed) => (self.icmp_base ^ slot as u16, 0),
-            (abi::Probe::Icmp, Flow::Rotate) => (self.icmp_base ^ slot as u16, u16::MAX),
-            (abi::Probe::Udp, Flow::Fixed) => {
-                (abi::FIXED_PORTS | (slot as u16 & abi::PORTS_MASK), 0)
-            }
-            (abi::Probe::Udp, Flow::Rotate) => (abi::ROTATE_PORTS, abi::PORTS_MASK),
-        };
         let entry = abi::Tracker {
-            behind: address_bytes(tracker.behind),
-            timeout_ns: nanoseconds(tracker.timeout),
-            path,
             epoch: self.epoch,
             window_first: first,
-            window_mask: words - 1,
-            payload: tracker.payload,
-            flow_first,
-            flow_mask,
-            port: tracker.port.unwrap_or(0),
-            reports_all: u8::from(tracker.expect == Expect::Silence),
-            family: tracker.behind.into(),
-            probe,
-            ..Default::default()
+            flow_first: self.flow_first(tracker, slot),
+            ..entry(tracker, path)
         };
         self.kernel.reset(slot, &entry);
-        let fault = Fault::pending();
+        Some(self.start_tracker(tracker, slot, entry, resume))
+    }
+
+    /// First ICMP identifier or source port of a tracker's probes.
+    fn flow_first(&self, tracker: &config::Tracker, slot: u32) -> u16 {
+        match (tracker.probe, tracker.flow) {
+            (config::Probe::Udp, Flow::Fixed) => abi::FIXED_PORTS | (slot as u16 & abi::PORTS_MASK),
+            (config::Probe::Udp, Flow::Rotate) => abi::ROTATE_PORTS,
+            (config::Probe::Icmp | config::Probe::Tcp, _) => self.icmp_base ^ slot as u16,
+        }
+    }
+
+    /// Has the engine take a tracker whose place is prepared, or was its place before.
+    pub(super) fn start_tracker(
+        &self,
+        tracker: &config::Tracker,
+        slot: u32,
+        entry: abi::Tracker,
+        resume: Option<(Verdict, Cause)>,
+    ) -> Tracker {
+        // What goes on from a verdict is not at fault before it is known to be.
+        let fault = resume.is_none().then(Fault::pending);
         self.sender.command(Command::Install(TrackerSpec {
             slot,
             epoch: entry.epoch,
-            path,
+            path: entry.path,
             interval_ns: nanoseconds(tracker.interval),
             timeout_ns: nanoseconds(tracker.timeout),
             rules: Rules {
@@ -238,34 +243,36 @@ impl Daemon {
                 rise: tracker.rise,
             },
             window: Window {
-                first,
-                mask: words - 1,
+                first: entry.window_first,
+                mask: entry.window_mask,
             },
-            fault: Some(fault.cause),
+            fault: fault.as_ref().map(|fault| fault.cause),
             expects_silence: tracker.expect == Expect::Silence,
+            resume,
         }));
-        Some(Tracker {
+        Tracker {
             slot,
-            words,
+            words: entry.window_mask + 1,
             tenant: entry.epoch,
             config: tracker.clone(),
             entry,
-            fault: Some(fault),
-        })
+            fault,
+        }
     }
 
     fn uninstall_member(&mut self, member: Attachment) {
         for tracker in &member.trackers {
             self.uninstall_tracker(tracker);
         }
-        // Who gets the place next is not sent by the old path, and `cleanup` finds no neighbour in it.
-        let cause = Cause::InterfaceMissing;
-        self.sender.command(Command::SetPath(
-            member.path,
-            abi::Path::default(),
-            Some(cause),
-        ));
+        self.clear_path(member.path);
         self.places.paths.give(member.path);
+    }
+
+    /// Who gets the place next is not sent by the old path, and `cleanup` finds no neighbour in it.
+    pub(super) fn clear_path(&self, path: u32) {
+        let cause = Cause::InterfaceMissing;
+        self.sender
+            .command(Command::SetPath(path, abi::Path::default(), Some(cause)));
     }
 
     fn uninstall_tracker(&mut self, tracker: &Tracker) {
@@ -308,9 +315,11 @@ impl Daemon {
         room.map_err(|error| refused(error.to_string()))?;
         let number = self.shared.core().board.add(&service, stamp());
         for (at, member) in (0..).zip(&service.members) {
-            self.install_member((number, at), &service, member, None);
+            let place = (number, at);
+            self.install_member(place, &service, member, None, &Left::default());
         }
         self.tell_room();
+        self.journal_added(&service, number);
         for member in &service.members {
             if member.interface.is_none() {
                 self.netlink.follow_route(member.endpoint).await;
@@ -344,7 +353,7 @@ impl Daemon {
             )));
         }
         let events = self.shared.core().board.remove(number, stamp());
-        self.shared.feed.publish(events);
+        self.publish_removal(name, events);
         let places: Vec<_> = self.members_of(number).collect();
         for place in places {
             if let Some(gone) = self.members.remove(&place) {
@@ -396,31 +405,13 @@ impl Daemon {
                 "instance, socket, bpffs, metrics, mode and room of [hub] change only with a restart"
             );
         }
-        let named: HashSet<&str> = config
-            .services
-            .iter()
-            .map(|service| service.name.as_str())
-            .collect();
-        let added = self.config.services.iter();
-        let added = added.filter(|service| service.origin == Origin::RunTime);
-        let (taken_over, stay): (Vec<_>, Vec<_>) =
-            added.partition(|service| named.contains(service.name.as_str()));
-        let taken_over: Vec<String> = taken_over
-            .into_iter()
-            .map(|service| service.name.clone())
-            .collect();
-        let stay: Vec<Service> = stay.into_iter().cloned().collect();
-        config.services.extend(stay);
+        let taken_over = keep_added(&mut config, &self.config.services);
         self.check_room(&config)?;
-        for name in taken_over {
-            tracing::info!(
-                "service {name}, added at run time, is now in the configuration, which counts"
-            );
-        }
+        say_taken_over(&taken_over);
         let events = self.shared.core().board.replace(&config, stamp());
         self.config = config;
         self.install();
-        self.shared.feed.publish(events);
+        self.begin_journal(events);
         self.tell_room();
         self.warn_of_others_probes();
         self.follow_routes().await;
@@ -462,12 +453,63 @@ impl Daemon {
     }
 }
 
+/// Adds to a configuration those of an earlier one's services that were added at run time, but not those that it
+/// names itself: their names are returned.
+pub(super) fn keep_added(config: &mut Config, before: &[Service]) -> Vec<String> {
+    let named: HashSet<&str> = config
+        .services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    let added = before.iter();
+    let added = added.filter(|service| service.origin == Origin::RunTime);
+    let (taken_over, stay): (Vec<_>, Vec<_>) =
+        added.partition(|service| named.contains(service.name.as_str()));
+    config.services.extend(stay.into_iter().cloned());
+    let names = taken_over.into_iter().map(|service| service.name.clone());
+    names.collect()
+}
+
+/// Says which services are no longer what was added at run time.
+pub(super) fn say_taken_over(names: &[String]) {
+    for name in names {
+        tracing::info!(
+            "service {name}, added at run time, is now in the configuration, which counts"
+        );
+    }
+}
+
+/// What the maps say of a tracker wherever its place is.
+pub(super) fn entry(tracker: &config::Tracker, path: u32) -> abi::Tracker {
+    let probe = match tracker.probe {
+        config::Probe::Udp => abi::Probe::Udp,
+        config::Probe::Icmp | config::Probe::Tcp => abi::Probe::Icmp,
+    };
+    abi::Tracker {
+        behind: address_bytes(tracker.behind),
+        timeout_ns: nanoseconds(tracker.timeout),
+        path,
+        window_mask: window_words(tracker) - 1,
+        payload: tracker.payload,
+        flow_mask: match (probe, tracker.flow) {
+            (_, Flow::Fixed) => 0,
+            (abi::Probe::Icmp, Flow::Rotate) => u16::MAX,
+            (abi::Probe::Udp, Flow::Rotate) => abi::PORTS_MASK,
+        },
+        port: tracker.port.unwrap_or(0),
+        reports_all: u8::from(tracker.expect == Expect::Silence),
+        family: tracker.behind.into(),
+        probe,
+        ..Default::default()
+    }
+}
+
 /// Members by service and position.
 pub(super) type Members = BTreeMap<(u32, u32), Attachment>;
 
 /// What an installed member and a configured one have in common where the one can go on as the other:
 /// everything but trackers and policy.
-type Key = (
+pub(super) type Key = (
     String,
     Role,
     IpAddr,
@@ -476,7 +518,7 @@ type Key = (
     Vec<String>,
 );
 
-fn key(service: &str, member: &Member) -> Key {
+pub(super) fn key(service: &str, member: &Member) -> Key {
     (
         service.to_owned(),
         member.role,

@@ -9,7 +9,8 @@ use crate::kernel::{bpffs::Pins, clsact, loader, netlink::Netlink, preflight};
 
 /// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
 pub(super) async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
-    for (ifindex, ip) in loader::pinned_neighbours(pins) {
+    let paths = loader::pinned_paths(pins);
+    for (ifindex, ip) in paths.iter().filter_map(loader::neighbour) {
         if netlink.observed.neighbours.contains_key(&(ifindex, ip))
             && let Err(error) = netlink.release_neighbour(ifindex, ip).await
         {

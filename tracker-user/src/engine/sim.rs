@@ -407,6 +407,10 @@ impl Plane for Kernel {
         self.slots[slot as usize].state.judge = *judge;
     }
 
+    fn judge(&self, slot: u32) -> abi::JudgeState {
+        self.slots[slot as usize].state.judge
+    }
+
     fn set_path(&mut self, path: u32, entry: &abi::Path) {
         let at = path as usize;
         if self.paths.len() <= at {
@@ -539,6 +543,45 @@ impl World {
         self.command(Command::Install(spec));
     }
 
+    /// Another engine takes the kernel over, `ns` after this one was killed; which tracker goes on how is as the
+    /// daemon would find it in the maps.
+    pub fn restart(
+        mut self,
+        ns: u64,
+        specs: &[TrackerSpec],
+        paths: &[(u32, u32, Option<Cause>)],
+    ) -> Self {
+        self.stop_for(ns);
+        let end_ns = self.stopped_until_ns;
+        while let Some(arrival_ns) = self.engine.plane().next_arrival_ns()
+            && arrival_ns <= end_ns
+        {
+            self.kernel().receive();
+        }
+        self.kernel().now_ns = end_ns;
+        let Self { engine, .. } = self;
+        let mut next = Self {
+            engine: Engine::new(engine.plane),
+            health: Health::default(),
+            planned_ns: 0,
+            tick_at_ns: end_ns,
+            last_tick_ns: end_ns,
+            ..self
+        };
+        for spec in specs {
+            let state = next.slot(spec.slot).state;
+            let cause = crate::report::words::cause_from(state.judge.cause);
+            let resume = Some((Verdict::from_u8(state.receive.verdict), cause));
+            next.engine
+                .command(Command::Install(TrackerSpec { resume, ..*spec }));
+        }
+        for (path, ifindex, fault) in paths {
+            next.path(*path, *ifindex, *fault);
+        }
+        next.collect();
+        next
+    }
+
     pub fn remove(&mut self, slot: u32) {
         self.command(Command::Remove(slot));
         self.slot(slot).is_active = false;
@@ -645,5 +688,6 @@ pub fn tracker(slot: u32, interval_ns: u64, timeout_ns: u64, fall: u8, rise: u8)
         },
         fault: None,
         expects_silence: false,
+        resume: None,
     }
 }

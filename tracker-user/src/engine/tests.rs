@@ -62,6 +62,97 @@ fn assert_accounts(world: &mut World, slot: u32) {
     assert_eq!(state.send.sent, received + judge.lost + judge.not_sent);
 }
 
+// --- Another daemon goes on ----------------------------------------------------------------------
+
+/// Interval 10 ms, timeout 200 ms: some twenty probes are under way at any time.
+fn many_under_way() -> TrackerSpec {
+    tracker(0, 10 * MS, 200 * MS, 3, 2)
+}
+
+#[test]
+fn a_successor_changes_nothing_and_counts_every_probe() {
+    for gap_ns in [0, MS, 150 * MS, 3 * S] {
+        let spec = many_under_way();
+        let mut world = up(spec);
+        world.net(0).delay_ns = (100 * MS, 110 * MS);
+        world.run(S);
+        let before = world.slot(0).state;
+        world.changes.clear();
+        let mut world = world.restart(gap_ns, &[spec], &[(0, 7, None)]);
+        assert_eq!(world.slot(0).state.judge.lost, before.judge.lost);
+        world.run(S);
+        assert_eq!(world.changes, [], "after {gap_ns}");
+        let after = world.slot(0).state;
+        assert!(after.send.sent > before.send.sent + 90);
+        assert_eq!(after.judge.lost, before.judge.lost);
+        world.kernel().slots[0].net.is_out = false;
+        world.path(0, 7, Some(Cause::InterfaceDown));
+        world.run(S);
+        assert_accounts(&mut world, 0);
+    }
+}
+
+#[test]
+fn what_broke_while_nobody_ran_is_down_after_fall_losses_of_the_successor() {
+    let spec = usual();
+    let mut world = up(spec);
+    world.net(0).is_out = true;
+    // Two of three losses do not make the third of a successor's the last.
+    world.run(spec.interval_ns * 2 + spec.timeout_ns + 20 * MS);
+    let lost = world.slot(0).state.judge.lost;
+    assert!(lost >= 2, "{lost}");
+    let mut world = world.restart(S, &[spec], &[(0, 7, None)]);
+    let from = world.slot(0).probes.len();
+    world.run(S);
+    let down = downs(&world, 0);
+    assert_eq!(words(&down), [("down", "no-reply")]);
+    assert!(down[0].at_ns >= world.slot(0).probes[from + 2].deadline_ns);
+
+    // Down stays down, with its cause, and up is earned.
+    world.changes.clear();
+    let mut world = world.restart(S, &[spec], &[(0, 7, None)]);
+    world.run(S);
+    assert_eq!(world.changes, []);
+    assert_eq!(world.verdict(0), Verdict::Down);
+    world.net(0).is_out = false;
+    let mut world = world.restart(0, &[spec], &[(0, 7, None)]);
+    world.run(S);
+    assert_eq!(words(&world.changes), [("up", "replied")]);
+}
+
+#[test]
+fn a_successor_says_what_is_the_matter_with_the_hub() {
+    let spec = usual();
+    let world = up(spec);
+    // It went down while nobody ran, and is what an unknown path is taken for.
+    let cause = Cause::InterfaceMissing;
+    let world = world.restart(S, &[spec], &[(0, 7, Some(cause))]);
+    assert_eq!(words(&world.changes), [("down", "interface-missing")]);
+    let mut world = world.restart(S, &[spec], &[(0, 7, Some(cause))]);
+    assert_eq!(words(&world.changes[1..]), []);
+    // It is there again.
+    world.changes.clear();
+    let mut world = world.restart(S, &[spec], &[(0, 7, None)]);
+    world.run(S);
+    assert_eq!(
+        words(&world.changes),
+        [("down", "no-reply"), ("up", "replied")]
+    );
+}
+
+#[test]
+fn nonsense_that_is_left_is_not_waited_for() {
+    let spec = usual();
+    for (judged, sent) in [(9, 5), (0, 1 << 40)] {
+        let mut world = up(spec);
+        let state = &mut world.slot(0).state;
+        (state.judge.judged, state.send.sent) = (judged, sent);
+        let mut world = world.restart(0, &[spec], &[(0, 7, Some(Cause::InterfaceDown))]);
+        world.run(S);
+        assert_eq!(world.slot(0).state.judge.judged, sent);
+    }
+}
+
 // --- Down is counted, not timed ---------------------------------------------------------------
 
 #[test]

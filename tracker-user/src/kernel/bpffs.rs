@@ -15,7 +15,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-/// The pins of one instance: `<bpffs>/tracker/<instance>/{maps,links}`.
+/// The pins of one instance: `<bpffs>/tracker/<instance>/{maps,links}`, and the journal beside them.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -42,6 +42,81 @@ impl Pins {
     /// Where a link is pinned.
     pub fn link(&self, name: &str) -> PathBuf {
         self.root.join("links").join(name)
+    }
+
+    /// Where the journal is pinned.
+    pub fn journal(&self) -> PathBuf {
+        self.root.join("journal")
+    }
+
+    /// Where the next journal is pinned until it is complete.
+    pub fn next_journal(&self) -> PathBuf {
+        self.root.join("journal-next")
+    }
+
+    /// Where maps are pinned.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    fn next_maps(&self) -> PathBuf {
+        self.root.join("maps-next")
+    }
+
+    /// Makes the directory for maps that are to take the place of the present ones.
+    ///
+    /// # Errors
+    /// As the file system answers.
+    pub fn create_next_maps(&self) -> Result<PathBuf> {
+        let next = self.next_maps();
+        remove_all(&next)?;
+        fs::create_dir_all(&next)
+            .with_context(|| format!("cannot make the pin directory {}", next.display()))?;
+        Ok(next)
+    }
+
+    fn last_maps(&self) -> PathBuf {
+        self.root.join("maps-last")
+    }
+
+    /// Puts the next maps in the place of the present ones.
+    ///
+    /// # Errors
+    /// As the file system answers.
+    pub fn take_next_maps(&self) -> Result<()> {
+        let (maps, last) = (self.maps(), self.last_maps());
+        remove_all(&last)?;
+        let rename = |from: &Path, to: &Path| {
+            fs::rename(from, to)
+                .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
+        };
+        rename(&maps, &last)?;
+        rename(&self.next_maps(), &maps)?;
+        remove_all(&last)?;
+        Ok(())
+    }
+
+    /// Brings in order what a daemon left that was killed while it changed pins.
+    ///
+    /// # Errors
+    /// As the file system answers.
+    pub fn mend(&self) -> Result<()> {
+        // Between the two renames of `take_next_maps`: the next ones were complete.
+        if !self.maps().exists() && self.next_maps().exists() {
+            fs::rename(self.next_maps(), self.maps())
+                .with_context(|| format!("cannot rename {}", self.next_maps().display()))?;
+        }
+        remove_all(&self.next_maps())?;
+        remove_all(&self.last_maps())?;
+        let _ = fs::remove_file(self.next_journal());
+        self.create()
+    }
+
+    /// Where links are pinned now.
+    pub fn links(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.root.join("links"));
+        let entries = entries.into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
     }
 
     /// True where anything is left of an instance.
@@ -72,11 +147,7 @@ impl Pins {
     /// Removes the directories that hold nothing.
     pub fn remove_empty(&self) {
         let parent = self.root.parent().map(Path::to_owned);
-        let below = [
-            self.root.join("links"),
-            self.root.join("maps"),
-            self.root.clone(),
-        ];
+        let below = [self.root.join("links"), self.maps(), self.root.clone()];
         for directory in below.into_iter().chain(parent) {
             // Fails where there is something, as it should.
             let _ = fs::remove_dir(directory);
@@ -102,22 +173,14 @@ impl Pins {
         })
     }
 
-    /// Removes the pins and keeps the directories.
+    /// Removes the pins of maps and links, and keeps the directories.
     ///
     /// # Errors
     /// As the file system answers.
     pub fn clear(&self) -> Result<()> {
-        for directory in [self.root.join("links"), self.root.join("maps")] {
-            for entry in fs::read_dir(&directory)
-                .with_context(|| format!("cannot read {}", directory.display()))?
-                .flatten()
-            {
-                let path = entry.path();
-                fs::remove_file(&path)
-                    .with_context(|| format!("cannot remove the old pin {}", path.display()))?;
-            }
-        }
-        Ok(())
+        remove_all(&self.root.join("links"))?;
+        remove_all(&self.maps())?;
+        self.create()
     }
 
     /// Removes all pins of the instance, and `tracker/` itself when it was the last; a link without
@@ -131,6 +194,8 @@ impl Pins {
         for directory in [
             self.root.join("links"),
             self.root.join("maps"),
+            self.next_maps(),
+            self.last_maps(),
             self.root.clone(),
         ] {
             let entries = match fs::read_dir(&directory) {
@@ -163,6 +228,16 @@ impl Pins {
             }
             None => Ok(removed),
         }
+    }
+}
+
+/// Removes a directory of pins, which need not exist.
+fn remove_all(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _ => Ok(()),
     }
 }
 

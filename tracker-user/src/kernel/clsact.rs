@@ -29,6 +29,8 @@ const CLSACT: u32 = 0xffff_fff1;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_ID: u16 = 11;
+/// What the name of a qdisc's pin begins with.
+const QDISC_PIN: &str = "clsact-";
 /// `struct nlmsghdr`, and with it `struct tcmsg`.
 const HEADER: usize = 16;
 const TC_HEADER: usize = HEADER + 20;
@@ -169,11 +171,23 @@ pub fn remove_left(pins: &Pins) {
     for (ifindex, _) in left {
         remove_unused_qdisc(pins, ifindex);
     }
+    for pin in pins.links() {
+        // What is left of a qdisc's is that of one which somebody else uses too: still ours to remove.
+        if links::pinned_program(&pin).is_some() && !is_qdisc_pin(&pin) {
+            let _ = fs::remove_file(pin);
+        }
+    }
 }
 
 /// The pin that says that the qdisc of an interface was made by us.
 fn qdisc_pin(pins: &Pins, ifindex: u32) -> PathBuf {
-    pins.link(&format!("clsact-{ifindex}"))
+    pins.link(&format!("{QDISC_PIN}{ifindex}"))
+}
+
+/// Whether a pin is of that kind.
+pub fn is_qdisc_pin(pin: &Path) -> bool {
+    let name = pin.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(QDISC_PIN))
 }
 
 fn pin_program(program: &mut SchedClassifier, path: &Path) -> Result<()> {

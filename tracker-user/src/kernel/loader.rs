@@ -1,7 +1,7 @@
 //! Loads the object, pins its maps, attaches its programs, and takes them off again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::Read as _,
     net::IpAddr,
@@ -16,8 +16,8 @@ use aya::{
     programs::{
         LinkOrder, ProgramId, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
-        tc::TcAttachOptions,
-        xdp::XdpMode,
+        tc::{SchedClassifierLink, TcAttachOptions},
+        xdp::{XdpLink, XdpMode},
     },
 };
 use aya_obj::programs::XdpAttachType;
@@ -26,11 +26,12 @@ use tracker_ebpf::abi;
 use super::{
     OBJECT,
     bpffs::Pins,
-    clsact::Filter,
+    clsact::{self, Filter},
     interfaces::{Header, Link, LinkCounters},
     links,
     mapped::Mapped,
     plane::KernelPlane,
+    steering,
 };
 use crate::{config::ModeChoice, mode::Mode};
 
@@ -39,6 +40,9 @@ use crate::{config::ModeChoice, mode::Mode};
 const CLSACT_FIRST: u16 = 1;
 /// For what comes after one of ours.
 const CLSACT_SECOND: u16 = 2;
+/// Names of the send side's pins.
+const SEND_PIN: &str = "send";
+const TC_SEND_PIN: &str = "tc-send";
 
 /// How large the maps must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +53,101 @@ pub struct Sizes {
     pub paths: u32,
     /// Words of WINDOWS.
     pub words: u32,
+}
+
+impl Sizes {
+    /// Large enough for both.
+    const fn max(self, other: Self) -> Self {
+        const fn larger(a: u32, b: u32) -> u32 {
+            if a > b { a } else { b }
+        }
+        Self {
+            trackers: larger(self.trackers, other.trackers),
+            paths: larger(self.paths, other.paths),
+            words: larger(self.words, other.words),
+        }
+    }
+}
+
+/// What becomes of the maps that an earlier daemon left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maps {
+    /// They are used as they are.
+    Adopt,
+    /// They are too small: what they hold is copied into larger ones.
+    Grow,
+    /// New ones: there are none, or none that this version can read.
+    Anew,
+}
+
+/// What can become of the pinned maps of an instance, if so much must find place, and how large they will be. Says
+/// so where they are of no use.
+pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes)> {
+    let hub = pins.map(abi::map::HUB);
+    if !hub.exists() {
+        return Ok((Maps::Anew, wanted));
+    }
+    let old = match readable(pins) {
+        Ok(old) => old,
+        Err(why) => {
+            tracing::warn!(
+                "the maps that an earlier daemon left are not taken over: {why}; counters begin at 0, verdicts and event \
+                 numbers go on"
+            );
+            return Ok((Maps::Anew, wanted));
+        }
+    };
+    let sizes = old.max(wanted);
+    let adopts = sizes == old && entries(pins, abi::map::EVENTS)? >= events_bytes(sizes);
+    let how = if adopts { Maps::Adopt } else { Maps::Grow };
+    Ok((how, sizes))
+}
+
+/// The sizes of the pinned maps, or why this version can't read them.
+fn readable(pins: &Pins) -> Result<Sizes> {
+    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
+    let version = hub.and_then(|hub| Some(hub.get(&0, 0).ok()?.version));
+    match version {
+        Some(abi::VERSION) => {}
+        Some(other) => bail!(
+            "they are of version {other}, this daemon's of {}",
+            abi::VERSION
+        ),
+        None => bail!("HUB is of another version than this daemon's"),
+    }
+    let object = aya_obj::Object::parse(OBJECT).context("cannot read the eBPF object")?;
+    for name in abi::map::ALL {
+        let pinned = MapData::from_pin(pins.map(name)).map_err(|_| anyhow!("{name} is missing"))?;
+        let info = pinned.info()?;
+        let expected = object.maps.get(name).context("no such map")?;
+        // aya fits the size of a device map's value to the kernel.
+        let is_fitted = name == abi::map::DEVICES;
+        if (info.key_size(), info.value_size()) != (expected.key_size(), expected.value_size())
+            && !is_fitted
+        {
+            bail!("the entries of {name} have another size");
+        }
+    }
+    let sizes = Sizes {
+        trackers: entries(pins, abi::map::TRACKERS)?,
+        paths: entries(pins, abi::map::PATHS)?,
+        words: entries(pins, abi::map::WINDOWS)?,
+    };
+    if entries(pins, abi::map::STATE)? != sizes.trackers {
+        bail!("TRACKERS and STATE do not fit together");
+    }
+    Ok(sizes)
+}
+
+fn entries(pins: &Pins, name: &str) -> Result<u32> {
+    Ok(MapData::from_pin(pins.map(name))?.info()?.max_entries())
+}
+
+/// Bytes of EVENTS: room for an early reply of every other tracker; the state is re-read where that is too little.
+fn events_bytes(sizes: Sizes) -> u32 {
+    (sizes.trackers.saturating_mul(16))
+        .next_power_of_two()
+        .clamp(page_size(), abi::EVENTS_BYTES)
 }
 
 /// A receive program on an interface.
@@ -121,6 +220,10 @@ pub struct Kernel {
     private_ifindex: u32,
     pins: Pins,
     receives: HashMap<(u32, Purpose), Receive>,
+    /// Pins of links that an earlier daemon left and nobody has taken over yet.
+    left: HashSet<PathBuf>,
+    /// The maps hold what an earlier daemon left.
+    is_followed: bool,
     devices: DevMapHash<MapData>,
     trackers: Array<MapData, abi::Tracker>,
     states: StateReader,
@@ -156,22 +259,29 @@ fn random_key() -> Result<[u64; 2]> {
 }
 
 impl Kernel {
-    /// Loads the object with fresh, pinned maps and attaches the send side to the private veth.
+    /// Loads the object with pinned maps, an earlier daemon's or new ones, and attaches the send side to the
+    /// private veth. Nothing that is attached is detached, and all programs are loaded before any is replaced.
     ///
     /// # Errors
     /// Where the kernel refuses, with the verifier's last words if it was the verifier.
-    pub fn load(pins: &Pins, sizes: Sizes, private_ifindex: u32) -> Result<(Self, KernelPlane)> {
+    pub fn load(
+        pins: &Pins,
+        maps: Maps,
+        sizes: Sizes,
+        private_ifindex: u32,
+    ) -> Result<(Self, KernelPlane)> {
         pins.create()?;
         let entries = |count: u32| count.max(1);
         let batch = sizes.trackers.next_power_of_two().clamp(64, abi::BATCH_MAX);
-        // Room for an early reply of every other tracker; the state is re-read where that is too little.
-        let events = (sizes.trackers.saturating_mul(16))
-            .next_power_of_two()
-            .clamp(page_size(), abi::EVENTS_BYTES);
+        let events = events_bytes(sizes);
         let devices = sizes.paths.next_power_of_two().clamp(16, abi::DEVICES_MAX);
+        let directory = match maps {
+            Maps::Adopt => pins.maps(),
+            Maps::Grow | Maps::Anew => pins.create_next_maps()?,
+        };
         let paths: Vec<(&str, PathBuf)> = abi::map::ALL
             .iter()
-            .map(|name| (*name, pins.map(name)))
+            .map(|name| (*name, directory.join(name)))
             .collect();
         let mut loader = EbpfLoader::new();
         loader
@@ -213,9 +323,35 @@ impl Kernel {
                 .with_context(|| format!("the kernel refused the program {name}"))?;
         }
 
+        let old = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
+        let key = match (maps, old.and_then(|hub| hub.get(&0, 0).ok())) {
+            (Maps::Adopt | Maps::Grow, Some(hub)) => hub.key,
+            _ => random_key()?,
+        };
+        if maps == Maps::Grow {
+            copy(&mut ebpf, pins)?;
+        }
         let mut hub = Array::try_from(take(&mut ebpf, abi::map::HUB)?)?;
-        let key = random_key()?;
-        let [send, tc_send] = attach_send(&mut ebpf, &mut hub, pins, key, private_ifindex)?;
+        set_hub(&mut hub, key, private_ifindex)?;
+        if maps == Maps::Grow {
+            // Steered flows go on too.
+            for name in abi::map::STEERING_KEPT {
+                if let Ok(map) = MapData::from_pin(pins.map(name)) {
+                    map.pin(directory.join(name))?;
+                }
+            }
+        }
+        if maps != Maps::Adopt {
+            pins.take_next_maps()?;
+        }
+        let [send, tc_send] = attach_send(&mut ebpf, pins, private_ifindex)?;
+        let links = pins.links().into_iter();
+        let mut left: HashSet<PathBuf> = links.filter(|pin| !clsact::is_qdisc_pin(pin)).collect();
+        left.retain(|pin| {
+            ![SEND_PIN, TC_SEND_PIN]
+                .map(|name| pins.link(name))
+                .contains(pin)
+        });
 
         let info = program::<Xdp>(&mut ebpf, abi::program::SEND)?.info()?;
         let send_program =
@@ -242,6 +378,8 @@ impl Kernel {
             private_ifindex,
             pins: pins.clone(),
             receives: HashMap::new(),
+            left,
+            is_followed: maps != Maps::Anew,
             sizes,
             send,
             tc_send,
@@ -266,8 +404,8 @@ impl Kernel {
     pub fn move_send(&mut self, private_ifindex: u32) -> Result<()> {
         // The old links' pins make room for the new ones' first.
         (self.send, self.tc_send) = (Hold::Pinned(None), Hold::Pinned(None));
-        let (ebpf, hub) = (&mut self.ebpf, &mut self.hub);
-        let [send, tc_send] = attach_send(ebpf, hub, &self.pins, self.key, private_ifindex)?;
+        set_hub(&mut self.hub, self.key, private_ifindex)?;
+        let [send, tc_send] = attach_send(&mut self.ebpf, &self.pins, private_ifindex)?;
         (self.send, self.tc_send, self.private_ifindex) = (send, tc_send, private_ifindex);
         Ok(())
     }
@@ -320,8 +458,14 @@ impl Kernel {
     pub fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<Mode> {
         let modes = Mode::allowed(link, choice)
             .map_err(|why| anyhow!("cannot receive on {}: {why}", link.name))?;
+        // What an earlier daemon attached stays as it is, if it may.
+        let is_left = |mode: &&Mode| {
+            let pin = Purpose::Receive.pin(link.index, **mode);
+            self.left.contains(&self.pins.link(&pin))
+        };
+        let (left, others): (Vec<_>, Vec<_>) = modes.iter().partition(is_left);
         let mut refusals = Vec::new();
-        for &mode in modes {
+        for &mode in left.into_iter().chain(others) {
             match self.attach_in(link, mode, Purpose::Receive) {
                 Ok(hold) => {
                     self.receives
@@ -358,9 +502,7 @@ impl Kernel {
 
     fn attach_in(&mut self, link: &Link, mode: Mode, purpose: Purpose) -> Result<Hold> {
         let ifindex = link.index;
-        // A pin may be left where the interface went away and its index came back.
-        let path = self.pins.link(&purpose.pin(ifindex, mode));
-        let _ = std::fs::remove_file(&path);
+        let pin = self.pins.link(&purpose.pin(ifindex, mode));
         let xdp_mode = match mode {
             Mode::XdpNative => XdpMode::Driver,
             Mode::XdpGeneric => XdpMode::Skb,
@@ -369,20 +511,60 @@ impl Kernel {
                     Header::Ethernet => abi::program::TC_RECEIVE,
                     Header::Ip | Header::Other => abi::program::TC_RECEIVE_IP,
                 };
-                return attach_tc(
+                self.take_left(&pin, ifindex, false);
+                return hold_tc(
                     &mut self.ebpf,
                     name,
                     ifindex,
                     TcPlace::INGRESS,
                     &self.pins,
-                    &path,
+                    &pin,
                 );
             }
         };
-        pin(
-            attach_xdp(&mut self.ebpf, abi::program::RECEIVE, ifindex, xdp_mode)?,
-            &path,
-        )
+        self.take_left(&pin, ifindex, true);
+        let name = abi::program::RECEIVE;
+        hold_xdp(&mut self.ebpf, name, ifindex, xdp_mode, &pin)
+    }
+
+    /// Says that a pin is somebody's again. What an earlier daemon left of other XDP programs on the interface makes
+    /// room: of them there can be only one.
+    pub(super) fn take_left(&mut self, pin: &Path, ifindex: u32, is_xdp: bool) {
+        self.left.remove(pin);
+        if !is_xdp {
+            return;
+        }
+        let own =
+            [Mode::XdpNative, Mode::XdpGeneric].map(|mode| Purpose::Receive.pin(ifindex, mode));
+        for other in own.into_iter().chain([steering::fast_pin(ifindex)]) {
+            let other = self.pins.link(&other);
+            if self.left.remove(&other) {
+                // It may be gone, which is as good.
+                let _ = std::fs::remove_file(other);
+            }
+        }
+    }
+
+    /// Detaches what an earlier daemon left at uplinks by XDP: this one does it in another mode.
+    pub fn forget_fast(&mut self) {
+        for pin in self.left.extract_if(|pin| steering::is_fast_pin(pin)) {
+            // It may be gone, which is as good.
+            let _ = std::fs::remove_file(pin);
+        }
+    }
+
+    /// Whether the maps hold what an earlier daemon left.
+    pub const fn is_followed(&self) -> bool {
+        self.is_followed
+    }
+
+    /// Detaches what an earlier daemon left attached and this one does not need.
+    pub fn forget_left(&mut self) {
+        for pin in std::mem::take(&mut self.left) {
+            if let Err(error) = std::fs::remove_file(&pin) {
+                tracing::warn!("cannot remove the old pin {}: {error}", pin.display());
+            }
+        }
     }
 
     /// Takes the receive program off an interface.
@@ -414,6 +596,19 @@ impl Kernel {
         self.trackers
             .set(slot, tracker, 0)
             .with_context(|| format!("cannot write tracker {slot}"))
+    }
+
+    /// What TRACKERS holds, in the order of slots.
+    pub fn trackers(&self) -> Vec<abi::Tracker> {
+        self.trackers
+            .iter()
+            .map(Result::unwrap_or_default)
+            .collect()
+    }
+
+    /// Devices to which probes may be redirected.
+    pub fn devices(&self) -> HashSet<u32> {
+        self.devices.keys().flatten().collect()
     }
 
     /// Zeroes a slot's state and bit set for a new user.
@@ -472,27 +667,27 @@ fn follow_log(ebpf: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
-/// Interfaces and endpoints in the pinned PATHS of an instance, whose neighbour entries its daemon had
-/// the kernel keep. None where there is no such map or it has another layout.
-pub fn pinned_neighbours(pins: &Pins) -> Vec<(u32, IpAddr)> {
+/// What the pinned PATHS of an instance hold. Nothing where there is no such map or it has another layout.
+pub fn pinned_paths(pins: &Pins) -> Vec<abi::Path> {
     let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
     let version = hub.and_then(|hub| Some(hub.get(&0, 0).ok()?.version));
     if version != Some(abi::VERSION) {
         return Vec::new();
     }
     let paths = pinned_array::<abi::Path>(&pins.map(abi::map::PATHS));
-    let paths = paths.iter().flat_map(|paths| paths.iter().flatten());
-    paths
-        .filter(|path| path.interface != 0)
-        .map(|path| {
-            let [a, b, c, d, ..] = path.endpoint;
-            let ip = match path.endpoint_family {
-                abi::Family::Ipv4 => IpAddr::from([a, b, c, d]),
-                abi::Family::Ipv6 => IpAddr::from(path.endpoint),
-            };
-            (path.interface, ip)
-        })
-        .collect()
+    paths.map_or_else(Vec::new, |paths| {
+        paths.iter().map(Result::unwrap_or_default).collect()
+    })
+}
+
+/// The neighbour entry of a path, which its daemon had the kernel keep.
+pub fn neighbour(path: &abi::Path) -> Option<(u32, IpAddr)> {
+    let [a, b, c, d, ..] = path.endpoint;
+    let ip = match path.endpoint_family {
+        abi::Family::Ipv4 => IpAddr::from([a, b, c, d]),
+        abi::Family::Ipv6 => IpAddr::from(path.endpoint),
+    };
+    (path.interface != 0).then_some((path.interface, ip))
 }
 
 /// A pinned array whose values have the size of `T`.
@@ -512,27 +707,57 @@ fn page_size() -> u32 {
         .unwrap_or(4096)
 }
 
-/// Attaches both halves of the send side to the private interface, and tells HUB.
-fn attach_send(
-    ebpf: &mut Ebpf,
-    hub: &mut Array<MapData, abi::Hub>,
-    pins: &Pins,
-    key: [u64; 2],
-    private_ifindex: u32,
-) -> Result<[Hold; 2]> {
+fn set_hub(hub: &mut Array<MapData, abi::Hub>, key: [u64; 2], private_ifindex: u32) -> Result<()> {
     let entry = abi::Hub {
         key,
         version: abi::VERSION,
         private_ifindex,
     };
-    hub.set(0, entry, 0).context("cannot write the map HUB")?;
+    hub.set(0, entry, 0).context("cannot write the map HUB")
+}
+
+/// Copies what an earlier daemon's maps hold of trackers into larger ones, at the same places.
+fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
+    fn words<T: Pod>(ebpf: &Ebpf, pins: &Pins, name: &str) -> Result<()> {
+        let old = Mapped::<T>::new(&MapData::from_pin(pins.map(name))?)?;
+        let new = mapped::<T>(ebpf, name)?;
+        for at in 0..old.len() {
+            if let (Some(from), Some(to)) = (old.at(at), new.at(at)) {
+                // SAFETY: valid elements of plain words; a reply that is counted meanwhile may be missing.
+                unsafe { to.write_volatile(from.read_volatile()) };
+            }
+        }
+        Ok(())
+    }
+    words::<abi::State>(ebpf, pins, abi::map::STATE)?;
+    words::<u64>(ebpf, pins, abi::map::WINDOWS)?;
+    words::<abi::Path>(ebpf, pins, abi::map::PATHS)?;
+    let missing = |name: &str| anyhow!("the eBPF object has no map {name}");
+    let name = abi::map::TRACKERS;
+    let old = pinned_array::<abi::Tracker>(&pins.map(name)).ok_or_else(|| missing(name))?;
+    let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+    let mut new: Array<_, abi::Tracker> = Array::try_from(new)?;
+    for (at, entry) in (0..).zip(old.iter()) {
+        new.set(at, entry?, 0)?;
+    }
+    let name = abi::map::COUNTERS;
+    let old = Map::PerCpuArray(MapData::from_pin(pins.map(name))?);
+    let old: PerCpuArray<_, abi::Counters> = PerCpuArray::try_from(old)?;
+    let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+    let mut new: PerCpuArray<_, abi::Counters> = PerCpuArray::try_from(new)?;
+    new.set(0, old.get(&0, 0)?, 0)?;
+    Ok(())
+}
+
+/// Attaches both halves of the send side to the private interface.
+fn attach_send(ebpf: &mut Ebpf, pins: &Pins, private_ifindex: u32) -> Result<[Hold; 2]> {
     // The send program stays attached to a device of its own: a call of an unattached one makes the
     // kernel swap its XDP dispatcher and wait for RCU, 24 ms instead of 18 us.
-    let send = attach_xdp(ebpf, abi::program::SEND, private_ifindex, XdpMode::Driver)
-        .and_then(|link| pin(link, &pins.link("send")))
+    let (name, pin) = (abi::program::SEND, pins.link(SEND_PIN));
+    let send = hold_xdp(ebpf, name, private_ifindex, XdpMode::Driver, &pin)
         .context("cannot attach the send program to the private veth")?;
-    let (name, pin) = (abi::program::TC_SEND, &pins.link("tc-send"));
-    let tc_send = attach_tc(ebpf, name, private_ifindex, TcPlace::INGRESS, pins, pin)
+    let (name, pin) = (abi::program::TC_SEND, pins.link(TC_SEND_PIN));
+    let tc_send = hold_tc(ebpf, name, private_ifindex, TcPlace::INGRESS, pins, &pin)
         .context("cannot attach the send program's TC half to the private veth")?;
     Ok([send, tc_send])
 }
@@ -562,17 +787,6 @@ where
     Ok(program.try_into()?)
 }
 
-pub(super) fn attach_xdp(
-    ebpf: &mut Ebpf,
-    name: &str,
-    ifindex: u32,
-    mode: XdpMode,
-) -> Result<FdLink> {
-    let program: &mut Xdp = program(ebpf, name)?;
-    let id = program.attach_to_if_index(ifindex, mode)?;
-    Ok(program.take_link(id)?.try_into()?)
-}
-
 /// Where among the TC programs of an interface one is attached.
 #[derive(Clone, Copy)]
 pub(super) struct TcPlace {
@@ -595,20 +809,68 @@ impl TcPlace {
     };
 }
 
-/// At its place among the TC programs of an interface, and pinned at `path`.
-pub(super) fn attach_tc(
+/// The link that an earlier daemon pinned, if it is still attached to the interface; else the pin makes room: its
+/// interface went away, and maybe the index came back.
+fn left_link(pin: &Path, ifindex: u32) -> Option<FdLink> {
+    if links::attached_to(pin).is_ok_and(|attached| attached == ifindex)
+        && let Ok(link) = PinnedLink::from_pin(pin)
+    {
+        return Some(link.into());
+    }
+    // It may not exist, which is as good.
+    let _ = std::fs::remove_file(pin);
+    None
+}
+
+/// Holds a link by its pin. It is the pin that keeps it: descriptors come and go.
+fn hold(pin: &Path) -> Result<Hold> {
+    Ok(Hold::Pinned(Some(PinnedLink::from_pin(pin)?)))
+}
+
+/// Puts an XDP program in the place of an earlier daemon's, without a moment between; else attaches it.
+pub(super) fn hold_xdp(
+    ebpf: &mut Ebpf,
+    name: &str,
+    ifindex: u32,
+    mode: XdpMode,
+    pin: &Path,
+) -> Result<Hold> {
+    let program: &mut Xdp = program(ebpf, name)?;
+    if let Some(link) = left_link(pin, ifindex) {
+        let replaced = program.attach_to_link(XdpLink::try_from(link)?);
+        if let Ok(id) = replaced {
+            drop(program.take_link(id)?);
+            return hold(pin);
+        }
+        // What can't be replaced makes room.
+        let _ = std::fs::remove_file(pin);
+    }
+    let id = program.attach_to_if_index(ifindex, mode)?;
+    pin_link(program.take_link(id)?.try_into()?, pin)
+}
+
+/// The same at TC, at its place among the programs of the interface; one that is replaced keeps its place.
+pub(super) fn hold_tc(
     ebpf: &mut Ebpf,
     name: &str,
     ifindex: u32,
     place: TcPlace,
     pins: &Pins,
-    path: &Path,
+    pin: &Path,
 ) -> Result<Hold> {
+    let program: &mut SchedClassifier = program(ebpf, name)?;
+    if let Some(link) = left_link(pin, ifindex) {
+        let replaced = program.attach_to_link(SchedClassifierLink::try_from(link)?);
+        if let Ok(id) = replaced {
+            drop(program.take_link(id)?);
+            return hold(pin);
+        }
+        let _ = std::fs::remove_file(pin);
+    }
     let interface = nix::net::if_::if_indextoname(ifindex)
         .map_err(std::io::Error::from)?
         .into_string()
         .map_err(|_| anyhow!("interface {ifindex} has a name that is not UTF-8"))?;
-    let program: &mut SchedClassifier = program(ebpf, name)?;
     let order = match place.after {
         // SAFETY: the id is that of a program that this process holds.
         Some(id) => LinkOrder::after_program_id(unsafe { ProgramId::new(id) }),
@@ -616,19 +878,19 @@ pub(super) fn attach_tc(
     };
     let order = TcAttachOptions::TcxOrder(order);
     match program.attach_with_options(&interface, place.side, order) {
-        Ok(id) => pin(program.take_link(id)?.try_into()?, path),
+        Ok(id) => pin_link(program.take_link(id)?.try_into()?, pin),
         // Before Linux 6.6 there is no TCX; whatever else went wrong, the other way tells.
         Err(_) => {
             let priority = place.after.map_or(CLSACT_FIRST, |_| CLSACT_SECOND);
             Filter::attach(
-                program, ifindex, &interface, place.side, priority, pins, path,
+                program, ifindex, &interface, place.side, priority, pins, pin,
             )
             .map(Hold::Clsact)
         }
     }
 }
 
-pub(super) fn pin(link: FdLink, path: &Path) -> Result<Hold> {
+fn pin_link(link: FdLink, path: &Path) -> Result<Hold> {
     let pinned = link
         .pin(path)
         .with_context(|| format!("cannot pin a link at {}", path.display()))?;

@@ -3,6 +3,7 @@
 pub mod bpffs;
 pub mod clsact;
 pub mod interfaces;
+pub mod journal;
 pub mod links;
 pub mod loader;
 pub mod mapped;

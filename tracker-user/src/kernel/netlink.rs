@@ -547,6 +547,19 @@ impl Netlink {
             .with_context(|| format!("cannot manage the neighbour {ip}"))
     }
 
+    /// The pair of private interfaces that an earlier daemon made, or a new one.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub async fn private_pair(&mut self, names: &[String; 2]) -> Result<u32> {
+        let found = names.each_ref().map(|name| self.observed.by_name(name));
+        match found {
+            // Complete: it was set up last of all.
+            [Some(first), Some(second)] if first.is_running && second.is_running => Ok(first.index),
+            _ => self.make_private_pair(names).await,
+        }
+    }
+
     /// Makes the pair of private interfaces anew: the send program is attached to the first. They carry
     /// no address and no traffic of the stack.
     ///

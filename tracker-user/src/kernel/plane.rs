@@ -161,6 +161,13 @@ impl Plane for KernelPlane {
         }
     }
 
+    fn judge(&self, slot: u32) -> abi::JudgeState {
+        self.state.at(slot).map_or_else(Default::default, |state| {
+            // SAFETY: a valid element, of which only this thread writes this part.
+            unsafe { (&raw const (*state).judge).read_volatile() }
+        })
+    }
+
     fn set_path(&mut self, path: u32, entry: &abi::Path) {
         let Some(slot) = self.paths.at(path) else {
             return;

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     hash::Hash,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -47,6 +48,8 @@ pub struct Steering {
     /// Attachments that were refused, and what was said of it: told once.
     refused: HashMap<Point, Refusal>,
     is_kept: bool,
+    /// FLOWS may hold what this plan does not ask for.
+    is_followed: bool,
 }
 
 /// Why something is not attached.
@@ -104,8 +107,22 @@ impl Steering {
             .iter()
             .chain(&abi::map::STEERING_ALL)
             .map(|name| (*name, pins.map(name)));
-        // What a reload leaves of maps that were too small.
-        unpin(pins);
+        // What a reload leaves of maps that were too small; the programs of an earlier daemon go on with theirs
+        // until these take their place.
+        let paths_count = kernel.sizes().paths.max(1);
+        let kept = [
+            is_as::<abi::FlowKey, abi::Flow>(pins, abi::map::FLOWS, abi::FLOWS_MAX),
+            is_as::<u32, abi::Steered>(pins, abi::map::STEERED, paths_count),
+        ];
+        let is_followed = kernel.is_followed() && kept[0];
+        for name in abi::map::STEERING_ALL {
+            let at = abi::map::STEERING_KEPT
+                .iter()
+                .position(|kept| *kept == name);
+            if !(kernel.is_followed() && at.is_some_and(|at| kept[at])) {
+                unpin(pins, name);
+            }
+        }
         for (name, path) in paths {
             // Those of ALL exist: pinned, they are shared.
             loader.map_pin_path(name, path);
@@ -115,7 +132,7 @@ impl Steering {
             .map_max_entries(abi::map::SOURCES, room.sources)
             .map_max_entries(abi::map::UPLINKS, room.uplinks)
             .map_max_entries(abi::map::FLOWS, abi::FLOWS_MAX)
-            .map_max_entries(abi::map::STEERED, kernel.sizes().paths.max(1));
+            .map_max_entries(abi::map::STEERED, paths_count);
         let mut ebpf = loader
             .load(OBJECT)
             .context("the kernel refused the eBPF maps of steering")?;
@@ -141,6 +158,7 @@ impl Steering {
             installed: Plan::default(),
             refused: HashMap::new(),
             is_kept: false,
+            is_followed,
             ebpf,
         })
     }
@@ -297,8 +315,8 @@ impl Steering {
 
     fn attach(&mut self, point: Point, kernel: &mut Kernel, choice: ModeChoice) -> Result<Hold> {
         let pin = self.pins.link(&name(point));
-        // A pin may be left where the interface went away and its index came back.
-        let _ = std::fs::remove_file(&pin);
+        let is_xdp = matches!(point.hook, Hook::Fast);
+        kernel.take_left(&pin, point.ifindex, is_xdp);
         let (program, place) = match (point.hook, point.is_ethernet) {
             (Hook::Fast, _) => {
                 let mode = match choice {
@@ -306,8 +324,7 @@ impl Steering {
                     _ => XdpMode::Driver,
                 };
                 let name = abi::program::STEER;
-                let link = loader::attach_xdp(&mut self.ebpf, name, point.ifindex, mode)?;
-                return loader::pin(link, &pin);
+                return loader::hold_xdp(&mut self.ebpf, name, point.ifindex, mode, &pin);
             }
             (Hook::Uplink, true) => (abi::program::UPLINK, TcPlace::INGRESS),
             (Hook::Uplink, false) => (abi::program::UPLINK_IP, TcPlace::INGRESS),
@@ -327,7 +344,7 @@ impl Steering {
             }
         };
         let (ebpf, ifindex) = (&mut self.ebpf, point.ifindex);
-        loader::attach_tc(ebpf, program, ifindex, place, &self.pins, &pin)
+        loader::hold_tc(ebpf, program, ifindex, place, &self.pins, &pin)
     }
 
     fn write(&mut self, plan: &Plan) -> Result<()> {
@@ -362,7 +379,7 @@ impl Steering {
                 .collect()
         };
         let now = asked(new);
-        if asked(old).is_subset(&now) {
+        if !std::mem::take(&mut self.is_followed) && asked(old).is_subset(&now) {
             return Ok(());
         }
         // Replies are no longer given the address of an endpoint that is none any more.
@@ -385,7 +402,7 @@ impl Drop for Steering {
     fn drop(&mut self) {
         if !self.is_kept {
             self.holds.clear();
-            unpin(&self.pins);
+            forget_left(&self.pins);
         }
     }
 }
@@ -399,18 +416,49 @@ fn is_taken(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Removes the pins of steering's maps.
-fn unpin(pins: &Pins) {
+/// Removes the pin of a map of steering.
+fn unpin(pins: &Pins, name: &str) {
+    // It may not exist, which is as good.
+    let _ = std::fs::remove_file(pins.map(name));
+}
+
+/// Whether a map is pinned that has these keys and values, and as many.
+fn is_as<K, V>(pins: &Pins, name: &str, entries: u32) -> bool {
+    let info = MapData::from_pin(pins.map(name)).and_then(|map| map.info());
+    info.is_ok_and(|info| {
+        (
+            info.key_size() as usize,
+            info.value_size() as usize,
+            info.max_entries(),
+        ) == (size_of::<K>(), size_of::<V>(), entries)
+    })
+}
+
+/// Removes what an earlier daemon left of steering that is no longer configured.
+pub fn forget_left(pins: &Pins) {
     for name in abi::map::STEERING_ALL {
-        // It may not exist, which is as good.
-        let _ = std::fs::remove_file(pins.map(name));
+        unpin(pins, name);
     }
+}
+
+/// What the name of the pin of an uplink's XDP link begins with.
+const FAST_PIN: &str = "steer-";
+
+/// What an uplink's XDP link is pinned as.
+pub(super) fn fast_pin(ifindex: u32) -> String {
+    format!("{FAST_PIN}{ifindex}")
+}
+
+/// Whether a pin is of that kind.
+pub(super) fn is_fast_pin(pin: &Path) -> bool {
+    let name = pin.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(FAST_PIN))
 }
 
 /// What a point's link is pinned as.
 fn name(point: Point) -> String {
     let hook = match point.hook {
-        Hook::Fast => "steer",
+        Hook::Fast => return fast_pin(point.ifindex),
         Hook::Uplink => "uplink",
         Hook::Marked => "marked",
         Hook::Return => "return",

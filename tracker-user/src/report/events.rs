@@ -44,6 +44,10 @@ pub struct Event {
     /// The chain, for its own change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<Arc<str>>,
+    /// The positions of member and tracker within the service, for a tracker's own change: of no use to
+    /// others, who see no positions.
+    #[serde(skip)]
+    pub tracker: Option<(u32, u32)>,
 }
 
 /// An event and its place in the stream; prints as one line of JSON.
@@ -87,6 +91,15 @@ impl EventLog {
             capacity: capacity.max(1),
             next,
         }
+    }
+
+    /// A log that goes on where another one ended: `events` are its last, and `next` comes next.
+    pub fn resume(capacity: usize, events: Vec<Event>, next: u64) -> Self {
+        let mut log = Self::new(capacity, next.saturating_sub(events.len() as u64));
+        for event in events {
+            log.push(event);
+        }
+        log
     }
 
     /// Adds an event, at the expense of the oldest when full, and returns its number.
@@ -193,6 +206,13 @@ impl EventFeed {
         }
     }
 
+    /// The last `count` events that are kept, and the number of the next one.
+    pub fn last(&self, count: usize) -> (Vec<Event>, u64) {
+        let log = self.log();
+        let skip = log.events.len().saturating_sub(count);
+        (log.events.range(skip..).cloned().collect(), log.next())
+    }
+
     /// The numbers of the oldest event that is kept and of the next one to come.
     pub fn bounds(&self) -> (u64, u64) {
         let log = self.log();
@@ -231,6 +251,7 @@ pub(crate) mod tests {
             detection_us: Some(312_000),
             detail: None,
             chain: None,
+            tracker: None,
         }
     }
 

@@ -34,6 +34,12 @@ pub(crate) mod words {
         Cause::Stalled,
     ];
 
+    /// The cause that [`tracker_ebpf::abi::JudgeState::cause`] holds; what is no cause is as if nothing
+    /// had been said.
+    pub(crate) fn cause_from(value: u8) -> Cause {
+        CAUSES.get(usize::from(value)).copied().unwrap_or_default()
+    }
+
     macro_rules! word {
         ($module:ident, $type:ident, $all:ident) => {
             pub(crate) mod $module {
@@ -88,6 +94,7 @@ pub(crate) mod words {
         fn every_cause_has_its_word() {
             for (index, known) in CAUSES.iter().enumerate() {
                 assert_eq!(position(*known), index);
+                assert_eq!(cause_from(*known as u8), *known);
                 let mut json = serde_json::Deserializer::from_str("\"\"");
                 assert!(cause::deserialize(&mut json).is_err());
                 let text = format!("\"{}\"", known.as_str());

@@ -1,0 +1,417 @@
+//! Going on where an earlier daemon of the instance ended, and leaving what the next one needs for that.
+
+use std::{collections::HashMap, os::unix::fs::MetadataExt as _};
+
+use anyhow::{Context as _, Result};
+use tracker_ebpf::{
+    abi,
+    verdict::{Cause, Verdict},
+};
+
+use super::{
+    Attachment, Daemon, Tracker,
+    install::{self, Key},
+    stamp,
+};
+use crate::{
+    board::{Board, TrackerRef, TrackerState},
+    config::{self, Config, Member, Service},
+    journal::{EVENTS, Record, SavedMember, SavedService, SavedTracker, Snapshot},
+    kernel::{bpffs::Pins, journal::Journal, loader, loader::Maps},
+    report::{events::Event, words},
+};
+
+/// What an earlier daemon left of a member.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Left<'a>(Option<(&'a Member, &'a SavedMember)>);
+
+impl<'a> Left<'a> {
+    fn tracker(&self, tracker: &config::Tracker) -> Option<&'a SavedTracker> {
+        let (member, saved) = self.0?;
+        let at = member.trackers.iter().position(|one| one == tracker)?;
+        saved.trackers.get(at)
+    }
+
+    /// The verdict with which a tracker goes on, and why.
+    pub(super) fn verdict(&self, tracker: &config::Tracker) -> Option<(Verdict, Cause)> {
+        let saved = self.tracker(tracker)?;
+        Some((saved.verdict, saved.cause))
+    }
+}
+
+/// What an earlier daemon left of everything.
+pub(super) struct Predecessor {
+    /// What it watched and reported; `None` where nothing can go on.
+    pub(super) snapshot: Option<Snapshot>,
+    /// The number of the next event, and the last ones before it.
+    pub(super) events: Vec<Event>,
+    pub(super) next: u64,
+}
+
+/// Opens the journal of the instance and reads what an earlier daemon wrote.
+pub(super) fn read_journal(pins: &Pins, namespace: (u64, u64)) -> (Journal, Predecessor) {
+    let (journal, text) = Journal::open(pins);
+    let read = text.map(|text| {
+        let text = text.map_err(|error| format!("{error:#}"))?;
+        Snapshot::read(&text)
+    });
+    let snapshot = match read {
+        Some(Ok(snapshot)) => Some(snapshot),
+        Some(Err(why)) => {
+            let journal = pins.journal();
+            tracing::warn!(
+                "cannot read the journal that an earlier daemon left at {}: {why}; beginning anew, with event 1",
+                journal.display()
+            );
+            None
+        }
+        None => None,
+    };
+    let Some(mut snapshot) = snapshot else {
+        let (snapshot, events, next) = (None, Vec::new(), 1);
+        return (
+            journal,
+            Predecessor {
+                snapshot,
+                events,
+                next,
+            },
+        );
+    };
+    let (events, next) = (std::mem::take(&mut snapshot.events), snapshot.next);
+    let is_here = snapshot.namespace == namespace;
+    if !is_here {
+        tracing::warn!(
+            "an earlier daemon of this instance ran in another network namespace; beginning anew, with event {next}"
+        );
+    }
+    let snapshot = is_here.then_some(snapshot);
+    (
+        journal,
+        Predecessor {
+            snapshot,
+            events,
+            next,
+        },
+    )
+}
+
+/// What tells this network namespace from all others.
+pub(super) fn namespace() -> Result<(u64, u64)> {
+    let path = "/proc/self/ns/net";
+    let found = std::fs::metadata(path).with_context(|| format!("cannot look at {path}"))?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// The board as the earlier daemon had it.
+pub(super) fn board(snapshot: &Snapshot, config: &Config) -> Board {
+    let before = Config {
+        services: snapshot
+            .services
+            .iter()
+            .map(|saved| saved.service.clone())
+            .collect(),
+        chains: snapshot.chains.clone(),
+        ..config.clone()
+    };
+    let shown = |at: TrackerRef| {
+        let service = snapshot.services.get(at.service as usize)?;
+        let member = service.members.get(at.member as usize)?;
+        Some(member.trackers.get(at.tracker as usize)?.shown())
+    };
+    let now = stamp();
+    let since = |number: u32| {
+        let service = snapshot.services.get(number as usize);
+        service.map_or(now.wall, |saved| saved.since)
+    };
+    Board::resume(&before, now, |at| shown(at).unwrap_or_default(), since)
+}
+
+impl Daemon {
+    /// Gives every member and tracker of the config its place: that which an earlier daemon gave it, where that
+    /// can be, with all that is known there. Says what the maps tell of those; `None` where not all found place.
+    pub(super) fn install_left(
+        &mut self,
+        snapshot: &Snapshot,
+        maps: Maps,
+        paths: &[abi::Path],
+    ) -> Option<Vec<(u32, TrackerState)>> {
+        let entries = match maps {
+            Maps::Adopt | Maps::Grow => self.kernel.trackers(),
+            Maps::Anew => Vec::new(),
+        };
+        if let Some(epoch) = entries.iter().map(|entry| entry.epoch).max() {
+            // No two tenants of a slot have the same one.
+            self.epoch = epoch;
+        }
+        let mut left: HashMap<Key, Left<'_>> = HashMap::new();
+        for saved in &snapshot.services {
+            for (member, place) in saved.service.members.iter().zip(&saved.members) {
+                let key = install::key(&saved.service.name, member);
+                left.insert(key, Left(Some((member, place))));
+            }
+        }
+        let services = std::mem::take(&mut self.config.services);
+        let mut found = Vec::new();
+        let mut kept = Vec::new();
+        for (number, service) in (0..).zip(&services) {
+            for (at, member) in (0..).zip(&service.members) {
+                let left = left.remove(&install::key(&service.name, member));
+                let left = left.unwrap_or_default();
+                let place = (number, at);
+                let known =
+                    self.adopt_member(place, &service.name, member, left, &entries, &mut found);
+                kept.push((place, service, member, known, left));
+            }
+        }
+        self.deactivate(&entries, &found);
+        for (place, service, member, known, left) in kept {
+            self.install_member(place, service, member, known, &left);
+        }
+        self.config.services = services;
+        let used: Vec<u32> = self.members.values().map(|member| member.path).collect();
+        for (path, _) in (0..).zip(paths).filter(|(_, path)| path.interface != 0) {
+            if !used.contains(&path) {
+                self.clear_path(path);
+            }
+        }
+        (self.by_slot.len() == self.config.tracker_count()).then_some(found)
+    }
+
+    /// Takes a member's places over from an earlier daemon.
+    fn adopt_member(
+        &mut self,
+        (service, at): (u32, u32),
+        name: &str,
+        member: &Member,
+        left: Left<'_>,
+        entries: &[abi::Tracker],
+        found: &mut Vec<(u32, TrackerState)>,
+    ) -> Option<Attachment> {
+        let (_, saved) = left.0?;
+        if entries.is_empty() || !self.places.paths.claim(saved.path) {
+            return None;
+        }
+        let trackers = member.trackers.iter().filter_map(|tracker| {
+            let saved_tracker = left.tracker(tracker)?;
+            let (adopted, state) =
+                self.adopt_tracker(tracker, saved.path, saved_tracker, entries)?;
+            found.push((adopted.slot, state));
+            Some(adopted)
+        });
+        let trackers = trackers.collect();
+        Some(Attachment {
+            service,
+            member: at,
+            service_name: name.to_owned(),
+            config: member.clone(),
+            path: saved.path,
+            plan: None,
+            moving: None,
+            trackers,
+        })
+    }
+
+    /// Takes a tracker's place over, where the maps agree that it is this tracker's.
+    fn adopt_tracker(
+        &mut self,
+        tracker: &config::Tracker,
+        path: u32,
+        saved: &SavedTracker,
+        entries: &[abi::Tracker],
+    ) -> Option<(Tracker, TrackerState)> {
+        let slot = saved.slot;
+        let entry = *entries.get(slot as usize)?;
+        let expected = abi::Tracker {
+            source: entry.source,
+            epoch: entry.epoch,
+            window_first: entry.window_first,
+            flow_first: entry.flow_first,
+            proof: entry.proof,
+            active: 1,
+            ..install::entry(tracker, path)
+        };
+        if entry != expected || !self.places.slots.claim(slot) {
+            return None;
+        }
+        let words = entry.window_mask + 1;
+        if !self.places.words.claim(entry.window_first, words) {
+            self.places.slots.give(slot);
+            return None;
+        }
+        if entry.probe == abi::Probe::Icmp {
+            self.icmp_base = entry.flow_first ^ slot as u16;
+        }
+        let state = self.kernel.states().state(slot);
+        let verdict = Verdict::from_u8(state.receive.verdict);
+        let cause = words::cause_from(state.judge.cause);
+        let detail = saved.detail.clone().filter(|_| cause == saved.cause);
+        let adopted = self.start_tracker(tracker, slot, entry, Some((verdict, cause)));
+        let state = TrackerState {
+            verdict,
+            cause,
+            detail,
+        };
+        Some((adopted, state))
+    }
+
+    /// Takes out of use what an earlier daemon's maps hold of trackers that are no more.
+    fn deactivate(&mut self, entries: &[abi::Tracker], found: &[(u32, TrackerState)]) {
+        let mut is_kept = vec![false; entries.len()];
+        for (slot, _) in found {
+            is_kept[*slot as usize] = true;
+        }
+        let gone = (0..).zip(entries).zip(is_kept);
+        for ((slot, entry), is_kept) in gone {
+            if entry.active == 0 || is_kept {
+                continue;
+            }
+            let gone = abi::Tracker {
+                active: 0,
+                ..*entry
+            };
+            if let Err(error) = self.kernel.set_tracker(slot, &gone) {
+                tracing::warn!("{error:#}");
+            }
+        }
+    }
+
+    /// Reports what the maps of an earlier daemon tell and nobody was told yet.
+    pub(super) fn catch_up(&mut self, found: Vec<(u32, TrackerState)>) -> Vec<Event> {
+        let mut core = self.shared.core();
+        let mut events = Vec::new();
+        for (slot, state) in found {
+            if let Some(at) = self.by_slot.get(&slot) {
+                events.extend(core.board.tracker_changed(*at, state, stamp(), None));
+            }
+        }
+        events
+    }
+
+    /// Learns from the paths of an earlier daemon what would take time to learn anew: the endpoints' MAC addresses,
+    /// and the devices by which redirected frames do not leave.
+    pub(super) fn learn(&mut self, paths: &[abi::Path], snapshot: &Snapshot) {
+        for path in paths {
+            if let Some(key) = loader::neighbour(path)
+                && path.next_hop_mac != [0; 6]
+            {
+                self.last_macs.insert(key, path.next_hop_mac);
+            }
+            let link = self.netlink.observed.links.get(&path.ifindex);
+            if path.via == abi::Via::TcRedirect
+                && snapshot.mode == self.config.hub.mode
+                && let Some(link) = link.filter(|link| link.takes_frames())
+            {
+                self.not_leaving.insert(path.ifindex, link.means());
+            }
+        }
+    }
+
+    /// Gives back those neighbour entries of an earlier daemon that are not needed.
+    pub(super) async fn release_left(&self, paths: &[abi::Path]) {
+        for (ifindex, ip) in paths.iter().filter_map(loader::neighbour) {
+            let observed = &self.netlink.observed.neighbours;
+            if observed.contains_key(&(ifindex, ip))
+                && !self.neighbours.contains(&(ifindex, ip))
+                && let Err(error) = self.netlink.release_neighbour(ifindex, ip).await
+            {
+                tracing::debug!("{error:#}");
+            }
+        }
+    }
+
+    /// Reports events: they are in the journal before anybody sees them.
+    pub(super) fn publish(&mut self, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        self.write_journal(&Record::of(&events));
+        self.shared.feed.publish(events);
+    }
+
+    /// Reports the end of a service.
+    pub(super) fn publish_removal(&mut self, service: &str, events: Vec<Event>) {
+        let service = service.to_owned();
+        let record = Record::Removed {
+            service,
+            events: events.clone(),
+        };
+        self.write_journal(&record);
+        self.shared.feed.publish(events);
+    }
+
+    /// Writes down a service that was added.
+    pub(super) fn journal_added(&mut self, service: &Service, number: u32) {
+        if let Some(saved) = self.saved(service, number) {
+            self.write_journal(&Record::Added(saved));
+        }
+    }
+
+    /// Writes everything down anew, and reports events.
+    pub(super) fn begin_journal(&mut self, events: Vec<Event>) {
+        self.begin_journal_with(&Record::of(&events));
+        self.shared.feed.publish(events);
+    }
+
+    fn write_journal(&mut self, record: &Record) {
+        if !self.is_forgetful && !self.journal.append(&record.line()) {
+            self.begin_journal_with(record);
+        }
+    }
+
+    fn begin_journal_with(&mut self, record: &Record) {
+        let mut text = Record::Snapshot(self.snapshot()).line();
+        text.extend(record.line());
+        let begun = self.journal.begin(&text);
+        if let Err(error) = &begun {
+            self.journal.give_up();
+            if !self.is_forgetful {
+                tracing::warn!(
+                    "cannot write the journal: {error:#}; the next daemon will not go on from this one"
+                );
+            }
+        }
+        self.is_forgetful = begun.is_err();
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let (events, next) = self.shared.feed.last(EVENTS);
+        let numbers: HashMap<&str, u32> = self
+            .members
+            .iter()
+            .map(|((number, _), member)| (member.service_name.as_str(), *number))
+            .collect();
+        let saved = |service: &Service| self.saved(service, *numbers.get(service.name.as_str())?);
+        Snapshot {
+            namespace: self.namespace,
+            mode: self.config.hub.mode,
+            services: self.config.services.iter().filter_map(saved).collect(),
+            chains: self.config.chains.clone(),
+            events,
+            next,
+        }
+    }
+
+    fn saved(&self, service: &Service, number: u32) -> Option<SavedService> {
+        let (since, shown) = self.shared.core().board.shown(number)?;
+        let members = (0..).zip(shown).map(|(at, shown)| {
+            let member = self.members.get(&(number, at))?;
+            let trackers = member.trackers.iter().zip(shown);
+            let trackers = trackers.map(|(tracker, shown)| SavedTracker {
+                slot: tracker.slot,
+                verdict: shown.verdict,
+                cause: shown.cause,
+                detail: shown.detail,
+            });
+            Some(SavedMember {
+                path: member.path,
+                trackers: trackers.collect(),
+            })
+        });
+        Some(SavedService {
+            service: service.clone(),
+            since,
+            members: members.collect::<Option<_>>()?,
+        })
+    }
+}

@@ -1,0 +1,299 @@
+//! What one daemon leaves to the next, beside the kernel's maps: what it watched and where in the maps each
+//! tracker has its place, what was reported last, and the newest events with their numbers.
+//!
+//! A journal is a [`Snapshot`], and what happened since: lines of JSON, each of them complete in itself. It is
+//! written before anybody is told, so that no event number is ever given twice.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tracker_ebpf::verdict::{Cause, Verdict};
+
+use crate::{
+    board::TrackerState,
+    config::{Chain, ModeChoice, Service},
+    report::{events::Event, words},
+};
+
+/// So many of the newest events are left to the next daemon.
+pub const EVENTS: usize = 1_024;
+
+/// Everything that a daemon leaves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Device and inode of the network namespace: interfaces are others in another one.
+    pub namespace: (u64, u64),
+    /// The configured mode: a way that another one made them take says nothing of devices.
+    pub mode: ModeChoice,
+    /// In the order in which they are reported.
+    pub services: Vec<SavedService>,
+    /// The chains.
+    pub chains: Vec<Chain>,
+    /// The newest events.
+    pub events: Vec<Event>,
+    /// The number of the event that comes next.
+    pub next: u64,
+}
+
+/// A service, and its places in the maps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedService {
+    /// What is configured.
+    pub service: Service,
+    /// Since when its verdict is what it is.
+    pub since: Timestamp,
+    /// As in `service`.
+    pub members: Vec<SavedMember>,
+}
+
+/// A member's place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedMember {
+    /// Index into PATHS.
+    pub path: u32,
+    /// As in the configured member.
+    pub trackers: Vec<SavedTracker>,
+}
+
+/// A tracker's place, and what was reported of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedTracker {
+    /// Index into TRACKERS and STATE.
+    pub slot: u32,
+    /// The verdict.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// Why.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// More about the cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl SavedTracker {
+    /// What was reported of it.
+    pub fn shown(&self) -> TrackerState {
+        TrackerState {
+            verdict: self.verdict,
+            cause: self.cause,
+            detail: self.detail.clone(),
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Record {
+    /// The first.
+    Snapshot(Snapshot),
+    /// What was reported, and which member's which tracker each is about.
+    Events(Vec<(Event, Option<(u32, u32)>)>),
+    /// A service that came.
+    Added(SavedService),
+    /// A service that went, and what was reported of that.
+    Removed {
+        /// Its name.
+        service: String,
+        /// What was reported.
+        events: Vec<Event>,
+    },
+}
+
+impl Record {
+    /// Events as they are published.
+    pub fn of(events: &[Event]) -> Self {
+        let with_place = events.iter().map(|event| (event.clone(), event.tracker));
+        Self::Events(with_place.collect())
+    }
+
+    /// The line that says it.
+    pub fn line(&self) -> Vec<u8> {
+        // Plain structures with string keys cannot fail to be written.
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+}
+
+impl Snapshot {
+    /// Reads a journal: its snapshot, brought up to date by what follows.
+    ///
+    /// # Errors
+    /// Where it is not one; what was found.
+    pub fn read(journal: &[u8]) -> Result<Self, String> {
+        let mut snapshot = None;
+        let lines = journal.split(|byte| *byte == b'\n');
+        for (number, line) in (1..).zip(lines.filter(|line| !line.is_empty())) {
+            let record =
+                serde_json::from_slice(line).map_err(|error| format!("line {number}: {error}"))?;
+            match (&mut snapshot, record) {
+                (_, Record::Snapshot(first)) => snapshot = Some(first),
+                (Some(snapshot), record) => snapshot.take(record),
+                (None, _) => return Err("it does not begin with a snapshot".to_owned()),
+            }
+        }
+        snapshot.ok_or_else(|| "it is empty".to_owned())
+    }
+
+    fn take(&mut self, record: Record) {
+        match record {
+            Record::Snapshot(_) => {}
+            Record::Events(events) => {
+                for (event, tracker) in events {
+                    self.tell(&event, tracker);
+                    self.push(event);
+                }
+            }
+            Record::Added(added) => {
+                let name = &added.service.name;
+                self.services.retain(|saved| saved.service.name != *name);
+                self.services.push(added);
+            }
+            Record::Removed { service, events } => {
+                self.services.retain(|saved| saved.service.name != *service);
+                events.into_iter().for_each(|event| self.push(event));
+            }
+        }
+    }
+
+    fn push(&mut self, event: Event) {
+        self.events.push(event);
+        self.next += 1;
+    }
+
+    /// Takes over what an event reported.
+    fn tell(&mut self, event: &Event, tracker: Option<(u32, u32)>) {
+        let Some(name) = event.service.as_deref() else {
+            return;
+        };
+        let mut services = self.services.iter_mut();
+        let Some(saved) = services.find(|saved| saved.service.name == name) else {
+            return;
+        };
+        match tracker {
+            Some((member, tracker)) => {
+                let member = saved.members.get_mut(member as usize);
+                let tracker = member.and_then(|member| member.trackers.get_mut(tracker as usize));
+                if let Some(tracker) = tracker {
+                    tracker.verdict = event.to;
+                    tracker.cause = event.cause;
+                    tracker.detail = event.detail.as_deref().map(str::to_owned);
+                }
+            }
+            None if event.member.is_none() => saved.since = event.time,
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{config, report::events::tests::example};
+
+    const CONFIG: &str = "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.0.2\"\ninterface = \"eth1\"\n\
+        behind = [\"10.20.0.9\", \"10.20.0.10\"]\npolicy = \"all\"\nreturns = [\"eth1\", \"eth2\"]\n";
+
+    fn services() -> Vec<Service> {
+        config::parse(CONFIG, Path::new("test.toml"))
+            .unwrap()
+            .services
+    }
+
+    fn saved(service: Service) -> SavedService {
+        let tracker = |slot| SavedTracker {
+            slot,
+            verdict: Verdict::Up,
+            cause: Cause::Replied,
+            detail: None,
+        };
+        SavedService {
+            service,
+            since: "2026-01-01T00:00:00Z".parse().unwrap(),
+            members: vec![SavedMember {
+                path: 3,
+                trackers: vec![tracker(7), tracker(9)],
+            }],
+        }
+    }
+
+    fn snapshot() -> Snapshot {
+        Snapshot {
+            namespace: (4, 4_026_531_840),
+            mode: ModeChoice::Auto,
+            services: services().into_iter().map(saved).collect(),
+            chains: vec![Chain {
+                name: "internet".to_owned(),
+                services: vec!["fw-1".to_owned()],
+            }],
+            events: vec![example()],
+            next: 8,
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let line = Record::Snapshot(snapshot()).line();
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(Snapshot::read(&line).unwrap(), snapshot());
+    }
+
+    #[test]
+    fn what_happened_since_counts() {
+        let mut journal = Record::Snapshot(snapshot()).line();
+        let down = Event {
+            tracker: Some((0, 1)),
+            ..example()
+        };
+        let own = Event {
+            member: None,
+            behind: None,
+            time: "2026-01-02T00:00:00Z".parse().unwrap(),
+            ..example()
+        };
+        journal.extend(Record::of(&[down, own]).line());
+        let mut other = saved(services().remove(0));
+        other.service.name = "fw-2".to_owned();
+        journal.extend(Record::Added(other.clone()).line());
+        let read = Snapshot::read(&journal).unwrap();
+        let [first, second] = &read.services[..] else {
+            panic!("{read:?}");
+        };
+        let verdicts = first.members[0].trackers.iter();
+        let verdicts: Vec<_> = verdicts.map(|tracker| tracker.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Up, Verdict::Down]);
+        assert_eq!(first.since.to_string(), "2026-01-02T00:00:00Z");
+        assert_eq!((second, read.next, read.events.len()), (&other, 10, 3));
+
+        let gone = Record::Removed {
+            service: "fw-1".to_owned(),
+            events: vec![example()],
+        };
+        journal.extend(gone.line());
+        let read = Snapshot::read(&journal).unwrap();
+        assert_eq!(read.services, [other]);
+        assert_eq!((read.next, read.events.len()), (11, 4));
+    }
+
+    #[test]
+    fn a_tracker_of_an_older_version_has_the_new_keys_defaults() {
+        let read: config::Tracker = serde_json::from_str(r#"{"behind":"10.20.0.9"}"#).unwrap();
+        let text =
+            "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.0.2\"\nbehind = [\"10.20.0.9\"]\n";
+        let config = config::parse(text, Path::new("test.toml")).unwrap();
+        assert_eq!(read, config.services[0].members[0].trackers[0]);
+    }
+
+    #[test]
+    fn what_is_no_journal_is_refused() {
+        let events = Record::of(&[example()]).line();
+        let mut torn = Record::Snapshot(snapshot()).line();
+        torn.extend(&events[..events.len() / 2]);
+        for bad in [&b""[..], b"\n\n", b"{}", b"\0\xff garbage", &events, &torn] {
+            assert!(Snapshot::read(bad).is_err(), "{bad:?}");
+        }
+    }
+}
