@@ -232,6 +232,8 @@ struct Daemon {
     not_leaving: NotLeaving,
     refused: HashMap<u32, (String, Instant)>,
     confirmed: HashMap<(u32, IpAddr), Instant>,
+    /// Members whose last word was that no reply comes: their next hop is asked again and again.
+    silent: HashSet<(u32, u32)>,
 }
 
 /// Names of the two private interfaces of an instance; they fit the kernel's 15 characters.
@@ -399,6 +401,7 @@ impl Daemon {
             not_leaving: NotLeaving::new(),
             refused: HashMap::new(),
             confirmed: HashMap::new(),
+            silent: HashSet::new(),
             steering: None,
             steering_fault: None,
             config,
@@ -501,7 +504,10 @@ impl Daemon {
                         .tracker_changed(at, state, stamp(), detection_ns);
                 self.shared.feed.publish(events);
                 if (verdict, cause) == (Verdict::Down, Cause::NoReply) {
+                    self.silent.insert(member);
                     self.confirm_next_hop(member);
+                } else {
+                    self.silent.remove(&member);
                 }
             }
             Report::NotLeaving(ifindex) => {

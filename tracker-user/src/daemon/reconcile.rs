@@ -383,6 +383,12 @@ impl Daemon {
 
     /// Tries again what was refused: attachments, and endpoints that did not answer.
     pub(super) async fn retry(&mut self) {
+        // The endpoint may get another MAC address at any time, also just after it was asked.
+        let members = &self.members;
+        self.silent.retain(|member| members.contains_key(member));
+        for member in self.silent.clone() {
+            self.confirm_next_hop(member);
+        }
         for member in self.members.values() {
             if let Some(plan) = &member.plan
                 && let Some(key) = plan.neighbour
