@@ -24,6 +24,12 @@ const BEHIND: [&str; 2] = ["10.40.0.2", "2001:db8:40::2"];
 /// A lab whose firewall has the hub on both sides.
 fn lab() -> Result<Lab> {
     let lab = Lab::new()?;
+    plug_second(&lab)?;
+    Ok(lab)
+}
+
+/// Connects the firewall's other side with the hub.
+fn plug_second(lab: &Lab) -> Result<()> {
     let firewall = &lab.service().firewall;
     lab.hub.ip(&format!(
         "link add eth2 type veth peer name eth2 netns {}\n\
@@ -34,8 +40,7 @@ fn lab() -> Result<Lab> {
     ))?;
     firewall.ip("address add 10.40.0.1/24 dev eth2\n\
          address add 2001:db8:40::1/64 dev eth2\n\
-         link set eth2 up\n")?;
-    Ok(lab)
+         link set eth2 up\n")
 }
 
 fn each_is(status: &Status, key: &str, word: &str) -> bool {
@@ -204,17 +209,7 @@ fn the_interface_of_the_address_is_made_again() -> Result<()> {
     tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
     lab.hub.ip("link del eth2\n")?;
     tracker.wait_verdict("fw-1", "down", "no-reply")?;
-    let firewall = &lab.service().firewall;
-    lab.hub.ip(&format!(
-        "link add eth2 type veth peer name eth2 netns {}\n\
-         address add 10.40.0.2/24 dev eth2\n\
-         address add 2001:db8:40::2/64 dev eth2\n\
-         link set eth2 up\n",
-        firewall.name()
-    ))?;
-    firewall.ip("address add 10.40.0.1/24 dev eth2\n\
-         address add 2001:db8:40::1/64 dev eth2\n\
-         link set eth2 up\n")?;
+    plug_second(&lab)?;
     follows_the_firewall(&lab, &tracker)
 }
 

@@ -12,7 +12,7 @@ pub mod steer;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf, xdp::DevMapHash};
+use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf, xdp::DevMapHash};
 use aya::programs::{Program, xdp::XdpMode};
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions};
 use tracker_ebpf::abi;
@@ -106,6 +106,22 @@ pub struct Object {
     events: RingBuf<MapData>,
 }
 
+/// Has the verifier take a program of the object.
+pub fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    match ebpf.program_mut(name) {
+        Some(Program::Xdp(xdp)) => xdp.load(),
+        Some(Program::SchedClassifier(classifier)) => classifier.load(),
+        _ => bail!("the object has no program {name}"),
+    }
+    .with_context(|| format!("load {name}"))
+}
+
+/// A map of the object, for the test alone.
+pub fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .with_context(|| format!("the object has no map {name}"))
+}
+
 impl Object {
     /// Loads `program` with empty maps and the key.
     pub fn load(program: &'static str) -> Result<Self> {
@@ -117,16 +133,8 @@ impl Object {
             .map_max_entries(abi::map::EVENTS, EVENTS_BYTES)
             .load(tracker_user::kernel::OBJECT)
             .context("load the object")?;
-        match ebpf.program_mut(program) {
-            Some(Program::Xdp(xdp)) => xdp.load(),
-            Some(Program::SchedClassifier(classifier)) => classifier.load(),
-            _ => bail!("the object has no program {program}"),
-        }
-        .with_context(|| format!("load {program}"))?;
-        let mut take = |name: &str| {
-            ebpf.take_map(name)
-                .with_context(|| format!("the object has no map {name}"))
-        };
+        load_program(&mut ebpf, program)?;
+        let mut take = |name: &str| take_map(&mut ebpf, name);
         let mut object = Self {
             program,
             hub: take(abi::map::HUB)?.try_into()?,

@@ -23,7 +23,7 @@ use tracker_tests::packets::{self, ETHERNET, IPV4, IPV6, Ipv4, Link, Tag, with};
 
 use super::{
     ARRIVAL, BEHIND_V4, BEHIND_V6, ENDPOINT_MAC, HUB_MAC, TC_ACT_REDIRECT, TC_ACT_SHOT,
-    TC_ACT_UNSPEC, XDP_PASS, XDP_REDIRECT, now_mono_ns, widen,
+    TC_ACT_UNSPEC, XDP_PASS, XDP_REDIRECT, load_program, now_mono_ns, take_map, widen,
 };
 
 const ENDPOINT_V4: [u8; 4] = [10, 9, 0, 2];
@@ -356,16 +356,8 @@ impl Object {
             .map_max_entries(abi::map::STEERED, 8)
             .load(tracker_user::kernel::OBJECT)
             .context("load the object")?;
-        match ebpf.program_mut(program) {
-            Some(Program::Xdp(xdp)) => xdp.load(),
-            Some(Program::SchedClassifier(classifier)) => classifier.load(),
-            _ => bail!("the object has no program {program}"),
-        }
-        .with_context(|| format!("load {program}"))?;
-        let mut take = |name: &str| {
-            ebpf.take_map(name)
-                .with_context(|| format!("the object has no map {name}"))
-        };
+        load_program(&mut ebpf, program)?;
+        let mut take = |name: &str| take_map(&mut ebpf, name);
         let mut object = Self {
             program,
             filter: take(abi::map::FILTER)?.try_into()?,

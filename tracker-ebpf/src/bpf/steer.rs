@@ -115,18 +115,10 @@ pub fn uplink<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
     if !may_send(&head) {
         return None;
     }
-    if matches!(steer.via, Via::Nowhere) {
-        count(steer.member, |counters| &mut counters.no_way);
-        return Some(Outcome::NoWay);
+    match turn::<AT>(ctx, at, &head, steer, gso_size, true) {
+        Ok(()) => Some(send::<AT>(ctx, &head, steer)),
+        Err(outcome) => outcome,
     }
-    // No helper takes outer headers off for an interface that wants an Ethernet header.
-    let is_framed = at == AT || steer.is_ethernet == 0;
-    if !fits(&head, steer, gso_size) || !is_framed {
-        count(steer.member, |counters| &mut counters.unfit);
-        return None;
-    }
-    let turned = turn(ctx, at, &head, steer, true);
-    Some(turned.map_or(Outcome::Broken, |()| send::<AT>(ctx, &head, steer)))
 }
 
 /// TC egress, for local packets that bear the mark.
@@ -151,17 +143,8 @@ pub fn marked<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
     let mut head = Head::default();
     parse::<AT>(ctx, at, &mut head)?;
     let steer = find(&head)?;
-    if matches!(steer.via, Via::Nowhere) {
-        count(steer.member, |counters| &mut counters.no_way);
-        return Some(Outcome::NoWay);
-    }
-    let is_framed = at == AT || steer.is_ethernet == 0;
-    if !fits(&head, steer, gso_size) || !is_framed {
-        count(steer.member, |counters| &mut counters.unfit);
-        return None;
-    }
-    if turn(ctx, at, &head, steer, false).is_none() {
-        return Some(Outcome::Broken);
+    if let Err(outcome) = turn::<AT>(ctx, at, &head, steer, gso_size, false) {
+        return outcome;
     }
     if steer.interface == ifindex {
         return Some(match address::<AT>(ctx, &head, steer) {
@@ -378,13 +361,35 @@ fn remember_one(
     FLOWS.insert(key, flow, 0).ok()
 }
 
-/// Gives the packet the behind address as destination, and notes it.
+/// Gives the packet the behind address as destination, and notes it; or what becomes of it where that can't be.
 #[inline(always)]
-fn turn(ctx: &TcContext, at: usize, head: &Head, steer: &Steer, takes_hop: bool) -> Option<()> {
-    remember(head, steer)?;
-    change(ctx, at, head, Side::Destination, &steer.behind, takes_hop)?;
+fn turn<const AT: usize>(
+    ctx: &TcContext,
+    at: usize,
+    head: &Head,
+    steer: &Steer,
+    gso_size: u32,
+    takes_hop: bool,
+) -> Result<(), Option<Outcome>> {
+    if matches!(steer.via, Via::Nowhere) {
+        count(steer.member, |counters| &mut counters.no_way);
+        return Err(Some(Outcome::NoWay));
+    }
+    // No helper takes outer headers off for an interface that wants an Ethernet header.
+    let is_framed = at == AT || steer.is_ethernet == 0;
+    if !fits(head, steer, gso_size) || !is_framed {
+        count(steer.member, |counters| &mut counters.unfit);
+        return Err(None);
+    }
+    let broken = Err(Some(Outcome::Broken));
+    if remember(head, steer).is_none() {
+        return broken;
+    }
+    if change(ctx, at, head, Side::Destination, &steer.behind, takes_hop).is_none() {
+        return broken;
+    }
     count(steer.member, |counters| &mut counters.steered);
-    Some(())
+    Ok(())
 }
 
 /// Gives the packet another address on one side. The kernel's own helpers keep the checksums right, those
