@@ -13,6 +13,7 @@ const ACTIONS: Actions = Actions {
     consume: XDP_DROP,
     is_as_sent: |destination| *destination == prog::ENDPOINT_MAC,
     takes_tag: true,
+    sees_hop: true,
 };
 
 #[test]

@@ -18,6 +18,7 @@ const ACTIONS: Actions = Actions {
     // The kernel's word (PACKET_OTHERHOST): neither the device's own address nor one of many.
     is_as_sent: |destination| *destination != [0; 6] && destination[0] & 1 == 0,
     takes_tag: false,
+    sees_hop: false,
 };
 
 #[test]

@@ -279,6 +279,10 @@ pub struct Path {
     pub interface: u32,
     /// The next hop.
     pub endpoint: [u8; 16],
+    /// 1 where a reply on `interface` counts only if `next_hop_mac` is its frame's source.
+    pub checks_hop: u8,
+    /// Zero.
+    pub pad: [u8; 3],
 }
 
 /// What happened to one tracker's probes: four cache lines, so that the send program, the receive
@@ -325,10 +329,12 @@ pub struct ReceiveState {
     /// The tracker's verdict, as [`crate::verdict::Verdict`]; the daemon writes it, so that the
     /// receive program reports replies only while they matter.
     pub verdict: u8,
+    /// Hops that the last reply had left (TTL, hop limit).
+    pub ttl: u8,
+    /// Source MAC address of its frame: who brought it; zeros where there is no Ethernet header.
+    pub hop_mac: [u8; 6],
     /// Zero.
-    pub pad: [u8; 7],
-    /// Zero.
-    pub pad2: [u64; 2],
+    pub pad: [u64; 2],
 }
 
 /// What the receive program saw besides counted replies.
@@ -598,11 +604,11 @@ const _: () = {
     assert!(size_of::<Tracker>() == 72 && align_of::<Tracker>() == 8);
     assert!(offset_of!(Tracker, timeout_ns) == 32 && offset_of!(Tracker, payload) == 56);
     assert!(offset_of!(Tracker, port) == 62 && offset_of!(Tracker, probe) == 67);
-    assert!(size_of::<Path>() == 72 && align_of::<Path>() == 4);
+    assert!(size_of::<Path>() == 76 && align_of::<Path>() == 4);
     assert!(offset_of!(Path, source_mac) == 8 && offset_of!(Path, ifindex) == 16);
     assert!(offset_of!(Path, arrivals) == 36 && offset_of!(Path, interface) == 52);
     assert!(size_of::<SendState>() == 64);
-    assert!(size_of::<ReceiveState>() == 64);
+    assert!(size_of::<ReceiveState>() == 64 && offset_of!(ReceiveState, hop_mac) == 42);
     assert!(size_of::<JudgeState>() == 64);
     assert!(size_of::<TroubleState>() == 64);
     assert!(offset_of!(TroubleState, complaint_from) == 48);

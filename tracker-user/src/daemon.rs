@@ -34,7 +34,7 @@ use tracker_ebpf::{
 
 use crate::{
     board::{Board, Stamp, TrackerRef, TrackerState},
-    config::{self, Addition, Config, Member, Role},
+    config::{self, Addition, Config, Member, ReturnHop, Role},
     engine::{Command, Report},
     health::Health,
     kernel::{
@@ -740,6 +740,21 @@ impl Daemon {
             return Some(Probing::STRANDED.to_owned());
         }
         let installed = member.trackers.get(tracker as usize)?;
+        if cause == Cause::WrongPath {
+            let ifindex = self
+                .kernel
+                .states()
+                .state(installed.slot)
+                .trouble
+                .wrong_path_ifindex;
+            let name = &self.netlink.observed.links.get(&ifindex)?.name;
+            let is_own = member.plan.as_ref().and_then(MemberPlan::ifindex) == Some(ifindex);
+            let by = match is_own && member.config.return_hop == ReturnHop::Endpoint {
+                true => ", brought by another MAC address than the endpoint's",
+                false => "",
+            };
+            return Some(format!("a reply arrived on {name}{by}"));
+        }
         if cause == Cause::Unreachable {
             return complaint(&self.kernel.states().state(installed.slot).trouble);
         }

@@ -14,7 +14,7 @@ use tracker_ebpf::{
 };
 
 use crate::{
-    config::{Member, ModeChoice, Probe, Tracker},
+    config::{Member, ModeChoice, Probe, ReturnHop, Tracker},
     kernel::interfaces::{Header, Link, Means, Neighbour, Observed, Owners},
     mode::SendWay,
 };
@@ -288,6 +288,7 @@ fn path(
         source_mac: link.mac,
         via,
         ifindex: device,
+        checks_hop: u8::from(member.return_hop == ReturnHop::Endpoint && link.has_neighbours()),
         ..Default::default()
     };
     for (slots, interfaces) in [

@@ -79,6 +79,8 @@ pub struct Actions {
     pub is_as_sent: fn(&[u8; 6]) -> bool,
     /// Whether it looks behind a VLAN tag among the frame's bytes.
     pub takes_tag: bool,
+    /// Whether it sees who sent the frame.
+    pub sees_hop: bool,
 }
 
 impl Actions {
@@ -307,6 +309,18 @@ impl Table {
             });
             let reply = self.reply(&world);
             self.row(format!("entry {at} of returns"), &reply, Want::Counted);
+        }
+        for (what, interface, source, want) in [
+            ("the endpoint", ARRIVAL, super::ENDPOINT_MAC, Want::Counted),
+            ("another", ARRIVAL, [2, 0, 0, 0, 0, 3], Want::WrongPath),
+            ("another, elsewhere", 901, [2, 0, 0, 0, 0, 3], Want::Counted),
+        ] {
+            let world = world.clone().with(|world| {
+                world.path.checks_hop = 1;
+                world.path.interface = interface;
+            });
+            let reply = self.reply(&world).with(|reply| reply.link.source = source);
+            self.row(format!("brought by {what}"), &reply, want);
         }
         let nowhere = world.with(|world| world.path.via = abi::Via::Nowhere);
         let reply = self.reply(&nowhere);
@@ -1263,7 +1277,9 @@ fn next(address: IpAddr) -> IpAddr {
 /// Runs all rows through `program` and checks action, frame, counters, state, bit sets and events of each.
 pub fn check_table(program: &'static str, actions: Actions) -> Result<()> {
     let mut object = Object::load(program)?;
-    let rows = rows();
+    let mut rows = rows();
+    // Without an Ethernet header there is nothing to check, and no path says so.
+    rows.retain(|row| row.world.path.checks_hop == 0 || actions.sees_hop);
     let (rows, refused): (Vec<_>, Vec<_>) =
         rows.into_iter().partition(|row| object.takes(&row.frame));
     for mut row in rows.iter().cloned() {
@@ -1368,6 +1384,12 @@ impl Row {
                 };
                 receive.rtt_max_ns = receive.rtt_max_ns.max(last);
                 receive.received += 1;
+                let is_tagged = self.frame[12..ETHERNET] == [0x81, 0x00];
+                let packet = &self.frame[ETHERNET + if is_tagged { packets::TAG } else { 0 }..];
+                receive.ttl = packet[if packet[0] >> 4 == 4 { 8 } else { 7 }];
+                if actions.sees_hop {
+                    receive.hop_mac.copy_from_slice(&self.frame[6..12]);
+                }
                 let (word, bit) = self.world.bit(self.mark.sequence);
                 assert_eq!(should.words[word] & bit, 0, "{what}: the row is wrong");
                 should.words[word] |= bit;

@@ -199,7 +199,12 @@ pub fn recognise(
             path.arrivals
         }
     };
-    if !expects(expected, arrival.ifindex) {
+    // Elsewhere the endpoint has another MAC address, or none; and a probe that comes back was never its.
+    let is_strange = path.checks_hop != 0
+        && matches!(proof, Proof::Reply)
+        && arrival.ifindex == path.interface
+        && reply.hop_mac != path.next_hop_mac;
+    if is_strange || !expects(expected, arrival.ifindex) {
         if arrival.is_tagged || reply.vlan & vlan::ID_MASK != 0 {
             return Some(Outcome::Tagged);
         }
@@ -212,7 +217,16 @@ pub fn recognise(
         }
         return Some(Outcome::WrongPath);
     }
-    Some(count_reply(&reply.mark, tracker, state))
+    let outcome = count_reply(&reply.mark, tracker, state);
+    if matches!(outcome, Outcome::Counted) {
+        // SAFETY: a valid map value; whole stores but for the address, which only people read.
+        unsafe {
+            let receive = &raw mut (*state).receive;
+            (&raw mut (*receive).ttl).write(reply.ttl);
+            (&raw mut (*receive).hop_mac).write(reply.hop_mac);
+        }
+    }
+    Some(outcome)
 }
 
 /// Notes an ICMP error whose quote the token proves to be one of our probes. Anything else is of no concern

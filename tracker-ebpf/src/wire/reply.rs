@@ -22,6 +22,10 @@ pub struct Reply {
     /// True where the lengths of all headers agree with each other, and their checksums: of ICMP all, of
     /// UDP none. A UDP checksum may be missing or left for hardware to complete; the token says more.
     pub is_intact: bool,
+    /// Source MAC address of its frame; zeros where there is no Ethernet header.
+    pub hop_mac: [u8; 6],
+    /// Hops that it has left.
+    pub ttl: u8,
     /// ICMP type and code. Of UDP they mean nothing, and are read nevertheless: the verifier refuses what is
     /// not set on each way, even where nothing depends on it.
     pub kind: [u8; 2],
@@ -143,12 +147,19 @@ impl Reply {
 /// it: RFC 1122 section 3.2.2.6), more than one VLAN tag, truncated frames, other payloads.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Option<Reply> {
-    let ethertype = ethernet::parse(frame.at(0)?);
-    if ethertype == ethernet::VLAN {
+    let header: &[u8; ethernet::LEN] = frame.at(0)?;
+    let ethertype = ethernet::parse(header);
+    let reply = if ethertype == ethernet::VLAN {
         let (control, ethertype) = vlan::parse(frame.at(ethernet::LEN)?);
-        return parse_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, ethertype, control);
-    }
-    parse_ip::<B, { ethernet::LEN }>(frame, ethertype, 0)
+        parse_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, ethertype, control)?
+    } else {
+        parse_ip::<B, { ethernet::LEN }>(frame, ethertype, 0)?
+    };
+    let [.., a, b, c, d, e, f, _, _] = *header;
+    Some(Reply {
+        hop_mac: [a, b, c, d, e, f],
+        ..reply
+    })
 }
 
 #[inline(always)]
@@ -218,6 +229,8 @@ fn read_ipv4<B: Bytes + ?Sized, const AT: usize>(
         vlan,
         is_intact: is_whole && announced >= HEADER_LEN + probe::LEN && ipv4::checksum_ok(ip),
         addresses,
+        hop_mac: [0; 6],
+        ttl: header.ttl,
         kind: [head[0], head[1]],
         ports: ports(head),
     })
@@ -280,6 +293,8 @@ fn read_ipv6<B: Bytes + ?Sized, const AT: usize>(
         vlan,
         is_intact: is_whole && usize::from(header.payload_len) >= HEADER_LEN + probe::LEN,
         addresses,
+        hop_mac: [0; 6],
+        ttl: header.hop_limit,
         kind: [head[0], head[1]],
         ports: ports(head),
     })
@@ -468,7 +483,8 @@ mod tests {
             let frame = exchange.reply();
             let reply = parse(&frame[..]).expect("a reply");
             prop_assert_eq!((reply.message, reply.mark), (exchange.replied(), exchange.mark));
-            prop_assert_eq!(reply.vlan, exchange.path.vlan);
+            prop_assert_eq!((reply.vlan, reply.ttl), (exchange.path.vlan, 61));
+            prop_assert_eq!(reply.hop_mac, exchange.path.source_mac);
             prop_assert!(reply.is_intact);
             prop_assert_eq!(reply.proof(&exchange.tracker), Some(Proof::Reply));
             prop_assert!(reply.belongs_to(&exchange.tracker, Proof::Reply));
@@ -499,7 +515,8 @@ mod tests {
                 Family::Ipv4 => parse_ipv4::<_, 0>(packet, exchange.path.vlan),
                 Family::Ipv6 => parse_ipv6::<_, 0>(packet, exchange.path.vlan),
             };
-            prop_assert_eq!(bare, parse(&frame[..]));
+            let framed = parse(&frame[..]).map(|reply| Reply { hop_mac: [0; 6], ..reply });
+            prop_assert_eq!(bare, framed);
             prop_assert!(bare.is_some());
         }
 
@@ -541,7 +558,7 @@ mod tests {
                     false => parse_error_ipv4::<[u8], 0>(&frame[ip_at..]),
                     true => parse_error_ipv6::<[u8], 0>(&frame[ip_at..]),
                 };
-                prop_assert_eq!(alone, Some(Reply { vlan: 0, ..error }));
+                prop_assert_eq!(alone, Some(Reply { vlan: 0, hop_mac: [0; 6], ..error }));
                 prop_assert!(error.is_intact && error.is_told_to(&exchange.tracker));
                 prop_assert_eq!(error.proof(&exchange.tracker), None);
                 let sender: Vec<u8> = error.sender().iter().flat_map(|word| word.to_ne_bytes()).collect();

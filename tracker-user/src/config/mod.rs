@@ -121,6 +121,8 @@ pub struct Member {
     pub source: Option<IpAddr>,
     /// The interfaces on which a reply may arrive; empty: the outgoing one.
     pub returns: Vec<String>,
+    /// Who may bring a reply there.
+    pub return_hop: ReturnHop,
     /// How the trackers decide.
     pub policy: Policy,
     /// At least one.
@@ -134,6 +136,16 @@ pub enum Role {
     Active,
     /// In use while the active member is not up.
     Standby,
+}
+
+/// Who may bring a reply on a member's own interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ReturnHop {
+    /// Anybody.
+    #[default]
+    Any,
+    /// Only who has the endpoint's MAC address.
+    Endpoint,
 }
 
 /// How the verdicts of a member's trackers make the member's.
@@ -308,6 +320,7 @@ words! {
     ModeChoice { Auto = "auto", XdpNative = "xdp-native", XdpGeneric = "xdp-generic", Tc = "tc" }
     Origin { Config = "config", RunTime = "run-time" }
     Role { Active = "active", Standby = "standby" }
+    ReturnHop { Any = "any", Endpoint = "endpoint" }
     Probe { Icmp = "icmp", Udp = "udp", Tcp = "tcp" }
     Expect { Reply = "reply", Silence = "silence" }
     Flow { Fixed = "fixed", Rotate = "rotate" }

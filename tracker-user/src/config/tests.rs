@@ -127,6 +127,7 @@ fn contract_example_is_valid() {
                     interface: Some("eth1".to_owned()),
                     source: Some("10.9.0.1".parse().unwrap()),
                     returns: vec!["eth1".to_owned()],
+                    return_hop: ReturnHop::Any,
                     policy: Policy::Any,
                     trackers: vec![slow("10.20.0.9"), slow("2001:db8:20::9")],
                 }],
@@ -141,6 +142,7 @@ fn contract_example_is_valid() {
                         interface: Some("eth2".to_owned()),
                         source: None,
                         returns: vec![],
+                        return_hop: ReturnHop::Any,
                         policy: Policy::Any,
                         trackers: vec![tracker("10.20.1.9")],
                     },
@@ -150,6 +152,7 @@ fn contract_example_is_valid() {
                         interface: Some("eth3".to_owned()),
                         source: None,
                         returns: vec![],
+                        return_hop: ReturnHop::Any,
                         policy: Policy::Any,
                         trackers: vec![Tracker {
                             probe: Probe::Tcp,
@@ -335,6 +338,10 @@ fn each_bad_line_is_named_with_its_reason() {
         ("policy = 0", "out of range"),
         ("policy = true", "not a boolean"),
         ("returns = []", "an empty list"),
+        (
+            "return_hop = \"gateway\"",
+            "not one of \"any\", \"endpoint\"",
+        ),
         (
             "returns = \"eth1\"",
             "must be a list of interface names, not a string",
@@ -814,7 +821,7 @@ fn an_unreadable_file_is_one_line() {
 
 /// Words and values a configuration is made of, valid and not, to be put together at random.
 fn fragment() -> impl Strategy<Value = String> {
-    let keys = "name|endpoint|interface|behind|policy|returns|source|member|role|tracker|probe|port|\
+    let keys = "name|endpoint|interface|behind|policy|returns|return_hop|source|member|role|tracker|probe|port|\
                 interval|timeout|fall|rise|payload|expect|flow|refused|hold_down|services|uplinks|mark|x";
     const VALUES: &[&str] = &[
         "\"a\"",

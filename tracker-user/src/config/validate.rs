@@ -14,8 +14,8 @@ use ipnet::IpNet;
 
 use super::document::{At, Entry, Section, likeliest};
 use super::{
-    Chain, Config, Expect, Flow, Hub, Member, ModeChoice, Origin, Policy, Probe, Refused, Role,
-    Service, Steering, Tracker,
+    Chain, Config, Expect, Flow, Hub, Member, ModeChoice, Origin, Policy, Probe, Refused,
+    ReturnHop, Role, Service, Steering, Tracker,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -81,6 +81,7 @@ const SERVICE_KEYS: &[&str] = &[
     "behind",
     "policy",
     "returns",
+    "return_hop",
     "source",
     "member",
 ];
@@ -91,6 +92,7 @@ const MEMBER_KEYS: &[&str] = &[
     "behind",
     "policy",
     "returns",
+    "return_hop",
     "source",
     "tracker",
 ];
@@ -567,6 +569,9 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
             }
             Some(source.value)
         });
+    let return_hop = parts
+        .inherited("return_hop")
+        .and_then(|entry| entry.word(ReturnHop::WORDS));
     let returns = parts.inherited("returns").map(|entry| {
         let names = distinct(&entry, "a list of interface names", |element| {
             element.parsed("an interface name", checked_interface)
@@ -588,6 +593,7 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
         interface,
         source,
         returns: returns.unwrap_or_default(),
+        return_hop: return_hop.map_or_else(ReturnHop::default, |word| word.value),
         policy: policy.unwrap_or_default(),
         trackers,
     })
