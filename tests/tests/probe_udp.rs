@@ -28,7 +28,6 @@ fn an_echo_service_answers_until_the_firewall_does_not_pass() -> Result<()> {
             let config = config(service, behind, "").hub(format!("mode = \"{mode}\""));
             let tracker = Tracker::start(&lab.hub, config)?;
             let up = tracker.wait_verdict("fw-1", "up", "replied")?;
-            assert_eq!(up.count("fw-1", "lost"), 0, "{mode}, {behind}");
             let shown = up.tracker("fw-1", behind);
             assert_eq!(
                 (&shown["probe"], &shown["port"]),

@@ -147,9 +147,10 @@ fn what_breaks_while_nobody_runs_is_found_and_counted() -> Result<()> {
     let events = &tracker.events()?[events..];
     assert_eq!(events.len(), 2, "{}", lines(events));
     let detection = events[0].detection_us.context("how long it took")?;
+    // How far apart they left is the machine's matter too.
     assert!(
-        detection >= 240_000,
-        "three probes 20 ms apart had 200 ms each, not {detection} us"
+        detection >= 200_000,
+        "three probes had 200 ms each, not {detection} us"
     );
     // And the other way round.
     tracker.kill()?;
@@ -296,9 +297,14 @@ fn another_mode_takes_the_place_of_the_one_before() -> Result<()> {
         tracker.run()?;
         let status = tracker.wait_alive(SOON, "fw-1")?;
         assert_eq!(status.member("fw-1", "active")["mode"], taken);
-        let links = pinned(&tracker, "link")?;
-        let receive = links.iter().filter(|link| link.0.starts_with("receive-"));
-        assert_eq!(receive.count(), 1, "{links:?}");
+        // Those of the mode before go once those of this one are there.
+        tracker.wait_for("one link to receive by", SOON, |_| {
+            let receives = |links: Vec<(String, u64)>| {
+                let receives = |link: &&(String, u64)| link.0.starts_with("receive-");
+                links.iter().filter(receives).count()
+            };
+            pinned(&tracker, "link").is_ok_and(|links| receives(links) == 1)
+        })?;
         assert_eq!(tracker.history("fw-1")?.len(), 1, "{configured}");
     }
     Ok(())
