@@ -1,6 +1,6 @@
 //! Who brings the replies back on the member's own interface: the endpoint, or a neighbour of it.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tracker_tests::daemon::SOON;
 use tracker_tests::{Config, Lab, Tracker};
 
@@ -78,5 +78,30 @@ fn another_box_takes_over_the_endpoint() -> Result<()> {
         status.verdict("fw-1") == "up"
     })?;
     tracker.wait_alive(SOON, "fw-1")?;
+    Ok(())
+}
+
+/// A reply with more hops left than it must have did not pass the service.
+#[test]
+fn a_reply_with_another_ttl() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let tracker = Tracker::start(&lab.hub, &service.toml("fw-1"))?;
+    let up = tracker.wait_verdict("fw-1", "up", "replied")?;
+    let seen = up.tracker("fw-1", service.behind)["return_ttl"].clone();
+    let seen = seen.as_u64().context("the TTL of a reply")?;
+    assert_eq!(seen, 63, "one router between");
+    let config = service.toml_with("fw-1", &format!("return_ttl = {seen}"));
+    assert!(tracker.reload(&config)?);
+    tracker.wait_alive(SOON, "fw-1")?;
+    // As if there were no router between.
+    service.host.sysctl("net/ipv4/ip_default_ttl", "65")?;
+    let down = tracker.wait_verdict("fw-1", "down", "wrong-path")?;
+    assert_eq!(
+        down.tracker("fw-1", service.behind)["detail"],
+        "a reply arrived on eth1 with TTL 64, not 63"
+    );
+    service.host.sysctl("net/ipv4/ip_default_ttl", "64")?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
     Ok(())
 }

@@ -242,8 +242,10 @@ pub struct Tracker {
     pub probe: Probe,
     /// 1 where each counted reply is reported, not only while the tracker is not up.
     pub reports_all: u8,
+    /// Hops (TTL, hop limit) that a reply must have left to count; 0 for any.
+    pub return_ttl: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
 impl Tracker {
@@ -326,15 +328,18 @@ pub struct ReceiveState {
     pub rtt_max_ns: u64,
     /// Sum of all round-trip times.
     pub rtt_sum_ns: u64,
+    /// Source MAC address of the last one's frame: who brought it; zeros where there is no Ethernet header.
+    /// It is written with the two bytes after it, as one word.
+    pub hop_mac: [u8; 6],
+    /// Zero.
+    pub pad: u8,
+    /// Hops (TTL, hop limit) that the last one had left.
+    pub ttl: u8,
     /// The tracker's verdict, as [`crate::verdict::Verdict`]; the daemon writes it, so that the
     /// receive program reports replies only while they matter.
     pub verdict: u8,
-    /// Hops that the last reply had left (TTL, hop limit).
-    pub ttl: u8,
-    /// Source MAC address of its frame: who brought it; zeros where there is no Ethernet header.
-    pub hop_mac: [u8; 6],
     /// Zero.
-    pub pad: [u64; 2],
+    pub pad2: [u8; 15],
 }
 
 /// What the receive program saw besides counted replies.
@@ -349,7 +354,7 @@ pub struct TroubleState {
     pub duplicate: u32,
     /// Genuine replies after the timeout.
     pub late: u32,
-    /// Genuine replies on an interface outside `returns`.
+    /// Genuine replies on an interface outside `returns`, from another hop or with another TTL than they must have.
     pub wrong_path: u32,
     /// Where the last of them arrived.
     pub wrong_path_ifindex: u32,
@@ -361,8 +366,8 @@ pub struct TroubleState {
     pub complaint_type: u8,
     /// Its ICMP code.
     pub complaint_code: u8,
-    /// Zero.
-    pub pad: u8,
+    /// Hops (TTL, hop limit) that the last reply of `wrong_path` had left.
+    pub wrong_path_ttl: u8,
     /// Sequence number of the probe that it is about.
     pub complaint_sequence: u64,
     /// Who sent it; only the probe in it is proven, not the sender.
@@ -608,7 +613,8 @@ const _: () = {
     assert!(offset_of!(Path, source_mac) == 8 && offset_of!(Path, ifindex) == 16);
     assert!(offset_of!(Path, arrivals) == 36 && offset_of!(Path, interface) == 52);
     assert!(size_of::<SendState>() == 64);
-    assert!(size_of::<ReceiveState>() == 64 && offset_of!(ReceiveState, hop_mac) == 42);
+    assert!(size_of::<ReceiveState>() == 64 && offset_of!(ReceiveState, hop_mac) == 40);
+    assert!(offset_of!(ReceiveState, ttl) == 47);
     assert!(size_of::<JudgeState>() == 64);
     assert!(size_of::<TroubleState>() == 64);
     assert!(offset_of!(TroubleState, complaint_from) == 48);

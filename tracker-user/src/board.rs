@@ -887,8 +887,15 @@ fn tracker_status(
         skipped: counters.skipped,
         proof,
         port: config.port,
+        return_ttl: counters.return_ttl,
+        return_mac: counters.return_mac.map(mac),
         detail: state.detail.clone(),
     }
+}
+
+/// As people write it.
+fn mac(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A service's state in a new configuration, with what the old one knew of it.

@@ -194,6 +194,8 @@ fn counters(state: &abi::State) -> Counters {
             .checked_div(receive.received)
             .unwrap_or(0)),
         rtt_max_ns: rtt(receive.rtt_max_ns),
+        return_ttl: (receive.ttl > 0).then_some(receive.ttl),
+        return_mac: (receive.hop_mac != [0; 6]).then_some(receive.hop_mac),
     }
 }
 
@@ -741,19 +743,15 @@ impl Daemon {
         }
         let installed = member.trackers.get(tracker as usize)?;
         if cause == Cause::WrongPath {
-            let ifindex = self
-                .kernel
-                .states()
-                .state(installed.slot)
-                .trouble
-                .wrong_path_ifindex;
-            let name = &self.netlink.observed.links.get(&ifindex)?.name;
-            let is_own = member.plan.as_ref().and_then(MemberPlan::ifindex) == Some(ifindex);
-            let by = match is_own && member.config.return_hop == ReturnHop::Endpoint {
-                true => ", brought by another MAC address than the endpoint's",
-                false => "",
-            };
-            return Some(format!("a reply arrived on {name}{by}"));
+            let trouble = self.kernel.states().state(installed.slot).trouble;
+            let name = self
+                .netlink
+                .observed
+                .links
+                .get(&trouble.wrong_path_ifindex)?
+                .name
+                .as_str();
+            return Some(wrong_path(member, tracker, &trouble, name));
         }
         if cause == Cause::Unreachable {
             return complaint(&self.kernel.states().state(installed.slot).trouble);
@@ -764,6 +762,29 @@ impl Daemon {
             .chain(of_source)
             .find(|fault| fault.cause == cause);
         fault.map(|fault| fault.detail.clone())
+    }
+}
+
+/// What was wrong with the way of a reply that arrived on the interface `name`.
+fn wrong_path(
+    member: &Attachment,
+    tracker: u32,
+    trouble: &abi::TroubleState,
+    name: &str,
+) -> String {
+    let own = member.plan.as_ref().and_then(MemberPlan::ifindex);
+    let by =
+        own == Some(trouble.wrong_path_ifindex) && member.config.return_hop == ReturnHop::Endpoint;
+    let ttl = trouble.wrong_path_ttl;
+    let expected = member.config.trackers.get(tracker as usize);
+    match expected.and_then(|tracker| tracker.return_ttl) {
+        Some(expected) if expected != ttl => {
+            format!("a reply arrived on {name} with TTL {ttl}, not {expected}")
+        }
+        _ if by => {
+            format!("a reply arrived on {name}, brought by another MAC address than the endpoint's")
+        }
+        _ => format!("a reply arrived on {name}"),
     }
 }
 

@@ -400,7 +400,8 @@ impl World {
                 proof: abi::Proof::Reply,
                 probe: abi::Probe::Icmp,
                 reports_all: 0,
-                pad: [0; 3],
+                return_ttl: 0,
+                pad: [0; 2],
             },
             path: abi::Path {
                 next_hop_mac: ENDPOINT_MAC,

@@ -322,6 +322,15 @@ impl Table {
             let reply = self.reply(&world).with(|reply| reply.link.source = source);
             self.row(format!("brought by {what}"), &reply, want);
         }
+        for (what, ttl, want) in [
+            ("as many hops as it must have", 64, Want::Counted),
+            ("a hop more than that", 63, Want::WrongPath),
+            ("a hop less than that", 65, Want::WrongPath),
+        ] {
+            let world = world.clone().with(|world| world.tracker.return_ttl = ttl);
+            let reply = self.reply(&world);
+            self.row(format!("{what} left"), &reply, want);
+        }
         let nowhere = world.with(|world| world.path.via = abi::Via::Nowhere);
         let reply = self.reply(&nowhere);
         let what = "a reply after the way out was lost";
@@ -1299,6 +1308,13 @@ pub fn check_table(program: &'static str, actions: Actions) -> Result<()> {
 }
 
 impl Row {
+    /// Hops that the frame's packet has left.
+    fn ttl(&self) -> u8 {
+        let is_tagged = self.frame[12..ETHERNET] == [0x81, 0x00];
+        let packet = &self.frame[ETHERNET + if is_tagged { packets::TAG } else { 0 }..];
+        packet[if packet[0] >> 4 == 4 { 8 } else { 7 }]
+    }
+
     fn check(
         &self,
         object: &mut Object,
@@ -1344,6 +1360,7 @@ impl Row {
             Want::Tagged => should.counters.reply_tagged += 1,
             Want::WrongPath => {
                 should.counters.reply_wrong_path += 1;
+                tracker.trouble.wrong_path_ttl = self.ttl();
                 tracker.trouble.wrong_path += 1;
                 tracker.trouble.wrong_path_ifindex = ARRIVAL;
                 tracker.trouble.wrong_path_sequence = self.mark.sequence;
@@ -1384,9 +1401,7 @@ impl Row {
                 };
                 receive.rtt_max_ns = receive.rtt_max_ns.max(last);
                 receive.received += 1;
-                let is_tagged = self.frame[12..ETHERNET] == [0x81, 0x00];
-                let packet = &self.frame[ETHERNET + if is_tagged { packets::TAG } else { 0 }..];
-                receive.ttl = packet[if packet[0] >> 4 == 4 { 8 } else { 7 }];
+                receive.ttl = self.ttl();
                 if actions.sees_hop {
                     receive.hop_mac.copy_from_slice(&self.frame[6..12]);
                 }

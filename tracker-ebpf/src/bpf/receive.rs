@@ -200,11 +200,12 @@ pub fn recognise(
         }
     };
     // Elsewhere the endpoint has another MAC address, or none; and a probe that comes back was never its.
-    let is_strange = path.checks_hop != 0
+    let is_brought_by_another = path.checks_hop != 0
         && matches!(proof, Proof::Reply)
         && arrival.ifindex == path.interface
-        && reply.hop_mac != path.next_hop_mac;
-    if is_strange || !expects(expected, arrival.ifindex) {
+        && reply.hop.mac() != path.next_hop_mac;
+    let is_of_another_way = tracker.return_ttl != 0 && reply.hop.ttl() != tracker.return_ttl;
+    if is_brought_by_another || is_of_another_way || !expects(expected, arrival.ifindex) {
         if arrival.is_tagged || reply.vlan & vlan::ID_MASK != 0 {
             return Some(Outcome::Tagged);
         }
@@ -213,17 +214,18 @@ pub fn recognise(
             let trouble = &raw mut (*state).trouble;
             atomic::add32(&raw mut (*trouble).wrong_path, 1);
             (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
+            (&raw mut (*trouble).wrong_path_ttl).write(reply.hop.ttl());
             (&raw mut (*trouble).wrong_path_sequence).write(sequence);
         }
         return Some(Outcome::WrongPath);
     }
     let outcome = count_reply(&reply.mark, tracker, state);
     if matches!(outcome, Outcome::Counted) {
-        // SAFETY: a valid map value; whole stores but for the address, which only people read.
+        // SAFETY: a valid map value; one whole store, of an aligned word (asserted with the layout).
         unsafe {
-            let receive = &raw mut (*state).receive;
-            (&raw mut (*receive).ttl).write(reply.ttl);
-            (&raw mut (*receive).hop_mac).write(reply.hop_mac);
+            (&raw mut (*state).receive.hop_mac)
+                .cast::<u64>()
+                .write(reply.hop.word());
         }
     }
     Some(outcome)

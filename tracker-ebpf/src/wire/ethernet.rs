@@ -1,6 +1,6 @@
 //! Ethernet II header (IEEE 802.3, RFC 894).
 
-use super::{be16, put16};
+use super::{be16, be64, put16};
 
 /// Bytes of the header.
 pub const LEN: usize = 14;
@@ -17,6 +17,12 @@ pub const QINQ: u16 = 0x88a8;
 #[inline(always)]
 pub fn parse(header: &[u8; LEN]) -> u16 {
     be16(header, 12)
+}
+
+/// Its source, above two bytes of zeros.
+#[inline(always)]
+pub fn source(header: &[u8; LEN]) -> u64 {
+    be64(header, 6) & !0xffff
 }
 
 /// Writes a header.

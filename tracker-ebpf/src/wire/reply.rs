@@ -22,16 +22,50 @@ pub struct Reply {
     /// True where the lengths of all headers agree with each other, and their checksums: of ICMP all, of
     /// UDP none. A UDP checksum may be missing or left for hardware to complete; the token says more.
     pub is_intact: bool,
-    /// Source MAC address of its frame; zeros where there is no Ethernet header.
-    pub hop_mac: [u8; 6],
-    /// Hops that it has left.
-    pub ttl: u8,
+    /// Who brought it.
+    pub hop: Hop,
     /// ICMP type and code. Of UDP they mean nothing, and are read nevertheless: the verifier refuses what is
     /// not set on each way, even where nothing depends on it.
     pub kind: [u8; 2],
     addresses: Addresses,
     /// Those of UDP; the same of ICMP.
     ports: Ports,
+}
+
+/// Who brought a frame to the hub: one word, the MAC address above a byte of zeros above the TTL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop(u64);
+
+impl Hop {
+    /// Without an Ethernet header.
+    #[inline(always)]
+    const fn new(ttl: u8) -> Self {
+        Self(ttl as u64)
+    }
+
+    #[inline(always)]
+    const fn by(self, mac: u64) -> Self {
+        Self(self.0 | mac)
+    }
+
+    /// The frame's source MAC address; zeros where there is no Ethernet header.
+    #[inline(always)]
+    pub const fn mac(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0.to_be_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// Hops that it has left (TTL, hop limit).
+    #[inline(always)]
+    pub const fn ttl(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The bytes of a map, as a word of memory: the address, a zero, the TTL.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0.to_be()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,9 +189,8 @@ pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Option<Reply> {
     } else {
         parse_ip::<B, { ethernet::LEN }>(frame, ethertype, 0)?
     };
-    let [.., a, b, c, d, e, f, _, _] = *header;
     Some(Reply {
-        hop_mac: [a, b, c, d, e, f],
+        hop: reply.hop.by(ethernet::source(header)),
         ..reply
     })
 }
@@ -229,8 +262,7 @@ fn read_ipv4<B: Bytes + ?Sized, const AT: usize>(
         vlan,
         is_intact: is_whole && announced >= HEADER_LEN + probe::LEN && ipv4::checksum_ok(ip),
         addresses,
-        hop_mac: [0; 6],
-        ttl: header.ttl,
+        hop: Hop::new(header.ttl),
         kind: [head[0], head[1]],
         ports: ports(head),
     })
@@ -293,8 +325,7 @@ fn read_ipv6<B: Bytes + ?Sized, const AT: usize>(
         vlan,
         is_intact: is_whole && usize::from(header.payload_len) >= HEADER_LEN + probe::LEN,
         addresses,
-        hop_mac: [0; 6],
-        ttl: header.hop_limit,
+        hop: Hop::new(header.hop_limit),
         kind: [head[0], head[1]],
         ports: ports(head),
     })
@@ -483,8 +514,8 @@ mod tests {
             let frame = exchange.reply();
             let reply = parse(&frame[..]).expect("a reply");
             prop_assert_eq!((reply.message, reply.mark), (exchange.replied(), exchange.mark));
-            prop_assert_eq!((reply.vlan, reply.ttl), (exchange.path.vlan, 61));
-            prop_assert_eq!(reply.hop_mac, exchange.path.source_mac);
+            prop_assert_eq!((reply.vlan, reply.hop.ttl()), (exchange.path.vlan, 61));
+            prop_assert_eq!(reply.hop.mac(), exchange.path.source_mac);
             prop_assert!(reply.is_intact);
             prop_assert_eq!(reply.proof(&exchange.tracker), Some(Proof::Reply));
             prop_assert!(reply.belongs_to(&exchange.tracker, Proof::Reply));
@@ -515,7 +546,7 @@ mod tests {
                 Family::Ipv4 => parse_ipv4::<_, 0>(packet, exchange.path.vlan),
                 Family::Ipv6 => parse_ipv6::<_, 0>(packet, exchange.path.vlan),
             };
-            let framed = parse(&frame[..]).map(|reply| Reply { hop_mac: [0; 6], ..reply });
+            let framed = parse(&frame[..]).map(|reply| Reply { hop: Hop::new(reply.hop.ttl()), ..reply });
             prop_assert_eq!(bare, framed);
             prop_assert!(bare.is_some());
         }
@@ -558,7 +589,7 @@ mod tests {
                     false => parse_error_ipv4::<[u8], 0>(&frame[ip_at..]),
                     true => parse_error_ipv6::<[u8], 0>(&frame[ip_at..]),
                 };
-                prop_assert_eq!(alone, Some(Reply { vlan: 0, hop_mac: [0; 6], ..error }));
+                prop_assert_eq!(alone, Some(Reply { vlan: 0, hop: Hop::new(error.hop.ttl()), ..error }));
                 prop_assert!(error.is_intact && error.is_told_to(&exchange.tracker));
                 prop_assert_eq!(error.proof(&exchange.tracker), None);
                 let sender: Vec<u8> = error.sender().iter().flat_map(|word| word.to_ne_bytes()).collect();

@@ -188,6 +188,8 @@ pub struct Tracker {
     pub refused: Refused,
     /// How long a change must last before it is reported.
     pub hold_down: Duration,
+    /// Hops (TTL, hop limit) that a reply must have left when it arrives; any where not given.
+    pub return_ttl: Option<u8>,
 }
 
 /// What a tracker is of which an older version has written down less: the defaults of the configuration.
@@ -206,6 +208,7 @@ impl Default for Tracker {
             flow: Flow::default(),
             refused: Refused::default(),
             hold_down: Duration::ZERO,
+            return_ttl: None,
         }
     }
 }

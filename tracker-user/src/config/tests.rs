@@ -96,6 +96,7 @@ fn tracker(behind: &str) -> Tracker {
         flow: Flow::Fixed,
         refused: Refused::Down,
         hold_down: Duration::ZERO,
+        return_ttl: None,
     }
 }
 
@@ -306,6 +307,7 @@ fn each_bad_line_is_named_with_its_reason() {
             "interval = \"fast\" in [[service]] \"fw-1\": not a duration",
         ),
         ("hold_down = \"25h\"", "out of range; give 0s to 1day"),
+        ("return_ttl = 0", "give a whole number from 1 to 255"),
         ("fall = 0", "give a whole number from 1 to 60"),
         ("fall = 61", "give a whole number from 1 to 60"),
         ("rise = -1", "give a whole number from 1 to 60"),
@@ -822,7 +824,7 @@ fn an_unreadable_file_is_one_line() {
 /// Words and values a configuration is made of, valid and not, to be put together at random.
 fn fragment() -> impl Strategy<Value = String> {
     let keys = "name|endpoint|interface|behind|policy|returns|return_hop|source|member|role|tracker|probe|port|\
-                interval|timeout|fall|rise|payload|expect|flow|refused|hold_down|services|uplinks|mark|x";
+                interval|timeout|fall|rise|payload|expect|flow|refused|hold_down|return_ttl|services|uplinks|mark|x";
     const VALUES: &[&str] = &[
         "\"a\"",
         "\"10.0.0.1\"",

@@ -73,6 +73,7 @@ const TRACKER_KEYS: &[&str] = &[
     "flow",
     "refused",
     "hold_down",
+    "return_ttl",
 ];
 const SERVICE_KEYS: &[&str] = &[
     "name",
@@ -252,6 +253,7 @@ struct Settings {
     flow: Option<At<Flow>>,
     refused: Option<At<Refused>>,
     hold_down: Option<At<Duration>>,
+    return_ttl: Option<At<u8>>,
 }
 
 impl Settings {
@@ -276,6 +278,12 @@ impl Settings {
             flow: value("flow").and_then(|entry| entry.word(Flow::WORDS)),
             refused: value("refused").and_then(|entry| entry.word(Refused::WORDS)),
             hold_down: value("hold_down").and_then(|entry| entry.duration(HOLD_DOWN)),
+            return_ttl: value("return_ttl")
+                .and_then(|entry| entry.integer(1..=u8::MAX.into()))
+                .map(|At { value, at }| At {
+                    value: value as u8,
+                    at,
+                }),
         }
     }
 
@@ -293,6 +301,7 @@ impl Settings {
             flow: self.flow.or(outer.flow),
             refused: self.refused.or(outer.refused),
             hold_down: self.hold_down.or(outer.hold_down),
+            return_ttl: self.return_ttl.or(outer.return_ttl),
         }
     }
 
@@ -352,6 +361,7 @@ impl Settings {
             flow: or(self.flow, Flow::default()),
             refused: or(self.refused, Refused::default()),
             hold_down: or(self.hold_down, Duration::ZERO),
+            return_ttl: self.return_ttl.map(|ttl| ttl.value),
         }
     }
 }

@@ -498,6 +498,7 @@ pub(super) fn entry(tracker: &config::Tracker, path: u32) -> abi::Tracker {
         },
         port: tracker.port.unwrap_or(0),
         reports_all: u8::from(tracker.expect == Expect::Silence),
+        return_ttl: tracker.return_ttl.unwrap_or(0),
         family: tracker.behind.into(),
         probe,
         ..Default::default()

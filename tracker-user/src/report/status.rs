@@ -235,6 +235,12 @@ pub struct TrackerStatus {
     /// The destination port, for probes that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Hops (TTL, hop limit) that the last reply had left; present once there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub return_ttl: Option<u8>,
+    /// The MAC address that brought it, where its frame had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub return_mac: Option<String>,
     /// More about the cause, such as who sent an ICMP error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -302,6 +308,10 @@ pub struct Counters {
     pub rtt_avg_ns: Option<u64>,
     /// The longest.
     pub rtt_max_ns: Option<u64>,
+    /// Hops that the last reply had left.
+    pub return_ttl: Option<u8>,
+    /// The MAC address that brought it; `None` where its frame had none.
+    pub return_mac: Option<[u8; 6]>,
 }
 
 #[cfg(test)]
@@ -317,7 +327,7 @@ pub(crate) mod tests {
         r#""trackers":[{"behind":"10.20.0.9","probe":"icmp","verdict":"up","cause":"replied","#,
         r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
         r#","late":0,"corrupt":0,"wrong_path":0,"skipped":0,"proof":"reply""#,
-        r#"}]"#,
+        r#","return_ttl":62,"return_mac":"02:00:00:00:00:01"}]"#,
         r#","send":"xdp-redirect""#,
         r#"}],"flaps":0,"flaps_total":2}],"#,
         r#""chains":[{"name":"internet","verdict":"up"}]"#,
@@ -363,6 +373,8 @@ pub(crate) mod tests {
                         skipped: 0,
                         proof: Proof::Reply,
                         port: None,
+                        return_ttl: Some(62),
+                        return_mac: Some("02:00:00:00:00:01".to_owned()),
                         detail: None,
                     }],
                     send: Some(SendWay::XdpRedirect),
@@ -402,6 +414,7 @@ pub(crate) mod tests {
         let member = &mut status.services[0].members[0];
         (member.interface, member.mode, member.send) = (None, None, None);
         member.trackers[0].rtt_us = RttUs::from(&Counters::default());
+        (member.trackers[0].return_ttl, member.trackers[0].return_mac) = (None, None);
         member.trackers[0].detail = Some("from 10.9.0.2".to_owned());
         let json = serde_json::to_string(&status).unwrap();
         for part in [
