@@ -433,7 +433,7 @@ fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
                 used_before += usize::from((sequence - 1) % each > each / 2);
             }
             seen_in_all += frames.len();
-            if used_before >= 20 {
+            if used_before >= 100 {
                 println!("{seen_in_all} probes seen in {round} rounds");
                 return Ok(());
             }

@@ -305,7 +305,9 @@ fn another_mode_takes_the_place_of_the_one_before() -> Result<()> {
             };
             pinned(&tracker, "link").is_ok_and(|links| receives(links) == 1)
         })?;
-        assert_eq!(tracker.history("fw-1")?.len(), 1, "{configured}");
+        let events = tracker.events()?;
+        let log = tracker.log();
+        assert_eq!(events.len(), 2, "{configured}: {}\n{log}", lines(&events));
     }
     Ok(())
 }

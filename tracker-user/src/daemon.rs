@@ -241,7 +241,8 @@ struct Daemon {
     icmp_base: u16,
     neighbours: HashSet<(u32, IpAddr)>,
     last_macs: HashMap<(u32, IpAddr), [u8; 6]>,
-    devices: HashSet<u32>,
+    /// What probes may be redirected to, and since when.
+    devices: HashMap<u32, u64>,
     not_leaving: NotLeaving,
     refused: HashMap<u32, (String, Instant)>,
     confirmed: HashMap<(u32, IpAddr), Instant>,
@@ -468,8 +469,8 @@ impl Daemon {
             neighbours: HashSet::new(),
             last_macs: HashMap::new(),
             devices: match maps {
-                Maps::Adopt => kernel.devices(),
-                Maps::Grow | Maps::Anew => HashSet::new(),
+                Maps::Adopt => kernel.devices().map(|ifindex| (ifindex, 0)).collect(),
+                Maps::Grow | Maps::Anew => HashMap::new(),
             },
             not_leaving: NotLeaving::new(),
             refused: HashMap::new(),
@@ -615,13 +616,19 @@ impl Daemon {
                     self.silent.remove(&member);
                 }
             }
-            Report::NotLeaving(ifindex) => {
+            Report::NotLeaving {
+                ifindex,
+                since_mono_ns,
+            } => {
                 let link = self.netlink.observed.links.get(&ifindex);
                 let means = link.map(Link::means).unwrap_or_default();
                 let name = link.map_or_else(|| ifindex.to_string(), |link| link.name.clone());
-                if self.devices.contains(&ifindex)
-                    && self.not_leaving.insert(ifindex, means).is_none()
-                {
+                // Old news of a device that took no frames meanwhile and can again says nothing.
+                let is_of_this_use = self
+                    .devices
+                    .get(&ifindex)
+                    .is_some_and(|&used_mono_ns| since_mono_ns >= used_mono_ns);
+                if is_of_this_use && self.not_leaving.insert(ifindex, means).is_none() {
                     tracing::warn!(
                         "{name}: redirected probes do not leave it; sending by TC instead"
                     );

@@ -130,6 +130,8 @@ pub enum Command {
     SetFault(u32, Option<Cause>),
     /// A tracker's probes are different from here on, under this epoch.
     Renew(u32, u32),
+    /// Probes may be redirected to this device, for the first time or again: how those before left tells nothing of it.
+    UseDevice(u32),
     /// The private interface was made anew.
     SetPrivate(u32),
     /// The first paths are told: from here on probes are sent.
@@ -156,8 +158,13 @@ pub enum Report {
         /// From the first probe that told, to the decision.
         detection_ns: Option<u64>,
     },
-    /// Probes redirected to this device do not leave it.
-    NotLeaving(u32),
+    /// Probes redirected to a device do not leave it.
+    NotLeaving {
+        /// The device.
+        ifindex: u32,
+        /// Since when its frames were counted: its use from then on is meant.
+        since_mono_ns: u64,
+    },
     /// The engine could not send at all.
     SendFailed(i32),
     /// A tick came this late.
@@ -225,6 +232,7 @@ struct Group {
 struct Device {
     ifindex: u32,
     ledger: Ledger,
+    began_ns: u64,
     checked_ns: u64,
 }
 
@@ -285,6 +293,10 @@ impl<P: Plane> Engine<P> {
             Command::SetPath(path, entry, fault) => self.set_path(path, &entry, fault),
             Command::SetFault(slot, fault) => self.set_slot_fault(slot, fault),
             Command::Renew(slot, epoch) => self.renew(slot, epoch),
+            Command::UseDevice(ifindex) => {
+                let at = self.device(ifindex);
+                self.devices[at] = Self::begin_device(&mut self.plane, ifindex);
+            }
             Command::SetPrivate(ifindex) => self.plane.set_private(ifindex),
             Command::Begin => {}
             Command::Stop => return false,
@@ -511,14 +523,20 @@ impl<P: Plane> Engine<P> {
         {
             return at;
         }
-        let transmitted = self.plane.transmitted(ifindex);
-        let now_ns = self.plane.now_ns();
-        self.devices.push(Device {
+        self.devices
+            .push(Self::begin_device(&mut self.plane, ifindex));
+        self.devices.len() - 1
+    }
+
+    fn begin_device(plane: &mut P, ifindex: u32) -> Device {
+        let transmitted = plane.transmitted(ifindex);
+        let now_ns = plane.now_ns();
+        Device {
             ifindex,
             ledger: Ledger::new(transmitted, now_ns),
+            began_ns: now_ns,
             checked_ns: now_ns,
-        });
-        self.devices.len() - 1
+        }
     }
 
     /// Does what is due and says when the next tick should be.
@@ -948,7 +966,10 @@ impl<P: Plane> Engine<P> {
                 .ledger
                 .check(transmitted, now_ns, patience_ns, decisive)
         {
-            self.reports.push(Report::NotLeaving(device.ifindex));
+            self.reports.push(Report::NotLeaving {
+                ifindex: device.ifindex,
+                since_mono_ns: device.began_ns,
+            });
         }
     }
 

@@ -8,7 +8,7 @@ use tracker_ebpf::{
     verdict::Cause,
 };
 
-use super::{Attachment, Daemon, MOVE, RETRY, Tracker, address_bytes, private_names};
+use super::{Attachment, Daemon, MOVE, RETRY, Tracker, address_bytes, private_names, stamp};
 use crate::{
     board::MemberPath,
     config::{Member, ModeChoice},
@@ -130,7 +130,7 @@ impl Daemon {
         if gone.is_empty() {
             return;
         }
-        self.devices.retain(|ifindex| !gone.contains(ifindex));
+        self.devices.retain(|ifindex, _| !gone.contains(ifindex));
         self.not_leaving
             .retain(|ifindex, _| !gone.contains(ifindex));
         self.last_macs
@@ -275,23 +275,28 @@ impl Daemon {
             .filter(|path| path.via == Via::XdpRedirect)
             .map(|path| path.ifindex)
             .collect();
-        for &ifindex in wanted.difference(&self.devices) {
+        for &ifindex in &wanted {
+            if self.devices.contains_key(&ifindex) {
+                continue;
+            }
             if let Err(error) = self.kernel.set_device(ifindex, true) {
                 tracing::error!("{error:#}");
             }
+            self.devices.insert(ifindex, stamp().mono_ns);
+            self.sender.command(Command::UseDevice(ifindex));
         }
-        self.devices.extend(&wanted);
         wanted
     }
 
     /// Keeps the redirect targets to those that are used, once no path leads to the others.
     fn keep_devices(&mut self, wanted: HashSet<u32>) {
-        for &ifindex in self.devices.difference(&wanted) {
-            if let Err(error) = self.kernel.set_device(ifindex, false) {
+        self.devices.retain(|ifindex, _| {
+            let is_wanted = wanted.contains(ifindex);
+            if !is_wanted && let Err(error) = self.kernel.set_device(*ifindex, false) {
                 tracing::error!("{error:#}");
             }
-        }
-        self.devices = wanted;
+            is_wanted
+        });
     }
 
     /// Has the kernel keep every endpoint's neighbour entry, and those of `asked`, and no other.

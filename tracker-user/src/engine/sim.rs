@@ -461,7 +461,8 @@ pub struct World {
     pub engine: Engine<Kernel>,
     pub health: Health,
     pub changes: Vec<Change>,
-    pub not_leaving: Vec<u32>,
+    /// Devices that do not transmit, and since when their frames were counted.
+    pub not_leaving: Vec<(u32, u64)>,
     pub send_failed: Vec<i32>,
     pub stalled: usize,
     /// Ticks later than a millisecond.
@@ -614,7 +615,10 @@ impl World {
                     at_ns: mono_ns,
                     detection_ns,
                 }),
-                Report::NotLeaving(ifindex) => self.not_leaving.push(ifindex),
+                Report::NotLeaving {
+                    ifindex,
+                    since_mono_ns,
+                } => self.not_leaving.push((ifindex, since_mono_ns)),
                 Report::SendFailed(errno) => self.send_failed.push(errno),
                 Report::Stalled(_) => self.stalled += 1,
             }

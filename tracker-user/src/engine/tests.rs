@@ -379,6 +379,30 @@ fn a_stalled_tracker_says_so_until_the_next_reply() {
 
 // --- Probes that do not leave the hub --------------------------------------------------------------
 
+fn is_not_leaving(world: &World) -> bool {
+    world.not_leaving.iter().any(|(ifindex, _)| *ifindex == 7)
+}
+
+/// What a device did with earlier frames says nothing of a later use: it is known from the report which one is meant.
+#[test]
+fn a_device_that_is_used_again_is_judged_anew() {
+    let mut world = up(tracker(0, 10 * MS, 50 * MS, 3, 2));
+    world.kernel().device(7).is_transmitting = false;
+    world.run(3 * S);
+    assert!(is_not_leaving(&world));
+    world.kernel().device(7).is_transmitting = true;
+    world.not_leaving.clear();
+    let again_ns = world.now_ns();
+    world.command(Command::UseDevice(7));
+    world.run(3 * S);
+    assert_eq!(world.not_leaving, []);
+    world.kernel().device(7).is_transmitting = false;
+    world.run(3 * S);
+    assert!(is_not_leaving(&world));
+    let since = world.not_leaving.iter().map(|(_, since_ns)| *since_ns);
+    assert!(since.min() >= Some(again_ns));
+}
+
 /// A device stops transmitting in the middle of everything: nobody is blamed.
 fn device_dies(spec: TrackerSpec, after_ns: u64) {
     let mut world = up(spec);
@@ -394,7 +418,7 @@ fn device_dies(spec: TrackerSpec, after_ns: u64) {
     assert_eq!(downs(&world, 0), [], "{what}");
     assert_eq!(world.verdict(0), Verdict::Unknown, "{what}");
     assert_eq!(world.slot(0).state.judge.cause, Cause::SendFailed as u8);
-    assert!(world.not_leaving.contains(&7), "{what}");
+    assert!(is_not_leaving(&world), "{what}");
     let lost = world.slot(0).state.judge.lost;
     assert!(lost < u64::from(spec.rules.fall), "{what}: {lost} lost");
     world.kernel().device(7).is_transmitting = true;
@@ -417,7 +441,7 @@ fn a_device_that_never_transmitted_makes_nobody_down() {
         assert_eq!(downs(&world, 0), [], "{interval_ms} ms");
         assert_eq!(world.verdict(0), Verdict::Unknown);
         assert_eq!(world.slot(0).state.judge.cause, Cause::SendFailed as u8);
-        assert!(world.not_leaving.contains(&7));
+        assert!(is_not_leaving(&world));
     }
 }
 
@@ -747,7 +771,7 @@ fn probes_that_do_not_leave_prove_no_silence() {
     world.install(silent());
     world.net(0).is_out = true;
     world.run(20 * S);
-    assert!(world.not_leaving.contains(&7));
+    assert!(is_not_leaving(&world));
     assert_eq!(world.verdict(0), Verdict::Unknown);
 
     let mut world = stopped();

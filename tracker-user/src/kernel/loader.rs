@@ -607,8 +607,8 @@ impl Kernel {
     }
 
     /// Devices to which probes may be redirected.
-    pub fn devices(&self) -> HashSet<u32> {
-        self.devices.keys().flatten().collect()
+    pub fn devices(&self) -> impl Iterator<Item = u32> {
+        self.devices.keys().flatten()
     }
 
     /// Zeroes a slot's state and bit set for a new user.
