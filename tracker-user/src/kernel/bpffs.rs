@@ -15,6 +15,8 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
+use super::links;
+
 /// The pins of one instance: `<bpffs>/tracker/<instance>/{maps,links}`, and the journal beside them.
 #[derive(Clone, Debug)]
 pub struct Pins {
@@ -207,7 +209,7 @@ impl Pins {
                 }
             };
             for entry in entries.flatten().filter(|entry| !entry.path().is_dir()) {
-                match fs::remove_file(entry.path()) {
+                match links::remove(&entry.path()) {
                     Ok(()) => removed += 1,
                     Err(error) => {
                         failure.get_or_insert((entry.path(), error));

@@ -1,5 +1,5 @@
-//! Asking a pinned link where it is attached, and a pinned program who it is. aya keeps its links' descriptors to itself and shows only
-//! ids, so the two system calls are made here.
+//! Asking a pinned link where it is attached, detaching it, and asking a pinned program who it is. aya keeps its links' descriptors to itself and shows only
+//! ids, so these system calls are made here.
 
 use std::{
     ffi::CString,
@@ -11,9 +11,10 @@ use std::{
     path::Path,
 };
 
-/// `BPF_OBJ_GET` and `BPF_OBJ_GET_INFO_BY_FD` of `enum bpf_cmd` (linux/bpf.h).
+/// `BPF_OBJ_GET`, `BPF_OBJ_GET_INFO_BY_FD` and `BPF_LINK_DETACH` (Linux 5.9) of `enum bpf_cmd` (linux/bpf.h).
 const OBJ_GET: i32 = 7;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
+const LINK_DETACH: i32 = 34;
 /// Where `struct bpf_link_info` has the ifindex, for XDP and TCX alike.
 const IFINDEX_AT: usize = 16;
 
@@ -26,6 +27,19 @@ const ID_AT: usize = 4;
 /// Where the pin is gone or the kernel refuses.
 pub fn attached_to(pin: &Path) -> io::Result<u32> {
     word_of(&open(pin)?, IFINDEX_AT)
+}
+
+/// Detaches a pinned link and removes the pin. Removal alone would detach as well, but later: the kernel frees
+/// what the last pin held in its own time, and meanwhile an interface's one place for XDP is taken.
+///
+/// # Errors
+/// Where the pin can't be removed.
+pub fn remove(pin: &Path) -> io::Result<()> {
+    if let Ok(link) = open(pin) {
+        // It may be detached already, or be a pinned program, which goes with its pin.
+        let _ = bpf(LINK_DETACH, &mut [link.as_raw_fd() as u64, 0]);
+    }
+    std::fs::remove_file(pin)
 }
 
 /// The id of a pinned program; `None` where the pin is gone, or one of something else.

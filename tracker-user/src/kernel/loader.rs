@@ -540,7 +540,7 @@ impl Kernel {
             let other = self.pins.link(&other);
             if self.left.remove(&other) {
                 // It may be gone, which is as good.
-                let _ = std::fs::remove_file(other);
+                let _ = links::remove(&other);
             }
         }
     }
@@ -549,7 +549,7 @@ impl Kernel {
     pub fn forget_fast(&mut self) {
         for pin in self.left.extract_if(|pin| steering::is_fast_pin(pin)) {
             // It may be gone, which is as good.
-            let _ = std::fs::remove_file(pin);
+            let _ = links::remove(&pin);
         }
     }
 
@@ -561,7 +561,7 @@ impl Kernel {
     /// Detaches what an earlier daemon left attached and this one does not need.
     pub fn forget_left(&mut self) {
         for pin in std::mem::take(&mut self.left) {
-            if let Err(error) = std::fs::remove_file(&pin) {
+            if let Err(error) = links::remove(&pin) {
                 tracing::warn!("cannot remove the old pin {}: {error}", pin.display());
             }
         }
@@ -818,7 +818,7 @@ fn left_link(pin: &Path, ifindex: u32) -> Option<FdLink> {
         return Some(link.into());
     }
     // It may not exist, which is as good.
-    let _ = std::fs::remove_file(pin);
+    let _ = links::remove(pin);
     None
 }
 
@@ -843,7 +843,7 @@ pub(super) fn hold_xdp(
             return hold(pin);
         }
         // What can't be replaced makes room.
-        let _ = std::fs::remove_file(pin);
+        let _ = links::remove(pin);
     }
     let id = program.attach_to_if_index(ifindex, mode)?;
     pin_link(program.take_link(id)?.try_into()?, pin)
@@ -865,7 +865,7 @@ pub(super) fn hold_tc(
             drop(program.take_link(id)?);
             return hold(pin);
         }
-        let _ = std::fs::remove_file(pin);
+        let _ = links::remove(pin);
     }
     let interface = nix::net::if_::if_indextoname(ifindex)
         .map_err(std::io::Error::from)?
