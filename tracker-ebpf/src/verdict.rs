@@ -137,6 +137,8 @@ pub struct Machine {
     cause: Cause,
     lost_run: u8,
     replied_run: u8,
+    /// Which of the last 64 probes that count were lost; bit 0 is the last one.
+    lost: u64,
     /// Outcomes up to this sequence number no longer count.
     settled: u64,
     /// It was up when the hub stopped being able to send, and nothing was decided since.
@@ -151,6 +153,7 @@ impl Machine {
             cause,
             lost_run: 0,
             replied_run: 0,
+            lost: 0,
             settled,
             was_up: false,
         }
@@ -176,6 +179,21 @@ impl Machine {
         self.replied_run
     }
 
+    /// How many probes before the last one the earliest of the latest `fall` losses was: what is known of that
+    /// probe or a later one explains them. Looks back over 64 probes.
+    pub const fn reach(&self, rules: Rules) -> u64 {
+        let mut lost = self.lost;
+        let mut later = 1;
+        while later < rules.fall && lost & lost.wrapping_sub(1) != 0 {
+            lost &= lost - 1;
+            later += 1;
+        }
+        if lost == 0 {
+            return 0;
+        }
+        lost.trailing_zeros() as u64
+    }
+
     /// True where the outcome of this probe can still change the verdict.
     pub const fn counts(&self, sequence: u64) -> bool {
         sequence > self.settled
@@ -186,6 +204,7 @@ impl Machine {
         if sequence <= self.settled {
             return;
         }
+        self.lost = self.lost << 1 | matches!(outcome, Outcome::Lost) as u64;
         match outcome {
             Outcome::Replied => {
                 self.lost_run = 0;
@@ -208,6 +227,12 @@ impl Machine {
                     self.verdict = Verdict::Down;
                     self.cause = Cause::NoReply;
                     self.was_up = false;
+                }
+                // The cause of what is down is that of the latest `fall` losses, be they in a row or not.
+                if matches!(self.verdict, Verdict::Down)
+                    && self.lost.count_ones() >= rules.fall as u32
+                {
+                    self.cause = Cause::NoReply;
                 }
             }
             Outcome::Silent => {
@@ -241,6 +266,7 @@ impl Machine {
             self.cause = Cause::Replied;
             self.lost_run = 0;
             self.replied_run = rules.rise;
+            self.lost = 0;
             self.settled = sequence;
             self.was_up = false;
         }
@@ -255,6 +281,7 @@ impl Machine {
         self.verdict = Verdict::Down;
         self.cause = Cause::UnexpectedReply;
         self.replied_run = 0;
+        self.lost = 0;
         self.settled = sequence;
         self.was_up = false;
     }
@@ -267,6 +294,7 @@ impl Machine {
         self.cause = cause;
         self.lost_run = 0;
         self.replied_run = 0;
+        self.lost = 0;
         self.settled = sent;
         self.was_up |= matches!(self.verdict, Verdict::Up);
         let proves = matches!(
@@ -289,10 +317,11 @@ impl Machine {
     pub const fn renew(&mut self, sent: u64) {
         self.lost_run = 0;
         self.replied_run = 0;
+        self.lost = 0;
         self.settled = sent;
     }
 
-    /// Replaces the cause of a verdict just reached by a more telling one.
+    /// Replaces `no-reply` by what is known of the losses.
     pub const fn explain(&mut self, cause: Cause) {
         self.cause = cause;
     }
@@ -391,6 +420,48 @@ mod tests {
             (decided.verdict(), decided.cause()),
             (Verdict::Down, Cause::NoReply)
         );
+    }
+
+    #[test]
+    fn what_explains_reaches_back_to_the_earliest_of_the_latest_losses() {
+        use Outcome::{Lost, Replied};
+        const VOID: Outcome = Outcome::Void(Cause::Stalled);
+        assert_eq!(run(&[]).reach(RULES), 0);
+        assert_eq!(run(&[Replied, Lost]).reach(RULES), 0);
+        assert_eq!(run(&[Lost, Lost, Lost]).reach(RULES), 2);
+        assert_eq!(run(&[Lost, Lost, Lost, Lost]).reach(RULES), 2);
+        assert_eq!(
+            run(&[Lost, Lost, Replied, VOID, Lost, Lost]).reach(RULES),
+            4
+        );
+        let long = run(&[Lost; 200]);
+        let rules = Rules { fall: 60, rise: 2 };
+        assert_eq!(long.reach(rules), 59);
+        // Nothing of before a fault explains what is lost after it.
+        let mut faulty = run(&[Lost, Lost, Lost]);
+        faulty.fault(Cause::InterfaceDown, 5);
+        faulty.mended();
+        faulty.judge(RULES, 6, Lost);
+        assert_eq!(faulty.reach(RULES), 0);
+    }
+
+    #[test]
+    fn a_cause_lasts_until_fall_later_losses() {
+        use Outcome::{Lost, Replied};
+        let mut machine = run(&[Lost, Lost, Lost]);
+        machine.explain(Cause::WrongPath);
+        for (sequence, outcome) in (4..).zip([Replied, Lost]) {
+            machine.judge(RULES, sequence, outcome);
+        }
+        assert_eq!(machine.cause(), Cause::NoReply);
+        // One that goes on from an earlier daemon knows nothing of the losses that made it down.
+        let mut resumed = Machine::resume(Verdict::Down, Cause::Unreachable, 9);
+        for (sequence, outcome) in (10..).zip([Lost, Replied, Lost]) {
+            resumed.judge(RULES, sequence, outcome);
+            assert_eq!(resumed.cause(), Cause::Unreachable);
+        }
+        resumed.judge(RULES, 13, Lost);
+        assert_eq!(resumed.cause(), Cause::NoReply);
     }
 
     #[test]

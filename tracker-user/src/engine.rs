@@ -30,6 +30,9 @@ const PATIENCE_NS: u64 = 2_000_000_000;
 const PROMPT_NS: u64 = 1_000_000_000;
 /// Of those, so many a tick: a million that can be sent for at once are still spread.
 const PROMPT_MAX: usize = 64;
+/// Hosts and routers limit how often they complain: Linux tells a destination once a second of what it can't reach
+/// (`icmp_ratelimit`). For so long an ICMP error explains the losses after it.
+const ERROR_PAUSE_NS: u64 = 2_000_000_000;
 /// Longest sleep: commands wake the thread, so this only bounds the age of device checks.
 const IDLE_NS: u64 = 1_000_000_000;
 
@@ -187,10 +190,8 @@ struct Slot {
     handed: u64,
     /// When it was last sent for; 0 before the first time.
     sent_ns: u64,
-    /// When the first probe of the present run of losses (or of silence, where that is expected) was sent,
-    /// and its sequence number.
+    /// When the first probe of the present run of losses (or of silence, where that is expected) was sent.
     losing_since_ns: u64,
-    losing_from: u64,
     /// When the first early reply of the present run came, and which probe it answered; 0 for none.
     replying_since_ns: u64,
     replying_from: u64,
@@ -357,7 +358,6 @@ impl<P: Plane> Engine<P> {
             handed: sent,
             sent_ns: 0,
             losing_since_ns: 0,
-            losing_from: 0,
             replying_since_ns: 0,
             replying_from: 0,
         });
@@ -731,16 +731,20 @@ impl<P: Plane> Engine<P> {
         }
         if slot.machine.lost_run() == 0 {
             slot.losing_since_ns = sent_ns;
-            slot.losing_from = sequence;
         }
         let (before, counts) = (slot.machine, slot.machine.counts(sequence));
         slot.machine.judge(slot.spec.rules, sequence, Outcome::Lost);
         let (since_ns, device) = (slot.losing_since_ns, slot.device);
-        if counts && slot.machine.verdict() == Verdict::Down {
+        let is_open = slot.machine.cause() == Cause::NoReply;
+        if counts && is_open && slot.machine.verdict() == Verdict::Down {
             // The last check before anyone is blamed: did the probes of this run leave at all?
             let decides = slot.machine.lost_run() == slot.spec.rules.fall;
             let left = !decides || device.is_none_or(|device| self.left(device, since_ns, now_ns));
-            self.explain(index, before, sequence, left);
+            if left {
+                self.explain(index, sequence, sent_ns);
+            } else {
+                self.excuse(index, before, sequence);
+            }
         }
         self.settle(index, now_ns, Some(now_ns.saturating_sub(since_ns)));
     }
@@ -752,28 +756,43 @@ impl<P: Plane> Engine<P> {
         !self.devices[device].ledger.is_doubtful(since_ns)
     }
 
-    /// Says why a tracker is down; takes the verdict back where its probes did not leave the hub.
-    fn explain(&mut self, index: u32, before: Machine, sequence: u64, left: bool) {
-        let trouble = self.plane.trouble(index);
+    /// Takes a verdict back: the probes of its run did not leave the hub.
+    fn excuse(&mut self, index: u32, before: Machine, sequence: u64) {
         let Some(slot) = self.slots[index as usize].as_mut() else {
             return;
         };
         let run = u64::from(slot.machine.lost_run());
-        if !left {
-            slot.machine = before;
-            slot.machine.fault(Cause::SendFailed, sequence);
-            slot.judge.lost = slot.judge.lost.saturating_sub(run);
-            slot.judge.not_sent += run;
-            slot.judge.skipped += run;
-            slot.replying_since_ns = 0;
-        } else if trouble.wrong_path != 0 && trouble.wrong_path_sequence >= slot.losing_from {
-            slot.machine.explain(Cause::WrongPath);
+        slot.machine = before;
+        slot.machine.fault(Cause::SendFailed, sequence);
+        slot.judge.lost = slot.judge.lost.saturating_sub(run);
+        slot.judge.not_sent += run;
+        slot.judge.skipped += run;
+        slot.replying_since_ns = 0;
+    }
+
+    /// Says why a tracker is down, by what is known of its latest `fall` losses. What explained earlier ones
+    /// counts no more: a reply that once came around the service says nothing of probes that vanish.
+    fn explain(&mut self, index: u32, sequence: u64, sent_ns: u64) {
+        let trouble = self.plane.trouble(index);
+        let Some(slot) = self.slots[index as usize].as_mut() else {
+            return;
+        };
+        let (machine, rules) = (&mut slot.machine, slot.spec.rules);
+        let reach = machine.reach(rules);
+        let concerns = |about: u64, reach: u64| machine.counts(about) && about + reach >= sequence;
+        let patience = ERROR_PAUSE_NS / slot.spec.interval_ns;
+        let corrupt_since_ns = match machine.lost_run() == rules.fall {
+            true => slot.losing_since_ns,
+            false => sent_ns.saturating_sub(reach * slot.spec.interval_ns),
+        };
+        if trouble.wrong_path != 0 && concerns(trouble.wrong_path_sequence, reach) {
+            machine.explain(Cause::WrongPath);
         } else if trouble.complaint != abi::Complaint::None
-            && trouble.complaint_sequence >= slot.losing_from
+            && concerns(trouble.complaint_sequence, reach.max(patience))
         {
-            slot.machine.explain(Cause::Unreachable);
-        } else if trouble.corrupt_mono_ns >= slot.losing_since_ns {
-            slot.machine.explain(Cause::Corrupt);
+            machine.explain(Cause::Unreachable);
+        } else if trouble.corrupt_mono_ns >= corrupt_since_ns {
+            machine.explain(Cause::Corrupt);
         }
     }
 

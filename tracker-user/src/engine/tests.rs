@@ -6,7 +6,7 @@ mod sim;
 
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use self::sim::{Calls, Change, MS, S, US, World, tracker};
+use self::sim::{Calls, Change, MS, Net, S, US, World, tracker};
 use super::{Command, TrackerSpec};
 
 /// A world with one path, out of device 7.
@@ -687,6 +687,73 @@ fn a_wrong_way_of_long_ago_is_not_the_cause() {
     assert_eq!(words(&downs(&world, 0)), [("down", "no-reply")]);
 }
 
+/// What is down says of what its latest `fall` losses died, whatever it was at first.
+#[test]
+fn the_cause_follows_the_latest_losses() {
+    let mut world = up(usual());
+    world.net(0).is_wrong_way = true;
+    world.run(S);
+    let goes_wrong = world.slot(0).probes.len();
+    world.net(0).is_wrong_way = false;
+    world.net(0).is_out = true;
+    world.run(S);
+    assert_eq!(
+        words(&world.changes),
+        [("down", "wrong-path"), ("down", "no-reply")]
+    );
+    // With the third loss of which nothing is known, and not before.
+    let third = world.slot(0).probes[goes_wrong + 2];
+    let told_ns = world.changes[1].at_ns;
+    assert!((third.deadline_ns..third.deadline_ns + 2 * MS).contains(&told_ns));
+    assert_eq!(world.changes[1].detection_ns, None);
+
+    for (trouble, cause) in [
+        (
+            Net {
+                is_corrupting: true,
+                ..Default::default()
+            },
+            "corrupt",
+        ),
+        (
+            Net {
+                is_wrong_way: true,
+                ..Default::default()
+            },
+            "wrong-path",
+        ),
+        (
+            Net {
+                is_out: true,
+                ..Default::default()
+            },
+            "no-reply",
+        ),
+    ] {
+        world.changes.clear();
+        *world.net(0) = trouble;
+        world.run(S);
+        assert_eq!(words(&world.changes), [("down", cause)]);
+    }
+    assert_accounts(&mut world, 0);
+}
+
+/// Now and then a reply, never `rise` of them: still it is the latest losses that tell.
+#[test]
+fn a_reply_in_between_keeps_no_cause_alive() {
+    let mut world = up(usual());
+    world.net(0).is_wrong_way = true;
+    world.run(S);
+    assert_eq!(words(&world.changes), [("down", "wrong-path")]);
+    world.changes.clear();
+    world.net(0).is_wrong_way = false;
+    for round in 0..40 {
+        world.net(0).is_out = round % 2 == 0;
+        world.run(usual().interval_ns);
+    }
+    assert_eq!(words(&world.changes), [("down", "no-reply")]);
+}
+
 /// An error names the cause of a loss, and the loss still takes its full timeout.
 #[test]
 fn errors_are_its_cause_and_make_no_loss() {
@@ -697,11 +764,16 @@ fn errors_are_its_cause_and_make_no_loss() {
     let down = downs(&world, 0);
     assert_eq!(words(&down), [("down", "unreachable")]);
     assert!(down[0].at_ns >= world.slot(0).probes[first_lost + 2].deadline_ns);
-    // Nobody complains any more, but nothing changed: the cause is still what the run began with.
+    // Who complains does so once in a while only; who does so no more does not explain what vanishes.
     world.net(0).is_unreachable = false;
     world.net(0).is_out = true;
     world.run(S);
     assert_eq!(words(&world.changes), [("down", "unreachable")]);
+    world.run(2 * S);
+    assert_eq!(
+        words(&world.changes),
+        [("down", "unreachable"), ("down", "no-reply")]
+    );
     world.net(0).is_out = false;
     world.run(S);
     world.changes.clear();
