@@ -643,6 +643,12 @@ impl Daemon {
                     "cannot send any probe: {error}; `tracker doctor` tells what is missing"
                 );
             }
+            Report::Slept(ns) => {
+                tracing::warn!(
+                    "the machine slept for {} ms; unanswered probes of that time count as nothing",
+                    ns / 1_000_000
+                );
+            }
             Report::Stalled(late_ns) => {
                 tracing::warn!(
                     "the hub did not keep up: {} ms late; unanswered probes of that time count as nothing",

@@ -40,6 +40,10 @@ const IDLE_NS: u64 = 1_000_000_000;
 pub trait Plane {
     /// Now, in nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
+    /// How long the machine has slept (been suspended) so far, of which the monotonic clock knows nothing.
+    fn slept_ns(&self) -> u64 {
+        0
+    }
     /// Sends one probe for each slot, in order; says for how many it was attempted.
     ///
     /// # Errors
@@ -172,6 +176,8 @@ pub enum Report {
     SendFailed(i32),
     /// A tick came this late.
     Stalled(u64),
+    /// The machine was suspended for so long; what was under way proves nothing.
+    Slept(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -249,6 +255,8 @@ pub struct Engine<P> {
     reports: Vec<Report>,
     /// When the next tick should be; 0 before the first.
     planned_ns: u64,
+    /// How long the machine had slept by then.
+    slept_ns: u64,
     next_device: usize,
     send_failing: bool,
 }
@@ -257,6 +265,7 @@ impl<P: Plane> Engine<P> {
     /// An engine without trackers.
     pub fn new(plane: P) -> Self {
         Self {
+            slept_ns: plane.slept_ns(),
             plane,
             slots: Vec::new(),
             paths: Vec::new(),
@@ -584,19 +593,29 @@ impl<P: Plane> Engine<P> {
             now_ns.saturating_sub(self.planned_ns)
         };
         health.tick.note(now_ns, late_ns);
-        if late_ns < STALL_MIN_NS {
+        let slept_ns = self.plane.slept_ns();
+        let slept_now_ns = slept_ns.saturating_sub(self.slept_ns);
+        let has_slept = slept_now_ns >= STALL_MIN_NS;
+        if has_slept {
+            self.slept_ns = slept_ns;
+            self.reports.push(Report::Slept(slept_now_ns));
+        } else if late_ns < STALL_MIN_NS {
             return;
         }
         let mut any = false;
         for group in &mut self.groups {
-            if late_ns >= group.cohort.timeout_ns / 2 && !group.flights.is_empty() {
+            // Whoever sleeps hears no reply; how long it was does not matter.
+            let is_void = has_slept || late_ns >= group.cohort.timeout_ns / 2;
+            if is_void && !group.flights.is_empty() {
                 group.void_until_ns = now_ns;
                 any = true;
             }
         }
         if any {
             health.stalls.fetch_add(1, Ordering::Relaxed);
-            self.reports.push(Report::Stalled(late_ns));
+            if !has_slept {
+                self.reports.push(Report::Stalled(late_ns));
+            }
         }
     }
 

@@ -188,6 +188,7 @@ type Arrival = (u64, u64, u32, u32, u64, u64);
 #[derive(Debug)]
 pub struct Kernel {
     pub now_ns: u64,
+    pub slept_ns: u64,
     pub rng: Rng,
     pub slots: Vec<Slot>,
     pub devices: BTreeMap<u32, Device>,
@@ -206,6 +207,7 @@ impl Kernel {
     pub fn new(seed: u64) -> Self {
         Self {
             now_ns: 1000 * S,
+            slept_ns: 0,
             rng: Rng(seed),
             slots: Vec::new(),
             devices: BTreeMap::new(),
@@ -357,6 +359,10 @@ impl Kernel {
 impl Plane for Kernel {
     fn now_ns(&self) -> u64 {
         self.now_ns
+    }
+
+    fn slept_ns(&self) -> u64 {
+        self.slept_ns
     }
 
     fn send(&mut self, slots: &[u32]) -> io::Result<usize> {
@@ -620,7 +626,7 @@ impl World {
                     since_mono_ns,
                 } => self.not_leaving.push((ifindex, since_mono_ns)),
                 Report::SendFailed(errno) => self.send_failed.push(errno),
-                Report::Stalled(_) => self.stalled += 1,
+                Report::Stalled(_) | Report::Slept(_) => self.stalled += 1,
             }
         }
     }

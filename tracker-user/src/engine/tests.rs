@@ -377,6 +377,29 @@ fn a_stalled_tracker_says_so_until_the_next_reply() {
     );
 }
 
+/// While the machine is suspended the monotonic clock stands still, and nobody hears the replies.
+#[test]
+fn a_machine_that_slept_blames_nobody_and_finds_a_real_outage_after_it() {
+    for slept_ns in [10 * MS, S, 3_600 * S, 30 * 24 * 3_600 * S] {
+        let mut world = up(tracker(0, 10 * MS, 200 * MS, 3, 2));
+        // Fallen asleep: more probes are under way than make it down.
+        world.net(0).is_out = true;
+        world.run(100 * MS);
+        world.kernel().slept_ns += slept_ns;
+        world.net(0).is_out = false;
+        world.run(S);
+        assert_eq!(world.stalled, 1);
+        assert_eq!(downs(&world, 0), [], "{slept_ns} ns");
+        assert_eq!(
+            words(&world.changes),
+            [("up", "stalled"), ("up", "replied")]
+        );
+        world.net(0).is_out = true;
+        world.run(S);
+        assert_eq!(words(&downs(&world, 0)), [("down", "no-reply")]);
+    }
+}
+
 // --- Probes that do not leave the hub --------------------------------------------------------------
 
 fn is_not_leaving(world: &World) -> bool {

@@ -10,6 +10,7 @@ use aya::{
     maps::{MapData, RingBuf},
     programs::Xdp,
 };
+use nix::time::ClockId;
 use tracker_ebpf::{abi, verdict::Verdict, wire::probe};
 
 use super::{interfaces::LinkCounters, mapped::Mapped};
@@ -33,8 +34,11 @@ pub struct KernelPlane {
 
 /// Now on `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
 pub fn monotonic_ns() -> u64 {
-    let now = nix::time::ClockId::CLOCK_MONOTONIC.now();
-    now.map_or(0, |now| {
+    clock_ns(ClockId::CLOCK_MONOTONIC)
+}
+
+fn clock_ns(clock: ClockId) -> u64 {
+    clock.now().map_or(0, |now| {
         now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
     })
 }
@@ -90,6 +94,13 @@ impl KernelPlane {
 impl Plane for KernelPlane {
     fn now_ns(&self) -> u64 {
         monotonic_ns()
+    }
+
+    fn slept_ns(&self) -> u64 {
+        // CLOCK_BOOTTIME goes on while the machine is suspended (Linux 2.6.39). It is read first: what passes before
+        // the other one is read makes the difference smaller, and is not taken for sleep.
+        let boot_ns = clock_ns(ClockId::CLOCK_BOOTTIME);
+        boot_ns.saturating_sub(monotonic_ns())
     }
 
     fn send(&mut self, slots: &[u32]) -> io::Result<usize> {
