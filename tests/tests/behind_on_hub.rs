@@ -207,8 +207,9 @@ fn the_interface_of_the_address_is_made_again() -> Result<()> {
     let lab = lab()?;
     let tracker = Tracker::start(&lab.hub, SERVICE)?;
     tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    // Its other end goes too: the firewall has no way to the address, and says so.
     lab.hub.ip("link del eth2\n")?;
-    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    tracker.wait_verdict("fw-1", "down", "unreachable")?;
     plug_second(&lab)?;
     follows_the_firewall(&lab, &tracker)
 }
