@@ -2,23 +2,24 @@
 //!
 //! Each tick it takes early replies, judges the probes whose timeout has passed, and sends what is
 //! due. Everything it needs of the kernel is behind [`Plane`], so the whole engine also runs on a
-//! simulated one. It owns every tracker's [`Machine`]; nobody else decides a verdict.
+//! simulated one. Each tracker's [`Docket`] is its own; nobody else decides a verdict.
 
 use std::{collections::VecDeque, io, sync::atomic::Ordering, time::Duration};
 
 use tracker_ebpf::{
     abi,
-    verdict::{Cause, Machine, Outcome, Rules, Verdict},
+    verdict::{Cause, Rules, Verdict},
+    window::Window,
 };
 
 use crate::{
+    docket::Docket,
+    flights::{Flights, INHERITED_NS, Landed, STALL_MIN_NS},
     health::Health,
     ledger::{Ledger, Trust},
-    schedule::{Cohort, TICK_NS, Turn},
+    schedule::{self, Cohort, TICK_NS, Turn},
 };
 
-/// A tick later than this is a stall for every probe under way, however long its timeout.
-const STALL_MIN_NS: u64 = 5_000_000;
 /// How often at least each device's own counter is held against what was sent by it, while there is
 /// something to do: a system call of some ten microseconds.
 const DEVICE_CHECK_NS: u64 = 10_000_000;
@@ -30,11 +31,6 @@ const PATIENCE_NS: u64 = 2_000_000_000;
 const PROMPT_NS: u64 = 1_000_000_000;
 /// Of those, so many a tick: a million that can be sent for at once are still spread.
 const PROMPT_MAX: usize = 64;
-/// Hosts and routers limit how often they complain: Linux tells a destination once a second of what it can't reach
-/// (`icmp_ratelimit`). For so long an ICMP error explains the losses after it.
-const ERROR_PAUSE_NS: u64 = 2_000_000_000;
-/// Longest sleep: commands wake the thread, so this only bounds the age of device checks.
-const IDLE_NS: u64 = 1_000_000_000;
 
 /// What the engine needs of the kernel.
 pub trait Plane {
@@ -69,33 +65,6 @@ pub trait Plane {
     fn set_private(&mut self, _ifindex: u32) {}
     /// Frames that the device itself says it has transmitted.
     fn transmitted(&mut self, ifindex: u32) -> Option<u64>;
-}
-
-/// A tracker's bit set in WINDOWS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Window {
-    /// First word.
-    pub first: u32,
-    /// Words, less one; words are a power of two.
-    pub mask: u32,
-}
-
-impl Window {
-    /// The word and bit of a sequence number.
-    pub const fn position(self, sequence: u64) -> (u32, u64) {
-        (
-            self.first + ((sequence >> 6) as u32 & self.mask),
-            1 << (sequence & 63),
-        )
-    }
-
-    /// Words that a tracker needs: all probes under way, the longest run, and the words being
-    /// cleared and filled.
-    pub const fn words(interval_ns: u64, timeout_ns: u64) -> u32 {
-        let in_flight = timeout_ns / interval_ns + 2;
-        let longest_run = 64;
-        ((in_flight + longest_run).div_ceil(64) as u32 + 1).next_power_of_two()
-    }
 }
 
 /// What the engine must know of a tracker; the rest is in the kernel's TRACKERS map.
@@ -186,21 +155,10 @@ struct Slot {
     tenant: u32,
     cohort: usize,
     device: Option<usize>,
-    machine: Machine,
-    reported: (Verdict, Cause),
-    judge: abi::JudgeState,
+    docket: Docket,
     fault: Option<Cause>,
     /// It goes on from an earlier daemon's verdict, and whether it can be sent for was not said yet.
     is_resumed: bool,
-    /// Probes that the kernel is known to have sent.
-    handed: u64,
-    /// When it was last sent for; 0 before the first time.
-    sent_ns: u64,
-    /// When the first probe of the present run of losses (or of silence, where that is expected) was sent.
-    losing_since_ns: u64,
-    /// When the first early reply of the present run came, and which probe it answered; 0 for none.
-    replying_since_ns: u64,
-    replying_from: u64,
 }
 
 #[derive(Debug, Default)]
@@ -210,28 +168,12 @@ struct PathState {
     slots: Vec<u32>,
 }
 
-/// A tick's probes of one cohort.
-#[derive(Clone, Copy, Debug)]
-struct Flight {
-    sent_ns: u64,
-    deadline_ns: u64,
-    count: u32,
-}
-
-impl Flight {
-    /// `sent_ns` of what an earlier daemon sent, whenever that was.
-    const INHERITED_NS: u64 = 0;
-}
-
 #[derive(Debug)]
 struct Group {
     cohort: Cohort,
-    flights: VecDeque<Flight>,
-    in_flight: VecDeque<u32>,
+    flights: Flights,
     /// Trackers that can be sent for again and should not wait for their turn.
     prompt: VecDeque<u32>,
-    /// Losses of probes sent before this prove nothing.
-    void_until_ns: u64,
 }
 
 /// A device by which probes leave.
@@ -327,10 +269,8 @@ impl<P: Plane> Engine<P> {
         let cohort = at.unwrap_or_else(|| {
             let new = Group {
                 cohort: Cohort::new(spec.interval_ns, spec.timeout_ns),
-                flights: VecDeque::new(),
-                in_flight: VecDeque::new(),
+                flights: Flights::default(),
                 prompt: VecDeque::new(),
-                void_until_ns: 0,
             };
             // One that was left by all is forgotten with its flights, which are empty.
             let mut groups = self.groups.iter();
@@ -343,32 +283,24 @@ impl<P: Plane> Engine<P> {
         });
         self.groups[cohort].cohort.add(spec.slot, now_ns);
         let sent = self.plane.sent(spec.slot);
-        // Outcomes that nobody judged prove nothing, and runs begin anew: what is decided from here on was
-        // seen from here on.
-        let (verdict, cause) = spec.resume.unwrap_or_default();
-        let machine = Machine::resume(verdict, cause, sent);
-        let judge = match spec.resume {
-            Some(_) => self.resume_judge(&spec, cohort, sent, now_ns),
-            None => abi::JudgeState {
-                judged: sent,
-                ..Default::default()
-            },
-        };
+        let left = spec.resume.map(|(verdict, cause)| {
+            let account = self.resume_account(&spec, cohort, sent, now_ns);
+            (verdict, cause, account)
+        });
         let mut slot = Box::new(Slot {
             spec,
             tenant: spec.epoch,
             cohort,
             device: None,
-            reported: (machine.verdict(), machine.cause()),
-            machine,
-            judge,
+            docket: Docket::new(
+                spec.rules,
+                spec.expects_silence,
+                spec.interval_ns,
+                sent,
+                left,
+            ),
             fault: spec.fault,
             is_resumed: spec.resume.is_some(),
-            handed: sent,
-            sent_ns: 0,
-            losing_since_ns: 0,
-            replying_since_ns: 0,
-            replying_from: 0,
         });
         let path = self.path_mut(spec.path);
         path.slots.push(spec.slot);
@@ -376,11 +308,12 @@ impl<P: Plane> Engine<P> {
         if ifindex != 0 {
             slot.device = Some(self.device(ifindex));
         }
+        let verdict = slot.docket.machine().verdict();
         self.plane.set_verdict(spec.slot, verdict);
         if let Some(cause) = fault.or(spec.fault)
             && spec.resume.is_none()
         {
-            slot.machine.fault(cause, sent);
+            slot.docket.fault(cause);
         }
         self.slots[index] = Some(slot);
         self.settle(spec.slot, now_ns, None);
@@ -388,7 +321,7 @@ impl<P: Plane> Engine<P> {
 
     /// Goes on from what an earlier daemon kept of a tracker. Its probes under way are still waited for, so that
     /// each counts: as a reply, or as one of which nothing is known, never as a loss.
-    fn resume_judge(
+    fn resume_account(
         &mut self,
         spec: &TrackerSpec,
         cohort: usize,
@@ -401,17 +334,10 @@ impl<P: Plane> Engine<P> {
             judge.judged = sent;
             return judge;
         }
-        let group = &mut self.groups[cohort];
-        for _ in 0..under_way {
-            group.in_flight.push_back(spec.slot);
-        }
         if under_way > 0 {
-            group.void_until_ns = group.void_until_ns.max(Flight::INHERITED_NS + 1);
-            group.flights.push_back(Flight {
-                sent_ns: Flight::INHERITED_NS,
-                deadline_ns: now_ns + spec.timeout_ns,
-                count: under_way as u32,
-            });
+            let deadline_ns = now_ns + spec.timeout_ns;
+            let flights = &mut self.groups[cohort].flights;
+            flights.inherit(spec.slot, under_way, deadline_ns);
         }
         judge
     }
@@ -424,7 +350,7 @@ impl<P: Plane> Engine<P> {
         };
         let is_resumed = std::mem::take(&mut state.is_resumed);
         let fault = self.paths[state.spec.path as usize].fault.or(state.fault);
-        if is_resumed && fault.is_none() && !state.machine.cause().is_of_hub() {
+        if is_resumed && fault.is_none() && !state.docket.machine().cause().is_of_hub() {
             // It could be sent for before, and still can.
             if state.spec.interval_ns >= PROMPT_NS {
                 self.groups[state.cohort].prompt.push_back(slot);
@@ -441,16 +367,7 @@ impl<P: Plane> Engine<P> {
         let group = &mut self.groups[gone.cohort];
         group.cohort.remove(slot);
         group.prompt.retain(|&entry| entry != slot);
-        // Its probes under way are forgotten: each flight loses the entries that were this slot's.
-        let mut entries = std::mem::take(&mut group.in_flight).into_iter();
-        for flight in &mut group.flights {
-            let before = group.in_flight.len();
-            let of_flight = entries.by_ref().take(flight.count as usize);
-            group
-                .in_flight
-                .extend(of_flight.filter(|&entry| entry != slot));
-            flight.count = (group.in_flight.len() - before) as u32;
-        }
+        group.flights.forget(slot);
         self.paths[gone.spec.path as usize]
             .slots
             .retain(|&other| other != slot);
@@ -500,8 +417,7 @@ impl<P: Plane> Engine<P> {
         let sent = self.plane.sent(slot);
         if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
             state.spec.epoch = epoch;
-            state.machine.renew(sent);
-            state.replying_since_ns = 0;
+            state.docket.renew(sent);
         }
     }
 
@@ -510,12 +426,10 @@ impl<P: Plane> Engine<P> {
         let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else {
             return;
         };
-        let sent = state.handed;
-        state.replying_since_ns = 0;
         match self.paths[state.spec.path as usize].fault.or(state.fault) {
-            Some(cause) => state.machine.fault(cause, sent),
+            Some(cause) => state.docket.fault(cause),
             None => {
-                state.machine.mended();
+                state.docket.mended();
                 if state.spec.interval_ns >= PROMPT_NS {
                     self.groups[state.cohort].prompt.push_back(slot);
                 }
@@ -569,20 +483,14 @@ impl<P: Plane> Engine<P> {
         let deadlines = self
             .groups
             .iter()
-            .filter_map(|group| Some(group.flights.front()?.deadline_ns));
+            .filter_map(|group| group.flights.next_deadline_ns());
         let prompt = self
             .groups
             .iter()
             .any(|group| !group.prompt.is_empty())
             .then_some(now_ns);
         let next_ns = due.chain(deadlines).chain(prompt).min().unwrap_or(u64::MAX);
-        // An early wake-up (a reply, a command) does not shift the grid of ticks.
-        let soonest_ns = if self.planned_ns > now_ns {
-            self.planned_ns.min(now_ns + TICK_NS)
-        } else {
-            now_ns + TICK_NS
-        };
-        next_ns.clamp(soonest_ns, now_ns + IDLE_NS)
+        schedule::next_tick_ns(self.planned_ns, now_ns, next_ns)
     }
 
     /// A tick that comes late is the hub's fault: losses under way then prove nothing.
@@ -599,17 +507,11 @@ impl<P: Plane> Engine<P> {
         if has_slept {
             self.slept_ns = slept_ns;
             self.reports.push(Report::Slept(slept_now_ns));
-        } else if late_ns < STALL_MIN_NS {
-            return;
         }
         let mut any = false;
         for group in &mut self.groups {
-            // Whoever sleeps hears no reply; how long it was does not matter.
-            let is_void = has_slept || late_ns >= group.cohort.timeout_ns / 2;
-            if is_void && !group.flights.is_empty() {
-                group.void_until_ns = now_ns;
-                any = true;
-            }
+            let is_void = has_slept || Flights::is_stall(late_ns, group.cohort.timeout_ns);
+            any |= is_void && group.flights.void(now_ns);
         }
         if any {
             health.stalls.fetch_add(1, Ordering::Relaxed);
@@ -631,141 +533,57 @@ impl<P: Plane> Engine<P> {
             else {
                 continue;
             };
-            if slot.spec.epoch != event.epoch || !slot.machine.counts(event.sequence) {
+            if slot.spec.epoch != event.epoch {
                 continue;
             }
-            if slot.spec.expects_silence {
-                slot.machine.unexpected(event.sequence);
-                let detection_ns = now_ns.saturating_sub(event.received_mono_ns);
+            let (plane, window) = (&self.plane, slot.spec.window);
+            let is_replied = |sequence| plane.is_replied(window, sequence);
+            let since_ns = (slot.docket).early(event.sequence, event.received_mono_ns, is_replied);
+            if let Some(since_ns) = since_ns {
+                let detection_ns = now_ns.saturating_sub(since_ns);
                 self.settle(event.tracker, now_ns, Some(detection_ns));
-                continue;
             }
-            if slot.replying_since_ns == 0 {
-                slot.replying_since_ns = event.received_mono_ns;
-                slot.replying_from = event.sequence;
-            }
-            let (plane, window, rules) = (&self.plane, slot.spec.window, slot.spec.rules);
-            // Replies may overtake each other: the one that completes a run need not be its last.
-            let last = (event.sequence + u64::from(rules.rise) - 1).min(slot.handed);
-            for end in event.sequence..=last {
-                slot.machine
-                    .replied(rules, end, |sequence| plane.is_replied(window, sequence));
-            }
-            let detection_ns = now_ns.saturating_sub(slot.replying_since_ns);
-            self.settle(event.tracker, now_ns, Some(detection_ns));
         }
     }
 
     /// Judges every probe whose timeout has passed, in the order in which they were sent.
     fn judge(&mut self, now_ns: u64) {
         for at in 0..self.groups.len() {
-            while let Some(&flight) = self.groups[at].flights.front()
-                && flight.deadline_ns <= now_ns
-            {
-                let group = &mut self.groups[at];
-                group.flights.pop_front();
-                let void = flight.sent_ns < group.void_until_ns;
-                for _ in 0..flight.count {
-                    if let Some(slot) = self.groups[at].in_flight.pop_front() {
-                        self.judge_one(slot, flight, void, now_ns);
-                    }
-                }
+            while let Some(landed) = self.groups[at].flights.land(now_ns) {
+                self.judge_one(landed, now_ns);
             }
         }
     }
 
-    fn judge_one(&mut self, index: u32, flight: Flight, void: bool, now_ns: u64) {
+    fn judge_one(&mut self, landed: Landed, now_ns: u64) {
+        let index = landed.slot;
         let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
-        let sequence = slot.judge.judged + 1;
-        slot.judge.judged = sequence;
-        if self.plane.is_replied(slot.spec.window, sequence) {
-            if let Some(device) = slot.device
-                && flight.sent_ns != Flight::INHERITED_NS
-            {
-                self.devices[device].ledger.reply();
-            }
-            let outcome = match slot.spec.expects_silence {
-                true => Outcome::Unexpected,
-                false => Outcome::Replied,
-            };
-            slot.machine.judge(slot.spec.rules, sequence, outcome);
-            let since_ns = slot.replying_since_ns;
-            let detection_ns = (since_ns != 0).then(|| now_ns.saturating_sub(since_ns));
-            self.settle(index, now_ns, detection_ns);
-            return;
+        let sequence = slot.docket.next();
+        let is_replied = self.plane.is_replied(slot.spec.window, sequence);
+        let device = slot.device;
+        if let Some(device) = device
+            && is_replied
+            && landed.sent_ns != INHERITED_NS
+        {
+            self.devices[device].ledger.reply();
         }
-        if void {
-            slot.judge.skipped += 1;
-            slot.judge.not_sent += 1;
-            slot.machine
-                .judge(slot.spec.rules, sequence, Outcome::Void(Cause::Stalled));
-            self.settle(index, now_ns, None);
-            return;
-        }
-        if slot.spec.expects_silence {
-            self.stay_silent(index, sequence, flight.sent_ns, now_ns);
-        } else {
-            self.lose(index, sequence, flight.sent_ns, now_ns);
-        }
-    }
-
-    /// A probe that the service must stop had its full timeout and no reply came. That is worth something
-    /// only if it left the hub.
-    fn stay_silent(&mut self, index: u32, sequence: u64, sent_ns: u64, now_ns: u64) {
-        let Some(slot) = self.slots[index as usize].as_mut() else {
-            return;
-        };
-        slot.judge.lost += 1;
-        if slot.machine.replied_run() == 0 {
-            slot.losing_since_ns = sent_ns;
-        }
-        let before = slot.machine;
-        slot.machine
-            .judge(slot.spec.rules, sequence, Outcome::Silent);
-        let (since_ns, device) = (slot.losing_since_ns, slot.device);
-        let is_new = before.verdict() != Verdict::Up;
-        let told_ns = if is_new { since_ns } else { sent_ns };
-        let left = slot.machine.verdict() != Verdict::Up
-            || device.is_none_or(|device| self.left(device, told_ns, now_ns));
-        if let (false, Some(slot)) = (left, self.slots[index as usize].as_mut()) {
-            slot.machine = before;
-            slot.machine.fault(Cause::SendFailed, sequence);
-            slot.judge.lost = slot.judge.lost.saturating_sub(1);
-            slot.judge.not_sent += 1;
-            slot.judge.skipped += 1;
-        }
-        self.settle(index, now_ns, Some(now_ns.saturating_sub(since_ns)));
-    }
-
-    /// A probe had its full timeout and no reply came.
-    fn lose(&mut self, index: u32, sequence: u64, sent_ns: u64, now_ns: u64) {
-        let Some(slot) = self.slots[index as usize].as_mut() else {
-            return;
-        };
-        slot.judge.lost += 1;
-        if sequence > slot.replying_from {
-            slot.replying_since_ns = 0;
-        }
-        if slot.machine.lost_run() == 0 {
-            slot.losing_since_ns = sent_ns;
-        }
-        let (before, counts) = (slot.machine, slot.machine.counts(sequence));
-        slot.machine.judge(slot.spec.rules, sequence, Outcome::Lost);
-        let (since_ns, device) = (slot.losing_since_ns, slot.device);
-        let is_open = slot.machine.cause() == Cause::NoReply;
-        if counts && is_open && slot.machine.verdict() == Verdict::Down {
+        let judged = (slot.docket).judge(is_replied, landed.is_void, landed.sent_ns);
+        if let Some(claim) = judged.claim {
             // The last check before anyone is blamed: did the probes of this run leave at all?
-            let decides = slot.machine.lost_run() == slot.spec.rules.fall;
-            let left = !decides || device.is_none_or(|device| self.left(device, since_ns, now_ns));
-            if left {
-                self.explain(index, sequence, sent_ns);
-            } else {
-                self.excuse(index, before, sequence);
+            let has_left = match (claim.sent_since_ns, device) {
+                (Some(since_ns), Some(device)) => self.left(device, since_ns, now_ns),
+                _ => true,
+            };
+            let trouble = self.plane.trouble(index);
+            if let Some(slot) = self.slots[index as usize].as_mut() {
+                slot.docket.conclude(claim, has_left, &trouble);
             }
         }
-        self.settle(index, now_ns, Some(now_ns.saturating_sub(since_ns)));
+        let since_ns = judged.since_ns;
+        let detection_ns = since_ns.map(|since_ns| now_ns.saturating_sub(since_ns));
+        self.settle(index, now_ns, detection_ns);
     }
 
     /// True where what was handed to a device since a time is believed to have left it.
@@ -775,74 +593,28 @@ impl<P: Plane> Engine<P> {
         !self.devices[device].ledger.is_doubtful(since_ns)
     }
 
-    /// Takes a verdict back: the probes of its run did not leave the hub.
-    fn excuse(&mut self, index: u32, before: Machine, sequence: u64) {
-        let Some(slot) = self.slots[index as usize].as_mut() else {
-            return;
-        };
-        let run = u64::from(slot.machine.lost_run());
-        slot.machine = before;
-        slot.machine.fault(Cause::SendFailed, sequence);
-        slot.judge.lost = slot.judge.lost.saturating_sub(run);
-        slot.judge.not_sent += run;
-        slot.judge.skipped += run;
-        slot.replying_since_ns = 0;
-    }
-
-    /// Says why a tracker is down, by what is known of its latest `fall` losses. What explained earlier ones
-    /// counts no more: a reply that once came around the service says nothing of probes that vanish.
-    fn explain(&mut self, index: u32, sequence: u64, sent_ns: u64) {
-        let trouble = self.plane.trouble(index);
-        let Some(slot) = self.slots[index as usize].as_mut() else {
-            return;
-        };
-        let (machine, rules) = (&mut slot.machine, slot.spec.rules);
-        let reach = machine.reach(rules);
-        let concerns = |about: u64, reach: u64| machine.counts(about) && about + reach >= sequence;
-        let patience = ERROR_PAUSE_NS / slot.spec.interval_ns;
-        let corrupt_since_ns = match machine.lost_run() == rules.fall {
-            true => slot.losing_since_ns,
-            false => sent_ns.saturating_sub(reach * slot.spec.interval_ns),
-        };
-        if trouble.wrong_path != 0 && concerns(trouble.wrong_path_sequence, reach) {
-            machine.explain(Cause::WrongPath);
-        } else if trouble.complaint != abi::Complaint::None
-            && concerns(trouble.complaint_sequence, reach.max(patience))
-        {
-            machine.explain(Cause::Unreachable);
-        } else if trouble.corrupt_mono_ns >= corrupt_since_ns {
-            machine.explain(Cause::Corrupt);
-        }
-    }
-
     /// Publishes a slot's state, and reports it where verdict or cause changed.
     fn settle(&mut self, index: u32, now_ns: u64, detection_ns: Option<u64>) {
         let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
-        let (verdict, cause) = (slot.machine.verdict(), slot.machine.cause());
-        slot.judge.lost_run = slot.machine.lost_run();
-        slot.judge.replied_run = slot.machine.replied_run();
-        slot.judge.cause = cause as u8;
-        self.plane.set_judge(index, &slot.judge);
-        if slot.reported == (verdict, cause) {
+        let change = slot.docket.settle();
+        self.plane.set_judge(index, slot.docket.account());
+        let Some(change) = change else {
             return;
+        };
+        if change.has_turned {
+            self.plane.set_verdict(index, change.verdict);
         }
-        let turned = slot.reported.0 != verdict;
-        slot.reported = (verdict, cause);
-        if turned {
-            self.plane.set_verdict(index, verdict);
-        }
-        let detection_ns = detection_ns.filter(|_| turned);
         self.reports.push(Report::Changed {
             slot: index,
             tenant: slot.tenant,
-            verdict,
-            cause,
+            verdict: change.verdict,
+            cause: change.cause,
             mono_ns: now_ns,
-            detection_ns,
+            detection_ns: detection_ns.filter(|_| change.has_turned),
         });
-        let misses_replies = turned && verdict == Verdict::Down;
+        let misses_replies = change.has_turned && change.verdict == Verdict::Down;
         if misses_replies && !slot.spec.expects_silence {
             self.catch_up(index, now_ns);
         }
@@ -851,23 +623,12 @@ impl<P: Plane> Engine<P> {
     /// Replies that arrived while the tracker was still up were not reported as early ones; they may
     /// already make it up again.
     fn catch_up(&mut self, index: u32, now_ns: u64) {
-        let sent = self.plane.sent(index);
         let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
-        slot.replying_since_ns = 0;
-        let (plane, window, rules) = (&self.plane, slot.spec.window, slot.spec.rules);
-        for sequence in slot.judge.judged + 1..=sent {
-            if plane.is_replied(window, sequence) {
-                if slot.replying_since_ns == 0 {
-                    slot.replying_since_ns = now_ns;
-                    slot.replying_from = sequence;
-                }
-                slot.machine
-                    .replied(rules, sequence, |earlier| plane.is_replied(window, earlier));
-            }
-        }
-        if slot.machine.verdict() == Verdict::Up {
+        let (plane, window) = (&self.plane, slot.spec.window);
+        let is_replied = |sequence| plane.is_replied(window, sequence);
+        if slot.docket.catch_up(now_ns, is_replied) {
             self.settle(index, now_ns, Some(0));
         }
     }
@@ -891,20 +652,14 @@ impl<P: Plane> Engine<P> {
                 let Some(slot) = slots[tracker as usize].as_mut() else {
                     return;
                 };
-                if slot.sent_ns != 0 && now_ns.saturating_sub(slot.sent_ns) < spacing_ns {
-                    // It was sent for out of turn just before.
-                    return;
-                }
                 let fault = slot.fault.or(paths[slot.spec.path as usize].fault);
-                if turn == Turn::Skip || fault.is_some() {
-                    slot.judge.skipped += 1;
-                    plane.set_judge(tracker, &slot.judge);
+                if !slot.docket.turn(turn, fault.is_none(), now_ns, spacing_ns) {
+                    plane.set_judge(tracker, slot.docket.account());
                     return;
                 }
                 if let Some(device) = slot.device {
                     devices[device].ledger.hand();
                 }
-                slot.sent_ns = now_ns;
                 batch.push(tracker);
             };
             for _ in 0..PROMPT_MAX.min(group.prompt.len()) {
@@ -938,35 +693,22 @@ impl<P: Plane> Engine<P> {
         // A probe's timeout counts from when the kernel certainly had handed it over.
         let group = &mut self.groups[at];
         let deadline_ns = self.plane.now_ns() + group.cohort.timeout_ns;
-        let before = group.in_flight.len();
         for (position, &tracker) in self.batch.iter().enumerate() {
             let Some(slot) = self.slots[tracker as usize].as_mut() else {
                 continue;
             };
-            // The send program has the last word: it refuses a frame that the kernel won't size.
-            if position < taken && self.plane.sent(tracker) > slot.handed {
-                slot.handed += 1;
-                group.in_flight.push_back(tracker);
+            if position < taken && slot.docket.was_sent(self.plane.sent(tracker)) {
+                group.flights.board(tracker);
                 continue;
             }
             if let Some(device) = slot.device {
                 self.devices[device].ledger.take_back();
             }
-            slot.judge.skipped += 1;
-            if position < taken || self.send_failing {
-                slot.machine.fault(Cause::SendFailed, slot.handed);
-                slot.replying_since_ns = 0;
-            }
+            let is_fault = position < taken || self.send_failing;
+            slot.docket.was_not_sent(is_fault);
             self.refused.push(tracker);
         }
-        let count = (group.in_flight.len() - before) as u32;
-        if count > 0 {
-            group.flights.push_back(Flight {
-                sent_ns,
-                deadline_ns,
-                count,
-            });
-        }
+        group.flights.depart(sent_ns, deadline_ns);
         while let Some(tracker) = self.refused.pop() {
             self.settle(tracker, sent_ns, None);
         }

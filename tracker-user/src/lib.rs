@@ -1,15 +1,17 @@
 //! The per-host daemon and command line of Tracker.
 //!
 //! [`config`] says what is wanted, [`kernel`] what is there, [`plan`] what must be installed;
-//! [`engine`] sends, judges and decides on its own thread ([`sender`]); [`board`] turns trackers'
-//! verdicts into those of members, services and chains; [`report`] shows them; [`daemon`] joins all.
+//! [`engine`] sends, judges and decides on its own thread ([`sender`]), with one [`docket`] for each tracker;
+//! [`board`] turns trackers' verdicts into those of members, services and chains; [`report`] shows them; [`daemon`] joins all.
 
 pub mod board;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod docket;
 pub mod doctor;
 pub mod engine;
+pub mod flights;
 pub mod health;
 pub mod journal;
 pub mod kernel;

@@ -9,6 +9,21 @@
 /// Shortest time between two ticks.
 pub const TICK_NS: u64 = 1_000_000;
 
+/// Longest time between two ticks: commands and replies wake the thread, so this only bounds the age of what it
+/// looks at by itself.
+const IDLE_NS: u64 = 1_000_000_000;
+
+/// When the tick after the one at `now_ns` should be, where something is due at `next_ns`; `planned_ns` is when this
+/// one should have been. An early wake-up (a reply, a command) does not shift the grid of ticks.
+pub fn next_tick_ns(planned_ns: u64, now_ns: u64, next_ns: u64) -> u64 {
+    let soonest_ns = if planned_ns > now_ns {
+        planned_ns.min(now_ns + TICK_NS)
+    } else {
+        now_ns + TICK_NS
+    };
+    next_ns.clamp(soonest_ns, now_ns + IDLE_NS)
+}
+
 /// What a turn is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -56,6 +71,9 @@ impl Cohort {
 
     /// Offset of a member's turn within a round.
     const fn offset_ns(&self, member: usize) -> u64 {
+        if member == 0 {
+            return 0;
+        }
         let (member, len) = (member as u64, self.members.len() as u64);
         match self.interval_ns.checked_mul(member) {
             Some(product) => product / len,

@@ -3,7 +3,7 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
     abi::{Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker},
-    verdict::Verdict,
+    window::Worth,
     wire::{
         ethernet, icmp, ipv4, ipv6,
         probe::{self, HEADER_LEN, Mark},
@@ -270,24 +270,31 @@ fn complain(error: &Reply, hub: &Hub, tracker: &Tracker, state: *mut State) -> O
 fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
     // SAFETY: no arguments, always available.
     let now_mono_ns = unsafe { bpf_ktime_get_ns() };
-    let rtt_ns = now_mono_ns.saturating_sub(mark.sent_mono_ns);
-    if rtt_ns > tracker.timeout_ns {
-        // SAFETY: a valid map value.
-        unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
-        return Outcome::Late;
-    }
-    let index = tracker.window_first + ((mark.sequence >> 6) as u32 & tracker.window_mask);
-    let Some(word) = WINDOWS.get_ptr_mut(index) else {
-        return Outcome::Stale;
+    let worth = tracker.admit(
+        mark.sequence,
+        mark.sent_mono_ns,
+        now_mono_ns,
+        |word, bit| {
+            let word = WINDOWS.get_ptr_mut(word)?;
+            // SAFETY: a valid map value, set only here and cleared by the send program before any reply to
+            // these sequence numbers can exist.
+            Some(unsafe { atomic::fetch_or(word, bit) } & bit != 0)
+        },
+    );
+    let rtt_ns = match worth {
+        Worth::Counts { rtt_ns } => rtt_ns,
+        Worth::Duplicate => {
+            // SAFETY: a valid map value.
+            unsafe { atomic::add32(&raw mut (*state).trouble.duplicate, 1) };
+            return Outcome::Duplicate;
+        }
+        Worth::Late => {
+            // SAFETY: a valid map value.
+            unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
+            return Outcome::Late;
+        }
+        Worth::Nowhere => return Outcome::Stale,
     };
-    let bit = 1u64 << (mark.sequence & 63);
-    // SAFETY: a valid map value, set only here and cleared by the send program before any reply to
-    // these sequence numbers can exist.
-    if unsafe { atomic::fetch_or(word, bit) } & bit != 0 {
-        // SAFETY: a valid map value.
-        unsafe { atomic::add32(&raw mut (*state).trouble.duplicate, 1) };
-        return Outcome::Duplicate;
-    }
     // SAFETY: a valid map value. Plain additions, which cost a third of a locked one: first replies to
     // one tracker are an interval apart, at least a millisecond, so that two CPUs meet here only where
     // replies were delayed past each other; a count is then lost, never a verdict, which reads the bits.
@@ -304,7 +311,7 @@ fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
         }
         receive.verdict
     };
-    if verdict != Verdict::Up as u8 || tracker.reports_all != 0 {
+    if tracker.reports(verdict) {
         let event = Event {
             tracker: mark.tracker,
             epoch: tracker.epoch,

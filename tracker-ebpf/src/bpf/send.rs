@@ -68,10 +68,7 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     // are whole for the daemon that reads along.
     let send = unsafe { &mut (*state).send };
     let sequence = send.sent + 1;
-    // A bit set's word is cleared when its first sequence number comes round: all that it held was
-    // judged long before (the daemon sizes the bit set so).
-    if sequence & 63 == 0 || sequence == 1 {
-        let word = tracker.window_first + ((sequence >> 6) as u32 & tracker.window_mask);
+    if let Some(word) = tracker.window().stale_word(sequence) {
         let word = WINDOWS.get_ptr_mut(word).ok_or(Refusal::Failed)?;
         // SAFETY: a valid map value; whole 64-bit store.
         unsafe { *word = 0 };

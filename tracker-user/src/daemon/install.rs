@@ -10,13 +10,14 @@ use anyhow::{Result, bail};
 use tracker_ebpf::{
     abi,
     verdict::{Cause, Rules, Verdict},
+    window::Window,
 };
 
 use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, restart::Left, stamp};
 use crate::{
     board::TrackerRef,
     config::{self, Addition, Config, Expect, Flow, Member, Origin, Role, Service},
-    engine::{Command, TrackerSpec, Window},
+    engine::{Command, TrackerSpec},
     kernel::loader::Sizes,
     plan::Fault,
     slots::{Slots, Words},
@@ -242,10 +243,7 @@ impl Daemon {
                 fall: tracker.fall,
                 rise: tracker.rise,
             },
-            window: Window {
-                first: entry.window_first,
-                mask: entry.window_mask,
-            },
+            window: entry.window(),
             fault: fault.as_ref().map(|fault| fault.cause),
             expects_silence: tracker.expect == Expect::Silence,
             resume,

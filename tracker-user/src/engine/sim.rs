@@ -13,9 +13,10 @@ use std::{
 use tracker_ebpf::{
     abi,
     verdict::{Cause, Rules, Verdict},
+    window::{Window, Worth},
 };
 
-use crate::engine::{Command, Engine, Health, Plane, Report, TrackerSpec, Window};
+use crate::engine::{Command, Engine, Health, Plane, Report, TrackerSpec};
 
 pub const US: u64 = 1_000;
 pub const MS: u64 = 1_000_000;
@@ -274,19 +275,34 @@ impl Kernel {
         } else if slot.net.is_wrong_way {
             trouble.wrong_path += 1;
             trouble.wrong_path_sequence = sequence;
-        } else if at_ns - sent_ns > slot.timeout_ns {
-            trouble.late += 1;
         } else {
-            let (word, bit) = slot.window.position(sequence);
-            let word = &mut self.words[word as usize];
-            if *word & bit != 0 {
-                trouble.duplicate += 1;
-                return;
+            let entry = abi::Tracker {
+                timeout_ns: slot.timeout_ns,
+                window_first: slot.window.first,
+                window_mask: slot.window.mask,
+                reports_all: slot.reports_all.into(),
+                ..Default::default()
+            };
+            let words = &mut self.words;
+            match entry.admit(sequence, sent_ns, at_ns, |word, bit| {
+                let word = words.get_mut(word as usize)?;
+                let was_set = *word & bit != 0;
+                *word |= bit;
+                Some(was_set)
+            }) {
+                Worth::Counts { .. } => {}
+                Worth::Late => {
+                    trouble.late += 1;
+                    return;
+                }
+                Worth::Duplicate | Worth::Nowhere => {
+                    trouble.duplicate += 1;
+                    return;
+                }
             }
-            *word |= bit;
             slot.state.receive.received += 1;
             slot.probes[sequence as usize - 1].answered_ns = Some(at_ns);
-            if slot.verdict() == Verdict::Up && !slot.reports_all {
+            if !entry.reports(slot.state.receive.verdict) {
                 return;
             }
             if self.ring.len() < self.ring_room {
@@ -323,8 +339,8 @@ impl Kernel {
         slot.state.send.sent += 1;
         slot.state.send.sent_mono_ns = *now_ns;
         let sequence = slot.state.send.sent;
-        if sequence & 63 == 0 || sequence == 1 {
-            words[slot.window.position(sequence).0 as usize] = 0;
+        if let Some(word) = slot.window.stale_word(sequence) {
+            words[word as usize] = 0;
         }
         let device = devices.entry(path.ifindex).or_default();
         let has_left = device.is_transmitting && !rng.chance(device.drops_per_mille);

@@ -11,10 +11,10 @@ use aya::{
     programs::Xdp,
 };
 use nix::time::ClockId;
-use tracker_ebpf::{abi, verdict::Verdict, wire::probe};
+use tracker_ebpf::{abi, verdict::Verdict, window::Window, wire::probe};
 
 use super::{interfaces::LinkCounters, mapped::Mapped};
-use crate::engine::{Plane, Window};
+use crate::engine::Plane;
 
 /// Frames per round inside the kernel; 256 is the most it takes, and more than 64 gained nothing.
 const LIVE_BATCH: u32 = 64;

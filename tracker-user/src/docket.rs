@@ -1,0 +1,343 @@
+//! What became of one tracker's probes, and what follows from it: the pure part of the engine, which brings time,
+//! the kernel's bits and the device's account.
+
+use tracker_ebpf::{
+    abi::{Complaint, JudgeState, TroubleState},
+    verdict::{Cause, Machine, Outcome, Rules, Verdict},
+};
+
+use crate::schedule::Turn;
+
+/// Hosts and routers limit how often they complain: Linux tells a destination once a second of what it can't reach
+/// (`icmp_ratelimit`). For so long an ICMP error explains the losses after it.
+const ERROR_PAUSE_NS: u64 = 2_000_000_000;
+
+/// One tracker's probes, counted and judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Docket {
+    rules: Rules,
+    /// The service must stop the probes.
+    expects_silence: bool,
+    interval_ns: u64,
+    machine: Machine,
+    reported: (Verdict, Cause),
+    account: JudgeState,
+    /// Probes that the kernel is known to have sent.
+    handed: u64,
+    /// When it was last sent for; 0 before the first time.
+    sent_ns: u64,
+    /// When the first probe of the present run of losses (or of silence, where that is expected) was sent.
+    losing_since_ns: u64,
+    /// When the first early reply of the present run came, and which probe it answered; 0 for none.
+    replying_since_ns: u64,
+    replying_from: u64,
+}
+
+/// What judging a probe led to.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged {
+    /// A verdict that rests on silence: it is settled by [`Docket::conclude`].
+    pub claim: Option<Claim>,
+    /// When what was judged began to tell.
+    pub since_ns: Option<u64>,
+}
+
+/// A verdict that rests on silence, which proves something only if the probes left the hub.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// Whether what was sent since then left must be asked before anything is said.
+    pub sent_since_ns: Option<u64>,
+    before: Machine,
+    sequence: u64,
+    sent_ns: u64,
+}
+
+/// A verdict or cause that is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Why.
+    pub cause: Cause,
+    /// Not only the cause changed.
+    pub has_turned: bool,
+}
+
+impl Docket {
+    /// A tracker of which `sent` probes were sent, none of which counts: outcomes that nobody judged prove nothing,
+    /// and runs begin anew. It goes on from the verdict, cause and account that an earlier daemon left.
+    pub fn new(
+        rules: Rules,
+        expects_silence: bool,
+        interval_ns: u64,
+        sent: u64,
+        left: Option<(Verdict, Cause, JudgeState)>,
+    ) -> Self {
+        let new = JudgeState {
+            judged: sent,
+            ..JudgeState::default()
+        };
+        let (verdict, cause, account) = left.unwrap_or((Verdict::default(), Cause::default(), new));
+        Self {
+            rules,
+            expects_silence,
+            interval_ns,
+            machine: Machine::resume(verdict, cause, sent),
+            reported: (verdict, cause),
+            account,
+            handed: sent,
+            sent_ns: 0,
+            losing_since_ns: 0,
+            replying_since_ns: 0,
+            replying_from: 0,
+        }
+    }
+
+    /// The state machine.
+    pub const fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// What others may read.
+    pub const fn account(&self) -> &JudgeState {
+        &self.account
+    }
+
+    /// The hub can't send.
+    pub const fn fault(&mut self, cause: Cause) {
+        self.machine.fault(cause, self.handed);
+        self.replying_since_ns = 0;
+    }
+
+    /// The hub can send again.
+    pub const fn mended(&mut self) {
+        self.machine.mended();
+        self.replying_since_ns = 0;
+    }
+
+    /// Probes are different from here on; `sent` were sent before.
+    pub const fn renew(&mut self, sent: u64) {
+        self.machine.renew(sent);
+        self.replying_since_ns = 0;
+    }
+
+    /// Its turn has come: true where it is to be sent for. Not where that was done out of turn just before.
+    pub fn turn(&mut self, turn: Turn, can_send: bool, now_ns: u64, spacing_ns: u64) -> bool {
+        if self.sent_ns != 0 && now_ns.saturating_sub(self.sent_ns) < spacing_ns {
+            return false;
+        }
+        if turn == Turn::Skip || !can_send {
+            self.account.skipped += 1;
+            return false;
+        }
+        self.sent_ns = now_ns;
+        true
+    }
+
+    /// After a call that attempted it: true where the kernel did send a probe, `sent` so far. The send program has the
+    /// last word: it refuses a frame that the kernel won't size.
+    pub const fn was_sent(&mut self, sent: u64) -> bool {
+        let is_sent = sent > self.handed;
+        self.handed += is_sent as u64;
+        is_sent
+    }
+
+    /// Its turn came to nothing, because the kernel can't send for it (or did not come that far).
+    pub const fn was_not_sent(&mut self, is_fault: bool) {
+        self.account.skipped += 1;
+        if is_fault {
+            self.fault(Cause::SendFailed);
+        }
+    }
+
+    /// A reply ahead of its turn: a tracker that is not up may be so at once. Says since when that was telling, or
+    /// nothing where the probe does not count.
+    pub fn early(
+        &mut self,
+        sequence: u64,
+        received_ns: u64,
+        is_replied: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        if !self.machine.counts(sequence) {
+            return None;
+        }
+        if self.expects_silence {
+            self.machine.unexpected(sequence);
+            return Some(received_ns);
+        }
+        if self.replying_since_ns == 0 {
+            self.replying_since_ns = received_ns;
+            self.replying_from = sequence;
+        }
+        // Replies may overtake each other: the one that completes a run need not be its last.
+        let last = (sequence + u64::from(self.rules.rise) - 1).min(self.handed);
+        for end in sequence..=last {
+            self.machine.replied(self.rules, end, &is_replied);
+        }
+        Some(self.replying_since_ns)
+    }
+
+    /// Replies that arrived while the tracker was still up were not reported as early ones; they may
+    /// already make it up again. Says whether they do.
+    pub fn catch_up(&mut self, now_ns: u64, is_replied: impl Fn(u64) -> bool) -> bool {
+        self.replying_since_ns = 0;
+        for sequence in self.account.judged + 1..=self.handed {
+            if is_replied(sequence) {
+                if self.replying_since_ns == 0 {
+                    self.replying_since_ns = now_ns;
+                    self.replying_from = sequence;
+                }
+                self.machine.replied(self.rules, sequence, &is_replied);
+            }
+        }
+        self.machine.verdict() == Verdict::Up
+    }
+
+    /// The probe that is judged next.
+    pub const fn next(&self) -> u64 {
+        self.account.judged + 1
+    }
+
+    /// Judges that probe, whose timeout has passed.
+    pub fn judge(&mut self, is_replied: bool, is_void: bool, sent_ns: u64) -> Judged {
+        let sequence = self.next();
+        self.account.judged = sequence;
+        if is_replied {
+            let outcome = match self.expects_silence {
+                true => Outcome::Unexpected,
+                false => Outcome::Replied,
+            };
+            self.machine.judge(self.rules, sequence, outcome);
+            return Judged {
+                claim: None,
+                since_ns: (self.replying_since_ns != 0).then_some(self.replying_since_ns),
+            };
+        }
+        if is_void {
+            self.account.skipped += 1;
+            self.account.not_sent += 1;
+            let outcome = Outcome::Void(Cause::Stalled);
+            self.machine.judge(self.rules, sequence, outcome);
+            return Judged {
+                claim: None,
+                since_ns: None,
+            };
+        }
+        self.account.lost += 1;
+        let claim = if self.expects_silence {
+            self.stay_silent(sequence, sent_ns)
+        } else {
+            self.lose(sequence, sent_ns)
+        };
+        Judged {
+            claim,
+            since_ns: Some(self.losing_since_ns),
+        }
+    }
+
+    /// A probe that the service must stop had its full timeout and no reply came. That is worth something
+    /// only if it left the hub.
+    fn stay_silent(&mut self, sequence: u64, sent_ns: u64) -> Option<Claim> {
+        if self.machine.replied_run() == 0 {
+            self.losing_since_ns = sent_ns;
+        }
+        let before = self.machine;
+        self.machine.judge(self.rules, sequence, Outcome::Silent);
+        let is_new = before.verdict() != Verdict::Up;
+        let since_ns = if is_new {
+            self.losing_since_ns
+        } else {
+            sent_ns
+        };
+        (self.machine.verdict() == Verdict::Up).then_some(Claim {
+            sent_since_ns: Some(since_ns),
+            before,
+            sequence,
+            sent_ns,
+        })
+    }
+
+    /// A probe had its full timeout and no reply came.
+    fn lose(&mut self, sequence: u64, sent_ns: u64) -> Option<Claim> {
+        if sequence > self.replying_from {
+            self.replying_since_ns = 0;
+        }
+        if self.machine.lost_run() == 0 {
+            self.losing_since_ns = sent_ns;
+        }
+        let (before, counts) = (self.machine, self.machine.counts(sequence));
+        self.machine.judge(self.rules, sequence, Outcome::Lost);
+        let is_open = self.machine.cause() == Cause::NoReply;
+        let is_down = is_open && self.machine.verdict() == Verdict::Down;
+        // Once, when it decides; later losses only tell more of the cause.
+        let decides = self.machine.lost_run() == self.rules.fall;
+        (counts && is_down).then_some(Claim {
+            sent_since_ns: decides.then_some(self.losing_since_ns),
+            before,
+            sequence,
+            sent_ns,
+        })
+    }
+
+    /// Settles a verdict that rests on silence: takes it back where the probes did not leave the hub, else says why a
+    /// tracker is down.
+    pub fn conclude(&mut self, claim: Claim, has_left: bool, trouble: &TroubleState) {
+        if has_left {
+            if !self.expects_silence {
+                self.explain(claim, trouble);
+            }
+            return;
+        }
+        let run = match self.expects_silence {
+            true => 1,
+            false => u64::from(self.machine.lost_run()),
+        };
+        self.machine = claim.before;
+        self.machine.fault(Cause::SendFailed, claim.sequence);
+        self.account.lost = self.account.lost.saturating_sub(run);
+        self.account.not_sent += run;
+        self.account.skipped += run;
+        self.replying_since_ns = 0;
+    }
+
+    /// Says why a tracker is down, by what is known of its latest `fall` losses. What explained earlier ones
+    /// counts no more: a reply that once came around the service says nothing of probes that vanish.
+    fn explain(&mut self, claim: Claim, trouble: &TroubleState) {
+        let (machine, rules) = (&mut self.machine, self.rules);
+        let reach = machine.reach(rules);
+        let concerns =
+            |about: u64, reach: u64| machine.counts(about) && about + reach >= claim.sequence;
+        let patience = ERROR_PAUSE_NS / self.interval_ns;
+        let corrupt_since_ns = match machine.lost_run() == rules.fall {
+            true => self.losing_since_ns,
+            false => claim.sent_ns.saturating_sub(reach * self.interval_ns),
+        };
+        if trouble.wrong_path != 0 && concerns(trouble.wrong_path_sequence, reach) {
+            machine.explain(Cause::WrongPath);
+        } else if trouble.complaint != Complaint::None
+            && concerns(trouble.complaint_sequence, reach.max(patience))
+        {
+            machine.explain(Cause::Unreachable);
+        } else if trouble.corrupt_mono_ns >= corrupt_since_ns {
+            machine.explain(Cause::Corrupt);
+        }
+    }
+
+    /// What is to be reported, if anything.
+    pub fn settle(&mut self) -> Option<Change> {
+        let (verdict, cause) = (self.machine.verdict(), self.machine.cause());
+        self.account.lost_run = self.machine.lost_run();
+        self.account.replied_run = self.machine.replied_run();
+        self.account.cause = cause as u8;
+        if self.reported == (verdict, cause) {
+            return None;
+        }
+        let has_turned = self.reported.0 != verdict;
+        self.reported = (verdict, cause);
+        Some(Change {
+            verdict,
+            cause,
+            has_turned,
+        })
+    }
+}
