@@ -346,7 +346,7 @@ pub struct ReceiveState {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct TroubleState {
-    /// Sequence number of the last reply on an interface outside `returns`.
+    /// Sequence number of the newest probe whose reply went into `wrong_path`.
     pub wrong_path_sequence: u64,
     /// When the last packet that bears the mark failed the token.
     pub corrupt_mono_ns: u64,
@@ -356,21 +356,21 @@ pub struct TroubleState {
     pub late: u32,
     /// Genuine replies on an interface outside `returns`, from another hop or with another TTL than they must have.
     pub wrong_path: u32,
-    /// Where the last of them arrived.
+    /// Where the one to the newest probe arrived.
     pub wrong_path_ifindex: u32,
     /// Packets that bear the mark and name this tracker but fail the token.
     pub corrupt: u32,
-    /// What the last complaint was.
+    /// What complained of the newest probe that was complained of.
     pub complaint: Complaint,
     /// Its ICMP type.
     pub complaint_type: u8,
     /// Its ICMP code.
     pub complaint_code: u8,
-    /// Hops (TTL, hop limit) that the last reply of `wrong_path` had left.
+    /// Hops (TTL, hop limit) that the reply of `wrong_path_sequence` had left.
     pub wrong_path_ttl: u8,
-    /// Sequence number of the probe that it is about.
+    /// Sequence number of that probe.
     pub complaint_sequence: u64,
-    /// Who sent it; only the probe in it is proven, not the sender.
+    /// Who sent the complaint; only the probe in it is proven, not the sender.
     pub complaint_from: [u8; 16],
 }
 

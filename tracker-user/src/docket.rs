@@ -61,6 +61,9 @@ pub struct Change {
     pub cause: Cause,
     /// Not only the cause changed.
     pub has_turned: bool,
+    /// Replies that came before this were not reported as early ones: see [`Docket::catch_up`], once the receive
+    /// program knows the verdict.
+    pub misses_replies: bool,
 }
 
 impl Docket {
@@ -122,6 +125,7 @@ impl Docket {
     }
 
     /// Its turn has come: true where it is to be sent for. Not where that was done out of turn just before.
+    #[inline]
     pub fn turn(&mut self, turn: Turn, can_send: bool, now_ns: u64, spacing_ns: u64) -> bool {
         if self.sent_ns != 0 && now_ns.saturating_sub(self.sent_ns) < spacing_ns {
             return false;
@@ -136,6 +140,7 @@ impl Docket {
 
     /// After a call that attempted it: true where the kernel did send a probe, `sent` so far. The send program has the
     /// last word: it refuses a frame that the kernel won't size.
+    #[inline]
     pub const fn was_sent(&mut self, sent: u64) -> bool {
         let is_sent = sent > self.handed;
         self.handed += is_sent as u64;
@@ -182,7 +187,7 @@ impl Docket {
     pub fn catch_up(&mut self, now_ns: u64, is_replied: impl Fn(u64) -> bool) -> bool {
         self.replying_since_ns = 0;
         for sequence in self.account.judged + 1..=self.handed {
-            if is_replied(sequence) {
+            if self.machine.counts(sequence) && is_replied(sequence) {
                 if self.replying_since_ns == 0 {
                     self.replying_since_ns = now_ns;
                     self.replying_from = sequence;
@@ -199,6 +204,7 @@ impl Docket {
     }
 
     /// Judges that probe, whose timeout has passed.
+    #[inline]
     pub fn judge(&mut self, is_replied: bool, is_void: bool, sent_ns: u64) -> Judged {
         let sequence = self.next();
         self.account.judged = sequence;
@@ -324,6 +330,7 @@ impl Docket {
     }
 
     /// What is to be reported, if anything.
+    #[inline]
     pub fn settle(&mut self) -> Option<Change> {
         let (verdict, cause) = (self.machine.verdict(), self.machine.cause());
         self.account.lost_run = self.machine.lost_run();
@@ -338,6 +345,7 @@ impl Docket {
             verdict,
             cause,
             has_turned,
+            misses_replies: has_turned && verdict != Verdict::Up && !self.expects_silence,
         })
     }
 }

@@ -614,8 +614,7 @@ impl<P: Plane> Engine<P> {
             mono_ns: now_ns,
             detection_ns: detection_ns.filter(|_| change.has_turned),
         });
-        let misses_replies = change.has_turned && change.verdict == Verdict::Down;
-        if misses_replies && !slot.spec.expects_silence {
+        if change.misses_replies {
             self.catch_up(index, now_ns);
         }
     }

@@ -48,6 +48,7 @@ impl Flights {
     }
 
     /// When the next probe is to be judged.
+    #[inline]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         Some(self.flights.front()?.deadline_ns)
     }
@@ -62,11 +63,13 @@ impl Flights {
     }
 
     /// A probe of this slot goes with the next flight.
+    #[inline]
     pub fn board(&mut self, slot: u32) {
         self.slots.push_back(slot);
     }
 
     /// Those that boarded were sent.
+    #[inline]
     pub fn depart(&mut self, sent_ns: u64, deadline_ns: u64) {
         let count = self.slots.len() - self.counted;
         if count > 0 {
@@ -89,6 +92,7 @@ impl Flights {
     }
 
     /// The next probe whose timeout has passed.
+    #[inline]
     pub fn land(&mut self, now_ns: u64) -> Option<Landed> {
         let flight = self.flights.front_mut()?;
         if flight.deadline_ns > now_ns {

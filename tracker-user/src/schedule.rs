@@ -15,6 +15,7 @@ const IDLE_NS: u64 = 1_000_000_000;
 
 /// When the tick after the one at `now_ns` should be, where something is due at `next_ns`; `planned_ns` is when this
 /// one should have been. An early wake-up (a reply, a command) does not shift the grid of ticks.
+#[inline]
 pub fn next_tick_ns(planned_ns: u64, now_ns: u64, next_ns: u64) -> u64 {
     let soonest_ns = if planned_ns > now_ns {
         planned_ns.min(now_ns + TICK_NS)
@@ -70,6 +71,7 @@ impl Cohort {
     }
 
     /// Offset of a member's turn within a round.
+    #[inline]
     const fn offset_ns(&self, member: usize) -> u64 {
         if member == 0 {
             return 0;
@@ -83,6 +85,7 @@ impl Cohort {
     }
 
     /// When the next probe of this cohort is due; `None` when it is empty.
+    #[inline]
     pub const fn next_due_ns(&self) -> Option<u64> {
         if self.members.is_empty() {
             return None;
@@ -128,6 +131,7 @@ impl Cohort {
     }
 
     /// Calls `turn` in order for the members whose turn has come, until `limit` were taken.
+    #[inline]
     pub fn tick(&mut self, now_ns: u64, limit: usize, mut turn: impl FnMut(u32, Turn)) {
         let stale_ns = (self.interval_ns / 2).max(TICK_NS);
         let mut taken = 0;

@@ -467,6 +467,14 @@ impl Table {
             let error = |to: IpAddr, kind: [u8; 2], quoted: &[u8]| {
                 reply.link.ip(&packets::error(from, to, kind, quoted))
             };
+            for newer in [0, 1] {
+                let known = world.clone().with(|world| {
+                    world.state.trouble.complaint_sequence = SEQUENCE + newer;
+                });
+                let what = format!("{probe:?}: one about a probe {newer} later was before");
+                let frame = error(hub, [kinds[0], 1], &quoted);
+                self.frame(what, &self.reply(&known), frame, Want::Refused);
+            }
             let mut row = |what: String, frame: Vec<u8>, want: Want| {
                 self.frame(format!("{probe:?}: {what}"), &reply, frame, want);
             };
@@ -721,6 +729,17 @@ impl Table {
             });
             let reply = self.reply(&world);
             self.row(format!("returns {returns:?}"), &reply, Want::WrongPath);
+        }
+
+        for newer in [0, 1] {
+            let world = world.clone().with(|world| {
+                world.path.returns = [0; 4];
+                world.state.trouble.wrong_path_sequence = SEQUENCE + newer;
+                world.state.trouble.wrong_path_ifindex = 77;
+            });
+            let reply = self.reply(&world);
+            let what = format!("elsewhere, and one to a probe {newer} later was before");
+            self.row(what, &reply, Want::WrongPath);
         }
 
         // Runs arrive on the parent of the VLAN device by which this reply is to come.
@@ -1360,21 +1379,25 @@ impl Row {
             Want::Tagged => should.counters.reply_tagged += 1,
             Want::WrongPath => {
                 should.counters.reply_wrong_path += 1;
-                tracker.trouble.wrong_path_ttl = self.ttl();
                 tracker.trouble.wrong_path += 1;
-                tracker.trouble.wrong_path_ifindex = ARRIVAL;
-                tracker.trouble.wrong_path_sequence = self.mark.sequence;
+                if self.mark.sequence >= tracker.trouble.wrong_path_sequence {
+                    tracker.trouble.wrong_path_ttl = self.ttl();
+                    tracker.trouble.wrong_path_ifindex = ARRIVAL;
+                    tracker.trouble.wrong_path_sequence = self.mark.sequence;
+                }
             }
             Want::Refused => {
                 should.counters.probe_refused += 1;
                 let error = packets::read_error(&self.frame).expect("an error");
                 let trouble = &mut tracker.trouble;
-                (trouble.complaint, trouble.complaint_from) = match error.source {
-                    IpAddr::V4(source) => (Complaint::Icmp, super::widen(source.octets())),
-                    IpAddr::V6(source) => (Complaint::Icmpv6, source.octets()),
-                };
-                [trouble.complaint_type, trouble.complaint_code] = error.kind;
-                trouble.complaint_sequence = self.mark.sequence;
+                if self.mark.sequence >= trouble.complaint_sequence {
+                    (trouble.complaint, trouble.complaint_from) = match error.source {
+                        IpAddr::V4(source) => (Complaint::Icmp, super::widen(source.octets())),
+                        IpAddr::V6(source) => (Complaint::Icmpv6, source.octets()),
+                    };
+                    [trouble.complaint_type, trouble.complaint_code] = error.kind;
+                    trouble.complaint_sequence = self.mark.sequence;
+                }
             }
             Want::Late => {
                 should.counters.reply_late += 1;

@@ -213,9 +213,12 @@ pub fn recognise(
         unsafe {
             let trouble = &raw mut (*state).trouble;
             atomic::add32(&raw mut (*trouble).wrong_path, 1);
-            (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
-            (&raw mut (*trouble).wrong_path_ttl).write(reply.hop.ttl());
-            (&raw mut (*trouble).wrong_path_sequence).write(sequence);
+            // One that was overtaken, or is replayed, must not hide what explains the newest loss.
+            if sequence >= (&raw const (*trouble).wrong_path_sequence).read() {
+                (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
+                (&raw mut (*trouble).wrong_path_ttl).write(reply.hop.ttl());
+                (&raw mut (*trouble).wrong_path_sequence).write(sequence);
+            }
         }
         return Some(Outcome::WrongPath);
     }
@@ -254,6 +257,10 @@ fn complain(error: &Reply, hub: &Hub, tracker: &Tracker, state: *mut State) -> O
     // (asserted with the layout).
     unsafe {
         let trouble = &raw mut (*state).trouble;
+        // As above: only what is said of the newest probe is of use.
+        if sequence < (&raw const (*trouble).complaint_sequence).read() {
+            return Some(Outcome::Error);
+        }
         (&raw mut (*trouble).complaint).write(complaint);
         (&raw mut (*trouble).complaint_type).write(error.kind[0]);
         (&raw mut (*trouble).complaint_code).write(error.kind[1]);

@@ -271,10 +271,10 @@ impl Kernel {
             trouble.corrupt_mono_ns = at_ns;
         } else if slot.net.is_unreachable {
             trouble.complaint = abi::Complaint::Icmp;
-            trouble.complaint_sequence = sequence;
+            trouble.complaint_sequence = trouble.complaint_sequence.max(sequence);
         } else if slot.net.is_wrong_way {
             trouble.wrong_path += 1;
-            trouble.wrong_path_sequence = sequence;
+            trouble.wrong_path_sequence = trouble.wrong_path_sequence.max(sequence);
         } else {
             let entry = abi::Tracker {
                 timeout_ns: slot.timeout_ns,
