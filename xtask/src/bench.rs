@@ -52,6 +52,7 @@ struct Figures {
     false_transitions: Option<u64>,
     kernel_bytes_per_tracker: Option<u64>,
     rss_mb: Option<f64>,
+    histories_per_s: Option<f64>,
 }
 
 /// Runs the bench on the release binary `tracker`.
@@ -80,6 +81,9 @@ pub fn run(json: bool, tracker: &Path) -> Result<()> {
         "detection, 1,000 trackers, interval 10 ms, timeout 20 ms, fall 3",
     );
     detection(&mut figures, tracker, json)?;
+    say(json, "simulated histories of one tracker, checked");
+    figures.histories_per_s = cargo_bench("tracker-user", "histories")?["histories_per_s"].as_f64();
+    show(json, "  a second of one processor", figures.histories_per_s);
     if json {
         println!("{}", serde_json::to_string(&figures)?);
     }
@@ -104,32 +108,30 @@ fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-/// The programs' own time, measured by a bench that links the eBPF object.
-fn programs(figures: &mut Figures) -> Result<()> {
+/// The figures of a bench of the workspace, which prints one JSON object last.
+fn cargo_bench(package: &str, name: &str) -> Result<Value> {
     let mut command = sh::cargo();
-    command.args([
-        "bench",
-        "--locked",
-        "--quiet",
-        "--package",
-        "tracker-tests",
-        "--bench",
-        "programs",
-    ]);
+    command.args(["bench", "--locked", "--quiet"]);
+    command.args(["--package", package, "--bench", name]);
     let output = command
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo bench")?;
     ensure!(
         output.status.success(),
-        "the bench of the programs failed; its message is above"
+        "the bench `{name}` failed; its message is above"
     );
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text
         .lines()
         .rfind(|line| line.starts_with('{'))
         .context("no figures from cargo bench")?;
-    let found: Value = serde_json::from_str(line)?;
+    Ok(serde_json::from_str(line)?)
+}
+
+/// The programs' own time, measured by a bench that links the eBPF object.
+fn programs(figures: &mut Figures) -> Result<()> {
+    let found = cargo_bench("tracker-tests", "programs")?;
     figures.empty_ns = found["empty_ns"].as_f64();
     figures.foreign_ns = found["foreign_ns"].as_f64();
     figures.reply_ns = found["reply_ns"].as_f64();

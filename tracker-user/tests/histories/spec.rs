@@ -56,7 +56,7 @@ const fn below(end: usize) -> u64 {
 }
 
 /// Where the newest `count` set bits in a row end (from 1); 0 for none.
-fn newest_run(mut bits: u64, count: u8) -> usize {
+pub fn newest_run(mut bits: u64, count: u8) -> usize {
     for _ in 1..count {
         bits &= bits >> 1;
     }
@@ -67,7 +67,7 @@ fn newest_run(mut bits: u64, count: u8) -> usize {
 }
 
 /// The same, where probes in `void` count neither way.
-fn newest_run_around(bits: u64, void: u64, end: usize, count: u8) -> usize {
+pub fn newest_run_around(bits: u64, void: u64, end: usize, count: u8) -> usize {
     let mut run = 0;
     let mut found = 0;
     for at in (0..end).filter(|at| void >> at & 1 == 0) {
@@ -247,30 +247,4 @@ pub const fn promised_ns(
     call_ns: u64,
 ) -> u64 {
     fall as u64 * interval_ns + timeout_ns + 2 * (tick_ns + late_ns + call_ns)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The quick way with bits says what the plain one says.
-    #[test]
-    fn runs_are_found() {
-        let mut bits = 0x9e37_79b9_7f4a_7c15u64;
-        for _ in 0..20_000 {
-            bits = bits.wrapping_mul(0x5851_f42d_4c95_7f2d).rotate_left(17) ^ 0x1405;
-            let dense = bits | bits.rotate_left(7);
-            for count in 1..12 {
-                for bits in [bits, dense, 0, u64::MAX] {
-                    assert_eq!(
-                        newest_run(bits, count),
-                        newest_run_around(bits, 0, PROBES, count)
-                    );
-                }
-            }
-        }
-        assert_eq!(newest_run(0b0110_1110, 3), 4);
-        assert_eq!(newest_run_around(0b0110_1110, 0b0001_0000, 8, 5), 7);
-        assert_eq!(newest_run(u64::MAX, 60), 64);
-    }
 }

@@ -258,9 +258,11 @@ struct Told {
 }
 
 /// Everything; used for one history after the other.
-pub struct World<C> {
+pub struct World<C, const TELLS: bool> {
     rng: Rng,
     setup: Setup,
+    /// As it was drawn: of the other, turns that come to nothing are taken.
+    drawn: Setup,
     /// Monotonic time, and how far the clock on the wall is ahead.
     now_ns: u64,
     wall_ahead_ns: u64,
@@ -301,25 +303,37 @@ pub struct World<C> {
     ticks: u32,
     changes: u32,
     others: u32,
-    log: Option<String>,
+    /// What happened, where that is told.
+    log: String,
     code: PhantomData<C>,
 }
 
-/// What a history came to.
+/// What histories came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Played {
+    pub histories: u64,
     pub probes: u64,
-    pub changes: u64,
-    pub downs: u64,
+    /// Ticks of the hub's thread.
     pub ticks: u64,
+    /// New verdicts or causes.
+    pub changes: u64,
+}
+
+impl std::ops::AddAssign for Played {
+    fn add_assign(&mut self, more: Self) {
+        self.histories += more.histories;
+        self.probes += more.probes;
+        self.ticks += more.ticks;
+        self.changes += more.changes;
+    }
 }
 
 macro_rules! say {
     ($world:expr, $($what:tt)*) => {
-        if let Some(log) = &mut $world.log {
+        if TELLS {
             let at_us = ($world.now_ns - BEGIN_NS) / US;
-            let _ = write!(log, "{at_us:>9} us  ");
-            let _ = writeln!(log, $($what)*);
+            let _ = write!($world.log, "{at_us:>9} us  ");
+            let _ = writeln!($world.log, $($what)*);
         }
     };
 }
@@ -334,12 +348,14 @@ macro_rules! require {
 
 type Checked = Result<(), String>;
 
-impl<C: Code> World<C> {
+impl<C: Code, const TELLS: bool> World<C, TELLS> {
     pub fn new() -> Self {
         let rules = Rules { fall: 1, rise: 1 };
         let mut rng = Rng(0);
+        let setup = Setup::draw(&mut rng);
         Self {
-            setup: Setup::draw(&mut rng),
+            setup,
+            drawn: setup,
             rng,
             now_ns: 0,
             wall_ahead_ns: 0,
@@ -377,7 +393,7 @@ impl<C: Code> World<C> {
             ticks: 0,
             changes: 0,
             others: 0,
-            log: None,
+            log: String::new(),
             code: PhantomData,
         }
     }
@@ -386,31 +402,29 @@ impl<C: Code> World<C> {
     pub fn play(&mut self, seed: u64) -> Result<Played, String> {
         self.begin(seed);
         self.run().map(|()| Played {
+            histories: 1,
             probes: self.record.sent as u64,
-            changes: self.changes.into(),
             ticks: self.ticks.into(),
-            downs: u64::from(self.verdict == Verdict::Down),
+            changes: self.changes.into(),
         })
     }
 
     /// The same, step by step.
     pub fn tell(&mut self, seed: u64) -> String {
-        self.begin(seed);
-        self.log = Some(format!("history {seed}: {:?}\n", self.setup));
-        let result = self.run();
-        let mut log = self.log.take().unwrap_or_default();
-        let _ = match result {
-            Ok(()) => writeln!(log, "as specified"),
-            Err(what) => writeln!(log, "WRONG: {what}"),
+        let result = self.play(seed);
+        let log = &self.log;
+        let end = match result {
+            Ok(_) => "as specified".to_owned(),
+            Err(what) => format!("WRONG: {what}"),
         };
-        log
+        format!("history {seed}: {:?}\n{log}{end}\n", self.drawn)
     }
 
     fn begin(&mut self, seed: u64) {
         let mut rng = Rng(seed.wrapping_mul(0xa076_1d64_78bd_642f));
         let setup = Setup::draw(&mut rng);
         self.rng = rng;
-        self.setup = setup;
+        (self.setup, self.drawn) = (setup, setup);
         self.now_ns = BEGIN_NS;
         self.wall_ahead_ns = 1_000_000_000 * MS;
         let words = Window::words(setup.interval_ns, setup.timeout_ns).min(4);
@@ -464,7 +478,6 @@ impl<C: Code> World<C> {
         self.last_turn_ns = 0;
         self.seen = (0, 0, 0, Verdict::Unknown);
         (self.ticks, self.changes) = (0, 0);
-        self.log = None;
         self.change_weather();
     }
 
