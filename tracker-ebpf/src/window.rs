@@ -31,7 +31,7 @@ impl Window {
     /// held was judged long before, because [`Window::words`] are enough.
     #[inline(always)]
     pub const fn stale_word(self, sequence: u64) -> Option<u32> {
-        if sequence % WORD == 0 || sequence == 1 {
+        if sequence.is_multiple_of(WORD) || sequence == 1 {
             Some(self.position(sequence).0)
         } else {
             None
