@@ -25,6 +25,7 @@ pub mod interrupt;
 pub mod netns;
 pub mod pace;
 pub mod packets;
+pub mod random;
 pub mod servers;
 pub mod skip;
 pub mod status;

@@ -5,6 +5,7 @@
     reason = "each of the test files that include this uses a part of it"
 )]
 
+pub mod frames;
 pub mod fuzz;
 pub mod receive;
 pub mod steer;
@@ -18,6 +19,7 @@ use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions};
 use tracker_ebpf::abi;
 use tracker_ebpf::wire::token;
 use tracker_tests::packets::{self, ETHERNET, Echo, IPV4, IPV6, Link, Mark, Tag};
+use tracker_user::kernel::mapped::Mapped;
 
 /// Tracker slots of the object under test.
 pub const SLOTS: u32 = 8;
@@ -90,6 +92,27 @@ pub struct Snapshot {
     pub cursor: abi::Cursor,
 }
 
+impl Snapshot {
+    /// Whether nothing at all differs.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let bytes = |state: &abi::State| {
+            // SAFETY: plain integers and bytes without padding (asserted with the layout).
+            unsafe {
+                std::ptr::from_ref(state)
+                    .cast::<[u8; size_of::<abi::State>()]>()
+                    .read()
+            }
+        };
+        let states = self.states.iter().zip(&other.states);
+        states
+            .into_iter()
+            .all(|(one, other)| bytes(one) == bytes(other))
+            && self.words == other.words
+            && self.counters == other.counters
+            && (self.cursor.next, self.cursor.end) == (other.cursor.next, other.cursor.end)
+    }
+}
+
 /// One program of the object, with maps of its own that are pinned nowhere.
 pub struct Object {
     ebpf: Ebpf,
@@ -99,6 +122,8 @@ pub struct Object {
     pub paths: Array<MapData, abi::Path>,
     pub states: Array<MapData, abi::State>,
     pub windows: Array<MapData, u64>,
+    mapped_states: Mapped<abi::State>,
+    mapped_windows: Mapped<u64>,
     batch: Array<MapData, u32>,
     cursor: Array<MapData, abi::Cursor>,
     counters: PerCpuArray<MapData, abi::Counters>,
@@ -114,6 +139,22 @@ pub fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
         _ => bail!("the object has no program {name}"),
     }
     .with_context(|| format!("load {name}"))
+}
+
+/// An array as memory: a fuzzer has no time for a system call an element.
+fn mapped<T: aya::Pod>(map: &Map) -> Result<Mapped<T>> {
+    match map {
+        Map::Array(data) => Ok(Mapped::new(data)?),
+        other => bail!("{other:?} is no array"),
+    }
+}
+
+fn elements<T: aya::Pod>(mapped: &Mapped<T>) -> Vec<T> {
+    let elements = (0..mapped.len()).filter_map(|index| mapped.at(index));
+    // SAFETY: valid elements, which no program writes now.
+    elements
+        .map(|element| unsafe { element.read_volatile() })
+        .collect()
 }
 
 /// A map of the object, for the test alone.
@@ -135,13 +176,16 @@ impl Object {
             .context("load the object")?;
         load_program(&mut ebpf, program)?;
         let mut take = |name: &str| take_map(&mut ebpf, name);
+        let (states, windows) = (take(abi::map::STATE)?, take(abi::map::WINDOWS)?);
         let mut object = Self {
             program,
+            mapped_states: mapped(&states)?,
+            mapped_windows: mapped(&windows)?,
             hub: take(abi::map::HUB)?.try_into()?,
             trackers: take(abi::map::TRACKERS)?.try_into()?,
             paths: take(abi::map::PATHS)?.try_into()?,
-            states: take(abi::map::STATE)?.try_into()?,
-            windows: take(abi::map::WINDOWS)?.try_into()?,
+            states: states.try_into()?,
+            windows: windows.try_into()?,
             batch: take(abi::map::BATCH)?.try_into()?,
             cursor: take(abi::map::CURSOR)?.try_into()?,
             counters: take(abi::map::COUNTERS)?.try_into()?,
@@ -268,12 +312,8 @@ impl Object {
     /// What the maps hold now.
     pub fn snapshot(&self) -> Result<Snapshot> {
         Ok(Snapshot {
-            states: (0..SLOTS)
-                .map(|slot| self.states.get(&slot, 0))
-                .collect::<Result<_, _>>()?,
-            words: (0..WORDS)
-                .map(|word| self.windows.get(&word, 0))
-                .collect::<Result<_, _>>()?,
+            states: elements(&self.mapped_states),
+            words: elements(&self.mapped_windows),
             counters: self.counters()?,
             cursor: self.cursor.get(&0, 0)?,
         })
