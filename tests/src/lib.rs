@@ -29,6 +29,7 @@ pub mod random;
 pub mod servers;
 pub mod skip;
 pub mod status;
+pub mod tagger;
 pub mod topology;
 pub mod tun;
 

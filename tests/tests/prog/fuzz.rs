@@ -13,7 +13,7 @@ use tracker_tests::random::{Random, Round, Rounds, Tally};
 
 use super::frames::{self, Pool};
 use super::receive::{Actions, Reply, Row, V4, V6, Want, header};
-use super::{ARRIVAL, BEHIND_V4, BEHIND_V6, ENDPOINT_MAC, HUB_MAC, HUB_V4, HUB_V6};
+use super::{ARRIVAL, BEHIND_V4, BEHIND_V6, Beside, ENDPOINT_MAC, HUB_MAC, HUB_V4, HUB_V6};
 use super::{KEY, OTHER, Object, SLOT, SLOTS, World};
 
 /// Frames of one round, fewer than a bit set has bits, so that no sequence number comes round again.
@@ -139,7 +139,13 @@ impl Fuzzer {
 }
 
 /// What has to come of a frame, by the product's rules and pnet_packet's reading of it.
-fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8], actions: Actions) -> Want {
+fn oracle(
+    world: &World,
+    answered: &HashSet<u64>,
+    frame: &[u8],
+    beside: Beside,
+    actions: Actions,
+) -> Want {
     if let Some(error) = packets::read_error(frame) {
         let Mark {
             tracker,
@@ -224,8 +230,12 @@ fn oracle(world: &World, answered: &HashSet<u64>, frame: &[u8], actions: Actions
     let is_by_another = world.path.checks_hop != 0 && !is_probe && frame[6..12] != ENDPOINT_MAC;
     if is_by_another || !expected.contains(&ARRIVAL) {
         let is_tagged = frame[12..ETHERNET] == [0x81, 0x00];
-        let tag = frames::be16(frame, ETHERNET).unwrap_or(0);
-        return match is_tagged && tag & 0xfff != 0 {
+        let tag = match (is_tagged, beside.tag) {
+            (_, Some(control)) if control & 0xfff != 0 => control,
+            (true, _) => frames::be16(frame, ETHERNET).unwrap_or(0),
+            (false, _) => 0,
+        };
+        return match tag & 0xfff != 0 {
             true => Want::Tagged,
             false => Want::WrongPath,
         };
@@ -373,8 +383,7 @@ pub fn check(program: &'static str, actions: Actions, rounds: u64) -> Result<()>
         )?);
     }
     rounds.sum_up(program, "frames", &tally);
-    tally.require(&[Want::Foreign, Want::Corrupt, Want::Counted], 20);
-    let tagged = actions.takes_tag.then_some(Want::Tagged);
+    tally.require(&[Want::Foreign, Want::Corrupt, Want::Counted], 50);
     let rarer = [
         Want::Stale,
         Want::CorruptOther,
@@ -383,8 +392,8 @@ pub fn check(program: &'static str, actions: Actions, rounds: u64) -> Result<()>
         Want::Late,
         Want::Duplicate,
         Want::CountedWithEvent,
+        Want::Tagged,
     ];
-    let rarer: Vec<Want> = rarer.into_iter().chain(tagged).collect();
     tally.require(&rarer, 1_000);
     Ok(())
 }
@@ -401,7 +410,7 @@ fn check_round(
     let sent: HashMap<Vec<u8>, u64> = (1..=FRAMES)
         .map(|sequence| (world.mark(sequence, SENT_MONO_NS).payload(MARK), sequence))
         .collect();
-    let mut fuzzer = Fuzzer::new(round.random.clone(), world.clone());
+    let mut fuzzer = Fuzzer::new(Random::new(round.random.word()), world.clone());
     let mut answered = HashSet::new();
     let mut before = object.snapshot()?;
     let mut ran_frames = 0;
@@ -411,9 +420,15 @@ fn check_round(
             continue;
         }
         ran_frames += 1;
-        let want = actions.want(&frame, oracle(&world, &answered, &frame, actions));
-        let what = || format!("frame {number}, {:?}: {frame:02x?}", world.tracker);
-        let ran = object.run(&frame)?;
+        let beside = Beside::any(&mut round.random, object);
+        let want = actions.want(&frame, oracle(&world, &answered, &frame, beside, actions));
+        let what = || {
+            format!(
+                "frame {number}, {beside:?}, {:?}: {frame:02x?}",
+                world.tracker
+            )
+        };
+        let ran = object.run_with(&frame, beside)?;
         let proves = genuine(&world, &sent, &frame, actions);
         // Those two never agreed on anything but the outcome.
         let is_proven = want.is_consumed() || matches!(want, Want::WrongPath | Want::Tagged);
