@@ -7,6 +7,7 @@
 
 pub mod frames;
 pub mod fuzz;
+pub mod fuzz_send;
 pub mod fuzz_steer;
 pub mod receive;
 pub mod steer;
