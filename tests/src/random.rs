@@ -13,9 +13,6 @@ use std::time::{Duration, Instant};
 pub const SEED: &str = "TRACKER_SEED";
 /// The variable that says for how many seconds to go on.
 pub const SOAK: &str = "TRACKER_SOAK_SECONDS";
-/// How a line begins that `cargo xtask test --soak` repeats in its summary.
-pub const SUMMARY: &str = "SOAK: ";
-
 /// Where a test begins unless something else is said: any number would do.
 const FIRST: u64 = 1;
 /// Bytes on which programs' and parsers' decisions turn.
@@ -155,7 +152,6 @@ impl Rounds {
             Some(_) => fresh(),
         });
         let begun = Instant::now();
-        println!("seed {first}");
         Self {
             first,
             done: 0,
@@ -177,13 +173,18 @@ impl Rounds {
         self.inputs
     }
 
-    /// Says what was done: of what how many, how fast, and what came of it.
+    /// Says what was done: of what how many, how fast, and what came of it. `cargo xtask test --soak` repeats lines that
+    /// name a seed.
     pub fn sum_up(&self, what: &str, of: &str, outcomes: impl Display) {
-        let inputs = self.inputs;
-        let rate = inputs as f64 / self.begun.elapsed().as_secs_f64();
+        let Self {
+            inputs,
+            done,
+            first,
+            ..
+        } = self;
+        let rate = *inputs as f64 / self.begun.elapsed().as_secs_f64();
         println!(
-            "{SUMMARY}{what}: {inputs} {of}, {rate:.0}/s, {} rounds from seed {}: {outcomes}",
-            self.done, self.first
+            "{what}: {inputs} {of}, {rate:.0}/s, in {done} rounds from {SEED}={first}: {outcomes}"
         );
     }
 }

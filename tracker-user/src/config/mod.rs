@@ -98,6 +98,16 @@ pub struct Service {
     pub members: Vec<Member>,
 }
 
+impl Service {
+    /// Whether the daemon can work with it, wherever it comes from.
+    ///
+    /// # Errors
+    /// What of it no document could say.
+    pub fn check(&self) -> Result<(), String> {
+        validate::checked_service(self)
+    }
+}
+
 /// Who named a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Origin {
