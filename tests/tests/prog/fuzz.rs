@@ -42,6 +42,7 @@ fn worlds(actions: Actions) -> Vec<World> {
                     world.path.returns = [901, 0, 0, 0];
                     world.path.arrivals = [902, 0, 0, 0];
                 }));
+                worlds.push(world.clone().with(|world| world.tracker.return_ttl = 64));
                 if actions.sees_hop {
                     worlds.push(world.with(|world| {
                         world.path.checks_hop = 1;
@@ -228,7 +229,11 @@ fn oracle(
         false => world.path.returns,
     };
     let is_by_another = world.path.checks_hop != 0 && !is_probe && frame[6..12] != ENDPOINT_MAC;
-    if is_by_another || !expected.contains(&ARRIVAL) {
+    let is_of_another_way = match world.tracker.return_ttl {
+        0 => false,
+        wanted => hops(frame) != Some(wanted),
+    };
+    if is_by_another || is_of_another_way || !expected.contains(&ARRIVAL) {
         let is_tagged = frame[12..ETHERNET] == [0x81, 0x00];
         let tag = match (is_tagged, beside.tag) {
             (_, Some(control)) if control & 0xfff != 0 => control,
@@ -248,6 +253,14 @@ fn oracle(
         (false, 0) => Want::CountedWithEvent,
         (false, _) => Want::Counted,
     }
+}
+
+/// Hops that a frame's packet has left, tagged or not.
+fn hops(frame: &[u8]) -> Option<u8> {
+    let (at, ethertype) = frames::ip_at(frame)?;
+    frame
+        .get(at + if ethertype == 0x0800 { 8 } else { 7 })
+        .copied()
 }
 
 /// The bytes that a network may change in a reply, or in a probe that comes back, from the IP header on; checksums with

@@ -825,6 +825,7 @@ fn checked_member(member: &Member) -> Result<(), String> {
             && (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&tracker.payload.into())
             && tracker.port.is_some() == (tracker.probe != Probe::Icmp)
             && tracker.port != Some(0)
+            && tracker.return_ttl != Some(0)
             && tracker.behind != member.endpoint;
         if !is_sound {
             return Err(format!("tracker {tracker:?}"));
