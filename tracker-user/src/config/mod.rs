@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use addition::{Addition, PolicyWord};
+pub(crate) use validate::MAX_NAME;
 pub use validate::{Defaults, checked_instance};
 
 /// Larger files are refused: no sensible configuration is, and `FILE` may be a device.

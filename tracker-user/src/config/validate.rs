@@ -47,6 +47,8 @@ const DEFAULT_INSTANCE: &str = "default";
 /// Of a Unix socket's path: `sun_path` less the terminating zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 const MAX_INSTANCE: usize = 64;
+/// Of a hub, a service or a chain, bytes: names stand in every line of output.
+pub(crate) const MAX_NAME: usize = 255;
 /// `IFNAMSIZ` less the terminating zero (linux/if.h).
 const MAX_INTERFACE: usize = 15;
 
@@ -839,6 +841,10 @@ fn checked_name(text: &str) -> Result<String, String> {
     let wrong = |char: char| char.is_whitespace() || char.is_control() || char == '/';
     if text.is_empty() {
         Err("an empty name; give at least one character".to_owned())
+    } else if text.len() > MAX_NAME {
+        Err(format!(
+            "longer than the {MAX_NAME} bytes a name can have; give a shorter one"
+        ))
     } else if text.contains(wrong) {
         Err("a name has no spaces, control characters or '/'; leave them out".to_owned())
     } else {
