@@ -320,7 +320,7 @@ fn damage(random: &mut Random, tracker: &Tracker) -> Result<Damage> {
         Damage::OtherMap(name) => {
             let pin = pins.join("maps").join(name);
             fs::remove_file(&pin)?;
-            let kind = *random.pick(&["array", "hash", "lru_hash"]);
+            let kind = *random.pick(&["array", "hash", "lru_hash", "percpu_array"]);
             let size = random.pick(&["4", "8", "24", "64", "256"]).to_string();
             let mut command = Command::new("bpftool");
             command.args(["map", "create"]).arg(&pin);

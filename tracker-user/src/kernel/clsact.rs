@@ -343,9 +343,9 @@ mod tests {
             prop_assert_eq!(read, Some(At { info, handle, program: Some(program) }));
         }
 
-        /// Whatever the kernel says, or however little of it there is, it is read or left out.
+        /// However little of it there is.
         #[test]
-        fn fuzz_filters(
+        fn whatever_the_kernel_says_is_read_or_left_out(
             bytes in prop::collection::vec(any::<u8>(), 0..120),
             len in 0usize..80,
             changes in prop::collection::vec((0usize..80, any::<u8>()), 0..6),

@@ -194,9 +194,9 @@ mod tests {
             prop_assert_eq!(read(CMD_DEV_DEL_NTF, &bytes), Some((ifindex, None)));
         }
 
-        /// Whatever the kernel says, or however little of it there is, it is read or left out.
+        /// However little of it there is.
         #[test]
-        fn fuzz_devices(
+        fn whatever_the_kernel_says_is_read_or_left_out(
             command: u8,
             bytes in prop::collection::vec(any::<u8>(), 0..60),
             len in 0usize..24,
