@@ -1,6 +1,6 @@
 //! `cargo xtask test --soak MINUTES`: what tests by random inputs find when they have more time than a few seconds.
 
-use std::{env, process::Command, time::Instant};
+use std::{env, fs, path::Path, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use tracker_tests::random::{self, SEED, SOAK};
@@ -13,6 +13,10 @@ use crate::{
 
 /// The longest soak: a week.
 const MOST: u32 = 7 * 24 * 60;
+/// The file of tests with the faults, each of which takes seconds.
+const FAULTS: &str = "fault_matrix";
+/// The file with the simulation of schedule and verdict.
+const SIMULATION: &str = "histories";
 /// Shares of the time. A row of the matrix takes seconds, a history or a frame microseconds.
 const MATRIX: u64 = 5;
 const HISTORIES: u64 = 2;
@@ -102,18 +106,22 @@ pub fn run(minutes: u32) -> Result<Outcome> {
 /// What there is to run, with its share of the time.
 fn parts() -> Result<Vec<Part>> {
     let mut parts = Vec::new();
-    for package in ["tracker-tests", "tracker-user"] {
-        for binary in test::build_tests(package, &[])? {
+    for (package, dir) in [
+        ("tracker-tests", "tests/tests"),
+        ("tracker-user", "tracker-user/tests"),
+    ] {
+        // Most files of tests have nothing random, and building them all would take longer than a short soak.
+        let files = random_files(&sh::root().join(dir))?;
+        if files.is_empty() {
+            continue;
+        }
+        for binary in test::build_tests(package, &files)? {
             match binary.name.as_str() {
-                "fault_matrix" => parts.push(part(package, &binary, None, MATRIX)),
-                "histories" => parts.push(part(package, &binary, None, HISTORIES)),
+                FAULTS => parts.push(part(package, &binary, None, MATRIX)),
+                SIMULATION => parts.push(part(package, &binary, None, HISTORIES)),
                 _ => {
-                    let fuzzers = fuzzers(&binary)?;
-                    parts.extend(
-                        fuzzers
-                            .into_iter()
-                            .map(|name| part(package, &binary, Some(name), 0)),
-                    );
+                    let fuzzers = fuzzers(&binary)?.into_iter();
+                    parts.extend(fuzzers.map(|name| part(package, &binary, Some(name), 0)));
                 }
             }
         }
@@ -130,6 +138,28 @@ fn parts() -> Result<Vec<Part>> {
         };
     }
     Ok(parts)
+}
+
+/// Names of the files of tests in a directory that obey the two variables.
+fn random_files(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    // A package may have no such directory.
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry?.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let Some(name) = stem.filter(|_| path.extension().is_some_and(|ext| ext == "rs")) else {
+            continue;
+        };
+        let is_random = [FAULTS, SIMULATION].contains(&name)
+            || fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?
+                .contains("fn fuzz_");
+        if is_random {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn part(package: &'static str, binary: &Binary, name: Option<String>, share: u64) -> Part {

@@ -3,6 +3,7 @@
 //! replies that there are.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::ops::Range;
 
 use anyhow::Result;
@@ -21,11 +22,14 @@ const FRAMES: u64 = 480;
 /// When all probes were sent: the same frames in every run.
 const SENT_MONO_NS: u64 = 1_000;
 
+/// The kinds of probes that are answered here. One more is named here, in [`free`] and [`is_whole`], and in [`oracle`].
+const PROBES: [Probe; 2] = [Probe::Icmp, Probe::Udp];
+
 /// The trackers under test: every family, kind of probe and proof, and what makes a genuine reply something else.
 fn worlds(actions: Actions) -> Vec<World> {
     let mut worlds = Vec::new();
     for family in [V4, V6] {
-        for probe in [Probe::Icmp, Probe::Udp] {
+        for probe in PROBES {
             for proof in [Proof::Reply, Proof::Arrival] {
                 let world = World::new(family).with(|world| {
                     world.tracker.window_mask = 7;
@@ -284,6 +288,32 @@ fn free(family: Family, probe: Probe, is_probe: bool) -> Vec<Range<usize>> {
     free
 }
 
+/// Whether a message of so many bytes, seen as far as its mark, is as long as it says, and its checksum right.
+fn is_whole(world: &World, message: &[u8], len: usize) -> Option<bool> {
+    let (hub, behind) = world.addresses();
+    Some(match world.tracker.probe {
+        Probe::Icmp => {
+            let pseudo = match world.tracker.family {
+                V4 => Vec::new(),
+                V6 => {
+                    let len = (len as u32).to_be_bytes();
+                    [&as_bytes(hub)[..], &as_bytes(behind), &len, &[0, 0, 0, 58]].concat()
+                }
+            };
+            len >= ECHO + MARK && frames::sum(&[message, &pseudo]) == 0xffff
+        }
+        // Its checksum may be missing, or left for a device to complete.
+        Probe::Udp => (ECHO + MARK..=len).contains(&usize::from(frames::be16(message, 4)?)),
+    })
+}
+
+fn as_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
 /// The sequence number of the probe that a frame proves to have passed, or of which it is an error: it is, byte for byte,
 /// one that the network could have made of `sent`.
 fn genuine(
@@ -307,11 +337,7 @@ fn genuine(
         V4 => usize::from(frames::be16(packet, 2)?).checked_sub(IPV4)?,
         V6 => usize::from(frames::be16(packet, 4)?),
     };
-    let (hub, behind) = world.addresses();
-    let as_bytes = |address| match address {
-        std::net::IpAddr::V4(address) => std::net::Ipv4Addr::octets(&address).to_vec(),
-        std::net::IpAddr::V6(address) => std::net::Ipv6Addr::octets(&address).to_vec(),
-    };
+    let hub = world.addresses().0;
 
     let quoted = packet.get(2 * (head + ECHO)..2 * (head + ECHO) + MARK);
     if let Some(sequence) = quoted.and_then(|mark| sent.get(mark)) {
@@ -356,26 +382,7 @@ fn genuine(
         V4 => wanted[6] &= 0xc0,
         V6 => wanted[0] = 0x60 | wanted[0] & 15,
     }
-    let is_whole = match world.tracker.probe {
-        Probe::Icmp => {
-            let pseudo = match family {
-                V4 => Vec::new(),
-                V6 => [
-                    &as_bytes(hub)[..],
-                    &as_bytes(behind),
-                    &(len as u32).to_be_bytes(),
-                    &[0, 0, 0, 58],
-                ]
-                .concat(),
-            };
-            len >= ECHO + MARK && frames::sum(&[&seen[head..], &pseudo]) == 0xffff
-        }
-        // Its checksum may be missing, or left for a device to complete.
-        Probe::Udp => {
-            let datagram = usize::from(frames::be16(seen, head + 4)?);
-            (ECHO + MARK..=len).contains(&datagram)
-        }
-    };
+    let is_whole = is_whole(world, &seen[head..], len)?;
     (wanted == seen && is_whole && is_ip_right(seen)).then_some(sequence)
 }
 
