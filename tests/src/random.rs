@@ -9,10 +9,14 @@ use std::io::Read as _;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::pace::slow;
+
 /// The variable that names the first round's seed.
 pub const SEED: &str = "TRACKER_SEED";
 /// The variable that says for how many seconds to go on.
 pub const SOAK: &str = "TRACKER_SOAK_SECONDS";
+/// How long a test goes on at most unless it is told to.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Where a test begins unless something else is said: any number would do.
 const FIRST: u64 = 1;
 /// Bytes on which programs' and parsers' decisions turn.
@@ -126,7 +130,7 @@ pub struct Rounds {
     done: u64,
     most: u64,
     begun: Instant,
-    until: Option<Instant>,
+    until: Instant,
     inputs: u64,
 }
 
@@ -140,7 +144,7 @@ pub struct Round {
 }
 
 impl Rounds {
-    /// So many rounds, unless the environment wants others.
+    /// So many rounds, fewer on a machine that is busy, unless the environment wants others.
     ///
     /// # Panics
     /// Where a variable is set and not a number.
@@ -157,7 +161,7 @@ impl Rounds {
             done: 0,
             most: if soak.is_some() { u64::MAX } else { most },
             begun,
-            until: soak.map(|soak| begun + soak),
+            until: begun + soak.unwrap_or(slow(PATIENCE)),
             inputs: 0,
         }
     }
@@ -193,7 +197,7 @@ impl Iterator for Rounds {
     type Item = Round;
 
     fn next(&mut self) -> Option<Round> {
-        let is_over = self.until.is_some_and(|until| Instant::now() >= until);
+        let is_over = Instant::now() >= self.until;
         // One round at least, whatever the time.
         if self.done > 0 && (is_over || self.done >= self.most) {
             return None;
