@@ -108,6 +108,13 @@ pub fn damaged(random: &mut Random, genuine: &[u8], other: &[u8]) -> Vec<u8> {
     if random.is_one_in(3) {
         mend(&mut frame);
     }
+    if random.is_one_in(10) {
+        // Alone as often as with other damage.
+        if random.is_one_in(2) {
+            frame = genuine.to_vec();
+        }
+        relabel(random, &mut frame);
+    }
     frame.truncate(3_000);
     frame
 }
@@ -325,6 +332,44 @@ pub fn mend(frame: &mut [u8]) -> Option<()> {
         TCP => put(frame, at + 16, &message, &pseudo),
         _ => None,
     }
+}
+
+/// Gives a packet, or a datagram in it, another length, and checksums that are right for all that they cover but what is
+/// cut off.
+fn relabel(random: &mut Random, frame: &mut [u8]) -> Option<()> {
+    let (ip, ethertype) = ip_at(frame)?;
+    let is_v4 = ethertype == 0x0800;
+    let at = match random.is_one_in(3) {
+        // The length of UDP.
+        true => ip + if is_v4 { IPV4 } else { IPV6 } + 4,
+        false => ip + if is_v4 { 2 } else { 4 },
+    };
+    let old = be16(frame, at)?;
+    let new = *random.pick(&[
+        0,
+        8,
+        39,
+        40,
+        59,
+        60,
+        old.wrapping_sub(1),
+        old.wrapping_add(1),
+        0xffff,
+    ]);
+    frame
+        .get_mut(at..at + 2)?
+        .copy_from_slice(&new.to_be_bytes());
+    if is_v4 {
+        return put(frame, ip + 10, &(ip..ip + IPV4), &[]);
+    }
+    if at == ip + 4 && frame.get(ip + 6) == Some(&ICMPV6) {
+        // The pseudo-header has it, too: what its sum gains, its complement loses.
+        let checksum_at = ip + IPV6 + 2;
+        let parts = [!be16(frame, checksum_at)?, new, !old].map(u16::to_be_bytes);
+        let checksum = !sum(&[&parts.concat()]);
+        frame[checksum_at..checksum_at + 2].copy_from_slice(&checksum.to_be_bytes());
+    }
+    Some(())
 }
 
 /// What an IP packet carries.
