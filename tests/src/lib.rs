@@ -25,9 +25,11 @@ pub mod interrupt;
 pub mod netns;
 pub mod pace;
 pub mod packets;
+pub mod random;
 pub mod servers;
 pub mod skip;
 pub mod status;
+pub mod tagger;
 pub mod topology;
 pub mod tun;
 

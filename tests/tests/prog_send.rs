@@ -312,6 +312,12 @@ fn each_refusal_is_counted_and_spends_nothing() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn fuzz_what_leaves_is_a_whole_probe() -> Result<()> {
+    needs_root!();
+    prog::fuzz_send::check_send(100)
+}
+
 /// Once the device is a target again, the same sequence number leaves.
 #[test]
 fn a_refused_sequence_number_is_used_later() -> Result<()> {

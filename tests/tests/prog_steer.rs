@@ -3,8 +3,8 @@
 mod prog;
 
 use anyhow::Result;
-use prog::steer;
-use tracker_ebpf::abi::program::{MARKED, STEER, UPLINK};
+use prog::{fuzz_steer, steer};
+use tracker_ebpf::abi::program::{MARKED, MARKED_IP, RETURN, RETURN_IP, STEER, UPLINK, UPLINK_IP};
 
 #[test]
 fn each_row_by_xdp() -> Result<()> {
@@ -44,4 +44,54 @@ fn what_the_filter_does_not_know_passes() -> Result<()> {
     [STEER, UPLINK, MARKED]
         .into_iter()
         .try_for_each(steer::check_filter)
+}
+
+#[test]
+fn fuzz_only_what_is_to_be_steered_is_by_xdp() -> Result<()> {
+    needs_root!();
+    fuzz_steer::check(STEER, 150)
+}
+
+#[test]
+fn fuzz_only_what_is_to_be_steered_is_at_an_uplinks_tc() -> Result<()> {
+    needs_root!();
+    fuzz_steer::check(UPLINK, 150)
+}
+
+#[test]
+fn fuzz_only_what_is_to_be_steered_is_at_a_tunnel_that_is_an_uplink() -> Result<()> {
+    needs_root!();
+    fuzz_steer::check(UPLINK_IP, 150)
+}
+
+#[test]
+fn fuzz_only_marked_local_packets_are_steered() -> Result<()> {
+    needs_root!();
+    fuzz_steer::check(MARKED, 150)
+}
+
+#[test]
+fn fuzz_only_marked_local_packets_are_steered_at_a_tunnel() -> Result<()> {
+    needs_root!();
+    fuzz_steer::check(MARKED_IP, 150)
+}
+
+#[test]
+fn fuzz_only_replies_of_flows_change() -> Result<()> {
+    needs_root!();
+    fuzz_steer::check(RETURN, 150)
+}
+
+#[test]
+fn fuzz_only_replies_of_flows_change_at_a_tunnel() -> Result<()> {
+    needs_root!();
+    fuzz_steer::check(RETURN_IP, 150)
+}
+
+#[test]
+fn a_packet_that_does_not_end_where_it_says_passes_on_tunnels() -> Result<()> {
+    needs_root!();
+    [UPLINK_IP, MARKED_IP, RETURN_IP]
+        .into_iter()
+        .try_for_each(steer::check_false_beginning)
 }

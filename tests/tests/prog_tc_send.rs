@@ -165,3 +165,9 @@ fn only_probes_are_redirected() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn fuzz_only_probes_are_redirected() -> Result<()> {
+    needs_root!();
+    prog::fuzz_send::check_tc_send(400)
+}

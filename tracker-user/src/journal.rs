@@ -4,6 +4,8 @@
 //! A journal is a [`Snapshot`], and what happened since: lines of JSON, each of them complete in itself. It is
 //! written before anybody is told, so that no event number is ever given twice.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracker_ebpf::verdict::{Cause, Verdict};
@@ -16,6 +18,9 @@ use crate::{
 
 /// So many of the newest events are left to the next daemon.
 pub const EVENTS: usize = 1_024;
+
+/// Event numbers do not come near this in the life of any hub.
+const MAX_NUMBER: u64 = 1 << 53;
 
 /// Everything that a daemon leaves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -125,15 +130,39 @@ impl Snapshot {
         let mut snapshot = None;
         let lines = journal.split(|byte| *byte == b'\n');
         for (number, line) in (1..).zip(lines.filter(|line| !line.is_empty())) {
-            let record =
-                serde_json::from_slice(line).map_err(|error| format!("line {number}: {error}"))?;
+            // What it quotes may be anything, and is to be one line of the log.
+            let plain = |error: serde_json::Error| error.to_string().replace(char::is_control, "?");
+            let record = serde_json::from_slice(line)
+                .map_err(|error| format!("line {number}: {}", plain(error)))?;
             match (&mut snapshot, record) {
                 (_, Record::Snapshot(first)) => snapshot = Some(first),
                 (Some(snapshot), record) => snapshot.take(record),
                 (None, _) => return Err("it does not begin with a snapshot".to_owned()),
             }
         }
-        snapshot.ok_or_else(|| "it is empty".to_owned())
+        let snapshot = snapshot.ok_or_else(|| "it is empty".to_owned())?;
+        snapshot.check()?;
+        Ok(snapshot)
+    }
+
+    /// Whether a daemon can go on from this: what looks like a journal may be another's, or damaged.
+    fn check(&self) -> Result<(), String> {
+        let kept = self.events.len() as u64;
+        if !(1 + kept..=MAX_NUMBER).contains(&self.next) {
+            let next = self.next;
+            return Err(format!("{kept} events before number {next}"));
+        }
+        let mut names = HashSet::new();
+        for SavedService { service, .. } in &self.services {
+            let name = &service.name;
+            service
+                .check()
+                .map_err(|why| format!("service {name:?}: {why}"))?;
+            if !names.insert(name) {
+                return Err(format!("service {name:?} is there twice"));
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self, record: Record) {
@@ -159,7 +188,7 @@ impl Snapshot {
 
     fn push(&mut self, event: Event) {
         self.events.push(event);
-        self.next += 1;
+        self.next = self.next.saturating_add(1);
     }
 
     /// Takes over what an event reported.
@@ -189,10 +218,16 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, time::Duration};
 
     use super::*;
     use crate::{config, report::events::tests::example};
+
+    impl Snapshot {
+        fn member(&mut self) -> &mut config::Member {
+            &mut self.services[0].service.members[0]
+        }
+    }
 
     const CONFIG: &str = "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.0.2\"\ninterface = \"eth1\"\n\
         behind = [\"10.20.0.9\", \"10.20.0.10\"]\npolicy = \"all\"\nreturns = [\"eth1\", \"eth2\"]\n";
@@ -285,6 +320,33 @@ mod tests {
             "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.0.2\"\nbehind = [\"10.20.0.9\"]\n";
         let config = config::parse(text, Path::new("test.toml")).unwrap();
         assert_eq!(read, config.services[0].members[0].trackers[0]);
+    }
+
+    #[test]
+    fn what_no_daemon_could_go_on_from_is_refused() {
+        let with = |change: fn(&mut Snapshot)| {
+            let mut snapshot = snapshot();
+            change(&mut snapshot);
+            Snapshot::read(&Record::Snapshot(snapshot).line())
+        };
+        assert!(with(|_| {}).is_ok());
+        let changes: [(&str, fn(&mut Snapshot)); 9] = [
+            ("number", |left| left.next = 0),
+            ("number", |left| left.next = 1),
+            ("number", |left| left.next = u64::MAX),
+            ("twice", |left| left.services.push(left.services[0].clone())),
+            ("name", |left| left.services[0].service.name.clear()),
+            ("members", |left| left.services[0].service.members.clear()),
+            ("0 trackers", |left| left.member().trackers.clear()),
+            ("tracker", |left| {
+                left.member().trackers[0].interval = Duration::ZERO
+            }),
+            ("tracker", |left| left.member().trackers[0].rise = 0),
+        ];
+        for (what, change) in changes {
+            let why = with(change).unwrap_err();
+            assert!(why.contains(what), "{what}: {why}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tracker_tests::{interrupt, pace};
 
 use crate::{
     bpf, build, setup, sh,
-    test::{Outcome, Totals},
+    test::{Binary, Outcome, Totals, build_tests},
     toolchain::{self, Need},
 };
 
@@ -52,15 +52,6 @@ struct Kernel {
     image: PathBuf,
 }
 
-/// A built file of tests.
-#[derive(Debug, PartialEq, Eq)]
-struct Binary {
-    name: String,
-    path: PathBuf,
-    /// Where cargo would run it.
-    dir: PathBuf,
-}
-
 /// Builds the tests here and runs them under a kernel of that series.
 pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
     ensure!(
@@ -78,7 +69,7 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
     let vng = virtme_ng(&cache)?;
     let busybox = busybox(&cache)?;
     let tracker = build::tracker(&[])?;
-    let binaries = build_tests(selection)?;
+    let binaries = build_tests(selection.package, selection.tests)?;
 
     // The one directory that the machine may write to.
     let shared = build::target_dir()?.join(format!("kernel-{series}"));
@@ -247,52 +238,6 @@ fn busybox(cache: &Path) -> Result<PathBuf> {
     let _ = fs::remove_dir_all(&tree);
     toolchain::unpack_package(BUSYBOX, &tree)?;
     find().with_context(|| format!("the package {BUSYBOX} has no busybox"))
-}
-
-/// Builds the tests as `cargo xtask test` does, and asks cargo where they are.
-fn build_tests(selection: &Selection) -> Result<Vec<Binary>> {
-    let mut command = sh::cargo();
-    command
-        .args(["test", "--release", "--locked", "--no-run", "--quiet"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .args(["--package", selection.package]);
-    for test in selection.tests {
-        command.args(["--test", test]);
-    }
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start `{}`", sh::show(&command)))?;
-    if !output.status.success() {
-        bail!(
-            "`{}` failed ({}): see above",
-            sh::show(&command),
-            output.status
-        );
-    }
-    let mut binaries = binaries(&String::from_utf8_lossy(&output.stdout));
-    binaries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(binaries)
-}
-
-/// The test binaries in cargo's messages.
-fn binaries(messages: &str) -> Vec<Binary> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["profile"]["test"] == true)
-        .filter_map(|message| {
-            let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-            Some(Binary {
-                name: text(&message["target"]["name"])?,
-                path: text(&message["executable"])?.into(),
-                dir: Path::new(message["manifest_path"].as_str()?)
-                    .parent()?
-                    .into(),
-            })
-        })
-        .collect()
 }
 
 /// The daemon and the tests as they are now, under their own names: a build beside a long run must not change it.
@@ -495,22 +440,6 @@ mod tests {
             Some("linux-image-6.12.117+deb12-amd64")
         );
         assert_eq!(newest(&packages, "5.10"), None);
-    }
-
-    #[test]
-    fn test_binaries_are_found_in_cargos_messages() {
-        let messages = r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"tracker_tests"},"profile":{"test":false},"executable":null}
-{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"pair"},"profile":{"test":true},"executable":"/t/deps/pair-1"}
-{"reason":"compiler-artifact","manifest_path":"/w/user/Cargo.toml","target":{"name":"tracker"},"profile":{"test":false},"executable":"/t/tracker"}
-{"reason":"build-finished","success":true}"#;
-        assert_eq!(
-            binaries(messages),
-            [Binary {
-                name: "pair".into(),
-                path: "/t/deps/pair-1".into(),
-                dir: "/w/tests".into()
-            }]
-        );
     }
 
     #[test]

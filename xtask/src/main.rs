@@ -9,6 +9,7 @@ mod lint;
 mod load;
 mod setup;
 mod sh;
+mod soak;
 mod test;
 mod toolchain;
 

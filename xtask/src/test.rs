@@ -3,13 +3,14 @@
 use std::{
     env, fmt,
     io::{self, BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::{build, kernel, sh, toolchain::Need};
+use crate::{build, kernel, sh, soak, toolchain::Need};
 
 /// Which tests to run; all unless something is named.
 #[derive(clap::Args)]
@@ -26,6 +27,12 @@ pub struct Args {
     /// times slower than hardware, so all times of the tests are longer; $TRACKER_TEST_SLOWNESS says how many times.
     #[arg(long, value_name = "SERIES")]
     kernel: Option<String>,
+    /// Run the fault matrix, the simulation and the fuzzers for so many minutes, with inputs nobody has seen before
+    ///
+    /// The time is split among them. What was done, and what repeats a failure, is said at the end. All follows from one
+    /// seed, which is printed; $TRACKER_SEED sets it.
+    #[arg(long, value_name = "MINUTES", value_parser = soak::minutes, conflicts_with_all = ["package", "test", "kernel", "runner"])]
+    soak: Option<u32>,
     /// Part of the tests' names, and options of the test runner (`--nocapture`, `--test-threads 1`)
     #[arg(last = true, value_name = "FILTER")]
     runner: Vec<String>,
@@ -37,9 +44,10 @@ pub fn run(args: &Args) -> Result<()> {
         "loading eBPF programs and making network namespaces",
         "cargo xtask test",
     )?;
-    let Outcome { totals, trouble } = match &args.kernel {
-        None => native(args)?,
-        Some(series) => kernel::run(
+    let Outcome { totals, trouble } = match (&args.kernel, args.soak) {
+        (None, Some(minutes)) => soak::run(minutes)?,
+        (None, None) => native(args)?,
+        (Some(series), _) => kernel::run(
             series,
             &kernel::Selection {
                 package: args.package.as_deref().unwrap_or("tracker-tests"),
@@ -102,8 +110,65 @@ fn native(args: &Args) -> Result<Outcome> {
     Ok(Outcome { totals, trouble })
 }
 
-/// Runs `cargo test`, passes on what it prints and counts.
-fn watch(command: &mut Command) -> Result<(std::process::ExitStatus, Totals)> {
+/// A built file of tests.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Binary {
+    /// As `--test` names it.
+    pub name: String,
+    /// The program.
+    pub path: PathBuf,
+    /// Where cargo would run it.
+    pub dir: PathBuf,
+}
+
+/// Builds the tests as `cargo xtask test` does, and asks cargo where they are.
+pub fn build_tests(package: &str, tests: &[String]) -> Result<Vec<Binary>> {
+    let mut command = sh::cargo();
+    command
+        .args(["test", "--release", "--locked", "--no-run", "--quiet"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .args(["--package", package]);
+    for test in tests {
+        command.args(["--test", test]);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start `{}`", sh::show(&command)))?;
+    if !output.status.success() {
+        bail!(
+            "`{}` failed ({}): see above",
+            sh::show(&command),
+            output.status
+        );
+    }
+    let mut binaries = binaries(&String::from_utf8_lossy(&output.stdout));
+    binaries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(binaries)
+}
+
+/// The test binaries in cargo's messages.
+fn binaries(messages: &str) -> Vec<Binary> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["profile"]["test"] == true)
+        .filter_map(|message| {
+            let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+            Some(Binary {
+                name: text(&message["target"]["name"])?,
+                path: text(&message["executable"])?.into(),
+                dir: Path::new(message["manifest_path"].as_str()?)
+                    .parent()?
+                    .into(),
+            })
+        })
+        .collect()
+}
+
+/// Runs a test runner, passes on what it prints and counts.
+pub fn watch(command: &mut Command) -> Result<(std::process::ExitStatus, Totals)> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -118,6 +183,7 @@ fn watch(command: &mut Command) -> Result<(std::process::ExitStatus, Totals)> {
         .join()
         .map_err(|_| anyhow!("the reader of stderr panicked"))??;
     totals.skips.extend(more.skips);
+    totals.told.extend(more.told);
     Ok((child.wait()?, totals))
 }
 
@@ -128,6 +194,8 @@ pub struct Totals {
     failed: usize,
     ignored: usize,
     skips: Vec<String>,
+    /// What tests say of what they did with random inputs.
+    pub told: Vec<String>,
 }
 
 impl fmt::Display for Totals {
@@ -143,6 +211,15 @@ impl fmt::Display for Totals {
 }
 
 impl Totals {
+    /// Adds what another run gave.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.skips.extend(other.skips);
+        self.told.extend(other.told);
+    }
+
     /// Reads to the end, and passes on what it reads.
     pub fn read(from: Option<impl Read>, to: &mut impl Write) -> Result<Self> {
         let mut totals = Self::default();
@@ -172,6 +249,8 @@ impl Totals {
             self.ignored += count("ignored");
         } else if let Some((_, skip)) = line.split_once("SKIP: ") {
             self.skips.push(skip.to_owned());
+        } else if soak::tells(line) {
+            self.told.push(line.trim().to_owned());
         }
     }
 }
@@ -179,6 +258,22 @@ impl Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn test_binaries_are_found_in_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"tracker_tests"},"profile":{"test":false},"executable":null}
+{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"pair"},"profile":{"test":true},"executable":"/t/deps/pair-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/user/Cargo.toml","target":{"name":"tracker"},"profile":{"test":false},"executable":"/t/tracker"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(
+            binaries(messages),
+            [Binary {
+                name: "pair".into(),
+                path: "/t/deps/pair-1".into(),
+                dir: "/w/tests".into()
+            }]
+        );
+    }
 
     #[test]
     fn totals_add_up_over_test_binaries() {
@@ -195,7 +290,8 @@ mod tests {
                 passed: 15,
                 failed: 2,
                 ignored: 1,
-                skips: vec!["up::vlan: this kernel has no 8021q".into()]
+                skips: vec!["up::vlan: this kernel has no 8021q".into()],
+                told: Vec::new(),
             }
         );
         assert_eq!(totals.to_string(), "14 passed, 2 failed, 2 skipped");

@@ -5,11 +5,15 @@
     reason = "each of the test files that include this uses a part of it"
 )]
 
+pub mod frames;
 pub mod fuzz;
+pub mod fuzz_send;
+pub mod fuzz_steer;
 pub mod receive;
 pub mod steer;
 
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf, xdp::DevMapHash};
@@ -18,6 +22,9 @@ use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions};
 use tracker_ebpf::abi;
 use tracker_ebpf::wire::token;
 use tracker_tests::packets::{self, ETHERNET, Echo, IPV4, IPV6, Link, Mark, Tag};
+use tracker_tests::random::Random;
+use tracker_tests::tagger::Tagger;
+use tracker_user::kernel::mapped::Mapped;
 
 /// Tracker slots of the object under test.
 pub const SLOTS: u32 = 8;
@@ -90,15 +97,39 @@ pub struct Snapshot {
     pub cursor: abi::Cursor,
 }
 
+impl Snapshot {
+    /// Whether nothing at all differs.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let bytes = |state: &abi::State| {
+            // SAFETY: plain integers and bytes without padding (asserted with the layout).
+            unsafe {
+                std::ptr::from_ref(state)
+                    .cast::<[u8; size_of::<abi::State>()]>()
+                    .read()
+            }
+        };
+        let states = self.states.iter().zip(&other.states);
+        states
+            .into_iter()
+            .all(|(one, other)| bytes(one) == bytes(other))
+            && self.words == other.words
+            && self.counters == other.counters
+            && (self.cursor.next, self.cursor.end) == (other.cursor.next, other.cursor.end)
+    }
+}
+
 /// One program of the object, with maps of its own that are pinned nowhere.
 pub struct Object {
     ebpf: Ebpf,
     program: &'static str,
+    tagger: Option<Tagger>,
     hub: Array<MapData, abi::Hub>,
     pub trackers: Array<MapData, abi::Tracker>,
     pub paths: Array<MapData, abi::Path>,
     pub states: Array<MapData, abi::State>,
     pub windows: Array<MapData, u64>,
+    mapped_states: Mapped<abi::State>,
+    mapped_windows: Mapped<u64>,
     batch: Array<MapData, u32>,
     cursor: Array<MapData, abi::Cursor>,
     counters: PerCpuArray<MapData, abi::Counters>,
@@ -114,6 +145,59 @@ pub fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
         _ => bail!("the object has no program {name}"),
     }
     .with_context(|| format!("load {name}"))
+}
+
+/// An array as memory: a fuzzer has no time for a system call an element.
+fn mapped<T: aya::Pod>(map: &Map) -> Result<Mapped<T>> {
+    match map {
+        Map::Array(data) => Ok(Mapped::new(data)?),
+        other => bail!("{other:?} is no array"),
+    }
+}
+
+fn elements<T: aya::Pod>(mapped: &Mapped<T>) -> Vec<T> {
+    let elements = (0..mapped.len()).filter_map(|index| mapped.at(index));
+    // SAFETY: valid elements, which no program writes now.
+    elements
+        .map(|element| unsafe { element.read_volatile() })
+        .collect()
+}
+
+/// What puts a VLAN tag beside a classifier's packets; nothing for XDP, which sees no such tag.
+pub fn tagger(ebpf: &Ebpf, name: &str) -> Result<Option<Tagger>> {
+    match ebpf.program(name) {
+        Some(Program::SchedClassifier(classifier)) => {
+            let tagger = Tagger::new(classifier.fd()?.as_fd());
+            Ok(Some(tagger.context("put a tag beside packets")?))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// What a run may come with besides the frame: by the product's rules, nothing of it changes what becomes of a frame, but
+/// for the identifier of a tag.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beside {
+    /// Words of metadata before the frame, at most eight; XDP only.
+    pub meta: usize,
+    /// Mark, priority and first word of the control buffer; TC only.
+    pub words: [u32; 3],
+    /// The tag beside the packet; TC only, and without the words.
+    pub tag: Option<u16>,
+}
+
+impl Beside {
+    /// Anything that `object` can have.
+    pub fn any(random: &mut Random, object: &Object) -> Self {
+        let mut beside = Self::default();
+        match (object.is_xdp(), random.below(8)) {
+            (true, 0) => beside.meta = random.below(9),
+            (false, 0) => beside.words = std::array::from_fn(|_| random.word() as u32),
+            (false, 1) => beside.tag = Some(*random.pick(&[0, 1, 100, 0xe000, 0xe064, 0xffff])),
+            _ => {}
+        }
+        beside
+    }
 }
 
 /// A map of the object, for the test alone.
@@ -134,14 +218,19 @@ impl Object {
             .load(tracker_user::kernel::OBJECT)
             .context("load the object")?;
         load_program(&mut ebpf, program)?;
+        let tagger = tagger(&ebpf, program)?;
         let mut take = |name: &str| take_map(&mut ebpf, name);
+        let (states, windows) = (take(abi::map::STATE)?, take(abi::map::WINDOWS)?);
         let mut object = Self {
             program,
+            tagger,
+            mapped_states: mapped(&states)?,
+            mapped_windows: mapped(&windows)?,
             hub: take(abi::map::HUB)?.try_into()?,
             trackers: take(abi::map::TRACKERS)?.try_into()?,
             paths: take(abi::map::PATHS)?.try_into()?,
-            states: take(abi::map::STATE)?.try_into()?,
-            windows: take(abi::map::WINDOWS)?.try_into()?,
+            states: states.try_into()?,
+            windows: windows.try_into()?,
             batch: take(abi::map::BATCH)?.try_into()?,
             cursor: take(abi::map::CURSOR)?.try_into()?,
             counters: take(abi::map::COUNTERS)?.try_into()?,
@@ -184,13 +273,47 @@ impl Object {
         frame.len() >= ETHERNET + if is_classifier { header } else { 0 }
     }
 
+    fn is_xdp(&self) -> bool {
+        matches!(self.ebpf.program(self.program), Some(Program::Xdp(_)))
+    }
+
     /// Runs the program on a frame.
     pub fn run(&self, frame: &[u8]) -> Result<Ran> {
-        let mut out = vec![0; 4_096];
+        self.run_with(frame, Beside::default())
+    }
+
+    /// Runs the program on a frame that comes with something.
+    pub fn run_with(&self, frame: &[u8], beside: Beside) -> Result<Ran> {
         let begun = now_mono_ns();
+        if let (Some(control), Some(tagger)) = (beside.tag, &self.tagger) {
+            let (action, frame) = tagger.run(frame, control, 0).context("run with a tag")?;
+            let mono_ns = begun..=now_mono_ns();
+            return Ok(Ran {
+                action,
+                frame,
+                mono_ns,
+            });
+        }
+        let mut out = vec![0; 4_096];
+        let mut data = vec![0xee; 4 * beside.meta];
+        data.extend_from_slice(frame);
+        let [mark, priority, cb] = beside.words;
+        let context: Vec<u32> = match self.is_xdp() {
+            // struct xdp_md: where the frame begins and ends.
+            true => vec![4 * beside.meta as u32, data.len() as u32, 0, 0, 0, 0],
+            // struct __sk_buff.
+            false => {
+                let mut context = vec![0; 48];
+                (context[2], context[8], context[12]) = (mark, priority, cb);
+                context
+            }
+        };
+        let context: Vec<u8> = context.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let is_alone = beside.meta == 0 && beside.words == [0; 3];
         let options = TestRunOptions {
-            data_in: Some(frame),
+            data_in: Some(&data),
             data_out: Some(&mut out),
+            ctx_in: (!is_alone).then_some(&context[..]),
             ..Default::default()
         };
         let result = match self.ebpf.program(self.program) {
@@ -200,9 +323,10 @@ impl Object {
         }
         .with_context(|| format!("run {} on {} bytes", self.program, frame.len()))?;
         out.truncate(result.data_size_out as usize);
+        assert_eq!(out[..4 * beside.meta], data[..4 * beside.meta], "metadata");
         Ok(Ran {
             action: result.return_value as i32,
-            frame: out,
+            frame: out.split_off(4 * beside.meta),
             mono_ns: begun..=now_mono_ns(),
         })
     }
@@ -268,12 +392,8 @@ impl Object {
     /// What the maps hold now.
     pub fn snapshot(&self) -> Result<Snapshot> {
         Ok(Snapshot {
-            states: (0..SLOTS)
-                .map(|slot| self.states.get(&slot, 0))
-                .collect::<Result<_, _>>()?,
-            words: (0..WORDS)
-                .map(|word| self.windows.get(&word, 0))
-                .collect::<Result<_, _>>()?,
+            states: elements(&self.mapped_states),
+            words: elements(&self.mapped_windows),
             counters: self.counters()?,
             cursor: self.cursor.get(&0, 0)?,
         })

@@ -20,24 +20,25 @@ use tracker_ebpf::abi::{
     self, Family, Filter, Flow, FlowKey, Source, Steer, SteerKey, Steered, Uplink, Via,
 };
 use tracker_tests::packets::{self, ETHERNET, IPV4, IPV6, Ipv4, Link, Tag, with};
+use tracker_tests::tagger::Tagger;
 
 use super::{
     ARRIVAL, BEHIND_V4, BEHIND_V6, ENDPOINT_MAC, HUB_MAC, TC_ACT_REDIRECT, TC_ACT_SHOT,
-    TC_ACT_UNSPEC, XDP_PASS, XDP_REDIRECT, load_program, now_mono_ns, take_map, widen,
+    TC_ACT_UNSPEC, XDP_PASS, XDP_REDIRECT, load_program, now_mono_ns, tagger, take_map, widen,
 };
 
-const ENDPOINT_V4: [u8; 4] = [10, 9, 0, 2];
-const ENDPOINT_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
-const PROBER_V4: [u8; 4] = [192, 0, 2, 9];
-const PROBER_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0xf, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
-const PROBER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-const PORT: u16 = 443;
-const PROBER_PORT: u16 = 50_000;
-const MEMBER: u32 = 2;
+pub const ENDPOINT_V4: [u8; 4] = [10, 9, 0, 2];
+pub const ENDPOINT_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+pub const PROBER_V4: [u8; 4] = [192, 0, 2, 9];
+pub const PROBER_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0xf, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+pub const PROBER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+pub const PORT: u16 = 443;
+pub const PROBER_PORT: u16 = 50_000;
+pub const MEMBER: u32 = 2;
 const MTU: u32 = 1_500;
-const MARK: u32 = 0x7472;
+pub const MARK: u32 = 0x7472;
 /// Another interface than the one on which runs arrive.
-const ELSEWHERE: u32 = 77;
+pub const ELSEWHERE: u32 = 77;
 const HOUR_NS: u64 = 3_600_000_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -49,20 +50,21 @@ pub struct Object {
     table: HashMap<MapData, SteerKey, Steer>,
     sources: LpmTrie<MapData, Source, u32>,
     uplinks: HashMap<MapData, u32, Uplink>,
-    flows: HashMap<MapData, FlowKey, Flow>,
+    pub flows: HashMap<MapData, FlowKey, Flow>,
+    pub tagger: Option<Tagger>,
     counters: PerCpuArray<MapData, Steered>,
     devices: DevMapHash<MapData>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+pub enum Protocol {
     Icmp,
     Udp,
     Tcp,
 }
 
 impl Protocol {
-    const ALL: [Self; 3] = [Self::Icmp, Self::Udp, Self::Tcp];
+    pub const ALL: [Self; 3] = [Self::Icmp, Self::Udp, Self::Tcp];
 
     fn number(self, family: Family) -> IpNextHeaderProtocol {
         match (self, family) {
@@ -76,7 +78,7 @@ impl Protocol {
 
 /// A packet, from which frames are built.
 #[derive(Clone, Debug)]
-struct Packet {
+pub struct Packet {
     link: Link,
     family: Family,
     protocol: Protocol,
@@ -85,18 +87,18 @@ struct Packet {
     /// The ICMP identifier, too.
     source_port: u16,
     destination_port: u16,
-    hops: u8,
+    pub hops: u8,
     /// An answer: echo reply.
     is_reply: bool,
-    tcp_flags: u8,
+    pub tcp_flags: u8,
     /// UDP does without checksum.
-    is_unsummed: bool,
-    payload: Vec<u8>,
+    pub is_unsummed: bool,
+    pub payload: Vec<u8>,
 }
 
 impl Packet {
     /// From the prober to the endpoint, for a program that wants its device's address to be `mac`.
-    fn to_endpoint(family: Family, protocol: Protocol, mac: [u8; 6]) -> Self {
+    pub fn to_endpoint(family: Family, protocol: Protocol, mac: [u8; 6]) -> Self {
         let (source, destination) = match family {
             Family::Ipv4 => (widen(PROBER_V4), widen(ENDPOINT_V4)),
             Family::Ipv6 => (PROBER_V6, ENDPOINT_V6),
@@ -122,7 +124,7 @@ impl Packet {
     }
 
     /// From the behind address back to the prober.
-    fn from_behind(family: Family, protocol: Protocol) -> Self {
+    pub fn from_behind(family: Family, protocol: Protocol) -> Self {
         let forward = Self::to_endpoint(family, protocol, [0; 6]);
         Self {
             source: behind(family),
@@ -258,7 +260,7 @@ impl Packet {
         }
     }
 
-    fn frame(&self) -> Vec<u8> {
+    pub fn frame(&self) -> Vec<u8> {
         self.link.ip(&self.ip())
     }
 
@@ -272,7 +274,7 @@ impl Packet {
     }
 
     /// The flow it is part of.
-    fn flow(&self) -> FlowKey {
+    pub fn flow(&self) -> FlowKey {
         let (prober, prober_port) = match self.is_reply {
             true => (self.destination, self.destination_port),
             false => (self.source, self.source_port),
@@ -294,14 +296,14 @@ impl Packet {
     }
 }
 
-fn behind(family: Family) -> [u8; 16] {
+pub fn behind(family: Family) -> [u8; 16] {
     match family {
         Family::Ipv4 => widen(BEHIND_V4),
         Family::Ipv6 => BEHIND_V6,
     }
 }
 
-fn endpoint(family: Family) -> [u8; 16] {
+pub fn endpoint(family: Family) -> [u8; 16] {
     match family {
         Family::Ipv4 => widen(ENDPOINT_V4),
         Family::Ipv6 => ENDPOINT_V6,
@@ -332,7 +334,7 @@ struct Row {
 }
 
 /// The way through the member in the tests' maps.
-fn way() -> Steer {
+pub fn way() -> Steer {
     Steer {
         next_hop_mac: ENDPOINT_MAC,
         source_mac: HUB_MAC,
@@ -347,7 +349,7 @@ fn way() -> Steer {
 }
 
 impl Object {
-    fn load(program: &'static str) -> Result<Self> {
+    pub fn load(program: &'static str) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(abi::map::STEERING, 64)
             .map_max_entries(abi::map::SOURCES, 64)
@@ -357,6 +359,7 @@ impl Object {
             .load(tracker_user::kernel::OBJECT)
             .context("load the object")?;
         load_program(&mut ebpf, program)?;
+        let tagger = tagger(&ebpf, program)?;
         let mut take = |name: &str| take_map(&mut ebpf, name);
         let mut object = Self {
             program,
@@ -367,6 +370,7 @@ impl Object {
             flows: take(abi::map::FLOWS)?.try_into()?,
             counters: take(abi::map::STEERED)?.try_into()?,
             devices: take(abi::map::DEVICES)?.try_into()?,
+            tagger,
             ebpf,
         };
         // All endpoints and behind addresses might be ours: the maps themselves are what is tested.
@@ -402,7 +406,7 @@ impl Object {
         self.program == abi::program::STEER
     }
 
-    fn set_way(&mut self, steer: Steer) -> Result<()> {
+    pub fn set_way(&mut self, steer: Steer) -> Result<()> {
         for family in [Family::Ipv4, Family::Ipv6] {
             for protocol in Protocol::ALL {
                 let key = SteerKey {
@@ -422,7 +426,7 @@ impl Object {
     }
 
     /// Runs the program on a frame: action and frame.
-    fn run(&self, frame: &[u8], mark: u32, gso_size: u32) -> Result<(i32, Vec<u8>)> {
+    pub fn run(&self, frame: &[u8], mark: u32, gso_size: u32) -> Result<(i32, Vec<u8>)> {
         let mut out = vec![0; 4_096];
         // struct __sk_buff: of what may be given, only these two are not zero.
         let mut context = [0u32; 48];
@@ -446,7 +450,7 @@ impl Object {
     }
 
     /// Whether the kernel makes a packet of a frame for this program; see [`super::Object::takes`].
-    fn takes(&self, frame: &[u8]) -> bool {
+    pub fn takes(&self, frame: &[u8]) -> bool {
         let header = match frame.get(12..ETHERNET) {
             Some([0x08, 0x00]) => IPV4,
             Some([0x86, 0xdd]) => IPV6,
@@ -455,7 +459,7 @@ impl Object {
         frame.len() >= ETHERNET + if self.is_xdp() { 0 } else { header }
     }
 
-    fn counters(&self) -> Result<Steered> {
+    pub fn counters(&self) -> Result<Steered> {
         let mut sum = Steered::default();
         for cpu in self.counters.get(&MEMBER, 0)?.iter() {
             sum.steered += cpu.steered;
@@ -466,7 +470,7 @@ impl Object {
         Ok(sum)
     }
 
-    fn forget_flows(&mut self) -> Result<()> {
+    pub fn forget_flows(&mut self) -> Result<()> {
         let keys: Vec<FlowKey> = self.flows.keys().collect::<Result<_, _>>()?;
         keys.iter().try_for_each(|key| Ok(self.flows.remove(key)?))
     }
@@ -1146,6 +1150,37 @@ pub fn check_filter(program: &'static str) -> Result<()> {
         object.filter.set(0, filter, 0)?;
         let (_, out) = object.run(&packet.frame(), MARK, 0)?;
         assert_eq!(out, packet.frame());
+    }
+    Ok(())
+}
+
+/// On an interface without Ethernet header, where a packet begins is known by its length. One that is longer than it
+/// says, and goes on where it would begin by that with a copy of its own header, is not what it looks like: it passes.
+pub fn check_false_beginning(program: &'static str) -> Result<()> {
+    let mut object = Object::load(program)?;
+    object.set_way(Steer {
+        is_ethernet: 0,
+        ..way()
+    })?;
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let packet = match program {
+            abi::program::RETURN_IP => Packet::from_behind(family, Protocol::Udp),
+            _ => Packet::to_endpoint(family, Protocol::Udp, [0; 6]),
+        };
+        let flow = Flow {
+            used_mono_ns: now_mono_ns(),
+            endpoint: endpoint(family),
+            member: MEMBER,
+            ..Default::default()
+        };
+        object.flows.insert(packet.flow(), flow, 0)?;
+        let genuine = packet.ip();
+        let header = packet.message_at() - ETHERNET;
+        let frame = packet.link.ip(&[&genuine[..header], &genuine].concat());
+        let (action, out) = object.run(&frame, MARK, 0)?;
+        assert_eq!(action, TC_ACT_UNSPEC, "{family:?}");
+        assert_eq!(out, frame, "{family:?}: the frame");
+        assert_eq!(object.counters()?, Steered::default(), "{family:?}");
     }
     Ok(())
 }

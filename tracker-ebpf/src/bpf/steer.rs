@@ -5,14 +5,11 @@
 //! whether the sender may, and only then a change. A packet is changed whole or not at all.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-        bpf_hdr_start_off::BPF_HDR_START_NET,
-    },
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     btf_maps::lpm_trie::Key,
     helpers::generated::{
         bpf_csum_diff, bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-        bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_store_bytes,
+        bpf_skb_change_head, bpf_skb_store_bytes,
     },
     programs::{TcContext, XdpContext},
 };
@@ -30,7 +27,7 @@ use tracker_ebpf::{
 
 use super::{
     maps::{DEVICES, FILTER, FLOWS, SOURCES, STEERED, STEERING, UPLINKS},
-    packet::Packet,
+    packet::{self, Packet},
 };
 
 /// Where the IP header begins behind an Ethernet header.
@@ -199,35 +196,24 @@ pub fn reply<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
     Some(Outcome::Changed)
 }
 
-/// Aligned, because the verifier refuses a misaligned word of the stack.
-#[repr(align(8))]
-struct Begin([u8; ipv4::LEN]);
-
 /// Where the IP header begins. On an interface without Ethernet header that is the first byte, but on a GRE
 /// tunnel the outer headers come before (the MAC header is the outer IP header: `ipgre_rcv` of Linux 6.12). No
-/// helper tells the offset: it is what the packet has beyond its own length, and the same header must be there.
+/// helper tells the offset. It should be what the packet has beyond its own length, and that is so if and only if the
+/// bytes of the linear part that can be read from the IP header on are those behind it.
 #[inline(always)]
 fn ip_at<const AT: usize>(ctx: &TcContext) -> Option<usize> {
     if AT != BARE {
         return Some(AT);
     }
-    let (mut own, mut there) = (Begin([0; ipv4::LEN]), Begin([0; ipv4::LEN]));
-    let len = ipv4::LEN as u32;
-    let skb = ctx.skb.skb.cast();
-    // SAFETY: helper call on this program's own context, with room for so many bytes.
-    let error = unsafe {
-        bpf_skb_load_bytes_relative(skb, 0, own.0.as_mut_ptr().cast(), len, BPF_HDR_START_NET)
-    };
-    if error != 0 {
-        return None;
-    }
-    let at = (ctx.len() as usize).checked_sub(flow::ip_len(&own.0))?;
+    let own = packet::network_bytes::<{ ipv4::LEN }>(ctx, 0)?;
+    let at = (ctx.len() as usize).checked_sub(flow::ip_len(&own))?;
     if at > OUTER_MAX {
         return None;
     }
-    // SAFETY: as above.
-    let error = unsafe { bpf_skb_load_bytes(skb, at as u32, there.0.as_mut_ptr().cast(), len) };
-    (error == 0 && flow::is_same(&own.0, &there.0)).then_some(at)
+    let behind = (ctx.data_end() - ctx.data()).checked_sub(at)?;
+    let last = packet::network_bytes::<1>(ctx, behind.checked_sub(1)?);
+    let beyond = packet::network_bytes::<1>(ctx, behind);
+    (last.is_some() && beyond.is_none()).then_some(at)
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 //! addresses with all checksums kept right.
 
 use super::{
-    Bytes, BytesMut, be16, be32, be64,
+    Bytes, BytesMut, be16, be32,
     checksum::{self, Sum},
     ethernet, icmp, ipv4, ipv6, put16,
 };
@@ -220,14 +220,6 @@ pub fn ip_len(begin: &[u8; ipv4::LEN]) -> usize {
         6 => ipv6::LEN + usize::from(be16(begin, 4)),
         _ => usize::from(be16(begin, 2)),
     }
-}
-
-/// True where two packets begin alike.
-#[inline(always)]
-pub fn is_same(one: &[u8; ipv4::LEN], other: &[u8; ipv4::LEN]) -> bool {
-    be64(one, 0) == be64(other, 0)
-        && be64(one, 8) == be64(other, 8)
-        && be32(one, 16) == be32(other, 16)
 }
 
 /// The last words of a packet's source and destination address, as [`last_word`]: what a foreign packet pays

@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use addition::{Addition, PolicyWord};
+pub(crate) use validate::MAX_NAME;
 pub use validate::{Defaults, checked_instance};
 
 /// Larger files are refused: no sensible configuration is, and `FILE` may be a device.
@@ -96,6 +97,16 @@ pub struct Service {
     pub origin: Origin,
     /// One, or an active and a standby one in either order.
     pub members: Vec<Member>,
+}
+
+impl Service {
+    /// Whether the daemon can work with it, wherever it comes from.
+    ///
+    /// # Errors
+    /// What of it no document could say.
+    pub fn check(&self) -> Result<(), String> {
+        validate::checked_service(self)
+    }
 }
 
 /// Who named a service.

@@ -733,6 +733,11 @@ fn names_and_chains_are_checked() {
             "hub.toml:7: name = \"fw-1\"",
             "the service of line 2 has this name",
         ),
+        (
+            SERVICE.replace("fw-1", &"x".repeat(256)),
+            "hub.toml:2: name = ",
+            "longer than the 255 bytes a name can have",
+        ),
     ];
     for (text, start, expected) in cases {
         let error = problem(&text);

@@ -47,6 +47,8 @@ const DEFAULT_INSTANCE: &str = "default";
 /// Of a Unix socket's path: `sun_path` less the terminating zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 const MAX_INSTANCE: usize = 64;
+/// Of a hub, a service or a chain, bytes: names stand in every line of output.
+pub(crate) const MAX_NAME: usize = 255;
 /// `IFNAMSIZ` less the terminating zero (linux/if.h).
 const MAX_INTERFACE: usize = 15;
 
@@ -757,23 +759,81 @@ fn unicast(entry: &Entry<'_>) -> Option<At<IpAddr>> {
             format!("not an IP address; give {why}")
         })
     })?;
-    let address = parsed.value;
+    match not_a_hosts(parsed.value) {
+        None => Some(parsed),
+        Some(why) => {
+            entry.refuse(format_args!("{why}; give a unicast address of one host"));
+            None
+        }
+    }
+}
+
+/// Why an address is none that a single host can have, if it is not.
+fn not_a_hosts(address: IpAddr) -> Option<&'static str> {
     let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-    let why = if address.is_unspecified() {
-        "the unspecified address"
+    if address.is_unspecified() {
+        Some("the unspecified address")
     } else if address.is_multicast() {
-        "a multicast address"
+        Some("a multicast address")
     } else if address == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        "the broadcast address"
+        Some("the broadcast address")
     } else if address.is_loopback() {
-        "a loopback address, which never leaves a host"
+        Some("a loopback address, which never leaves a host")
     } else if mapped {
-        "an IPv4 address written as IPv6"
+        Some("an IPv4 address written as IPv6")
     } else {
-        return Some(parsed);
+        None
+    }
+}
+
+/// What of a service that comes from elsewhere than a document the daemon could not work with, if there is anything: the
+/// ranges and rules that a document is held to.
+pub(super) fn checked_service(service: &Service) -> Result<(), String> {
+    checked_name(&service.name)?;
+    let roles: Vec<Role> = service.members.iter().map(|member| member.role).collect();
+    match roles[..] {
+        [Role::Active] | [Role::Active, Role::Standby] | [Role::Standby, Role::Active] => {}
+        _ => return Err(format!("members {roles:?}")),
+    }
+    service.members.iter().try_for_each(checked_member)
+}
+
+fn checked_member(member: &Member) -> Result<(), String> {
+    let behinds = member.trackers.iter().map(|tracker| tracker.behind);
+    let addresses = behinds.chain([member.endpoint]).chain(member.source);
+    for address in addresses {
+        if let Some(why) = not_a_hosts(address) {
+            return Err(format!("{address} is {why}"));
+        }
+    }
+    for interface in member.interface.iter().chain(&member.returns) {
+        checked_interface(interface)?;
+    }
+    let count = member.trackers.len();
+    let needed = match member.policy {
+        Policy::Any | Policy::All => 1,
+        Policy::AtLeast(needed) => needed.into(),
     };
-    entry.refuse(format_args!("{why}; give a unicast address of one host"));
-    None
+    if !(1..=count).contains(&needed) || member.returns.len() > abi::RETURNS_MAX {
+        let returns = member.returns.len();
+        return Err(format!("{needed} of {count} trackers, {returns} returns"));
+    }
+    for tracker in &member.trackers {
+        let is_sound = INTERVAL.contains(&tracker.interval)
+            && TIMEOUT.contains(&tracker.timeout)
+            && HOLD_DOWN.contains(&tracker.hold_down)
+            && COUNT.contains(&tracker.fall.into())
+            && COUNT.contains(&tracker.rise.into())
+            && (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&tracker.payload.into())
+            && tracker.port.is_some() == (tracker.probe != Probe::Icmp)
+            && tracker.port != Some(0)
+            && tracker.return_ttl != Some(0)
+            && tracker.behind != member.endpoint;
+        if !is_sound {
+            return Err(format!("tracker {tracker:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// A name that can stand in a line of output, a path and a command without quoting.
@@ -781,6 +841,10 @@ fn checked_name(text: &str) -> Result<String, String> {
     let wrong = |char: char| char.is_whitespace() || char.is_control() || char == '/';
     if text.is_empty() {
         Err("an empty name; give at least one character".to_owned())
+    } else if text.len() > MAX_NAME {
+        Err(format!(
+            "longer than the {MAX_NAME} bytes a name can have; give a shorter one"
+        ))
     } else if text.contains(wrong) {
         Err("a name has no spaces, control characters or '/'; leave them out".to_owned())
     } else {

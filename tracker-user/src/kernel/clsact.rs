@@ -308,3 +308,59 @@ fn request(kind: u16, flags: u16, ifindex: u32, parent: u32, at: &At) -> io::Res
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An attribute as the kernel writes it (RFC 3549 section 2.2): length, kind, value, padding.
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let len = (4 + value.len()) as u16;
+        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// One of our filters, as the kernel tells of it.
+    fn filter(info: u32, handle: u32, program: u32) -> Vec<u8> {
+        let mut message = vec![0; TC_HEADER];
+        message[4..6].copy_from_slice(&libc::RTM_NEWTFILTER.to_ne_bytes());
+        message[HEADER + 8..HEADER + 12].copy_from_slice(&handle.to_ne_bytes());
+        message[HEADER + 16..].copy_from_slice(&info.to_ne_bytes());
+        message.extend(attribute(TCA_KIND, b"bpf\0"));
+        let id = attribute(TCA_BPF_ID, &program.to_ne_bytes());
+        message.extend(attribute(TCA_OPTIONS, &id));
+        message
+    }
+
+    proptest! {
+        #[test]
+        fn a_filter_is_read(info: u32, handle: u32, program: u32) {
+            let read = parse(&filter(info, handle, program));
+            prop_assert_eq!(read, Some(At { info, handle, program: Some(program) }));
+        }
+
+        /// However little of it there is.
+        #[test]
+        fn whatever_the_kernel_says_is_read_or_left_out(
+            bytes in prop::collection::vec(any::<u8>(), 0..120),
+            len in 0usize..80,
+            changes in prop::collection::vec((0usize..80, any::<u8>()), 0..6),
+        ) {
+            let _ = parse(&bytes);
+            let mut message = filter(1, 2, 3);
+            for (at, byte) in changes {
+                if let Some(changed) = message.get_mut(at) {
+                    *changed = byte;
+                }
+            }
+            message.truncate(len);
+            if let Some(read) = parse(&message) {
+                prop_assert!(message.len() >= TC_HEADER, "{:?}", read);
+            }
+        }
+    }
+}

@@ -120,12 +120,17 @@ fn readable(pins: &Pins) -> Result<Sizes> {
         let pinned = MapData::from_pin(pins.map(name)).map_err(|_| anyhow!("{name} is missing"))?;
         let info = pinned.info()?;
         let expected = object.maps.get(name).context("no such map")?;
-        // aya fits the size of a device map's value to the kernel.
+        let is_of_kind = matches!(info.map_type(), Ok(kind) if kind as u32 == expected.map_type());
+        // aya fits the size of a device map's value to the kernel, which adds flags of its own.
         let is_fitted = name == abi::map::DEVICES;
-        if (info.key_size(), info.value_size()) != (expected.key_size(), expected.value_size())
-            && !is_fitted
-        {
-            bail!("the entries of {name} have another size");
+        let is_like = (info.key_size(), info.value_size(), info.map_flags())
+            == (
+                expected.key_size(),
+                expected.value_size(),
+                expected.map_flags(),
+            );
+        if !is_of_kind || !(is_like || is_fitted) {
+            bail!("{name} or its entries are of another kind or size");
         }
     }
     let sizes = Sizes {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{
-        Array, HashMap as BpfHashMap, MapData, PerCpuArray, PerCpuValues,
+        Array, HashMap as BpfHashMap, MapData, MapType, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{SchedClassifier, Xdp, xdp::XdpMode},
@@ -111,8 +111,13 @@ impl Steering {
         // until these take their place.
         let paths_count = kernel.sizes().paths.max(1);
         let kept = [
-            is_as::<abi::FlowKey, abi::Flow>(pins, abi::map::FLOWS, abi::FLOWS_MAX),
-            is_as::<u32, abi::Steered>(pins, abi::map::STEERED, paths_count),
+            is_as::<abi::FlowKey, abi::Flow>(
+                pins,
+                abi::map::FLOWS,
+                MapType::LruHash,
+                abi::FLOWS_MAX,
+            ),
+            is_as::<u32, abi::Steered>(pins, abi::map::STEERED, MapType::PerCpuArray, paths_count),
         ];
         let is_followed = kernel.is_followed() && kept[0];
         for name in abi::map::STEERING_ALL {
@@ -422,15 +427,17 @@ fn unpin(pins: &Pins, name: &str) {
     let _ = std::fs::remove_file(pins.map(name));
 }
 
-/// Whether a map is pinned that has these keys and values, and as many.
-fn is_as<K, V>(pins: &Pins, name: &str, entries: u32) -> bool {
+/// Whether a map of this kind is pinned that has these keys and values, and as many.
+fn is_as<K, V>(pins: &Pins, name: &str, kind: MapType, entries: u32) -> bool {
     let info = MapData::from_pin(pins.map(name)).and_then(|map| map.info());
     info.is_ok_and(|info| {
-        (
-            info.key_size() as usize,
-            info.value_size() as usize,
-            info.max_entries(),
-        ) == (size_of::<K>(), size_of::<V>(), entries)
+        let is_of_kind = matches!(info.map_type(), Ok(found) if found as u32 == kind as u32);
+        is_of_kind
+            && (
+                info.key_size() as usize,
+                info.value_size() as usize,
+                info.max_entries(),
+            ) == (size_of::<K>(), size_of::<V>(), entries)
     })
 }
 

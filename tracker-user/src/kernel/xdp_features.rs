@@ -161,3 +161,54 @@ impl XdpFeatures {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(command: u8, bytes: &[u8]) -> Option<(u32, Option<u64>)> {
+        let header = GenlHeader {
+            cmd: command,
+            version: 1,
+        };
+        Netdev::parse_with_param(bytes, header).ok()?.device()
+    }
+
+    fn message(ifindex: u32, features: u64) -> Vec<u8> {
+        let attributes = [
+            DefaultNla::new(A_DEV_IFINDEX, ifindex.to_ne_bytes().to_vec()),
+            DefaultNla::new(A_DEV_XDP_FEATURES, features.to_ne_bytes().to_vec()),
+        ];
+        let mut bytes = vec![0; attributes.as_slice().buffer_len()];
+        attributes.as_slice().emit(&mut bytes);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn a_device_is_read(ifindex: u32, features: u64) {
+            let bytes = message(ifindex, features);
+            prop_assert_eq!(read(CMD_DEV_GET, &bytes), Some((ifindex, Some(features))));
+            prop_assert_eq!(read(CMD_DEV_DEL_NTF, &bytes), Some((ifindex, None)));
+        }
+
+        /// However little of it there is.
+        #[test]
+        fn whatever_the_kernel_says_is_read_or_left_out(
+            command: u8,
+            bytes in prop::collection::vec(any::<u8>(), 0..60),
+            len in 0usize..24,
+            changes in prop::collection::vec((0usize..24, any::<u8>()), 0..4),
+        ) {
+            let _ = read(command, &bytes);
+            let mut message = message(7, 1);
+            for (at, byte) in changes {
+                message[at % 20] = byte;
+            }
+            message.truncate(len);
+            let _ = read(command, &message);
+        }
+    }
+}

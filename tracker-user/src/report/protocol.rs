@@ -32,10 +32,12 @@ use tokio::time::timeout;
 
 use super::events::{EventFeed, Missed};
 use super::status::{List, Status};
-use crate::config::Addition;
+use crate::config::{Addition, MAX_NAME};
 
 /// A request is a line of at most this many bytes: a service with a thousand addresses behind it.
 const MAX_REQUEST: u64 = 1 << 16;
+/// So many characters of a request that nobody understands are quoted at most.
+const MAX_QUOTE: usize = 200;
 /// A client has this long to send its request, and to take an answer that is not followed.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client waits for an answer of one line before it says that there is none.
@@ -211,9 +213,23 @@ async fn request(read: &mut OwnedReadHalf) -> Result<Request, String> {
             "the request is not a line of at most {MAX_REQUEST} bytes"
         ));
     }
-    serde_json::from_slice(&text).map_err(|error| {
+    let request = serde_json::from_slice(&text).map_err(|error| {
+        // It may quote most of the request.
+        let error: String = error.to_string().chars().take(MAX_QUOTE).collect();
         format!("cannot understand the request: {error}; use a `tracker` of the daemon's version")
-    })
+    })?;
+    let name = match &request {
+        Request::Status { name } => name.as_deref(),
+        Request::ServiceAdd { service } => Some(service.name.as_str()),
+        Request::ServiceRemove { name } => Some(name.as_str()),
+        Request::Events { .. } | Request::ServiceList => None,
+    };
+    match name.map(str::len).filter(|len| *len > MAX_NAME) {
+        Some(len) => Err(format!(
+            "a name of {len} bytes: the longest has {MAX_NAME}; give a shorter one"
+        )),
+        None => Ok(request),
+    }
 }
 
 async fn write_within(write: &mut OwnedWriteHalf, bytes: &[u8]) -> io::Result<()> {
@@ -600,6 +616,11 @@ mod tests {
     fn bad_requests_are_refused_and_do_no_harm() {
         let daemon = Daemon::start(8);
         let long = format!("{{\"command\":\"{}\"}}\n", "x".repeat(70_000));
+        let unknown = format!("{{\"command\":\"{}\"}}\n", "x".repeat(60_000));
+        let remove = format!(
+            "{{\"command\":\"service-remove\",\"name\":\"{}\"}}\n",
+            "x".repeat(60_000)
+        );
         let cases = [
             "\n",
             "{}\n",
@@ -613,11 +634,14 @@ mod tests {
             "\u{0}\u{1b}[2J\n",
             "[[[[[[[[\n",
             long.as_str(),
+            unknown.as_str(),
+            remove.as_str(),
         ];
         for request in cases {
             let lines = daemon.lines(request);
             assert_eq!(lines.len(), 1, "{request}: {lines:?}");
             assert!(lines[0].starts_with("{\"error\":\""), "{lines:?}");
+            assert!(lines[0].len() < 600, "{lines:?}");
         }
         assert!(ask_status(&daemon.socket(), None).is_ok());
     }

@@ -1,0 +1,607 @@
+//! What people, programs and earlier daemons hand to the parsers of the daemon and its command line: whatever it is, it is
+//! taken as something that the daemon can work with, or refused in one line that says what is wrong.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use jiff::Timestamp;
+use tracker_ebpf::verdict::{Cause, Verdict};
+use tracker_tests::random::{Random, Rounds, Tally};
+use tracker_user::board::{Board, Stamp, TrackerState};
+use tracker_user::cli::{Cli, Command, ServiceCommand};
+use tracker_user::config::{self, Addition, Config, ConfigError, PolicyWord};
+use tracker_user::journal::{Record, SavedMember, SavedService, SavedTracker, Snapshot};
+use tracker_user::report::events::{Event, EventLog, Missed, Numbered};
+use tracker_user::report::status::{Counters, Status};
+use tracker_user::report::{metrics, protocol::Request, table};
+
+/// Inputs of one round.
+const INPUTS: u64 = 200;
+const README: &str = include_str!("../../README.md");
+/// Every key that there is.
+const EVERYTHING: &str = r#"[hub]
+name = "hub-1"
+instance = "default"
+socket = "/run/tracker/default.sock"
+metrics = "127.0.0.1:9469"
+bpffs = "/sys/fs/bpf"
+mode = "auto"
+room = 16
+flap_window = "10m"
+
+[defaults]
+probe = "icmp"
+interval = "1s"
+timeout = "500ms"
+fall = 3
+rise = 2
+payload = 32
+expect = "reply"
+flow = "fixed"
+refused = "down"
+hold_down = "0s"
+
+[[service]]
+name = "fw-1"
+endpoint = "10.9.0.2"
+interface = "eth1"
+behind = ["10.20.0.9", "2001:db8:20::9"]
+policy = 2
+returns = ["eth1", "eth2"]
+return_hop = "endpoint"
+source = "10.9.0.1"
+interval = "100ms"
+
+[[service]]
+name = "fw-pair"
+[[service.member]]
+role = "active"
+endpoint = "10.9.1.2"
+interface = "eth2"
+behind = ["10.20.1.9"]
+[[service.member]]
+role = "standby"
+endpoint = "fe80::2"
+interface = "eth3"
+[[service.member.tracker]]
+behind = "10.20.2.9"
+probe = "udp"
+port = 443
+flow = "rotate"
+
+[[chain]]
+name = "internet"
+services = ["fw-1", "fw-pair"]
+
+[steering]
+uplinks = ["eth0"]
+sources = ["192.0.2.0/24", "2001:db8::/32"]
+mark = 0x7472
+"#;
+/// Values that somebody may give, and what stands for them in JSON, too.
+const VALUES: [&str; 36] = [
+    "0",
+    "1",
+    "-1",
+    "2",
+    "60",
+    "61",
+    "65507",
+    "65536",
+    "4294967296",
+    "9223372036854775807",
+    "18446744073709551615",
+    "1e400",
+    "0x7472",
+    "nan",
+    "true",
+    "[]",
+    "{}",
+    "\"\"",
+    "\"1ms\"",
+    "\"1h\"",
+    "\"18446744073709551615s\"",
+    "\"1ns\"",
+    "\"any\"",
+    "\"silence\"",
+    "\"standby\"",
+    "\"10.9.0.2\"",
+    "\"::ffff:10.9.0.2\"",
+    "\"0.0.0.0\"",
+    "\"fe80::1%eth0\"",
+    "\"10.0.0.0/33\"",
+    "\"\\u0000\"",
+    "\"\\u202e\\n\"",
+    "1979-05-27T07:32:00Z",
+    "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+    "null",
+    "\"xdp-native\"",
+];
+
+/// The configurations of the manual, and one with all keys.
+fn corpus() -> Vec<&'static str> {
+    let blocks = README.split("```toml\n").skip(1);
+    let mut corpus: Vec<&str> = blocks
+        .filter_map(|block| block.split("```").next())
+        .collect();
+    assert!(corpus.len() >= 3, "the manual has configurations");
+    corpus.push(EVERYTHING);
+    corpus
+}
+
+/// A text with lines taken out, doubled, moved and given other values, and damage within.
+fn damaged(random: &mut Random, text: &str, other: &str) -> Vec<u8> {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let others: Vec<&str> = other.lines().collect();
+    for _ in 0..random.below(5) {
+        let at = random.below(lines.len());
+        let Some(line) = lines.get(at).cloned() else {
+            break;
+        };
+        match random.below(6) {
+            0 => drop(lines.remove(at)),
+            1 => {
+                let to = random.below(lines.len());
+                lines.insert(to, line);
+            }
+            2 => lines.insert(at, (*random.pick(&others)).to_owned()),
+            3 => {
+                let to = random.below(lines.len());
+                lines.swap(at, to);
+            }
+            _ => {
+                if let Some((key, _)) = line.split_once('=') {
+                    lines[at] = format!("{key}= {}", random.pick(&VALUES));
+                }
+            }
+        }
+    }
+    let mut bytes = (lines.join("\n") + "\n").into_bytes();
+    for _ in 0..*random.pick(&[0, 0, 0, 0, 0, 1, 2, 8]) {
+        random.damage(&mut bytes, other.as_bytes());
+    }
+    bytes
+}
+
+/// Every problem is one line that names the file and the line, and says something.
+fn assert_plain(error: &ConfigError, file: &Path, lines: usize) {
+    assert!(!error.problems().is_empty());
+    let printed = error.to_string();
+    assert_eq!(printed.lines().count(), error.problems().len(), "{printed}");
+    for problem in error.problems() {
+        let line = problem.line().expect("a line");
+        assert!((1..=lines + 1).contains(&line), "{problem}");
+        let printed = problem.to_string();
+        let start = format!("{}:{line}: ", file.display());
+        let said = printed.strip_prefix(&start).expect(&printed);
+        assert!(said.len() > 10, "{printed}");
+        assert!(!printed.contains(char::is_control), "{printed:?}");
+    }
+}
+
+/// What the rest of the daemon makes of a configuration before it touches the kernel.
+fn use_it(config: &Config) {
+    for service in &config.services {
+        service.check().expect(&service.name);
+    }
+    let names: HashSet<&str> = config
+        .services
+        .iter()
+        .map(|service| &*service.name)
+        .collect();
+    assert_eq!(names.len(), config.services.len(), "names are unique");
+    for chain in &config.chains {
+        let known = |name: &String| names.contains(name.as_str());
+        assert!(chain.services.iter().all(known), "{chain:?}");
+    }
+    let now = Stamp {
+        mono_ns: 1,
+        wall: Timestamp::UNIX_EPOCH,
+    };
+    let board = Board::new(config, now);
+    let status = board.status(|_| Counters::default());
+    let json = serde_json::to_string(&status).expect("JSON");
+    assert_eq!(
+        serde_json::from_str::<Status>(&json).expect("itself"),
+        status
+    );
+    let _ = (table::status(&status, true), metrics::render(&status));
+}
+
+#[test]
+fn fuzz_configurations() -> Result<()> {
+    let corpus = corpus();
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("hub.toml");
+    let mut tally = Tally::default();
+    let mut rounds = Rounds::new(20);
+    while let Some(mut round) = rounds.next() {
+        for _ in 0..INPUTS {
+            let random = &mut round.random;
+            let (text, other) = (*random.pick(&corpus), *random.pick(&corpus));
+            let bytes = damaged(random, text, other);
+            // As `tracker check` reads it, and what cannot be a text only so.
+            let read = match std::str::from_utf8(&bytes) {
+                Ok(text) if !random.is_one_in(16) => config::parse(text, &file),
+                _ => {
+                    fs::write(&file, &bytes)?;
+                    config::load(&file)
+                }
+            };
+            match read {
+                Ok(config) => {
+                    use_it(&config);
+                    let text = std::str::from_utf8(&bytes)?;
+                    assert_eq!(config::parse(text, &file), Ok(config), "the same twice");
+                    tally.add("accepted");
+                }
+                Err(error) => {
+                    let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
+                    assert_plain(&error, &file, lines);
+                    let is_toml = !error.to_string().contains("not valid TOML");
+                    tally.add(if is_toml { "refused" } else { "not TOML" });
+                }
+            }
+        }
+        rounds.took(INPUTS);
+    }
+    rounds.sum_up("configurations", "files", &tally);
+    tally.require(&["accepted", "refused", "not TOML"], 20);
+    Ok(())
+}
+
+/// A word of a command line.
+fn word(random: &mut Random) -> String {
+    let mut word = match random.below(4) {
+        0 => random.pick(&VALUES).trim_matches('"').to_owned(),
+        1 => {
+            let len = random.below(20);
+            String::from_utf8_lossy(&random.bytes(len)).into_owned()
+        }
+        _ => (*random.pick(&[
+            "fw-9",
+            "10.9.0.2",
+            "10.20.0.9",
+            "2001:db8::9",
+            "eth1",
+            "icmp",
+            "udp",
+            "tcp",
+            "9",
+            "100ms",
+            "1s",
+            "any",
+        ]))
+        .to_owned(),
+    };
+    if random.is_one_in(8) {
+        let mut bytes = word.into_bytes();
+        random.damage(&mut bytes, b"--endpoint");
+        word = String::from_utf8_lossy(&bytes).into_owned();
+    }
+    word
+}
+
+fn maybe<T>(random: &mut Random, value: impl FnOnce(&mut Random) -> T) -> Option<T> {
+    random.is_one_in(4).then(|| value(random))
+}
+
+fn addition(random: &mut Random) -> Addition {
+    let number = |random: &mut Random| match random.below(3) {
+        0 => random.word() as i64,
+        _ => random.below(100) as i64,
+    };
+    let or = |random: &mut Random, usual: &str| match random.is_one_in(6) {
+        true => word(random),
+        false => usual.to_owned(),
+    };
+    Addition {
+        name: or(random, "fw-9"),
+        endpoint: or(random, "10.9.0.2"),
+        behind: (0..random.below(4))
+            .map(|at| or(random, &format!("10.20.0.{at}9")))
+            .collect(),
+        interface: maybe(random, |random| or(random, "eth1")),
+        source: maybe(random, |random| or(random, "10.9.0.1")),
+        probe: maybe(random, |random| or(random, "udp")),
+        port: maybe(random, number),
+        interval: maybe(random, |random| or(random, "10ms")),
+        timeout: maybe(random, |random| or(random, "1s")),
+        fall: maybe(random, number),
+        rise: maybe(random, number),
+        payload: maybe(random, number),
+        returns: (0..random.below(3)).map(|_| word(random)).collect(),
+        policy: maybe(random, |random| match random.is_one_in(2) {
+            true => PolicyWord::Number(number(random)),
+            false => PolicyWord::Word(or(random, "all")),
+        }),
+    }
+}
+
+#[test]
+fn fuzz_additions_and_command_lines() -> Result<()> {
+    let config = config::parse(EVERYTHING, Path::new("hub.toml")).context("the corpus")?;
+    const OPTIONS: [&str; 14] = [
+        "--endpoint",
+        "--behind",
+        "--interface",
+        "--source",
+        "--probe",
+        "--port",
+        "--interval",
+        "--timeout",
+        "--fall",
+        "--rise",
+        "--payload",
+        "--returns",
+        "--policy",
+        "--socket",
+    ];
+    let mut tally = Tally::default();
+    let mut rounds = Rounds::new(20);
+    while let Some(mut round) = rounds.next() {
+        for _ in 0..INPUTS / 2 {
+            let random = &mut round.random;
+            let line = [
+                "tracker",
+                "service",
+                "add",
+                "fw-9",
+                "--endpoint",
+                "10.9.0.2",
+                "--behind",
+                "10.20.0.9",
+            ];
+            let mut words: Vec<String> = line.map(str::to_owned).into();
+            for _ in 0..random.below(5) {
+                let option = *random.pick(&OPTIONS);
+                words.extend([option.to_owned(), word(random)]);
+            }
+            if random.is_one_in(4) {
+                let at = 1 + random.below(words.len() - 1);
+                words[at] = word(random);
+            }
+            let addition = match Cli::try_parse_from(&words) {
+                Ok(Cli {
+                    command: Command::Service(service),
+                }) => match service.command {
+                    ServiceCommand::Add(add) => *add.service,
+                    _ => addition(random),
+                },
+                Ok(_) => addition(random),
+                Err(error) => {
+                    assert!(!error.to_string().is_empty());
+                    tally.add("not a command");
+                    addition(random)
+                }
+            };
+            // As it comes from the command to the daemon.
+            let service = Box::new(addition.clone());
+            let request = Request::ServiceAdd { service };
+            let wire = serde_json::to_string(&request)?;
+            assert_eq!(serde_json::from_str::<Request>(&wire)?, request, "{wire}");
+            match addition.service(&config) {
+                Ok(service) => {
+                    assert_eq!(service.check(), Ok(()), "{addition:?}");
+                    tally.add("accepted");
+                }
+                Err(why) => {
+                    assert!(why.len() > 10, "{why}");
+                    assert!(!why.contains(char::is_control), "{why:?}");
+                    tally.add("refused");
+                }
+            }
+        }
+        rounds.took(INPUTS / 2);
+    }
+    rounds.sum_up("services added", "commands", &tally);
+    tally.require(&["accepted", "refused", "not a command"], 20);
+    Ok(())
+}
+
+fn event(random: &mut Random, service: &str) -> Event {
+    const VERDICTS: [Verdict; 3] = [Verdict::Unknown, Verdict::Up, Verdict::Down];
+    Event {
+        time: Timestamp::from_second(random.below(1 << 32) as i64).expect("in range"),
+        service: (!random.is_one_in(8)).then(|| service.into()),
+        member: maybe(random, |_| config::Role::Active),
+        behind: maybe(random, |random| [10, 20, 0, random.byte()].into()),
+        from: *random.pick(&VERDICTS),
+        to: *random.pick(&VERDICTS),
+        cause: *random.pick(&[Cause::Replied, Cause::NoReply]),
+        detection_us: maybe(random, Random::word),
+        detail: maybe(random, |_| "type 3 code 1".into()),
+        chain: None,
+        tracker: None,
+    }
+}
+
+/// A journal as a daemon leaves it.
+fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
+    let services = config.services.iter().map(|service| SavedService {
+        service: service.clone(),
+        since: Timestamp::UNIX_EPOCH,
+        members: service
+            .members
+            .iter()
+            .map(|member| SavedMember {
+                path: random.below(9) as u32,
+                trackers: (member.trackers.iter())
+                    .map(|_| SavedTracker {
+                        slot: random.below(9) as u32,
+                        verdict: Verdict::Up,
+                        cause: Cause::Replied,
+                        detail: None,
+                    })
+                    .collect(),
+            })
+            .collect(),
+    });
+    let services: Vec<SavedService> = services.collect();
+    let snapshot = Snapshot {
+        namespace: (4, 4_026_531_840),
+        mode: config.hub.mode,
+        chains: config.chains.clone(),
+        events: (0..random.below(4))
+            .map(|_| event(random, "fw-1"))
+            .collect(),
+        next: 8 + random.below(1_000) as u64,
+        services: services.clone(),
+    };
+    let mut journal = Record::Snapshot(snapshot).line();
+    for _ in 0..random.below(5) {
+        let record = match random.below(4) {
+            0 => Record::Added(random.pick(&services).clone()),
+            1 => Record::Removed {
+                service: "fw-pair".to_owned(),
+                events: vec![event(random, "fw-pair")],
+            },
+            _ => {
+                let place = maybe(random, |random| {
+                    (random.below(3) as u32, random.below(3) as u32)
+                });
+                Record::Events(vec![(event(random, "fw-1"), place)])
+            }
+        };
+        journal.extend(record.line());
+    }
+    journal
+}
+
+/// A text of JSON with other numbers and strings, lines in another order, or damage.
+fn damaged_json(random: &mut Random, text: Vec<u8>, other: &[u8]) -> Vec<u8> {
+    let mut text = text;
+    for _ in 0..*random.pick(&[0, 1, 1, 2, 4]) {
+        let is_number = |byte: u8| byte.is_ascii_digit();
+        let from = random.below(text.len());
+        let number = (from..text.len()).find(|at| is_number(text[*at]));
+        match (random.below(3), number) {
+            (0, _) | (_, None) => random.damage(&mut text, other),
+            (_, Some(first)) => {
+                let len = text[first..]
+                    .iter()
+                    .take_while(|byte| is_number(**byte))
+                    .count();
+                let value = random.pick(&VALUES).bytes();
+                text.splice(first..first + len, value);
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn fuzz_journals() -> Result<()> {
+    let config = config::parse(EVERYTHING, Path::new("hub.toml")).context("the corpus")?;
+    let mut tally = Tally::default();
+    let mut rounds = Rounds::new(20);
+    while let Some(mut round) = rounds.next() {
+        for _ in 0..INPUTS {
+            let random = &mut round.random;
+            let text = match random.is_one_in(16) {
+                true => {
+                    let len = random.below(400);
+                    random.bytes(len)
+                }
+                false => journal(random, &config),
+            };
+            let other = journal(random, &config);
+            let text = damaged_json(random, text, &other);
+            let snapshot = match Snapshot::read(&text) {
+                Ok(snapshot) => snapshot,
+                Err(why) => {
+                    assert!(
+                        !why.is_empty() && !why.contains(char::is_control),
+                        "{why:?}"
+                    );
+                    tally.add("refused");
+                    continue;
+                }
+            };
+            tally.add("taken");
+            // What a daemon does with it.
+            let before = Config {
+                services: snapshot
+                    .services
+                    .iter()
+                    .map(|saved| saved.service.clone())
+                    .collect(),
+                chains: snapshot.chains.clone(),
+                ..config.clone()
+            };
+            for service in &before.services {
+                service.check().expect(&service.name);
+            }
+            let now = Stamp {
+                mono_ns: 1,
+                wall: Timestamp::UNIX_EPOCH,
+            };
+            let mut board = Board::resume(&before, now, |_| TrackerState::default(), |_| now.wall);
+            let _ = board.replace(&config, now);
+            let _ = board.status(|_| Counters::default());
+            let next = snapshot.next;
+            let mut log = EventLog::resume(8, snapshot.events, next);
+            assert_eq!(log.next(), next);
+            assert_eq!(log.push(event(random, "fw-1")), next);
+            assert!(log.first() >= 1);
+            let (_, kept) = log.since(0);
+            assert!(kept.last().is_some_and(|last| last.seq == next));
+        }
+        rounds.took(INPUTS);
+    }
+    rounds.sum_up("journals", "texts", &tally);
+    tally.require(&["taken", "refused"], 10);
+    Ok(())
+}
+
+/// What clients read: lines of a daemon of another version, or of something that is no daemon.
+#[test]
+fn fuzz_answers() -> Result<()> {
+    let config = config::parse(EVERYTHING, Path::new("hub.toml")).context("the corpus")?;
+    let now = Stamp {
+        mono_ns: 1,
+        wall: Timestamp::UNIX_EPOCH,
+    };
+    let status = serde_json::to_vec(&Board::new(&config, now).status(|_| Counters::default()))?;
+    let mut tally = Tally::default();
+    let mut rounds = Rounds::new(20);
+    while let Some(mut round) = rounds.next() {
+        for _ in 0..INPUTS {
+            let random = &mut round.random;
+            let seq = random.word();
+            let text = match random.below(3) {
+                0 => status.clone(),
+                1 => serde_json::to_vec(&Missed {
+                    missed: seq,
+                    next: 1,
+                })?,
+                _ => serde_json::to_vec(&Numbered {
+                    seq,
+                    event: event(random, "fw-1"),
+                })?,
+            };
+            let text = damaged_json(random, text, &status);
+            let mut is_read = false;
+            if let Ok(status) = serde_json::from_slice::<Status>(&text) {
+                let _ = (table::status(&status, true), metrics::render(&status));
+                is_read = true;
+            }
+            if let Ok(numbered) = serde_json::from_slice::<Numbered>(&text) {
+                let _ = table::event(&numbered);
+                is_read = true;
+            }
+            if let Ok(missed) = serde_json::from_slice::<Missed>(&text) {
+                let _ = table::missed(&missed);
+                is_read = true;
+            }
+            tally.add(if is_read { "read" } else { "garbled" });
+        }
+        rounds.took(INPUTS);
+    }
+    rounds.sum_up("answers", "lines", &tally);
+    tally.require(&["read", "garbled"], 10);
+    Ok(())
+}
