@@ -107,10 +107,13 @@ impl Drop for Tunnel {
     }
 }
 
+/// When a packet comes out, its place among those of the same time, where, and the packet.
+type UnderWay = (Instant, u64, End, Vec<u8>);
+
 /// Carries until the other end of `stopped` is closed.
 fn carry(mut ends: [File; 2], stopped: &OwnedFd, carrier: &Mutex<Carrier>) {
     pace::stand_for_hardware();
-    let mut waiting: BinaryHeap<Reverse<(Instant, u64, End, Vec<u8>)>> = BinaryHeap::new();
+    let mut waiting: BinaryHeap<Reverse<UnderWay>> = BinaryHeap::new();
     let mut order = 0_u64;
     let mut packet = [0; 65_536];
     loop {

@@ -153,6 +153,11 @@ fn answers_for_others() -> Vec<Row> {
             .icmp(NO_REPLY)
             .udp(NO_REPLY)
             .breaks(|stage| stage.line(line::cache())),
+        // Who sees a probe can answer it. That this is so is no secret, and must not change unnoticed.
+        proxy("answers for the host, word for word (cannot be told)")
+            .icmp(STAYS)
+            .udp(STAYS)
+            .breaks(|stage| stage.line(line::proxy(|payload| payload))),
     ]
 }
 
@@ -362,6 +367,29 @@ fn says_so() -> Vec<Row> {
             .detail("ICMP type 3 code 13", "ICMPv6 type 1 code 1")
             .setup(|lab, props| props.listen(lab.service()))
             .breaks(|stage| stage.forbid("reject with icmpx type admin-prohibited"))
+            .mends(|stage| stage.mend()),
+        Row::new("rejects, and says so once a second only")
+            .icmp(UNREACHABLE)
+            .detail("ICMP type 3 code 13", "ICMPv6 type 1 code 1")
+            .setup(|lab, _| {
+                // As it is by default; the harness has no limits.
+                let firewall = &lab.service().firewall;
+                firewall.sysctl("net/ipv4/icmp_ratelimit", "1000")?;
+                firewall.sysctl("net/ipv6/icmp/ratelimit", "1000")
+            })
+            .breaks(|stage| stage.forbid("reject with icmpx type admin-prohibited"))
+            .proves(|stage| {
+                // Most of the time there is no error about the latest losses.
+                for _ in 0..30 {
+                    pause(Duration::from_millis(100));
+                    let status = stage.tracker.status()?;
+                    for name in ["icmp-4", "icmp-6"] {
+                        let cause = status.cause(name);
+                        ensure!(cause == "unreachable", "{name}: the cause became {cause}");
+                    }
+                }
+                Ok(())
+            })
             .mends(|stage| stage.mend()),
         Row::new("loses its route")
             .icmp(UNREACHABLE)
