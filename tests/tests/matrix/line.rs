@@ -44,12 +44,16 @@ pub fn double() -> Carrier {
     on_replies(|parcel| vec![parcel.clone(), parcel])
 }
 
-/// Every other reply comes so much later, after those to later probes.
+/// Every other reply to each tracker comes so much later, after those to later probes.
 pub fn reorder(after: Duration) -> Carrier {
-    let mut is_late = false;
+    let mut is_late = BTreeMap::new();
     on_replies(move |parcel| {
-        is_late = !is_late;
-        match is_late {
+        let Some(reply) = Message::read(&parcel.packet) else {
+            return vec![parcel];
+        };
+        let is_late: &mut bool = is_late.entry(reply.kind_of_probe()).or_default();
+        *is_late = !*is_late;
+        match *is_late {
             true => vec![Parcel { after, ..parcel }],
             false => vec![parcel],
         }
@@ -108,8 +112,9 @@ pub fn cache() -> Carrier {
         let Some(probe) = Message::read(&packet).filter(|_| from == End::Left) else {
             return Vec::new();
         };
-        let kind = (probe.protocol, probe.source.is_ipv4());
-        let payload = first.entry(kind).or_insert_with(|| probe.payload.clone());
+        let payload = first
+            .entry(probe.kind_of_probe())
+            .or_insert_with(|| probe.payload.clone());
         let payload = payload.clone();
         vec![at_once(End::Left, probe.reply(payload))]
     })
@@ -160,6 +165,11 @@ impl Message {
             words: [word(words_at), word(words_at + 2)],
             payload: message[ECHO..].to_vec(),
         })
+    }
+
+    /// Tells the trackers of a row apart.
+    const fn kind_of_probe(&self) -> (u8, bool) {
+        (self.protocol, self.source.is_ipv4())
     }
 
     /// The same with another payload.
