@@ -380,7 +380,7 @@ fn perform(row: &Row, cases: &mut [Case]) -> Result<()> {
     (row.strike)(&mut stage).context("break it")?;
     for case in cases.iter_mut() {
         if let Expected::Becomes(verdict, cause) = case.watched.expected {
-            let when = told.wait(&case.name, verdict);
+            let when = told.wait(&case.name, verdict, SOON);
             case.played.after = when.ok().map(|when| when.saturating_duration_since(struck));
             case.found(&stage, verdict, cause);
         }
@@ -414,7 +414,12 @@ fn perform(row: &Row, cases: &mut [Case]) -> Result<()> {
         mend(&mut stage).context("mend it")?;
         for case in cases.iter_mut() {
             if matches!(case.watched.expected, Expected::Becomes(..)) {
-                let when = told.wait(&case.name, "up");
+                // What never went down needs no time to come back.
+                let patience = match case.played.after {
+                    Some(_) => LATER,
+                    None => Duration::ZERO,
+                };
+                let when = told.wait(&case.name, "up", patience);
                 case.note(
                     when.as_ref()
                         .map(drop)
@@ -479,7 +484,10 @@ impl Case<'_> {
                 && shown.starts_with(detail)
         };
         let what = format!("{name} to be {verdict}, {cause}");
-        let waited = stage.tracker.wait_for(&what, LATER, is_so);
+        let is_told = self.played.after.is_some() || verdict == "up";
+        // The cause may be another for a while after the event.
+        let patience = if is_told { LATER } else { Duration::ZERO };
+        let waited = stage.tracker.wait_for(&what, patience, is_so);
         let status = match &waited {
             Ok(status) => Ok(status.clone()),
             Err(_) => stage.tracker.status(),
@@ -561,12 +569,12 @@ struct Told {
 
 impl Told {
     /// When a service got a verdict; each event is good for one answer.
-    fn wait(&mut self, service: &str, verdict: &str) -> Result<Instant> {
+    fn wait(&mut self, service: &str, verdict: &str, patience: Duration) -> Result<Instant> {
         let first = self.first;
         let is_it = |event: &Event| {
             event.seq >= first && event.is_of_service(service) && event.to == verdict
         };
-        let deadline = Instant::now() + tracker_tests::pace::slow(LATER);
+        let deadline = Instant::now() + tracker_tests::pace::slow(patience);
         loop {
             if let Some(at) = self.seen.iter().position(|(_, event)| is_it(event)) {
                 return Ok(self.seen.remove(at).0);
