@@ -614,23 +614,32 @@ impl Follower {
     /// # Errors
     /// When none comes soon, or a line is not as the contract says.
     pub fn wait_for(&self, mut wanted: impl FnMut(&Event) -> bool) -> Result<(Instant, Event)> {
-        let deadline = Instant::now() + slow(SOON);
         let mut seen = Vec::new();
+        while let Some((when, event)) = self.next(SOON)? {
+            if wanted(&event) {
+                return Ok((when, event));
+            }
+            seen.push(event);
+        }
+        bail!(
+            "waited in vain for an event; before that:\n{}",
+            lines(&seen)
+        )
+    }
+
+    /// The next event, and when it came; none where there is none for so long.
+    ///
+    /// # Errors
+    /// When the command has ended, or a line is not as the contract says.
+    pub fn next(&self, patience: Duration) -> Result<Option<(Instant, Event)>> {
+        let deadline = Instant::now() + slow(patience);
         loop {
             interrupt::check()?;
             match self.lines.recv_timeout(POLL) {
-                Ok((when, line)) => {
-                    let event = Event::parse(&line)?;
-                    if wanted(&event) {
-                        return Ok((when, event));
-                    }
-                    seen.push(line);
-                }
+                Ok((when, line)) => return Ok(Some((when, Event::parse(&line)?))),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
-                Err(error) => bail!(
-                    "follow the events: {error}; before that:\n{}",
-                    seen.join("\n")
-                ),
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
+                Err(error) => bail!("follow the events: {error}"),
             }
         }
     }

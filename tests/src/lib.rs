@@ -18,9 +18,11 @@
 //! # }
 //! ```
 
+pub mod clock;
 pub mod daemon;
 pub mod flood;
 pub mod foreign;
+pub mod hog;
 pub mod interrupt;
 pub mod netns;
 pub mod pace;

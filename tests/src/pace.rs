@@ -25,6 +25,20 @@ pub fn slow(time: Duration) -> Duration {
     time * *FACTOR
 }
 
+/// True where times are longer than on hardware.
+#[must_use]
+pub fn is_slow() -> bool {
+    *FACTOR > 1
+}
+
+/// Has this thread run before ordinary ones: it stands for a wire or for another machine, which do not wait until this
+/// machine has finished something else. Best effort; it still comes after the daemon's own thread.
+pub fn stand_for_hardware() {
+    let parameters = libc::sched_param { sched_priority: 5 };
+    // SAFETY: a system call on this thread with a valid structure.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+}
+
 /// Sleeps for a time of real hardware.
 pub fn pause(time: Duration) {
     sleep(slow(time));

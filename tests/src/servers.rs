@@ -75,6 +75,7 @@ fn when_usable<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 }
 
 fn answer(socket: &UdpSocket, is_over: &AtomicBool, seen: &Mutex<BTreeSet<SocketAddr>>) {
+    crate::pace::stand_for_hardware();
     let mut datagram = [0; 65_536];
     while !is_over.load(Ordering::Relaxed) {
         if let Ok((len, from)) = socket.recv_from(&mut datagram) {

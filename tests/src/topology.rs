@@ -124,6 +124,24 @@ impl Lab {
         Namespace::new(&self.owner, role)
     }
 
+    /// The kernel believes a neighbour for up to 45 seconds, and takes ten more to find out. From now on, on the hub's
+    /// `eth1`, for about two.
+    ///
+    /// # Errors
+    /// When the interface does not exist.
+    pub fn doubt_neighbours_soon(&self) -> Result<()> {
+        for (timer, value) in [
+            ("base_reachable_time_ms", "1000"),
+            ("delay_first_probe_time", "1"),
+            ("retrans_time_ms", "100"),
+            ("interval_probe_time_ms", "500"),
+        ] {
+            self.hub
+                .sysctl(&format!("net/ipv4/neigh/eth1/{timer}"), value)?;
+        }
+        Ok(())
+    }
+
     /// The first service: the only one, in most tests.
     #[must_use]
     pub fn service(&self) -> &Service {

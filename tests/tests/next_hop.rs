@@ -7,20 +7,6 @@ use tracker_tests::daemon::LATER;
 use tracker_tests::pace::pause;
 use tracker_tests::{Lab, Tracker};
 
-/// The kernel believes a neighbour for up to 45 seconds, and takes ten more to find out. Here, for about two.
-fn doubt_neighbours_soon(lab: &Lab) -> Result<()> {
-    for (timer, value) in [
-        ("base_reachable_time_ms", "1000"),
-        ("delay_first_probe_time", "1"),
-        ("retrans_time_ms", "100"),
-        ("interval_probe_time_ms", "500"),
-    ] {
-        lab.hub
-            .sysctl(&format!("net/ipv4/neigh/eth1/{timer}"), value)?;
-    }
-    Ok(())
-}
-
 #[test]
 fn an_endpoint_that_never_answers_is_not_blamed() -> Result<()> {
     let lab = Lab::new()?;
@@ -79,7 +65,7 @@ fn a_new_mac_that_is_announced_is_followed() -> Result<()> {
 #[test]
 fn a_new_mac_that_is_not_announced_is_found() -> Result<()> {
     let lab = Lab::new()?;
-    doubt_neighbours_soon(&lab)?;
+    lab.doubt_neighbours_soon()?;
     let service = lab.service();
     let tracker = Tracker::start(&lab.hub, &service.toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
@@ -106,7 +92,7 @@ fn a_flushed_neighbour_table_is_filled_again() -> Result<()> {
 #[test]
 fn an_endpoint_that_goes_away_is_the_next_hops_fault() -> Result<()> {
     let lab = Lab::new()?;
-    doubt_neighbours_soon(&lab)?;
+    lab.doubt_neighbours_soon()?;
     let service = lab.service();
     let tracker = Tracker::start(&lab.hub, &service.toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;

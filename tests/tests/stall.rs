@@ -1,14 +1,12 @@
 //! A hub that does not keep up blames nobody.
 
-use std::io::{Seek as _, Write as _};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use tracker_tests::clock::SteppedClock;
 use tracker_tests::daemon::{LATER, SOON, lines};
+use tracker_tests::hog;
 use tracker_tests::pace::{pause, slow};
 use tracker_tests::{Config, Lab, Tracker, netns};
 
@@ -43,27 +41,6 @@ fn stopped_for_ten_seconds() -> Result<()> {
     never_down(&tracker)
 }
 
-/// Keeps a processor busy at the highest real-time priority there is, for so long.
-fn hog(processor: usize, time: Duration) -> Result<()> {
-    // By itself, also where this thread unwinds: time is all that ends it.
-    let thread = std::thread::spawn(move || -> Result<()> {
-        let mut only = CpuSet::new();
-        only.set(processor)?;
-        sched_setaffinity(Pid::from_raw(0), &only)?;
-        let parameters = libc::sched_param { sched_priority: 99 };
-        // SAFETY: a system call on this thread with a valid structure.
-        if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } != 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        let end = Instant::now() + time;
-        while Instant::now() < end {
-            std::hint::spin_loop();
-        }
-        Ok(())
-    });
-    thread.join().expect("the hog does not panic")
-}
-
 /// Something of a higher priority takes the processor on which the daemon is.
 #[test]
 fn starved_by_a_real_time_hog() -> Result<()> {
@@ -72,15 +49,10 @@ fn starved_by_a_real_time_hog() -> Result<()> {
     tracker.wait_verdict("fw-1", "up", "replied")?;
     // The last one: others' interrupts are mostly on the first.
     let processor = std::thread::available_parallelism()?.get() - 1;
-    let mut only = CpuSet::new();
-    only.set(processor)?;
-    for task in std::fs::read_dir(format!("/proc/{}/task", tracker.pid()?))? {
-        let thread = task?.file_name().to_string_lossy().parse()?;
-        sched_setaffinity(Pid::from_raw(thread), &only)?;
-    }
+    hog::confine(tracker.pid()?, processor)?;
     // Shorter and longer than `fall` probes and their timeout.
     for time_ms in [100, 300, 2_500] {
-        hog(processor, slow(Duration::from_millis(time_ms)))?;
+        hog::hog(processor, slow(Duration::from_millis(time_ms)))?;
         tracker.wait_alive(SOON, "fw-1")?;
     }
     let status = tracker.wait_verdict("fw-1", "up", "replied")?;
@@ -143,77 +115,20 @@ fn no_transition_is_lost_where_the_ring_buffer_overruns() -> Result<()> {
     Ok(())
 }
 
-/// Stands between the daemon and the C library: the wall clock is what a file says it is.
-const STEPPED_CLOCK: &str = r#"
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-
-static volatile int64_t *seconds;
-
-__attribute__((constructor)) static void begin(void) {
-    int file = open(getenv("STEPPED_CLOCK"), O_RDONLY);
-    void *mapped = mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
-    if (mapped == MAP_FAILED) abort();
-    seconds = mapped;
-}
-
-int clock_gettime(clockid_t clock, struct timespec *now) {
-    int result = syscall(SYS_clock_gettime, clock, now);
-    if (result == 0 && seconds && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += *seconds;
-    return result;
-}
-
-int gettimeofday(struct timeval *now, void *zone) {
-    int result = syscall(SYS_gettimeofday, now, zone);
-    if (result == 0 && seconds) now->tv_sec += *seconds;
-    return result;
-}
-
-time_t time(time_t *now) {
-    struct timespec exact;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    if (now) *now = exact.tv_sec;
-    return exact.tv_sec;
-}
-"#;
-
 /// The wall clock is for people: only the monotonic one decides anything.
 #[test]
 fn the_wall_clock_steps_by_hours_and_years() -> Result<()> {
     const HOUR: i64 = 3_600;
     const YEARS: i64 = 20 * 366 * 24 * HOUR;
-    let directory = tempfile::tempdir()?;
-    let [source, library, clock] =
-        ["clock.c", "clock.so", "clock"].map(|name| directory.path().join(name));
-    std::fs::write(&source, STEPPED_CLOCK)?;
-    let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library);
-    netns::check(compiler.arg(&source))?;
-    std::fs::write(&clock, 0i64.to_ne_bytes())?;
-    let mut file = std::fs::File::options().write(true).open(&clock)?;
-    // In place: the daemon has it mapped.
-    let mut step = |seconds: i64| {
-        file.rewind()
-            .and_then(|()| file.write_all(&seconds.to_ne_bytes()))
-    };
-
+    let clock = SteppedClock::new()?;
     let lab = Lab::new()?;
     let service = lab.service();
     let config = Config::new(service.toml("fw-1"))
-        .defaults("interval = \"20ms\"\ntimeout = \"200ms\"\nhold_down = \"300ms\"")
-        .environment("STEPPED_CLOCK", clock.display().to_string())
-        .environment("LD_PRELOAD", library.display().to_string());
-    let tracker = Tracker::start(&lab.hub, config)?;
+        .defaults("interval = \"20ms\"\ntimeout = \"200ms\"\nhold_down = \"300ms\"");
+    let tracker = Tracker::start(&lab.hub, clock.rules(config))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     for hours in [5, -7, 1, 0, -1, 23] {
-        step(hours * HOUR)?;
+        clock.step(hours * HOUR)?;
         tracker.wait_alive(SOON, "fw-1")?;
     }
     let told = tracker.history("fw-1")?;
@@ -222,14 +137,14 @@ fn the_wall_clock_steps_by_hours_and_years() -> Result<()> {
 
     // Steps while a change is under way, and while it is held down.
     service.break_forwarding()?;
-    step(-9 * HOUR)?;
+    clock.step(-9 * HOUR)?;
     pause(Duration::from_millis(300));
-    step(YEARS)?;
+    clock.step(YEARS)?;
     tracker.wait_verdict("fw-1", "down", "no-reply")?;
     service.mend()?;
-    step(YEARS + 3 * HOUR)?;
+    clock.step(YEARS + 3 * HOUR)?;
     pause(Duration::from_millis(200));
-    step(-YEARS)?;
+    clock.step(-YEARS)?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
 
     let output = netns::check(&mut tracker.client(&["events", "--json"]))?;

@@ -59,6 +59,22 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them, each at its number.
+    pub const ALL: [Self; 12] = [
+        Self::NoReply,
+        Self::Replied,
+        Self::NextHopUnresolved,
+        Self::InterfaceDown,
+        Self::InterfaceMissing,
+        Self::Unreachable,
+        Self::Refused,
+        Self::WrongPath,
+        Self::Corrupt,
+        Self::UnexpectedReply,
+        Self::SendFailed,
+        Self::Stalled,
+    ];
+
     /// The word used in output and documentation.
     pub const fn as_str(self) -> &'static str {
         match self {

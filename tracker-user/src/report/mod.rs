@@ -19,20 +19,7 @@ pub(crate) mod words {
 
     const PROOFS: [Proof; 2] = [Proof::Reply, Proof::Arrival];
     const VERDICTS: [Verdict; 3] = [Verdict::Unknown, Verdict::Up, Verdict::Down];
-    const CAUSES: [Cause; 12] = [
-        Cause::NoReply,
-        Cause::Replied,
-        Cause::NextHopUnresolved,
-        Cause::InterfaceDown,
-        Cause::InterfaceMissing,
-        Cause::Unreachable,
-        Cause::Refused,
-        Cause::WrongPath,
-        Cause::Corrupt,
-        Cause::UnexpectedReply,
-        Cause::SendFailed,
-        Cause::Stalled,
-    ];
+    const CAUSES: [Cause; 12] = Cause::ALL;
 
     /// The cause that [`tracker_ebpf::abi::JudgeState::cause`] holds; what is no cause is as if nothing
     /// had been said.
@@ -72,7 +59,7 @@ pub(crate) mod words {
     mod tests {
         use super::*;
 
-        /// Does not compile once there is a variant that the list above may lack.
+        /// Does not compile once there is a variant that the list may lack.
         fn position(cause: Cause) -> usize {
             match cause {
                 Cause::NoReply => 0,
