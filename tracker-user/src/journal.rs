@@ -330,7 +330,8 @@ mod tests {
             Snapshot::read(&Record::Snapshot(snapshot).line())
         };
         assert!(with(|_| {}).is_ok());
-        let changes: [(&str, fn(&mut Snapshot)); 9] = [
+        type Change = fn(&mut Snapshot);
+        let changes: [(&str, Change); 9] = [
             ("number", |left| left.next = 0),
             ("number", |left| left.next = 1),
             ("number", |left| left.next = u64::MAX),
