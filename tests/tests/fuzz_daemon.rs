@@ -264,7 +264,7 @@ fn damage(random: &mut Random, tracker: &Tracker) -> Result<Damage> {
         0 | 1 => Damage::Journal,
         2 | 3 => Damage::Digits,
         4 => Damage::NoJournal,
-        5 | 6 => Damage::Entries(random.pick(&maps)),
+        5 | 6 => Damage::Entries(maps[random.below(maps.len())]),
         7 => Damage::NoMap(of_all),
         8 => Damage::OtherMap(of_all),
         _ => Damage::NoLinks,
