@@ -67,6 +67,13 @@ impl Random {
         &choices[self.below(choices.len())]
     }
 
+    /// The same in another order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+
     /// So many bytes.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         (0..len).map(|_| self.byte()).collect()
@@ -224,7 +231,12 @@ impl Drop for Round {
     }
 }
 
-fn number(variable: &str) -> Option<u64> {
+/// What such a variable says, if it is set.
+///
+/// # Panics
+/// Where that is not a number.
+#[must_use]
+pub fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
     let number = value.parse();
     Some(number.unwrap_or_else(|error| panic!("{variable}={value}: {error}; give a whole number")))

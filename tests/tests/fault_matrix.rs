@@ -6,7 +6,6 @@ mod forge;
 mod matrix;
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -17,6 +16,7 @@ use matrix::stage::{Expected, Row, play};
 use matrix::{rows, table};
 use tracker_ebpf::verdict::Cause;
 use tracker_tests::pace;
+use tracker_tests::random::{self, Random, SEED, SOAK};
 
 /// Rows that are played beside each other: they wait most of the time.
 const BESIDE: usize = 4;
@@ -72,27 +72,6 @@ impl Matrix {
     }
 }
 
-/// A variable that says a number, if it is set.
-fn number(name: &str) -> Result<Option<u64>> {
-    let value = std::env::var(name).ok();
-    let number = value.map(|value| {
-        let parsed = value.trim().parse();
-        parsed.with_context(|| format!("read {name}={value:?}: give a number"))
-    });
-    number.transpose()
-}
-
-/// Another order, by a generator (splitmix64) that is the same everywhere.
-fn shuffle(order: &mut [usize], state: &mut u64) {
-    for last in (1..order.len()).rev() {
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = *state;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        order.swap(last, ((bits ^ (bits >> 31)) % (last as u64 + 1)) as usize);
-    }
-}
-
 /// All rows; where a row takes minutes, the first of each expectation.
 fn chosen() -> Vec<Row> {
     let rows = rows::all();
@@ -127,18 +106,15 @@ fn each_fault_has_its_verdict_and_cause() -> Result<()> {
     let started = Instant::now();
     // Past the runner's capture: this is for people.
     let mut stdout = std::io::stdout();
-    match number("TRACKER_SOAK_SECONDS")? {
+    match random::number(SOAK) {
         None => matrix.play_all(&order, || false),
         Some(seconds) => {
-            let seed = number("TRACKER_SEED")?;
-            let mut state = seed.unwrap_or_else(|| RandomState::new().hash_one(0));
-            writeln!(
-                stdout,
-                "\nfault matrix for {seconds} s: TRACKER_SEED={state}"
-            )?;
+            let seed = random::number(SEED).unwrap_or_else(random::fresh);
+            let mut random = Random::new(seed);
+            writeln!(stdout, "\nfault matrix for {seconds} s: {SEED}={seed}")?;
             let is_over = || started.elapsed() >= Duration::from_secs(seconds);
             while !is_over() {
-                shuffle(&mut order, &mut state);
+                random.shuffle(&mut order);
                 matrix.play_all(&order, is_over);
             }
         }
