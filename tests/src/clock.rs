@@ -1,4 +1,4 @@
-//! A wall clock that steps, for one process only.
+//! A wall clock that steps, and a machine that slept, for one process only.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::Config;
 use crate::netns::check;
 
-/// Stands between the daemon and the C library: the wall clock is what a file says it is.
+/// Stands between the daemon and the C library: the clocks are what a file says they are.
 const STEPPED_CLOCK: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -22,24 +22,26 @@ const STEPPED_CLOCK: &str = r#"
 #include <time.h>
 #include <unistd.h>
 
+/* How far off the wall clock is, and how long the machine slept. */
 static volatile int64_t *seconds;
 
 __attribute__((constructor)) static void begin(void) {
     int file = open(getenv("STEPPED_CLOCK"), O_RDONLY);
-    void *mapped = mmap(0, 8, PROT_READ, MAP_SHARED, file, 0);
+    void *mapped = mmap(0, 16, PROT_READ, MAP_SHARED, file, 0);
     if (mapped == MAP_FAILED) abort();
     seconds = mapped;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
     int result = syscall(SYS_clock_gettime, clock, now);
-    if (result == 0 && seconds && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += *seconds;
+    if (result == 0 && seconds && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += seconds[0];
+    if (result == 0 && seconds && clock == CLOCK_BOOTTIME) now->tv_sec += seconds[1];
     return result;
 }
 
 int gettimeofday(struct timeval *now, void *zone) {
     int result = syscall(SYS_gettimeofday, now, zone);
-    if (result == 0 && seconds) now->tv_sec += *seconds;
+    if (result == 0 && seconds) now->tv_sec += seconds[0];
     return result;
 }
 
@@ -51,7 +53,7 @@ time_t time(time_t *now) {
 }
 "#;
 
-/// A file that says how many seconds the wall clock is off, and a library that has a process believe it.
+/// A file that says how many seconds the clocks are off, and a library that has a process believe it.
 #[derive(Debug)]
 pub struct SteppedClock {
     directory: TempDir,
@@ -74,6 +76,7 @@ impl SteppedClock {
         let file = File::create_new(&file).context("make the file of the clock")?;
         let clock = Self { directory, file };
         clock.step(0)?;
+        clock.sleep(0)?;
         Ok(clock)
     }
 
@@ -95,5 +98,15 @@ impl SteppedClock {
         self.file
             .write_all_at(&seconds.to_ne_bytes(), 0)
             .context("step the clock")
+    }
+
+    /// From now on the machine has slept so many seconds in all.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn sleep(&self, seconds: i64) -> Result<()> {
+        self.file
+            .write_all_at(&seconds.to_ne_bytes(), size_of::<i64>() as u64)
+            .context("have slept")
     }
 }

@@ -115,6 +115,33 @@ fn no_transition_is_lost_where_the_ring_buffer_overruns() -> Result<()> {
     Ok(())
 }
 
+/// A machine that is suspended hears no replies: what was under way when it fell asleep tells nothing of a service.
+#[test]
+fn the_machine_sleeps_for_an_hour() -> Result<()> {
+    let clock = SteppedClock::new()?;
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let config = Config::new(service.toml("fw-1"))
+        .defaults("interval = \"20ms\"\ntimeout = \"2s\"\nfall = 3");
+    let tracker = Tracker::start(&lab.hub, clock.rules(config))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    // Some twenty probes without reply, seven times as many as make it down two seconds later.
+    service.break_forwarding()?;
+    pause(Duration::from_millis(400));
+    clock.sleep(3_600)?;
+    tracker.wait_for("the hub to notice", SOON, |status| status.0["stalls"] == 1)?;
+    service.mend()?;
+    tracker.wait_alive(SOON, "fw-1")?;
+    // Until the last of them would have been judged.
+    pause(Duration::from_secs(3));
+    never_down(&tracker)?;
+    assert!(tracker.log().contains("the machine slept for "));
+    // And a real outage is still found.
+    service.break_forwarding()?;
+    tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    Ok(())
+}
+
 /// The wall clock is for people: only the monotonic one decides anything.
 #[test]
 fn the_wall_clock_steps_by_hours_and_years() -> Result<()> {
