@@ -130,7 +130,7 @@ pub struct Object {
     pub windows: Array<MapData, u64>,
     mapped_states: Mapped<abi::State>,
     mapped_windows: Mapped<u64>,
-    batch: Array<MapData, u32>,
+    batch: Array<MapData, abi::Job>,
     cursor: Array<MapData, abi::Cursor>,
     counters: PerCpuArray<MapData, abi::Counters>,
     pub devices: DevMapHash<MapData>,
@@ -249,10 +249,16 @@ impl Object {
 
     /// Puts slots to send for before the program, and the cursor on the first of them.
     pub fn set_batch(&mut self, slots: &[u32]) -> Result<()> {
-        for (at, slot) in slots.iter().enumerate() {
-            self.batch.set(at as u32, slot, 0)?;
+        let jobs: Vec<_> = slots.iter().map(|slot| abi::Job::probe(*slot)).collect();
+        self.set_jobs(&jobs)
+    }
+
+    /// Puts jobs before the program, and the cursor on the first of them.
+    pub fn set_jobs(&mut self, jobs: &[abi::Job]) -> Result<()> {
+        for (at, job) in jobs.iter().enumerate() {
+            self.batch.set(at as u32, job, 0)?;
         }
-        let end = slots.len() as u32;
+        let end = jobs.len() as u32;
         self.set_cursor(abi::Cursor { next: 0, end })
     }
 
@@ -521,7 +527,8 @@ impl World {
                 probe: abi::Probe::Icmp,
                 reports_all: 0,
                 return_ttl: 0,
-                pad: [0; 2],
+                refused_is_reply: 0,
+                salt: 0x5a,
             },
             path: abi::Path {
                 next_hop_mac: ENDPOINT_MAC,
