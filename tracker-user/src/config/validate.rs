@@ -160,7 +160,7 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
 
     let trackers = services.iter().flat_map(|service| &service.members);
     if let Some(why) = crowded(trackers.flat_map(|member| &member.trackers)) {
-        root.problem(root.at, why);
+        root.sink.problem(root.at, why);
     }
 
     let steering = root
