@@ -27,24 +27,27 @@ pub fn parse_skb(ctx: &TcContext) -> Option<Answer> {
     answer::parse(&Packet::new(ctx.data(), ctx.data_end()))
 }
 
-/// The same of a device whose packets have no Ethernet header.
+/// The same of a device whose packets have no Ethernet header, of one that may be ours.
 #[inline(always)]
 pub fn parse_bare_skb(ctx: &TcContext) -> Option<Answer> {
     let mut memory = Memory::uninit();
     match receive::ethertype(ctx) {
         ethernet::IPV4 => {
-            // A datagram of STAMP has more than the first. Of an error's quote only RFC 792's eight bytes are certain.
-            const STAMP: usize = 2 * (ipv4::LEN + udp::LEN) + stamp::CLAIM_LEN;
-            const QUOTE: usize = 2 * (ipv4::LEN + icmp::LEN);
+            const QUOTED_STAMP: usize = 2 * (ipv4::LEN + udp::LEN) + stamp::CLAIM_LEN;
+            const REFLECTED: usize = ipv4::LEN + udp::LEN + stamp::REFLECTED_LEN;
+            const QUOTED_SYN: usize = 2 * (ipv4::LEN + icmp::LEN);
             const SEGMENT: usize = ipv4::LEN + tcp::LEN;
-            let head = Head::longest::<STAMP, QUOTE, SEGMENT>(ctx, &mut memory)?;
+            let head =
+                Head::longest::<QUOTED_STAMP, REFLECTED, QUOTED_SYN, SEGMENT>(ctx, &mut memory)?;
             answer::parse_ipv4(&head, 0)
         }
         ethernet::IPV6 => {
-            const STAMP: usize = 2 * (ipv6::LEN + udp::LEN) + stamp::CLAIM_LEN;
-            const QUOTE: usize = ipv6::LEN + udp::LEN + stamp::REFLECTED_LEN;
+            const QUOTED_STAMP: usize = 2 * (ipv6::LEN + udp::LEN) + stamp::CLAIM_LEN;
+            const QUOTED_SYN: usize = 2 * (ipv6::LEN + icmp::LEN);
+            const REFLECTED: usize = ipv6::LEN + udp::LEN + stamp::REFLECTED_LEN;
             const SEGMENT: usize = ipv6::LEN + tcp::LEN;
-            let head = Head::longest::<STAMP, QUOTE, SEGMENT>(ctx, &mut memory)?;
+            let head =
+                Head::longest::<QUOTED_STAMP, QUOTED_SYN, REFLECTED, SEGMENT>(ctx, &mut memory)?;
             answer::parse_ipv6(&head, 0)
         }
         _ => None,

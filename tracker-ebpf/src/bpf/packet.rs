@@ -75,20 +75,21 @@ pub fn head<'a, const SHIFT: usize, const LEN: usize>(
     }
 }
 
-/// The same of as many bytes as there are, of two lengths and more to choose from.
+/// The same of as many bytes as there are, of lengths to choose from: neither is what may be ours of one length, nor
+/// does an error quote more than it likes to.
 pub struct Head<'a> {
     memory: &'a Memory,
     len: usize,
 }
 
 impl<'a> Head<'a> {
-    /// Copies the longest of `LENS` bytes that the packet has from its IP header on; the longest comes first.
+    /// Copies the longest that the packet has from its IP header on; the longest comes first.
     #[inline(always)]
-    pub fn longest<const A: usize, const B: usize, const C: usize>(
+    pub fn longest<const A: usize, const B: usize, const C: usize, const D: usize>(
         ctx: &TcContext,
         memory: &'a mut Memory,
     ) -> Option<Self> {
-        const { assert!(A <= size_of::<Memory>() && B < A && C < B) };
+        const { assert!(A <= size_of::<Memory>() && B < A && C < B && D < C) };
         // The first try leaves nothing uninitialised: the helper writes zeros where it fails.
         let to = memory.as_mut_ptr();
         // SAFETY: the range was checked just above.
@@ -99,6 +100,8 @@ impl<'a> Head<'a> {
                 B
             } else if load(ctx, 0, to.cast::<[u8; C]>()) {
                 C
+            } else if load(ctx, 0, to.cast::<[u8; D]>()) {
+                D
             } else {
                 return None;
             }

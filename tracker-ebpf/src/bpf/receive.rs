@@ -63,7 +63,7 @@ pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
     reply::parse(&Packet::new(ctx.data(), ctx.data_end()))
 }
 
-/// The same of a device whose packets have no Ethernet header.
+/// The same of a device whose packets have no Ethernet header, of one that may be ours.
 #[inline(always)]
 pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
     if packet::is_scattered(ctx) {
