@@ -163,15 +163,18 @@ fn count_answer(
     sequence: u64,
     sent: u64,
 ) -> Outcome {
-    // Later probes have the place of its time, and that was more than the timeout ago.
+    // Later probes have the place of its time: it was sent more than the timeout ago.
     let time = match sent.wrapping_sub(sequence) > u64::from(tracker.window_mask) {
         true => None,
         false => WINDOWS.get(tracker.time_at(sequence)),
     };
+    let Some(&sent_mono_ns) = time else {
+        return receive::note_late(state);
+    };
     let mark = Mark {
         tracker: slot,
         sequence,
-        sent_mono_ns: time.copied().unwrap_or(0),
+        sent_mono_ns,
         token: 0,
     };
     receive::count_reply(&mark, tracker, state)

@@ -283,6 +283,14 @@ pub fn note_corrupt(state: *mut State) {
     }
 }
 
+/// Notes a reply after the timeout.
+#[inline(always)]
+pub fn note_late(state: *mut State) -> Outcome {
+    // SAFETY: a valid map value.
+    unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
+    Outcome::Late
+}
+
 /// Notes who brought the last counted reply.
 #[inline(always)]
 pub fn note_hop(state: *mut State, hop: Hop) {
@@ -368,11 +376,7 @@ pub fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome
             unsafe { atomic::add32(&raw mut (*state).trouble.duplicate, 1) };
             return Outcome::Duplicate;
         }
-        Worth::Late => {
-            // SAFETY: a valid map value.
-            unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
-            return Outcome::Late;
-        }
+        Worth::Late => return note_late(state),
         Worth::Nowhere => return Outcome::Stale,
     };
     // SAFETY: a valid map value. Plain additions, which cost a third of a locked one: first replies to

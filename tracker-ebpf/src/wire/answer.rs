@@ -351,3 +351,92 @@ pub fn parse_sent<B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Path;
+    use crate::wire::probe::{self, Mark};
+    use proptest::prelude::*;
+
+    prop_compose! {
+        /// A tracker of either kind, its path, and a probe.
+        fn probes()(
+            behind: [u8; 16], source: [u8; 16], own in 0u16..4_096, port: u16, salt: u8, is_v6: bool, is_tcp: bool,
+            control: u16, is_tagged: bool, tracker in 0u32..1 << 24, sequence in 1u64.., token: u64,
+        ) -> (Tracker, Path, Mark) {
+            let (family, len) = if is_v6 { (Family::Ipv6, 16) } else { (Family::Ipv4, 4) };
+            let only = |mut address: [u8; 16]| {
+                address[len..].fill(0);
+                address
+            };
+            let (probe, payload) = match is_tcp {
+                true => (Probe::Tcp, probe::SYN_PAYLOAD),
+                false => (Probe::Stamp, stamp::LEN as u16),
+            };
+            let tracker_entry = Tracker {
+                behind: only(behind), source: only(source), payload, port, salt, family, probe,
+                flow_first: FIXED_PORTS | own,
+                ..Default::default()
+            };
+            let path = Path { vlan: if is_tagged { control } else { 0 }, ..Default::default() };
+            (tracker_entry, path, Mark { tracker, sequence, sent_mono_ns: 0, token })
+        }
+    }
+
+    fn frame(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
+        let len = probe::wire_len(path.vlan != 0, tracker.family, tracker.payload);
+        let mut frame = vec![0; len as usize];
+        probe::emit(&mut frame[..], path, tracker, mark).expect("room for it");
+        frame
+    }
+
+    proptest! {
+        #[test]
+        fn a_probe_is_known_again((tracker, path, mark) in probes()) {
+            let frame = frame(&tracker, &path, &mark);
+            let seen = parse(&frame[..]).expect("a probe");
+            prop_assert_eq!(seen.message, Message::Probe);
+            prop_assert!(seen.is_intact && seen.belongs_to(&tracker));
+            prop_assert_eq!((seen.hop.ttl(), seen.vlan), (64, path.vlan));
+            let proof = match tracker.probe {
+                Probe::Tcp => Proof::Syn(tcp::initial_sequence(mark.token, tracker.salt, mark.sequence)),
+                _ => Proof::Stamp(Claim::new(mark.tracker, mark.sequence, mark.token)),
+            };
+            prop_assert_eq!(seen.proof, proof);
+            prop_assert_eq!(seen.stream(), tracker.stream());
+            if path.vlan == 0 {
+                let sent = parse_sent(&frame[..]).expect("what was sent");
+                prop_assert_eq!((sent.proof, sent.stream()), (proof, tracker.stream()));
+            }
+            let mut other = tracker;
+            other.source[3] ^= 1;
+            prop_assert!(!seen.belongs_to(&other));
+            let other = Tracker { probe: Probe::Udp, ..tracker };
+            prop_assert!(!seen.belongs_to(&other));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = parse(&bytes[..]);
+            let _ = parse_sent(&bytes[..]);
+        }
+
+        /// Bytes that get further than noise does.
+        #[test]
+        fn no_damage_makes_it_panic(
+            (tracker, path, mark) in probes(),
+            damage in proptest::collection::vec((0usize..200, any::<u8>()), 0..8),
+            cut in 0usize..100,
+        ) {
+            let mut frame = frame(&tracker, &path, &mark);
+            for (at, value) in damage {
+                let at = at % frame.len();
+                frame[at] = value;
+            }
+            frame.truncate(frame.len().saturating_sub(cut));
+            let _ = parse(&frame[..]);
+            let _ = parse_sent(&frame[..]);
+        }
+    }
+}

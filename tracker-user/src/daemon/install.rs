@@ -618,3 +618,63 @@ pub(super) fn sizes(config: &Config) -> Sizes {
         words: size(words + room * ROOM_WORDS),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> Places {
+        let sizes = Sizes {
+            trackers: 4_096,
+            paths: 1,
+            words: 65_536,
+        };
+        Places::new(sizes, 0)
+    }
+
+    fn tcp(port: u16) -> abi::Tracker {
+        abi::Tracker {
+            probe: abi::Probe::Tcp,
+            port,
+            ..Default::default()
+        }
+    }
+
+    /// As many as the config takes find ports of their own, whatever their slots.
+    #[test]
+    fn trackers_of_one_port_have_source_ports_of_their_own() {
+        for (flow, count, each) in [(Flow::Fixed, 2_048u32, 1u32), (Flow::Rotate, 32, 64)] {
+            let mut places = places();
+            let mut used = HashSet::new();
+            for slot in 0..count {
+                let first = places.take_stream(&tcp(443), flow, slot * 64);
+                let first = u32::from(first.expect("a port"));
+                assert!((0..each).all(|port| used.insert(first + port)), "{first}");
+            }
+            assert!(used.iter().all(|port| (61_440..65_536).contains(port)));
+            assert_eq!(places.take_stream(&tcp(443), flow, 7), None);
+            // Of another port all are free, and one that went makes room.
+            assert!(places.take_stream(&tcp(80), flow, 7).is_some());
+            let slot = places.slots.take().expect("a slot");
+            let window_first = places.words.take(1).expect("words");
+            let gone = abi::Tracker {
+                flow_first: *used.iter().min().expect("a port") as u16,
+                window_first,
+                ..tcp(443)
+            };
+            let words = gone.words();
+            assert_eq!(words, 2);
+            places.words.give(window_first, 1);
+            let window_first = places.words.take(words).expect("words");
+            let gone = abi::Tracker {
+                window_first,
+                ..gone
+            };
+            places.give(slot, &gone);
+            assert_eq!(
+                places.take_stream(&tcp(443), flow, 7),
+                Some(gone.flow_first)
+            );
+        }
+    }
+}
