@@ -162,17 +162,13 @@ fn when_usable<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-<<<<<<< HEAD
-fn answer(socket: &UdpSocket, is_over: &AtomicBool, seen: &Mutex<BTreeSet<SocketAddr>>) {
-    crate::pace::stand_for_hardware();
-=======
 fn answer(
     socket: &UdpSocket,
     is_over: &AtomicBool,
     seen: &Mutex<BTreeSet<SocketAddr>>,
     reply: impl Fn(&[u8]) -> Option<Vec<u8>>,
 ) {
->>>>>>> e5145b4 (TCP and STAMP probes end to end: a server that keeps no connection, refusals, NAT, a reflector, restarts)
+    crate::pace::stand_for_hardware();
     let mut datagram = [0; 65_536];
     while !is_over.load(Ordering::Relaxed) {
         if let Ok((len, from)) = socket.recv_from(&mut datagram) {
