@@ -125,9 +125,10 @@ fn restarts_and_run_time_additions() -> Result<()> {
     tracker.wait_verdict("fw-1", "up", "replied")?;
     tracker.service(&format!(
         "add fw-2 --endpoint {} --interface {} --behind {} --probe udp --protocol stamp",
-        service.endpoint, service.interface, service.behind6
+        service.endpoint, service.interface, service.behind
     ))?;
     tracker.wait_verdict("fw-2", "up", "replied")?;
+    assert!(!tracker.log().contains("cannot"), "{}", tracker.log());
     tracker.kill()?;
     tracker.run()?;
     for name in ["fw-1", "fw-2"] {

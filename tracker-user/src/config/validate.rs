@@ -940,12 +940,21 @@ fn checked_member(member: &Member) -> Result<(), String> {
         return Err(format!("{needed} of {count} trackers, {returns} returns"));
     }
     for tracker in &member.trackers {
+        let payload = u32::from(tracker.payload);
+        let is_size = match tracker.kind() {
+            // It has none, whatever an earlier version wrote down.
+            abi::Probe::Tcp => tracker.timeout <= tracker.interval * abi::STREAM_FLIGHTS_MAX,
+            abi::Probe::Stamp => {
+                payload == STAMP_PAYLOAD || (STAMP_PADDED..=MAX_PAYLOAD).contains(&payload)
+            }
+            abi::Probe::Icmp | abi::Probe::Udp => (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&payload),
+        };
         let is_sound = INTERVAL.contains(&tracker.interval)
             && TIMEOUT.contains(&tracker.timeout)
             && HOLD_DOWN.contains(&tracker.hold_down)
             && COUNT.contains(&tracker.fall.into())
             && COUNT.contains(&tracker.rise.into())
-            && (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&tracker.payload.into())
+            && is_size
             && tracker.port.is_some() == (tracker.probe != Probe::Icmp)
             && tracker.port != Some(0)
             && tracker.return_ttl != Some(0)
