@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use matrix::stage::{Expected, Row, play};
 use matrix::{rows, table};
 use tracker_ebpf::verdict::Cause;
