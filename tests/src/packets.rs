@@ -426,6 +426,50 @@ pub fn tcp(source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     ip.packet(&segment)
 }
 
+/// A TCP segment without data: ports, sequence and acknowledgement number, flags, and options, which are a multiple of
+/// four bytes.
+///
+/// # Panics
+/// Where the addresses are of different families.
+#[must_use]
+pub fn segment(
+    addresses: [IpAddr; 2],
+    ports: [u16; 2],
+    [sequence, acknowledged]: [u32; 2],
+    flags: u8,
+    window: u16,
+    options: &[u8],
+) -> Vec<u8> {
+    let mut segment = vec![0; TcpPacket::minimum_packet_size()];
+    segment.extend_from_slice(options);
+    let words = (segment.len() / 4) as u8;
+    let mut header = MutableTcpPacket::new(&mut segment).expect("room for a header");
+    header.set_source(ports[0]);
+    header.set_destination(ports[1]);
+    header.set_sequence(sequence);
+    header.set_acknowledgement(acknowledged);
+    header.set_data_offset(words);
+    header.set_flags(flags);
+    header.set_window(window);
+    match addresses {
+        [IpAddr::V4(source), IpAddr::V4(destination)] => {
+            let right = tcp::ipv4_checksum(&header.to_immutable(), &source, &destination);
+            header.set_checksum(right);
+            let ip = Ipv4 {
+                protocol: IpNextHeaderProtocols::Tcp,
+                ..Ipv4::icmp(source, destination)
+            };
+            ip.packet(&segment)
+        }
+        [IpAddr::V6(source), IpAddr::V6(destination)] => {
+            let right = tcp::ipv6_checksum(&header.to_immutable(), &source, &destination);
+            header.set_checksum(right);
+            ipv6(source, destination, IpNextHeaderProtocols::Tcp, &segment)
+        }
+        _ => panic!("{addresses:?} are of different families"),
+    }
+}
+
 /// An ARP request.
 ///
 /// # Panics

@@ -101,6 +101,27 @@ fn the_arriving_probe_is_the_proof() -> Result<()> {
     Ok(())
 }
 
+/// Kinds of probes whose replies bear no mark prove themselves no less when they come back.
+#[test]
+fn a_syn_and_a_stamp_packet_arrive() -> Result<()> {
+    let lab = lab()?;
+    for mode in ["auto", "tc"] {
+        for probe in [
+            "probe = \"tcp\"\nport = 443",
+            "probe = \"udp\"\nprotocol = \"stamp\"",
+        ] {
+            let config = format!("{SERVICE}{probe}\n");
+            let config = tracker_tests::Config::new(config).hub(format!("mode = \"{mode}\""));
+            let tracker = Tracker::start(&lab.hub, config)?;
+            follows_the_firewall(&lab, &tracker)?;
+        }
+    }
+    // Nobody answered for them.
+    assert_eq!(tracker_tests::servers::tcp_counter(&lab.hub, "OutRsts")?, 0);
+    assert_eq!(tracker_tests::servers::udp_counter(&lab.hub, "NoPorts")?, 0);
+    Ok(())
+}
+
 #[test]
 fn in_every_mode() -> Result<()> {
     let lab = lab()?;

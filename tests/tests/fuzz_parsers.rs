@@ -308,6 +308,7 @@ fn addition(random: &mut Random) -> Addition {
         source: maybe(random, |random| or(random, "10.9.0.1")),
         probe: maybe(random, |random| or(random, "udp")),
         port: maybe(random, number),
+        protocol: maybe(random, |random| or(random, "stamp")),
         interval: maybe(random, |random| or(random, "10ms")),
         timeout: maybe(random, |random| or(random, "1s")),
         fall: maybe(random, number),

@@ -3,9 +3,9 @@
 mod prog;
 
 use anyhow::Result;
-use prog::fuzz;
 use prog::receive::{self, Actions};
 use prog::{XDP_DROP, XDP_PASS};
+use prog::{answer, fuzz};
 use tracker_ebpf::abi::program::RECEIVE;
 
 const ACTIONS: Actions = Actions {
@@ -20,6 +20,12 @@ const ACTIONS: Actions = Actions {
 fn each_row_of_the_table() -> Result<()> {
     needs_root!();
     receive::check_table(RECEIVE, ACTIONS)
+}
+
+#[test]
+fn each_answer_without_a_mark() -> Result<()> {
+    needs_root!();
+    answer::check_table(RECEIVE, ACTIONS)
 }
 
 #[test]

@@ -189,6 +189,135 @@ fn each_probe_is_complete() -> Result<()> {
     Ok(())
 }
 
+/// Probes that bear no mark, and the ends of connections: each byte, the time that is kept, and nothing else.
+#[test]
+fn each_unmarked_frame_is_complete() -> Result<()> {
+    needs_root!();
+    let mut object = Object::load(abi::program::SEND)?;
+    object.devices.insert(ARRIVAL, ARRIVAL, None, 0)?;
+    let mut worlds = Vec::new();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        for (probe, payload) in [
+            (abi::Probe::Tcp, 20),
+            (abi::Probe::Stamp, 44),
+            (abi::Probe::Stamp, 48),
+            (abi::Probe::Stamp, 49),
+            (abi::Probe::Stamp, 1_452),
+        ] {
+            for (via, vlan) in [
+                (Via::XdpRedirect, 0),
+                (Via::XdpRedirect, 100),
+                (Via::TcRedirect, 0),
+            ] {
+                for sent in [
+                    0,
+                    1,
+                    63,
+                    255,
+                    256,
+                    1_000,
+                    65_535,
+                    (1 << 32) - 1,
+                    1 << 32,
+                    1 << 40,
+                ] {
+                    for (flow_first, flow_mask) in [(61_440, 0), (63_488 + 64, 63)] {
+                        worlds.push(World::new(family).with(|world| {
+                            world.tracker.probe = probe;
+                            world.tracker.payload = payload;
+                            world.tracker.flow_first = flow_first;
+                            world.tracker.flow_mask = flow_mask;
+                            world.path.via = via;
+                            world.path.vlan = vlan;
+                            world.state.send.sent = sent;
+                            world.words = [u64::MAX; 4];
+                        }));
+                    }
+                }
+            }
+        }
+    }
+    for world in &worlds {
+        let tracker = &world.tracker;
+        let (sent, via) = (world.state.send.sent, world.path.via);
+        let what = format!(
+            "{:?} {:?} {via:?} after {sent}",
+            tracker.family, tracker.probe
+        );
+        let action = match via {
+            Via::XdpRedirect => XDP_REDIRECT,
+            _ => XDP_PASS,
+        };
+        world.install(&mut object)?;
+        object.set_batch(&[SLOT])?;
+        let before = object.snapshot()?;
+        let ran = object.run(&OLD)?;
+        let is = object.snapshot()?;
+        let sequence = sent + 1;
+        assert_eq!(ran.action, action, "{what}: action");
+        assert_eq!(
+            ran.frame,
+            world.probe(world.mark(sequence, 0)),
+            "{what}: frame"
+        );
+        let sent_mono_ns = is.states[SLOT as usize].send.sent_mono_ns;
+        assert!(
+            ran.mono_ns.contains(&sent_mono_ns),
+            "{what}: sent at {sent_mono_ns}"
+        );
+        let mut should = before;
+        should.counters.send_built += 1;
+        should.cursor.next = 1;
+        should.states[SLOT as usize].send.sent = sequence;
+        should.states[SLOT as usize].send.sent_mono_ns = sent_mono_ns;
+        if sequence == 1 || sequence % 64 == 0 {
+            should.words[world.bit(sequence).0] = 0;
+        }
+        should.words[12 + (sequence % 4) as usize] = sent_mono_ns;
+        assert_same(&what, "maps", &is, &should);
+
+        // The end of what an answer to this one, or an earlier one, would open.
+        for back in [0, 1, 200] {
+            let Some(ended) = sequence.checked_sub(back).filter(|ended| *ended > 0) else {
+                continue;
+            };
+            object.set_jobs(&[abi::Job::reset(SLOT, ended)])?;
+            let before = object.snapshot()?;
+            let ran = object.run(&OLD)?;
+            let mut should = before;
+            should.cursor.next = 1;
+            if tracker.probe == abi::Probe::Tcp {
+                assert_eq!(ran.action, action, "{what}: action of a reset");
+                assert_eq!(ran.frame, reset(world, ended), "{what}: reset of {ended}");
+                should.counters.send_built += 1;
+            } else {
+                assert_eq!(ran.action, XDP_DROP, "{what}: there is no connection");
+                should.counters.send_inactive += 1;
+            }
+            assert_same(&what, "maps after a reset", &object.snapshot()?, &should);
+        }
+    }
+    assert!(object.events()?.is_empty());
+    println!("{} rows", worlds.len());
+    Ok(())
+}
+
+/// The end of a connection, as it has to leave: by XDP in a frame of the SYN's size, which no driver has to pad.
+fn reset(world: &World, sequence: u64) -> Vec<u8> {
+    let (hub, behind) = world.addresses();
+    let ports = [world.flow(sequence), world.tracker.port];
+    let numbers = [world.initial_sequence(sequence).wrapping_add(1), 0];
+    let segment = packets::segment([hub, behind], ports, numbers, 0x04, 0, &[]);
+    let probe = world.probe(world.mark(sequence, 0));
+    let link = if world.path.vlan == 0 { 14 } else { 18 };
+    let mut frame = [&probe[..link], &segment].concat();
+    if world.path.via == Via::XdpRedirect {
+        frame.resize(probe.len(), 0);
+        assert!(frame.len() >= 60);
+    }
+    frame
+}
+
 type Count = fn(&mut abi::Counters) -> &mut u64;
 
 /// Frames that come to nothing: dropped, counted, and neither a sequence number nor a time is spent.

@@ -7,9 +7,9 @@
 mod prog;
 
 use anyhow::Result;
-use prog::fuzz;
 use prog::receive::{self, Actions};
 use prog::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use prog::{answer, fuzz};
 use tracker_ebpf::abi::program::TC_RECEIVE_IP;
 
 const ACTIONS: Actions = Actions {
@@ -25,6 +25,12 @@ const ACTIONS: Actions = Actions {
 fn each_row_of_the_table() -> Result<()> {
     needs_root!();
     receive::check_table(TC_RECEIVE_IP, ACTIONS)
+}
+
+#[test]
+fn each_answer_without_a_mark() -> Result<()> {
+    needs_root!();
+    answer::check_table(TC_RECEIVE_IP, ACTIONS)
 }
 
 #[test]

@@ -43,6 +43,52 @@ fn rows() -> Vec<Row> {
             .clone()
             .with(|world| world.tracker.probe = abi::Probe::Udp);
         row(&"a UDP probe", &udp, udp.probe(mark), TC_ACT_REDIRECT);
+        for (kind, payload, flow) in [
+            (abi::Probe::Tcp, 20, 61_441),
+            (abi::Probe::Tcp, 20, 63_488),
+            (abi::Probe::Stamp, 44, 61_441),
+            (abi::Probe::Stamp, 100, 63_488),
+        ] {
+            let world = world.clone().with(|world| {
+                world.tracker.probe = kind;
+                world.tracker.payload = payload;
+                world.tracker.flow_first = flow;
+            });
+            let probe = world.probe(mark);
+            row(
+                &format!("{kind:?} from {flow}"),
+                &world,
+                probe.clone(),
+                TC_ACT_REDIRECT,
+            );
+            let ip = packets::ETHERNET
+                + if family == Family::Ipv4 {
+                    packets::IPV4
+                } else {
+                    packets::IPV6
+                };
+            for (what, at) in [
+                ("source port", ip),
+                ("address", ip - 1),
+                ("slot", ip + 8 + 4),
+            ] {
+                // Of STAMP the slot says whose it is, of TCP addresses and ports.
+                let is_told_by =
+                    (what == "slot") == (kind == abi::Probe::Stamp) || what == "source port";
+                let frame = with(probe.clone(), |frame| frame[at] ^= 0x80);
+                let action = if is_told_by {
+                    TC_ACT_OK
+                } else {
+                    TC_ACT_REDIRECT
+                };
+                row(
+                    &format!("{kind:?} with another {what}"),
+                    &world,
+                    frame,
+                    action,
+                );
+            }
+        }
         let other = Mark {
             tracker: OTHER,
             ..mark

@@ -1,7 +1,7 @@
 //! Probes that the service must stop.
 
 use anyhow::Result;
-use tracker_tests::servers::UdpEcho;
+use tracker_tests::servers::{TcpEcho, UdpEcho};
 use tracker_tests::{Config, Lab, Tracker};
 
 const PORT: u16 = 7_007;
@@ -54,6 +54,36 @@ fn a_firewall_that_fails_open() -> Result<()> {
         service.break_forwarding()?;
         tracker.wait_verdict("fw-1", "down", "no-reply")?;
     }
+    Ok(())
+}
+
+/// A reset is as good as silence, unless it is to be taken for a reply.
+#[test]
+fn a_port_that_must_be_closed() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let server = TcpEcho::start(&service.host, &[service.behind.into()], PORT)?;
+    let rule = "add rule inet firewall outage meta l4proto tcp";
+    service.firewall.nft(&format!("{rule} drop\n"))?;
+    let probe = format!("probe = \"tcp\"\nport = {PORT}\nexpect = \"silence\"");
+    let services = [
+        service.toml_with("closed", &probe),
+        service.toml_with("strict", &format!("{probe}\nrefused = \"up\"")),
+    ];
+    let tracker = Tracker::start(&lab.hub, &services.concat())?;
+    for name in ["closed", "strict"] {
+        tracker.wait_verdict(name, "up", "no-reply")?;
+    }
+    service.mend()?;
+    for name in ["closed", "strict"] {
+        tracker.wait_verdict(name, "down", "unexpected-reply")?;
+    }
+    service
+        .firewall
+        .nft(&format!("{rule} reject with tcp reset\n"))?;
+    tracker.wait_verdict("closed", "up", "no-reply")?;
+    assert_eq!(tracker.status()?.verdict("strict"), "down");
+    assert_eq!(server.accepted(), 0);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 use anyhow::Result;
 use serde_json::Value;
 use tracker_tests::daemon::{LATER, SOON};
+use tracker_tests::servers::{Reflector, TcpEcho, half_open};
 use tracker_tests::tun::Tunnel;
 use tracker_tests::{Config, Lab, Tracker, skip};
 
@@ -97,6 +98,42 @@ fn down_and_up_through_a_tunnel() -> Result<()> {
             .all(|(_, cause)| cause != "next-hop-unresolved"),
         "{history:?}"
     );
+    Ok(())
+}
+
+/// Kinds of probes whose replies bear no mark; the end of a connection leaves by the tunnel like its SYN.
+#[test]
+fn tcp_and_stamp_through_a_tunnel() -> Result<()> {
+    let (lab, _tunnel) = lab_with_tunnel!();
+    let service = lab.service();
+    let behinds = [service.behind.into(), service.behind6.into()];
+    let server = TcpEcho::start(&service.host, &behinds, 443)?;
+    let _reflector = Reflector::start(&service.host, &behinds, 862)?;
+    let services = [
+        ("tcp", "probe = \"tcp\"\nport = 443"),
+        ("stamp", "probe = \"udp\"\nprotocol = \"stamp\""),
+        ("udp", "probe = \"udp\"\nport = 9"),
+    ]
+    .map(|(name, probe)| SERVICE.replace("fw-1", name) + probe + "\n");
+    let tracker = Tracker::start(&lab.hub, &services.concat())?;
+    for name in ["tcp", "stamp"] {
+        tracker.wait_verdict(name, "up", "replied")?;
+        tracker.wait_alive(SOON, name)?;
+    }
+    tracker.wait_verdict("udp", "down", "unreachable")?;
+    assert_eq!(server.accepted(), 0);
+    tracker.wait_for("no connection to be half open", SOON, |_| {
+        half_open(&service.host).is_ok_and(|count| count == 0)
+    })?;
+    drop(server);
+    tracker.wait_verdict("tcp", "down", "refused")?;
+    // An error that quotes no more of a SYN than it must.
+    service
+        .firewall
+        .nft("add rule inet firewall outage reject with icmpx type admin-prohibited\n")?;
+    for name in ["tcp", "stamp"] {
+        tracker.wait_verdict(name, "down", "unreachable")?;
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use tracker_tests::daemon::SOON;
+use tracker_tests::servers::{Reflector, TcpEcho};
 use tracker_tests::{Lab, Tracker};
 
 /// Connects the hub's `bypass` and the host directly, past the firewall.
@@ -34,18 +35,34 @@ fn watches(tracker: &Tracker) -> Result<usize> {
 fn a_reply_on_an_interface_that_nobody_named() -> Result<()> {
     for mode in ["auto", "tc"] {
         let lab = Lab::new()?;
-        let config = tracker_tests::Config::new(lab.service().toml("fw-1"))
-            .hub(format!("mode = \"{mode}\""));
+        let service = lab.service();
+        let behind = [service.behind.into()];
+        let _server = TcpEcho::start(&service.host, &behind, 443)?;
+        let _reflector = Reflector::start(&service.host, &behind, 862)?;
+        let services = [
+            service.toml("fw-1"),
+            service.toml_with("tcp", "probe = \"tcp\"\nport = 443"),
+            service.toml_with("stamp", "probe = \"udp\"\nprotocol = \"stamp\""),
+        ];
+        let config =
+            tracker_tests::Config::new(services.concat()).hub(format!("mode = \"{mode}\""));
         let tracker = Tracker::start(&lab.hub, config)?;
-        tracker.wait_verdict("fw-1", "up", "replied")?;
+        for name in ["fw-1", "tcp", "stamp"] {
+            tracker.wait_verdict(name, "up", "replied")?;
+        }
         // Laid while the daemon runs: an interface that comes later is watched too.
         lay_bypass(&lab)?;
         answer_by_bypass(&lab, true)?;
+        for name in ["tcp", "stamp"] {
+            tracker.wait_verdict(name, "down", "wrong-path")?;
+        }
         let down = tracker.wait_verdict("fw-1", "down", "wrong-path")?;
         let wrong = |status: &tracker_tests::Status| status.count("fw-1", "wrong_path");
         assert!(wrong(&down) >= 3, "{}", wrong(&down));
         answer_by_bypass(&lab, false)?;
-        tracker.wait_verdict("fw-1", "up", "replied")?;
+        for name in ["fw-1", "tcp", "stamp"] {
+            tracker.wait_verdict(name, "up", "replied")?;
+        }
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use core::{
 };
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Map names, as the object, the pins and bpftool know them.
 pub mod map {
@@ -26,7 +26,7 @@ pub mod map {
     pub const STATE: &str = "STATE";
     /// Bit sets of answered sequence numbers; memory-mapped.
     pub const WINDOWS: &str = "WINDOWS";
-    /// Tracker slots to send for in this tick; memory-mapped.
+    /// [`super::Job`]s of this tick; memory-mapped.
     pub const BATCH: &str = "BATCH";
     /// [`super::Cursor`], one entry; memory-mapped.
     pub const CURSOR: &str = "CURSOR";
@@ -36,9 +36,11 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
     /// [`super::Counters`], one entry a CPU.
     pub const COUNTERS: &str = "COUNTERS";
+    /// Tracker slot by [`super::StreamKey`].
+    pub const STREAMS: &str = "STREAMS";
     /// All of them.
-    pub const ALL: [&str; 10] = [
-        HUB, TRACKERS, PATHS, STATE, WINDOWS, BATCH, CURSOR, DEVICES, EVENTS, COUNTERS,
+    pub const ALL: [&str; 11] = [
+        HUB, TRACKERS, PATHS, STATE, WINDOWS, BATCH, CURSOR, DEVICES, EVENTS, COUNTERS, STREAMS,
     ];
 
     /// [`super::Filter`], one entry.
@@ -105,6 +107,12 @@ pub const FIXED_PORTS: u16 = 0xf000;
 pub const ROTATE_PORTS: u16 = 0xf800;
 /// Source ports of each kind, less one.
 pub const PORTS_MASK: u16 = 0x7ff;
+/// Source ports of a TCP tracker each of whose probes is a flow of its own, less one: trackers of the same port
+/// of the same address share [`ROTATE_PORTS`] among them.
+pub const STREAM_PORTS_MASK: u16 = 0x3f;
+/// The longest timeout of a TCP tracker in intervals: a SYN tells 256 probes apart
+/// ([`crate::wire::tcp::initial_sequence`]).
+pub const STREAM_FLIGHTS_MAX: u32 = 250;
 /// Interfaces on which a member's replies may arrive, and as many for its probes.
 pub const RETURNS_MAX: usize = 4;
 /// Most steered flows that are remembered at a time.
@@ -165,6 +173,18 @@ pub enum Probe {
     Icmp = 0,
     /// A UDP datagram, which an echo service sends back.
     Udp = 1,
+    /// A TCP SYN.
+    Tcp = 2,
+    /// A UDP datagram that a STAMP reflector answers (RFC 8762).
+    Stamp = 3,
+}
+
+impl Probe {
+    /// True where a reply does not say when its probe was sent: the times are then kept in WINDOWS, as many as
+    /// there are words of bits, and behind them.
+    pub const fn keeps_times(self) -> bool {
+        matches!(self, Self::Tcp | Self::Stamp)
+    }
 }
 
 /// What said that a probe did not get through.
@@ -178,6 +198,8 @@ pub enum Complaint {
     Icmp = 1,
     /// An ICMPv6 error.
     Icmpv6 = 2,
+    /// A TCP reset.
+    Reset = 3,
 }
 
 /// How probes leave by a path.
@@ -224,7 +246,8 @@ pub struct Tracker {
     pub window_first: u32,
     /// Words of the bit set, less one; words are a power of two.
     pub window_mask: u32,
-    /// Bytes after the ICMP or UDP header, at least [`crate::wire::probe::LEN`].
+    /// Bytes after the ICMP or UDP header, at least [`crate::wire::probe::LEN`]; of TCP all after its ports and
+    /// sequence number.
     pub payload: u16,
     /// First ICMP identifier or source port; see [`Tracker::flow`].
     pub flow_first: u16,
@@ -244,11 +267,32 @@ pub struct Tracker {
     pub reports_all: u8,
     /// Hops (TTL, hop limit) that a reply must have left to count; 0 for any.
     pub return_ttl: u8,
-    /// Zero.
-    pub pad: [u8; 2],
+    /// 1 where a TCP reset is a reply.
+    pub refused_is_reply: u8,
+    /// What hides sequence numbers in a SYN's; see [`crate::wire::tcp::initial_sequence`].
+    pub salt: u8,
 }
 
 impl Tracker {
+    /// Words in WINDOWS, bits and times.
+    pub const fn words(&self) -> u32 {
+        (self.window_mask + 1) << self.probe.keeps_times() as u32
+    }
+
+    /// Where WINDOWS has the send time of a probe, for probes that keep them.
+    #[inline(always)]
+    pub const fn time_at(&self, sequence: u64) -> u32 {
+        self.window_first
+            .wrapping_add(self.window_mask)
+            .wrapping_add(1)
+            .wrapping_add(sequence as u32 & self.window_mask)
+    }
+
+    /// The key by which the answers to its probes are told to be its; only of TCP.
+    pub const fn stream(&self) -> StreamKey {
+        StreamKey::new(self.behind, self.port, self.flow_first, self.family)
+    }
+
     /// ICMP identifier or source port of a probe: one for all of a fixed flow, else the next for each.
     #[inline(always)]
     pub const fn flow(&self, sequence: u64) -> u16 {
@@ -398,6 +442,74 @@ pub struct JudgeState {
     pub pad2: [u64; 3],
 }
 
+/// What tells the answers to one TCP tracker's probes from all other segments: they carry nothing of ours but the
+/// port to which they are addressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct StreamKey {
+    /// Who answers.
+    pub behind: [u8; 16],
+    /// Its port, host order.
+    pub port: u16,
+    /// The tracker's own port, the first of those that it uses in turn.
+    pub own_port: u16,
+    /// Family of `behind`.
+    pub family: Family,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+impl StreamKey {
+    /// The key of a segment between a port of the behind address and one of ours.
+    #[inline(always)]
+    pub const fn new(behind: [u8; 16], port: u16, own_port: u16, family: Family) -> Self {
+        let rotates = own_port >= ROTATE_PORTS;
+        let among = if rotates { STREAM_PORTS_MASK } else { 0 };
+        Self {
+            behind,
+            port,
+            own_port: own_port & !among,
+            family,
+            pad: [0; 3],
+        }
+    }
+}
+
+/// What to send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Job {
+    /// Tracker slot.
+    pub tracker: u32,
+    /// 0 for the tracker's next probe; else [`Job::RESET`] and the low bits of the sequence number of a SYN whose
+    /// connection is to be reset.
+    pub reset: u32,
+}
+
+impl Job {
+    /// Marks a reset.
+    pub const RESET: u32 = 1 << 31;
+
+    /// The next probe of a tracker.
+    pub const fn probe(tracker: u32) -> Self {
+        Self { tracker, reset: 0 }
+    }
+
+    /// The end of the connection that a probe's answer would open.
+    pub const fn reset(tracker: u32, sequence: u64) -> Self {
+        Self {
+            tracker,
+            reset: Self::RESET | sequence as u32,
+        }
+    }
+
+    /// The sequence number of the SYN, where `sent` is that of the last one.
+    #[inline(always)]
+    pub const fn answered(self, sent: u64) -> u64 {
+        sent.wrapping_sub(sent.wrapping_sub(self.reset as u64) & (Self::RESET as u64 - 1))
+    }
+}
+
 /// Where the send program is in BATCH. One sender at a time.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -420,6 +532,19 @@ pub struct Event {
     pub sequence: u64,
     /// When the reply arrived.
     pub received_mono_ns: u64,
+}
+
+/// A SYN was answered: the peer holds a connection open that nobody wants. In the same ring as [`Event`], told
+/// apart by its size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Answered {
+    /// Tracker slot.
+    pub tracker: u32,
+    /// The slot's epoch.
+    pub epoch: u32,
+    /// Sequence number of the probe.
+    pub sequence: u64,
 }
 
 /// What became of frames, by reason; one set a CPU, so plain additions suffice.
@@ -450,7 +575,7 @@ pub struct Counters {
     pub reply_corrupt: u64,
     /// Packets that bear the mark and name no tracker in use; passed on.
     pub reply_stale: u64,
-    /// ICMP errors about one of our probes, which they quote with its token; consumed.
+    /// ICMP errors about one of our probes, which they quote with its token, and resets of our SYNs; consumed.
     pub probe_refused: u64,
     /// Events that found the ring buffer full; the daemon finds the reply in the state.
     pub event_dropped: u64,
@@ -621,8 +746,11 @@ const _: () = {
     assert!(size_of::<State>() == 256 && align_of::<State>() == 64);
     assert!(offset_of!(State, receive) == 64 && offset_of!(State, trouble) == 128);
     assert!(offset_of!(State, judge) == 192);
+    assert!(offset_of!(Tracker, salt) == 71);
+    assert!(size_of::<StreamKey>() == 24 && align_of::<StreamKey>() == 2);
+    assert!(size_of::<Job>() == 8);
     assert!(size_of::<Cursor>() == 8);
-    assert!(size_of::<Event>() == 24);
+    assert!(size_of::<Event>() == 24 && size_of::<Answered>() == 16);
     assert!(size_of::<Counters>() == 112);
     assert!(BATCH_MAX.is_power_of_two());
 };
@@ -642,7 +770,13 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for Cursor {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for StreamKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Job {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for Event {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Answered {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Counters {}
     // SAFETY: as above.

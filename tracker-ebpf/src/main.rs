@@ -17,6 +17,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use bpf::{
+    answer,
     maps::count,
     packet::{self, Packet},
     receive::{self, Arrival, Outcome},
@@ -26,7 +27,9 @@ use bpf::{
 use tracker_ebpf::{
     abi::Path,
     wire::{
-        Bytes as _, flow,
+        self, Bytes as _,
+        answer::Answer,
+        flow,
         reply::{self, Reply},
         vlan,
     },
@@ -83,11 +86,15 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
         ifindex: ctx.ingress_ifindex() as u32,
         is_tagged: false,
     };
-    let Some(reply) = reply::parse(&packet) else {
-        return xdp_action::XDP_PASS;
-    };
     let is_as_sent = |path: &Path| packet.at(0) == Some(&path.next_hop_mac);
-    let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent) else {
+    let outcome = match reply::parse(&packet) {
+        Some(reply) => receive::recognise(&reply, arrival, is_as_sent),
+        None => match wire::answer::parse(&packet) {
+            Some(answer) => answer::recognise(&answer, arrival, is_as_sent),
+            None => None,
+        },
+    };
+    let Some(outcome) = outcome else {
         return xdp_action::XDP_PASS;
     };
     let count = receive::count_outcome(outcome);
@@ -103,20 +110,26 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
 /// The same at TC ingress.
 #[classifier]
 pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
-    settle_at_tc(&ctx, receive::parse_skb(&ctx))
+    match receive::parse_skb(&ctx) {
+        Some(reply) => settle_at_tc(&ctx, Some(reply), None),
+        None => settle_at_tc(&ctx, None, answer::parse_skb(&ctx)),
+    }
 }
 
 /// The same of a device whose packets have no Ethernet header.
 #[classifier]
 pub fn tracker_tc_ip(ctx: TcContext) -> i32 {
-    settle_at_tc(&ctx, receive::parse_bare_skb(&ctx))
+    if !receive::may_be_ours(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
+    match receive::parse_bare_skb(&ctx) {
+        Some(reply) => settle_at_tc(&ctx, Some(reply), None),
+        None => settle_at_tc(&ctx, None, answer::parse_bare_skb(&ctx)),
+    }
 }
 
 #[inline(always)]
-fn settle_at_tc(ctx: &TcContext, reply: Option<Reply>) -> i32 {
-    let Some(reply) = reply else {
-        return TC_ACT_UNSPEC;
-    };
+fn settle_at_tc(ctx: &TcContext, reply: Option<Reply>, answer: Option<Answer>) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let skb = unsafe { &*ctx.skb.skb };
     let arrival = Arrival {
@@ -125,7 +138,12 @@ fn settle_at_tc(ctx: &TcContext, reply: Option<Reply>) -> i32 {
     };
     // The device says for whom the frame is; a tunnel's packet is for this host.
     let is_as_sent = |_: &Path| skb.pkt_type == PACKET_OTHERHOST;
-    let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent) else {
+    let outcome = match (reply, answer) {
+        (Some(reply), _) => receive::recognise(&reply, arrival, is_as_sent),
+        (None, Some(answer)) => answer::recognise(&answer, arrival, is_as_sent),
+        (None, None) => None,
+    };
+    let Some(outcome) = outcome else {
         return TC_ACT_UNSPEC;
     };
     let count = receive::count_outcome(outcome);

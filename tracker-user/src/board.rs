@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use crate::config::{Config, Member, Origin, Policy, Role, Service, Tracker};
+use crate::config::{Config, Member, Origin, Policy, Protocol, Role, Service, Tracker};
 use crate::mode::{Mode, SendWay};
 use crate::report::events::Event;
 use crate::report::status::{
@@ -889,6 +889,7 @@ fn tracker_status(
         port: config.port,
         return_ttl: counters.return_ttl,
         return_mac: counters.return_mac.map(mac),
+        protocol: Some(config.protocol).filter(|protocol| *protocol != Protocol::default()),
         detail: state.detail.clone(),
     }
 }

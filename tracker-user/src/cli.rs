@@ -463,7 +463,7 @@ mod tests {
         ));
         assert!(matches!(parse(&["check", "f"]), Ok(Command::Check(_))));
         let add = "service add fw-9 --endpoint 10.9.0.2 --behind 10.20.0.9 10.20.0.8 --behind ::1 \
-                   --interface eth1 --source 10.9.0.1 --probe udp --port 9 --interval 10ms --timeout 1s \
+                   --interface eth1 --source 10.9.0.1 --probe udp --port 9 --protocol stamp --interval 10ms --timeout 1s \
                    --fall 4 --rise 5 --payload 64 --returns eth1 eth2 --policy 2 --socket /x";
         let words: Vec<_> = add.split_whitespace().collect();
         let Ok(Command::Service(ServiceArgs {
@@ -481,6 +481,7 @@ mod tests {
             source: own("10.9.0.1"),
             probe: own("udp"),
             port: Some(9),
+            protocol: own("stamp"),
             interval: own("10ms"),
             timeout: own("1s"),
             fall: Some(4),

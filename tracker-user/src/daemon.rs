@@ -202,7 +202,6 @@ fn counters(state: &abi::State) -> Counters {
 /// A tracker that has its place in the kernel's maps.
 struct Tracker {
     slot: u32,
-    words: u32,
     /// What tells it from who had the slot before.
     tenant: u32,
     config: config::Tracker,
@@ -513,7 +512,6 @@ impl Daemon {
         }
         daemon.begin_journal(events);
         daemon.tell_room();
-        daemon.warn_of_others_probes();
         daemon.follow_routes().await;
         daemon.reconcile().await;
         daemon.kernel.forget_left();
@@ -766,7 +764,7 @@ impl Daemon {
                 .as_str();
             return Some(wrong_path(member, tracker, &trouble, name));
         }
-        if cause == Cause::Unreachable {
+        if matches!(cause, Cause::Unreachable | Cause::Refused) {
             return complaint(&self.kernel.states().state(installed.slot).trouble);
         }
         let of_source = installed.fault.as_ref();
@@ -805,7 +803,8 @@ fn wrong_path(
 fn complaint(trouble: &abi::TroubleState) -> Option<String> {
     let from = trouble.complaint_from;
     let (protocol, from) = match trouble.complaint {
-        abi::Complaint::None => return None,
+        // That of a reset is the behind address, whoever sent it.
+        abi::Complaint::None | abi::Complaint::Reset => return None,
         abi::Complaint::Icmp => ("ICMP", IpAddr::from([from[0], from[1], from[2], from[3]])),
         abi::Complaint::Icmpv6 => ("ICMPv6", IpAddr::from(from)),
     };

@@ -313,17 +313,24 @@ impl Docket {
         let reach = machine.reach(rules);
         let concerns =
             |about: u64, reach: u64| machine.counts(about) && about + reach >= claim.sequence;
-        let patience = ERROR_PAUSE_NS / self.interval_ns;
+        let (complained, patience) = match trouble.complaint {
+            Complaint::None => (None, 0),
+            // Each SYN is refused for itself.
+            Complaint::Reset => (Some(Cause::Refused), 0),
+            Complaint::Icmp | Complaint::Icmpv6 => {
+                (Some(Cause::Unreachable), ERROR_PAUSE_NS / self.interval_ns)
+            }
+        };
         let corrupt_since_ns = match machine.lost_run() == rules.fall {
             true => self.losing_since_ns,
             false => claim.sent_ns.saturating_sub(reach * self.interval_ns),
         };
         if trouble.wrong_path != 0 && concerns(trouble.wrong_path_sequence, reach) {
             machine.explain(Cause::WrongPath);
-        } else if trouble.complaint != Complaint::None
+        } else if let Some(cause) = complained
             && concerns(trouble.complaint_sequence, reach.max(patience))
         {
-            machine.explain(Cause::Unreachable);
+            machine.explain(cause);
         } else if trouble.corrupt_mono_ns >= corrupt_since_ns {
             machine.explain(Cause::Corrupt);
         }

@@ -57,6 +57,14 @@ pub trait Plane {
     fn set_judge(&mut self, slot: u32, judge: &abi::JudgeState);
     /// What an earlier daemon kept there.
     fn judge(&self, slot: u32) -> abi::JudgeState;
+    /// The next SYN that was answered.
+    fn next_answered(&mut self) -> Option<abi::Answered> {
+        None
+    }
+    /// Ends the connections that peers hold open, in order; says how many it attempted.
+    fn reset(&mut self, _connections: &[abi::Answered]) -> usize {
+        0
+    }
     /// Installs a path.
     fn set_path(&mut self, path: u32, entry: &abi::Path);
     /// The next early reply.
@@ -194,6 +202,7 @@ pub struct Engine<P> {
     devices: Vec<Device>,
     batch: Vec<u32>,
     refused: Vec<u32>,
+    answered: Vec<abi::Answered>,
     reports: Vec<Report>,
     /// When the next tick should be; 0 before the first.
     planned_ns: u64,
@@ -215,6 +224,7 @@ impl<P: Plane> Engine<P> {
             devices: Vec::new(),
             batch: Vec::with_capacity(abi::BATCH_MAX as usize),
             refused: Vec::new(),
+            answered: Vec::new(),
             reports: Vec::new(),
             planned_ns: 0,
             next_device: 0,
@@ -468,6 +478,7 @@ impl<P: Plane> Engine<P> {
         self.note_lateness(now_ns, health);
         self.take_replies(now_ns, health);
         self.judge(now_ns);
+        self.reset();
         self.send();
         self.check_devices(now_ns);
         self.planned_ns = self.next_tick_ns(now_ns);
@@ -629,6 +640,40 @@ impl<P: Plane> Engine<P> {
         let is_replied = |sequence| plane.is_replied(window, sequence);
         if slot.docket.catch_up(now_ns, is_replied) {
             self.settle(index, now_ns, Some(0));
+        }
+    }
+
+    /// Ends the connections that peers hold open since they answered a SYN.
+    fn reset(&mut self) {
+        loop {
+            self.answered.clear();
+            while self.answered.len() < abi::BATCH_MAX as usize
+                && let Some(answered) = self.plane.next_answered()
+            {
+                let slot = self.slots.get(answered.tracker as usize);
+                let Some(slot) = slot.and_then(Option::as_ref) else {
+                    continue;
+                };
+                // Its number would be another one under another epoch. Without a way out it ends by itself.
+                let fault = slot.fault.or(self.paths[slot.spec.path as usize].fault);
+                if slot.spec.epoch != answered.epoch || fault.is_some() {
+                    continue;
+                }
+                if let Some(device) = slot.device {
+                    self.devices[device].ledger.hand();
+                }
+                self.answered.push(answered);
+            }
+            if self.answered.is_empty() {
+                return;
+            }
+            let taken = self.plane.reset(&self.answered);
+            for answered in &self.answered[taken..] {
+                let slot = self.slots.get(answered.tracker as usize);
+                if let Some(device) = slot.and_then(Option::as_ref).and_then(|slot| slot.device) {
+                    self.devices[device].ledger.take_back();
+                }
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use tracker_ebpf::{
 };
 
 use crate::{
-    config::{Member, ModeChoice, Probe, ReturnHop, Tracker},
+    config::{Member, ModeChoice, ReturnHop, Tracker},
     kernel::interfaces::{Header, Link, Means, Neighbour, Observed, Owners},
     mode::SendWay,
 };
@@ -428,28 +428,14 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
     (link.index, 0, Via::TcRedirect)
 }
 
-/// Whether this version can send a tracker's probes.
-pub fn can_probe(tracker: &Tracker) -> bool {
-    tracker.probe != Probe::Tcp
-}
-
 /// The source of probes to `behind`: the configured address, else one of the interface's of that
 /// family, first one that shares a prefix with the endpoint. A link-local source serves only a
 /// link-local destination: nobody would route the reply.
 fn source(member: &Member, link: &Link, tracker: &Tracker) -> Result<IpAddr, Fault> {
-    if !can_probe(tracker) {
-        return Err(Fault::new(
-            Cause::SendFailed,
-            format!(
-                "this version sends no {} probes; it steers those of others",
-                tracker.probe
-            ),
-        ));
-    }
     let behind = tracker.behind;
     let family = Family::from(behind);
-    let frame_len = probe::wire_len(link.vlan.is_some(), family, tracker.payload);
-    let packet_len = probe::wire_len(false, family, tracker.payload) - ethernet::LEN as u32;
+    let frame_len = probe::wire_len(link.vlan.is_some(), family, tracker.wire_payload());
+    let packet_len = probe::wire_len(false, family, tracker.wire_payload()) - ethernet::LEN as u32;
     if packet_len > link.mtu {
         return Err(Fault::new(
             Cause::SendFailed,

@@ -23,6 +23,7 @@ const NO_REPLY: Expected = Expected::down("no-reply");
 const CORRUPT: Expected = Expected::down("corrupt");
 const WRONG_PATH: Expected = Expected::down("wrong-path");
 const UNREACHABLE: Expected = Expected::down("unreachable");
+const REFUSED: Expected = Expected::down("refused");
 const INTERFACE_DOWN: Expected = Expected::down("interface-down");
 const STAYS: Expected = Expected::Stays;
 
@@ -51,6 +52,8 @@ fn drops() -> Vec<Row> {
         Row::new("drops everything")
             .icmp(NO_REPLY)
             .udp(NO_REPLY)
+            .tcp(NO_REPLY)
+            .stamp(NO_REPLY)
             .setup(|lab, props| props.listen(lab.service()))
             .breaks(|stage| stage.service().break_forwarding())
             .proves(|stage| {
@@ -182,7 +185,8 @@ fn translates() -> Vec<Row> {
                 )
             })
             .proves(|stage| {
-                let echo = stage.props.echo.as_ref().context("find the echo service")?;
+                let servers = stage.props.servers.as_ref();
+                let (echo, ..) = servers.context("find the echo service")?;
                 let is_its_own = |port| (20_000..30_000).contains(&port);
                 let mut seen = echo.seen().into_iter();
                 ensure!(seen.any(|from| is_its_own(from.port())), "no translation");
@@ -365,8 +369,23 @@ fn says_so() -> Vec<Row> {
             .detail("ICMP type 3 code 13", "ICMPv6 type 1 code 1")
             .udp(UNREACHABLE)
             .detail("ICMP type 3 code 13", "ICMPv6 type 1 code 1")
+            .tcp(UNREACHABLE)
+            .detail("ICMP type 3 code 13", "ICMPv6 type 1 code 1")
+            .stamp(UNREACHABLE)
+            .detail("ICMP type 3 code 13", "ICMPv6 type 1 code 1")
             .setup(|lab, props| props.listen(lab.service()))
             .breaks(|stage| stage.forbid("reject with icmpx type admin-prohibited"))
+            .mends(|stage| stage.mend()),
+        Row::new("resets connections, in the host's name")
+            .tcp(REFUSED)
+            .watch(
+                "tcp, refused = up",
+                "probe = \"tcp\"\nport = 443\nrefused = \"up\"",
+                STAYS,
+            )
+            .icmp(STAYS)
+            .setup(|lab, props| props.listen(lab.service()))
+            .breaks(|stage| stage.forbid("meta l4proto tcp reject with tcp reset"))
             .mends(|stage| stage.mend()),
         Row::new("rejects, and says so once a second only")
             .icmp(UNREACHABLE)
@@ -429,10 +448,13 @@ fn says_so() -> Vec<Row> {
         Row::new("passes, but nobody listens on the host's port")
             .udp(UNREACHABLE)
             .detail("ICMP type 3 code 3", "ICMPv6 type 1 code 4")
+            .stamp(UNREACHABLE)
+            .detail("ICMP type 3 code 3", "ICMPv6 type 1 code 4")
+            .tcp(REFUSED)
             .icmp(STAYS)
             .setup(|lab, props| props.listen(lab.service()))
             .breaks(|stage| {
-                stage.props.echo = None;
+                stage.props.servers = None;
                 Ok(())
             })
             .mends(|stage| {

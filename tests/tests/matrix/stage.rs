@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use tracker_tests::clock::SteppedClock;
 use tracker_tests::daemon::{Follower, LATER, SOON, lines};
-use tracker_tests::servers::UdpEcho;
+use tracker_tests::servers::{Reflector, TcpEcho, UdpEcho};
 use tracker_tests::tun::{Carrier, Tunnel};
 use tracker_tests::{Config, Event, Lab, Service, Status, Tracker};
 
@@ -120,6 +120,16 @@ impl Row {
         self.watch("udp", "probe = \"udp\"\nport = 7007", expected)
     }
 
+    /// A TCP tracker, and what it must become; the host listens likewise.
+    pub fn tcp(self, expected: Expected) -> Self {
+        self.watch("tcp", "probe = \"tcp\"\nport = 443", expected)
+    }
+
+    /// A STAMP tracker, and what it must become; the host reflects likewise.
+    pub fn stamp(self, expected: Expected) -> Self {
+        self.watch("stamp", "probe = \"udp\"\nprotocol = \"stamp\"", expected)
+    }
+
     fn last(mut self, change: impl FnOnce(&mut Watched)) -> Self {
         if let Some(watched) = self.watched.last_mut() {
             change(watched);
@@ -190,15 +200,20 @@ impl Row {
 #[derive(Default)]
 pub struct Props {
     pub line: Option<Tunnel>,
-    pub echo: Option<UdpEcho>,
+    /// What answers on the host: UDP, TCP, STAMP.
+    pub servers: Option<(UdpEcho, TcpEcho, Reflector)>,
     pub clock: Option<SteppedClock>,
 }
 
 impl Props {
-    /// The host answers UDP.
+    /// The host answers UDP, TCP and STAMP.
     pub fn listen(&mut self, service: &Service) -> Result<()> {
         let behinds = [service.behind.into(), service.behind6.into()];
-        self.echo = Some(UdpEcho::start(&service.host, &behinds, PORT)?);
+        self.servers = Some((
+            UdpEcho::start(&service.host, &behinds, PORT)?,
+            TcpEcho::start(&service.host, &behinds, 443)?,
+            Reflector::start(&service.host, &behinds, 862)?,
+        ));
         Ok(())
     }
 }

@@ -284,6 +284,7 @@ fn free(family: Family, probe: Probe, is_probe: bool) -> Vec<Range<usize>> {
         // The port that was the tracker's own, which a NAT rewrites; length; checksum.
         (Probe::Udp, false) => free.push(head + 2..head + ECHO),
         (Probe::Udp, true) => free.extend([head..head + 2, head + 4..head + ECHO]),
+        (Probe::Tcp | Probe::Stamp, _) => unreachable!("they carry no mark: see answer.rs"),
     }
     free
 }
@@ -304,6 +305,7 @@ fn is_whole(world: &World, message: &[u8], len: usize) -> Option<bool> {
         }
         // Its checksum may be missing, or left for a device to complete.
         Probe::Udp => (ECHO + MARK..=len).contains(&usize::from(frames::be16(message, 4)?)),
+        Probe::Tcp | Probe::Stamp => unreachable!("they carry no mark: see answer.rs"),
     })
 }
 

@@ -5,6 +5,7 @@
     reason = "each of the test files that include this uses a part of it"
 )]
 
+pub mod answer;
 pub mod frames;
 pub mod fuzz;
 pub mod fuzz_send;
@@ -16,7 +17,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf, xdp::DevMapHash};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf, xdp::DevMapHash};
 use aya::programs::{Program, xdp::XdpMode};
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions};
 use tracker_ebpf::abi;
@@ -130,7 +131,8 @@ pub struct Object {
     pub windows: Array<MapData, u64>,
     mapped_states: Mapped<abi::State>,
     mapped_windows: Mapped<u64>,
-    batch: Array<MapData, u32>,
+    streams: HashMap<MapData, abi::StreamKey, u32>,
+    batch: Array<MapData, abi::Job>,
     cursor: Array<MapData, abi::Cursor>,
     counters: PerCpuArray<MapData, abi::Counters>,
     pub devices: DevMapHash<MapData>,
@@ -213,6 +215,7 @@ impl Object {
             .map_max_entries(abi::map::TRACKERS, SLOTS)
             .map_max_entries(abi::map::STATE, SLOTS)
             .map_max_entries(abi::map::PATHS, PATHS)
+            .map_max_entries(abi::map::STREAMS, SLOTS)
             .map_max_entries(abi::map::WINDOWS, WORDS)
             .map_max_entries(abi::map::EVENTS, EVENTS_BYTES)
             .load(tracker_user::kernel::OBJECT)
@@ -231,6 +234,7 @@ impl Object {
             paths: take(abi::map::PATHS)?.try_into()?,
             states: states.try_into()?,
             windows: windows.try_into()?,
+            streams: take(abi::map::STREAMS)?.try_into()?,
             batch: take(abi::map::BATCH)?.try_into()?,
             cursor: take(abi::map::CURSOR)?.try_into()?,
             counters: take(abi::map::COUNTERS)?.try_into()?,
@@ -249,10 +253,16 @@ impl Object {
 
     /// Puts slots to send for before the program, and the cursor on the first of them.
     pub fn set_batch(&mut self, slots: &[u32]) -> Result<()> {
-        for (at, slot) in slots.iter().enumerate() {
-            self.batch.set(at as u32, slot, 0)?;
+        let jobs: Vec<_> = slots.iter().map(|slot| abi::Job::probe(*slot)).collect();
+        self.set_jobs(&jobs)
+    }
+
+    /// Puts jobs before the program, and the cursor on the first of them.
+    pub fn set_jobs(&mut self, jobs: &[abi::Job]) -> Result<()> {
+        for (at, job) in jobs.iter().enumerate() {
+            self.batch.set(at as u32, job, 0)?;
         }
-        let end = slots.len() as u32;
+        let end = jobs.len() as u32;
         self.set_cursor(abi::Cursor { next: 0, end })
     }
 
@@ -399,17 +409,33 @@ impl Object {
         })
     }
 
-    /// Takes all records out of the ring buffer.
+    /// Takes all records out of the ring buffer, which are early replies.
     pub fn events(&mut self) -> Result<Vec<abi::Event>> {
-        let mut events = Vec::new();
-        while let Some(record) = self.events.next() {
-            if record.len() != size_of::<abi::Event>() {
-                bail!("a record of {} bytes in the ring buffer", record.len());
-            }
-            // SAFETY: the length is right, and any bytes are a valid `Event`.
-            events.push(unsafe { record.as_ptr().cast::<abi::Event>().read_unaligned() });
+        let (events, answered) = self.records()?;
+        if !answered.is_empty() {
+            bail!("{answered:?} in the ring buffer");
         }
         Ok(events)
+    }
+
+    /// Takes all records out of the ring buffer: early replies, and SYNs that were answered.
+    pub fn records(&mut self) -> Result<(Vec<abi::Event>, Vec<abi::Answered>)> {
+        const EVENT: usize = size_of::<abi::Event>();
+        const ANSWERED: usize = size_of::<abi::Answered>();
+        let (mut events, mut answered) = (Vec::new(), Vec::new());
+        while let Some(record) = self.events.next() {
+            // SAFETY: the length is right, and any bytes are a valid `Event` and a valid `Answered`.
+            unsafe {
+                match record.len() {
+                    EVENT => events.push(record.as_ptr().cast::<abi::Event>().read_unaligned()),
+                    ANSWERED => {
+                        answered.push(record.as_ptr().cast::<abi::Answered>().read_unaligned());
+                    }
+                    len => bail!("a record of {len} bytes in the ring buffer"),
+                }
+            }
+        }
+        Ok((events, answered))
     }
 }
 
@@ -521,7 +547,8 @@ impl World {
                 probe: abi::Probe::Icmp,
                 reports_all: 0,
                 return_ttl: 0,
-                pad: [0; 2],
+                refused_is_reply: 0,
+                salt: 0x5a,
             },
             path: abi::Path {
                 next_hop_mac: ENDPOINT_MAC,
@@ -558,6 +585,24 @@ impl World {
             object.states.set(slot, self.state, 0)?;
         }
         object.paths.set(PATH, self.path, 0)?;
+        let old: Vec<_> = object.streams.keys().collect::<Result<_, _>>()?;
+        for key in old {
+            object.streams.remove(&key)?;
+        }
+        if self.tracker.probe == abi::Probe::Tcp {
+            let own_port = match self.tracker.flow_first {
+                first @ 63_488.. => first / 64 * 64,
+                first => first,
+            };
+            let key = abi::StreamKey {
+                behind: self.tracker.behind,
+                port: self.tracker.port,
+                own_port,
+                family: self.tracker.family,
+                pad: [0; 3],
+            };
+            object.streams.insert(key, SLOT, 0)?;
+        }
         for word in 0..WORDS {
             object.windows.set(word, 0, 0)?;
         }
@@ -611,9 +656,30 @@ impl World {
             source: self.path.source_mac,
             tags: tag.into_iter().collect(),
         };
+        let ports = [self.flow(mark.sequence), self.tracker.port];
+        match self.tracker.probe {
+            abi::Probe::Tcp => {
+                let numbers = [self.initial_sequence(mark.sequence), 0];
+                // Segments of 1,440 bytes, two no-operations, selective acknowledgements.
+                let options = [2, 4, 0x05, 0xa0, 1, 1, 4, 2];
+                let segment =
+                    packets::segment([hub, behind], ports, numbers, 0x02, 64_240, &options);
+                return link.ip(&segment);
+            }
+            abi::Probe::Stamp => {
+                let mut packet = self.claim(mark.sequence);
+                packet.resize(self.tracker.payload.into(), 0);
+                if let Some(padding) = self.tracker.payload.checked_sub(48) {
+                    // An extra padding TLV, not recognised yet.
+                    packet[44..46].copy_from_slice(&[0x80, 1]);
+                    packet[46..48].copy_from_slice(&padding.to_be_bytes());
+                }
+                return link.ip(&packets::datagram([hub, behind], ports, &packet));
+            }
+            abi::Probe::Icmp | abi::Probe::Udp => {}
+        }
         let payload = mark.payload(self.tracker.payload.into());
         if self.tracker.probe == abi::Probe::Udp {
-            let ports = [self.flow(mark.sequence), self.tracker.port];
             return link.ip(&packets::datagram([hub, behind], ports, &payload));
         }
         let echo = Echo {
@@ -624,6 +690,20 @@ impl World {
             payload,
         };
         link.ip(&echo.packet(hub, behind))
+    }
+
+    /// The sequence number of a SYN.
+    pub fn initial_sequence(&self, sequence: u64) -> u32 {
+        let token = self.mark(sequence, 0).token;
+        ((token as u32) << 8) + u32::from(sequence as u8 ^ self.tracker.salt)
+    }
+
+    /// What comes back of a STAMP packet.
+    pub fn claim(&self, sequence: u64) -> Vec<u8> {
+        let token = self.mark(sequence, 0).token.to_be_bytes();
+        let number = ((sequence - 1) as u32).to_be_bytes();
+        let slot = SLOT.to_be_bytes();
+        [&number[..], &slot[1..], &token[..5], &[0x1f, 0x54]].concat()
     }
 
     /// The link that a reply comes by.

@@ -157,6 +157,7 @@ impl Reply {
         match self.world.tracker.probe {
             Probe::Icmp => self.echo.packet(self.from, self.to),
             Probe::Udp => packets::datagram([self.from, self.to], self.ports, &self.echo.payload),
+            Probe::Tcp | Probe::Stamp => unreachable!("their answers carry no mark: see answer.rs"),
         }
     }
 

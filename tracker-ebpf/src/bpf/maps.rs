@@ -8,6 +8,8 @@ use tracker_ebpf::abi;
 
 /// `BPF_F_MMAPABLE` (Linux 5.5): userspace reads and writes the array's memory itself.
 const MMAPABLE: usize = 1 << 10;
+/// `BPF_F_NO_PREALLOC`: an entry takes memory when it is made.
+const NO_PREALLOC: usize = 1;
 
 #[btf_map]
 pub static HUB: Array<abi::Hub, 1> = Array::new();
@@ -20,7 +22,7 @@ pub static STATE: Array<abi::State, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static WINDOWS: Array<u64, 1, MMAPABLE> = Array::new();
 #[btf_map]
-pub static BATCH: Array<u32, { abi::BATCH_MAX as usize }, MMAPABLE> = Array::new();
+pub static BATCH: Array<abi::Job, { abi::BATCH_MAX as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static CURSOR: Array<abi::Cursor, 1, MMAPABLE> = Array::new();
 #[btf_map]
@@ -29,6 +31,8 @@ pub static DEVICES: DevMapHash<{ abi::DEVICES_MAX as usize }> = DevMapHash::new(
 pub static EVENTS: RingBuf<(), { abi::EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<abi::Counters, 1> = PerCpuArray::new();
+#[btf_map]
+pub static STREAMS: HashMap<abi::StreamKey, u32, 1, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 pub static FILTER: Array<abi::Filter, 1> = Array::new();

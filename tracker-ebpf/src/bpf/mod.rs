@@ -1,5 +1,6 @@
 //! The programs' logic. Entry points are in `main.rs`.
 
+pub mod answer;
 pub mod atomic;
 pub mod maps;
 pub mod packet;

@@ -75,6 +75,52 @@ pub fn head<'a, const SHIFT: usize, const LEN: usize>(
     }
 }
 
+/// The same of as many bytes as there are, of lengths to choose from: neither is what may be ours of one length, nor
+/// does an error quote more than it likes to.
+pub struct Head<'a> {
+    memory: &'a Memory,
+    len: usize,
+}
+
+impl<'a> Head<'a> {
+    /// Copies the longest that the packet has from its IP header on; the longest comes first.
+    #[inline(always)]
+    pub fn longest<const A: usize, const B: usize, const C: usize, const D: usize>(
+        ctx: &TcContext,
+        memory: &'a mut Memory,
+    ) -> Option<Self> {
+        const { assert!(A <= size_of::<Memory>() && B < A && C < B && D < C) };
+        // The first try leaves nothing uninitialised: the helper writes zeros where it fails.
+        let to = memory.as_mut_ptr();
+        // SAFETY: the range was checked just above.
+        let len = unsafe {
+            if load(ctx, 0, to.cast::<[u8; A]>()) {
+                A
+            } else if load(ctx, 0, to.cast::<[u8; B]>()) {
+                B
+            } else if load(ctx, 0, to.cast::<[u8; C]>()) {
+                C
+            } else if load(ctx, 0, to.cast::<[u8; D]>()) {
+                D
+            } else {
+                return None;
+            }
+        };
+        Some(Self { memory, len })
+    }
+}
+
+impl Bytes for Head<'_> {
+    #[inline(always)]
+    fn at<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        if offset + N > self.len {
+            return None;
+        }
+        // SAFETY: `len` bytes were written, and are not more than the memory has.
+        Some(unsafe { &*self.memory.as_ptr().byte_add(offset).cast::<[u8; N]>() })
+    }
+}
+
 /// The `LEN` bytes at `offset` from the IP header; `None` where the packet has fewer.
 #[inline(always)]
 pub fn network_bytes<const LEN: usize>(ctx: &TcContext, offset: usize) -> Option<[u8; LEN]> {

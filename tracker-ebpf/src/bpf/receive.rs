@@ -2,13 +2,13 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker},
+    abi::{Complaint, Event, FIXED_PORTS, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker},
     window::Worth,
     wire::{
         ethernet, icmp, ipv4, ipv6,
         probe::{self, HEADER_LEN, Mark},
-        reply::{self, Message, Reply},
-        token, vlan,
+        reply::{self, Hop, Message, Reply},
+        stamp, tcp, token, vlan,
     },
 };
 
@@ -63,12 +63,9 @@ pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
     reply::parse(&Packet::new(ctx.data(), ctx.data_end()))
 }
 
-/// The same of a device whose packets have no Ethernet header.
+/// The same of a device whose packets have no Ethernet header, of one that may be ours.
 #[inline(always)]
 pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
-    if !may_be_ours(ctx) {
-        return None;
-    }
     if packet::is_scattered(ctx) {
         packet::gather(ctx);
     }
@@ -101,37 +98,53 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
     }
 }
 
-/// False where a packet carries neither ICMP nor a marked datagram, as nearly all do: only a few bytes of it
-/// are looked at.
+/// False where a packet carries neither ICMP nor a marked datagram nor what may answer a probe without mark, as
+/// nearly all do: only a few bytes of it are looked at.
 #[inline(always)]
-fn may_be_ours(ctx: &TcContext) -> bool {
-    let (at, icmp, udp, mark_at) = match ethertype(ctx) {
-        ethernet::IPV4 => (
-            ipv4::PROTOCOL_AT,
-            ipv4::ICMP,
-            ipv4::UDP,
-            ipv4::LEN + HEADER_LEN,
-        ),
-        ethernet::IPV6 => (
-            ipv6::NEXT_HEADER_AT,
-            ipv6::ICMP,
-            ipv6::UDP,
-            ipv6::LEN + HEADER_LEN,
-        ),
-        _ => return false,
-    };
-    let Some([carried]) = packet::network_bytes(ctx, at) else {
-        return true;
-    };
-    if carried != udp {
+pub fn may_be_ours(ctx: &TcContext) -> bool {
+    // From the protocol's number to the flags of TCP; nothing of ours is shorter.
+    match ethertype(ctx) {
+        ethernet::IPV4 => {
+            const LEN: usize = ipv4::LEN - ipv4::PROTOCOL_AT + 14;
+            let bytes = packet::network_bytes::<LEN>(ctx, ipv4::PROTOCOL_AT);
+            bytes.is_some_and(|bytes| is_suspect(ctx, &bytes, ipv4::ICMP, ipv4::LEN))
+        }
+        ethernet::IPV6 => {
+            const LEN: usize = ipv6::LEN - ipv6::NEXT_HEADER_AT + 14;
+            let bytes = packet::network_bytes::<LEN>(ctx, ipv6::NEXT_HEADER_AT);
+            bytes.is_some_and(|bytes| is_suspect(ctx, &bytes, ipv6::ICMP, ipv6::LEN))
+        }
+        _ => false,
+    }
+}
+
+/// The same of bytes that begin with the protocol's number and end with the flags of a TCP header, `ip` bytes
+/// after the beginning of the IP header.
+#[inline(always)]
+fn is_suspect<const LEN: usize>(ctx: &TcContext, bytes: &[u8; LEN], icmp: u8, ip: usize) -> bool {
+    let above = LEN - 14;
+    let carried = bytes[0];
+    if carried == tcp::PROTOCOL {
+        return bytes[above + 13] & (tcp::flags::SYN | tcp::flags::RST) != 0;
+    }
+    if carried != ipv4::UDP {
         return carried == icmp;
     }
-    packet::network_bytes(ctx, mark_at).is_some_and(|mark| u32::from_be_bytes(mark) == probe::MARK)
+    let word = |at| u16::from_be_bytes([bytes[above + at], bytes[above + at + 1]]);
+    if (u32::from(word(8)) << 16) | u32::from(word(10)) == probe::MARK {
+        return true;
+    }
+    let has_estimate = |at| {
+        let estimate = packet::network_bytes(ctx, ip + HEADER_LEN + at);
+        estimate.is_some_and(|bytes| u16::from_be_bytes(bytes) == stamp::ESTIMATE)
+    };
+    (word(2) >= FIXED_PORTS && has_estimate(stamp::REFLECTED_LEN - 2))
+        || (word(0) >= FIXED_PORTS && has_estimate(stamp::CLAIM_LEN - 2))
 }
 
 /// What the kernel knows of a packet's protocol.
 #[inline(always)]
-fn ethertype(ctx: &TcContext) -> u16 {
+pub fn ethertype(ctx: &TcContext) -> u16 {
     // SAFETY: the context is valid while the program runs.
     let protocol = unsafe { (*ctx.skb.skb).protocol };
     u16::from_be(protocol as u16)
@@ -178,58 +191,27 @@ pub fn recognise(
     } = reply.mark;
     let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
     if token != reply.mark.token || !reply.is_intact || !is_between {
-        // SAFETY: a valid map value, and a helper without arguments.
-        unsafe {
-            let trouble = &raw mut (*state).trouble;
-            atomic::add32(&raw mut (*trouble).corrupt, 1);
-            (&raw mut (*trouble).corrupt_mono_ns).write(bpf_ktime_get_ns());
-        }
+        note_corrupt(state);
         return Some(Outcome::Corrupt);
     }
     let Some(path) = PATHS.get(tracker.path) else {
         return stale;
     };
-    let expected = match proof {
-        Proof::Reply => path.returns,
-        Proof::Arrival => {
-            // A switch that floods it, or a port that takes everything, is not the service.
-            if is_as_sent(path) {
-                return None;
-            }
-            path.arrivals
-        }
+    // A switch that floods it, or a port that takes everything, is not the service.
+    if matches!(proof, Proof::Arrival) && is_as_sent(path) {
+        return None;
+    }
+    let way = Way {
+        hop: reply.hop,
+        vlan: reply.vlan,
+        arrival,
     };
-    // Elsewhere the endpoint has another MAC address, or none; and a probe that comes back was never its.
-    let is_brought_by_another = path.checks_hop != 0
-        && matches!(proof, Proof::Reply)
-        && arrival.ifindex == path.interface
-        && reply.hop.mac() != path.next_hop_mac;
-    let is_of_another_way = tracker.return_ttl != 0 && reply.hop.ttl() != tracker.return_ttl;
-    if is_brought_by_another || is_of_another_way || !expects(expected, arrival.ifindex) {
-        if arrival.is_tagged || reply.vlan & vlan::ID_MASK != 0 {
-            return Some(Outcome::Tagged);
-        }
-        // SAFETY: a valid map value; whole stores, of which the last one counts.
-        unsafe {
-            let trouble = &raw mut (*state).trouble;
-            atomic::add32(&raw mut (*trouble).wrong_path, 1);
-            // One that was overtaken, or is replayed, must not hide what explains the newest loss.
-            if sequence >= (&raw const (*trouble).wrong_path_sequence).read() {
-                (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
-                (&raw mut (*trouble).wrong_path_ttl).write(reply.hop.ttl());
-                (&raw mut (*trouble).wrong_path_sequence).write(sequence);
-            }
-        }
-        return Some(Outcome::WrongPath);
+    if let Some(refused) = refused_way(path, tracker, proof, &way, state, sequence) {
+        return Some(refused);
     }
     let outcome = count_reply(&reply.mark, tracker, state);
     if matches!(outcome, Outcome::Counted) {
-        // SAFETY: a valid map value; one whole store, of an aligned word (asserted with the layout).
-        unsafe {
-            (&raw mut (*state).receive.hop_mac)
-                .cast::<u64>()
-                .write(reply.hop.word());
-        }
+        note_hop(state, reply.hop);
     }
     Some(outcome)
 }
@@ -249,32 +231,131 @@ fn complain(error: &Reply, hub: &Hub, tracker: &Tracker, state: *mut State) -> O
     if token != right || !error.is_intact || !error.is_told_to(tracker) {
         return None;
     }
-    let complaint = match tracker.family {
+    let complaint = complaint_of(tracker.family);
+    note_complaint(state, complaint, error.kind, error.sender(), sequence);
+    Some(Outcome::Error)
+}
+
+/// What an ICMP error to a family is.
+#[inline(always)]
+pub const fn complaint_of(family: Family) -> Complaint {
+    match family {
         Family::Ipv4 => Complaint::Icmp,
         Family::Ipv6 => Complaint::Icmpv6,
-    };
+    }
+}
+
+/// Notes what says that a probe did not get through, and who says so.
+#[inline(always)]
+pub fn note_complaint(
+    state: *mut State,
+    complaint: Complaint,
+    [kind, code]: [u8; 2],
+    sender: [u64; 2],
+    sequence: u64,
+) {
     // SAFETY: a valid map value; whole stores, of which the last ones count. The address is aligned to a word
     // (asserted with the layout).
     unsafe {
         let trouble = &raw mut (*state).trouble;
-        // As above: only what is said of the newest probe is of use.
+        // As of a wrong path: only what is said of the newest probe is of use.
         if sequence < (&raw const (*trouble).complaint_sequence).read() {
-            return Some(Outcome::Error);
+            return;
         }
         (&raw mut (*trouble).complaint).write(complaint);
-        (&raw mut (*trouble).complaint_type).write(error.kind[0]);
-        (&raw mut (*trouble).complaint_code).write(error.kind[1]);
+        (&raw mut (*trouble).complaint_type).write(kind);
+        (&raw mut (*trouble).complaint_code).write(code);
         (&raw mut (*trouble).complaint_from)
             .cast::<[u64; 2]>()
-            .write(error.sender());
+            .write(sender);
         (&raw mut (*trouble).complaint_sequence).write(sequence);
     }
-    Some(Outcome::Error)
+}
+
+/// Notes what claims to be ours and is not.
+#[inline(always)]
+pub fn note_corrupt(state: *mut State) {
+    // SAFETY: a valid map value, and a helper without arguments.
+    unsafe {
+        let trouble = &raw mut (*state).trouble;
+        atomic::add32(&raw mut (*trouble).corrupt, 1);
+        (&raw mut (*trouble).corrupt_mono_ns).write(bpf_ktime_get_ns());
+    }
+}
+
+/// Notes a reply after the timeout.
+#[inline(always)]
+pub fn note_late(state: *mut State) -> Outcome {
+    // SAFETY: a valid map value.
+    unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
+    Outcome::Late
+}
+
+/// Notes who brought the last counted reply.
+#[inline(always)]
+pub fn note_hop(state: *mut State, hop: Hop) {
+    // SAFETY: a valid map value; one whole store, of an aligned word (asserted with the layout).
+    unsafe {
+        (&raw mut (*state).receive.hop_mac)
+            .cast::<u64>()
+            .write(hop.word());
+    }
+}
+
+/// By which way a reply came.
+pub struct Way {
+    /// Who brought it.
+    pub hop: Hop,
+    /// The tag control information of its frame.
+    pub vlan: u16,
+    /// Where it arrived.
+    pub arrival: Arrival,
+}
+
+/// What becomes of a genuine reply, or probe, that came by another way than it should.
+#[inline(always)]
+pub fn refused_way(
+    path: &Path,
+    tracker: &Tracker,
+    proof: Proof,
+    way: &Way,
+    state: *mut State,
+    sequence: u64,
+) -> Option<Outcome> {
+    let arrival = way.arrival;
+    let expected = match proof {
+        Proof::Reply => path.returns,
+        Proof::Arrival => path.arrivals,
+    };
+    // Elsewhere the endpoint has another MAC address, or none; and a probe that comes back was never its.
+    let is_brought_by_another = path.checks_hop != 0
+        && matches!(proof, Proof::Reply)
+        && arrival.ifindex == path.interface
+        && way.hop.mac() != path.next_hop_mac;
+    let is_of_another_way = tracker.return_ttl != 0 && way.hop.ttl() != tracker.return_ttl;
+    if !is_brought_by_another && !is_of_another_way && expects(expected, arrival.ifindex) {
+        return None;
+    }
+    if arrival.is_tagged || way.vlan & vlan::ID_MASK != 0 {
+        return Some(Outcome::Tagged);
+    }
+    // SAFETY: a valid map value; whole stores, of which the last one counts.
+    unsafe {
+        let trouble = &raw mut (*state).trouble;
+        atomic::add32(&raw mut (*trouble).wrong_path, 1);
+        // One that was overtaken, or is replayed, must not hide what explains the newest loss.
+        if sequence >= (&raw const (*trouble).wrong_path_sequence).read() {
+            (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
+            (&raw mut (*trouble).wrong_path_ttl).write(way.hop.ttl());
+            (&raw mut (*trouble).wrong_path_sequence).write(sequence);
+        }
+    }
+    Some(Outcome::WrongPath)
 }
 
 /// Counts a reply that the token proved to be ours and that came by the right way.
 #[inline(always)]
-fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
+pub fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
     // SAFETY: no arguments, always available.
     let now_mono_ns = unsafe { bpf_ktime_get_ns() };
     let worth = tracker.admit(
@@ -295,11 +376,7 @@ fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
             unsafe { atomic::add32(&raw mut (*state).trouble.duplicate, 1) };
             return Outcome::Duplicate;
         }
-        Worth::Late => {
-            // SAFETY: a valid map value.
-            unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
-            return Outcome::Late;
-        }
+        Worth::Late => return note_late(state),
         Worth::Nowhere => return Outcome::Stale,
     };
     // SAFETY: a valid map value. Plain additions, which cost a third of a locked one: first replies to

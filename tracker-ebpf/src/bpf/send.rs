@@ -6,15 +6,16 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use tracker_ebpf::{
-    abi::{BATCH_MAX, Via},
+    abi::{BATCH_MAX, Job, Path, Probe, Via},
     wire::{
-        Bytes, ethernet, ipv4, ipv6,
+        self, Bytes, ethernet, ipv4, ipv6,
         probe::{self, HEADER_LEN, Mark},
         token,
     },
 };
 
 use super::{
+    answer,
     maps::{BATCH, CURSOR, DEVICES, HUB, PATHS, STATE, TRACKERS, WINDOWS},
     packet::Packet,
 };
@@ -40,10 +41,11 @@ pub enum Refusal {
     Failed,
 }
 
-/// Builds the next probe of the batch into the frame at hand.
+/// Builds the batch's next frame into the one at hand.
 #[inline(always)]
 pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
-    let slot = next_slot()?;
+    let job = next_job()?;
+    let slot = job.tracker;
     let tracker = TRACKERS.get(slot).ok_or(Refusal::Inactive)?;
     if tracker.active == 0 {
         return Err(Refusal::Inactive);
@@ -54,51 +56,88 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     }
     let state = STATE.get_ptr_mut(slot).ok_or(Refusal::Inactive)?;
     let hub = HUB.get(0).ok_or(Refusal::Failed)?;
+    // SAFETY: the send program alone writes this part, one call at a time; aligned 64-bit accesses
+    // are whole for the daemon that reads along.
+    let send = unsafe { &mut (*state).send };
+    let is_reset = job.reset != 0;
+    if is_reset && !matches!(tracker.probe, Probe::Tcp) {
+        return Err(Refusal::Inactive);
+    }
 
     // Frames keep their length and old bytes only as far as the call's input; set the length first.
     let tagged = path.vlan != 0;
-    let wire_len = probe::wire_len(tagged, tracker.family, tracker.payload);
+    let payload = match is_reset && matches!(path.via, Via::TcRedirect) {
+        // Where it may leave without Ethernet header nothing pads it.
+        true => probe::RESET_PAYLOAD,
+        false => tracker.payload,
+    };
+    let wire_len = probe::wire_len(tagged, tracker.family, payload);
     let delta = wire_len as i32 - (ctx.data_end() as i32 - ctx.data() as i32);
     // SAFETY: helper call on this program's own context.
     if delta != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
         return Err(Refusal::Failed);
     }
+    let mut packet = Packet::new(ctx.data(), ctx.data_end());
+    if is_reset {
+        let sequence = job.answered(send.sent);
+        let mark = Mark {
+            tracker: slot,
+            sequence,
+            sent_mono_ns: 0,
+            token: token::token(hub.key, slot, tracker.epoch, sequence, 0),
+        };
+        probe::emit_reset(&mut packet, path, tracker, &mark).ok_or(Refusal::Failed)?;
+        return leave(path);
+    }
 
-    // SAFETY: the send program alone writes this part, one call at a time; aligned 64-bit accesses
-    // are whole for the daemon that reads along.
-    let send = unsafe { &mut (*state).send };
     let sequence = send.sent + 1;
     if let Some(word) = tracker.window().stale_word(sequence) {
-        let word = WINDOWS.get_ptr_mut(word).ok_or(Refusal::Failed)?;
-        // SAFETY: a valid map value; whole 64-bit store.
-        unsafe { *word = 0 };
+        set_word(word, 0)?;
     }
     // SAFETY: no arguments, always available.
     let sent_mono_ns = unsafe { bpf_ktime_get_ns() };
-    let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
+    let claimed_mono_ns = if tracker.probe.keeps_times() {
+        set_word(tracker.time_at(sequence), sent_mono_ns)?;
+        0
+    } else {
+        sent_mono_ns
+    };
     let mark = Mark {
         tracker: slot,
         sequence,
-        sent_mono_ns,
-        token,
+        sent_mono_ns: claimed_mono_ns,
+        token: token::token(hub.key, slot, tracker.epoch, sequence, claimed_mono_ns),
     };
-
-    let mut packet = Packet::new(ctx.data(), ctx.data_end());
     probe::emit(&mut packet, path, tracker, &mark).ok_or(Refusal::Failed)?;
 
-    let sent = match path.via {
+    let sent = leave(path)?;
+    send.sent_mono_ns = sent_mono_ns;
+    send.sent = sequence;
+    Ok(sent)
+}
+
+/// Stores a word of WINDOWS.
+#[inline(always)]
+fn set_word(at: u32, value: u64) -> Result<(), Refusal> {
+    let word = WINDOWS.get_ptr_mut(at).ok_or(Refusal::Failed)?;
+    // SAFETY: a valid map value; whole 64-bit store.
+    unsafe { *word = value };
+    Ok(())
+}
+
+/// The way out of a frame that is built.
+#[inline(always)]
+fn leave(path: &Path) -> Result<Sent, Refusal> {
+    match path.via {
         Via::XdpRedirect => {
             let action = DEVICES
                 .redirect(path.ifindex, 0)
                 .map_err(|_| Refusal::Failed)?;
-            Sent::Redirect(action)
+            Ok(Sent::Redirect(action))
         }
-        Via::TcRedirect => Sent::ToTc,
-        Via::Nowhere => return Err(Refusal::NoPath),
-    };
-    send.sent_mono_ns = sent_mono_ns;
-    send.sent = sequence;
-    Ok(sent)
+        Via::TcRedirect => Ok(Sent::ToTc),
+        Via::Nowhere => Err(Refusal::NoPath),
+    }
 }
 
 /// The action for the outcome.
@@ -111,9 +150,9 @@ pub fn action(outcome: &Result<Sent, Refusal>) -> u32 {
     }
 }
 
-/// The slot under the batch's cursor; the cursor moves on.
+/// The job under the batch's cursor; the cursor moves on.
 #[inline(always)]
-fn next_slot() -> Result<u32, Refusal> {
+fn next_job() -> Result<Job, Refusal> {
     let cursor = CURSOR.get_ptr_mut(0).ok_or(Refusal::Idle)?;
     // SAFETY: the daemon sets the cursor before the call and reads it after; one call at a time.
     let cursor = unsafe { &mut *cursor };
@@ -133,16 +172,16 @@ fn next_slot() -> Result<u32, Refusal> {
 #[inline(always)]
 pub fn redirect(ctx: &TcContext) -> Option<i32> {
     let packet = Packet::new(ctx.data(), ctx.data_end());
-    let payload: &[u8; probe::LEN] = match ethernet::parse(packet.at(0)?) {
-        ethernet::IPV4 => packet.at(ethernet::LEN + ipv4::LEN + HEADER_LEN)?,
-        ethernet::IPV6 => packet.at(ethernet::LEN + ipv6::LEN + HEADER_LEN)?,
+    let payload: Option<&[u8; probe::LEN]> = match ethernet::parse(packet.at(0)?) {
+        ethernet::IPV4 => packet.at(ethernet::LEN + ipv4::LEN + HEADER_LEN),
+        ethernet::IPV6 => packet.at(ethernet::LEN + ipv6::LEN + HEADER_LEN),
         _ => return None,
     };
-    if !Mark::is_present(payload) {
-        return None;
-    }
-    let tracker = TRACKERS.get(Mark::parse(payload).tracker)?;
-    let path = PATHS.get(tracker.path)?;
+    let slot = match payload {
+        Some(payload) if Mark::is_present(payload) => Mark::parse(payload).tracker,
+        _ => answer::slot(&wire::answer::parse_sent(&packet)?)?,
+    };
+    let path = PATHS.get(TRACKERS.get(slot)?.path)?;
     // SAFETY: plain helper call.
     Some(unsafe { bpf_redirect(path.ifindex, 0) } as i32)
 }

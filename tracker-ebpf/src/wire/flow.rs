@@ -5,19 +5,17 @@ use super::{
     Bytes, BytesMut, be16, be32,
     checksum::{self, Sum},
     ethernet, icmp, ipv4, ipv6, put16,
+    tcp::LEN as TCP_LEN,
 };
 use crate::abi::{Family, FlowKey};
 
-/// Protocol number of TCP.
-pub const TCP: u8 = 6;
+pub use super::tcp::{PROTOCOL as TCP, flags};
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
 
 /// Bytes within which all that is read lies, link-layer header included.
 pub const HEAD: usize = ethernet::LEN + ipv6::LEN + TCP_LEN;
 
-/// Bytes of a TCP header without options (RFC 9293 section 3.1).
-const TCP_LEN: usize = 20;
 /// Bytes of a UDP header (RFC 768).
 const UDP_LEN: usize = 8;
 
@@ -29,16 +27,6 @@ const IPV4_DESTINATION: usize = 16;
 const IPV6_HOP_LIMIT: usize = 7;
 const IPV6_SOURCE: usize = 8;
 const IPV6_DESTINATION: usize = 24;
-
-/// Flags of a TCP segment, as in its header's fourteenth byte.
-pub mod flags {
-    /// No more data from the sender.
-    pub const FIN: u8 = 0x01;
-    /// A new connection.
-    pub const SYN: u8 = 0x02;
-    /// The connection is over.
-    pub const RST: u8 = 0x04;
-}
 
 /// Which way a packet goes, as far as it tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! whoever has a `&[u8; LEN]` has already been through the one bounds check, [`Bytes::at`].
 //! Protocol modules use the same names: `LEN`, `parse`, `emit`.
 
+pub mod answer;
 pub mod checksum;
 pub mod ethernet;
 pub mod flow;
@@ -12,6 +13,8 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod probe;
 pub mod reply;
+pub mod stamp;
+pub mod tcp;
 pub mod token;
 pub mod udp;
 pub mod vlan;

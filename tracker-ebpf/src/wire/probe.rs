@@ -1,13 +1,22 @@
 //! A probe: what it says of itself, and the frame that carries it.
 
 use super::{
-    BytesMut, be32, be64, checksum::Sum, ethernet, icmp, ipv4, ipv6, put32, put64, udp, vlan,
+    BytesMut, be32, be64,
+    checksum::Sum,
+    ethernet, icmp, ipv4, ipv6, put32, put64,
+    stamp::{self, Claim},
+    tcp, udp, vlan,
 };
 use crate::abi::{Family, Path, Probe, Tracker};
 
-/// Bytes of the header before the mark, whatever the kind of probe.
+/// Bytes of the header before the mark, whatever the kind of probe. Of TCP, which has no mark, the first bytes of a
+/// longer one.
 pub const HEADER_LEN: usize = icmp::LEN;
-const _: () = assert!(udp::LEN == HEADER_LEN);
+const _: () = assert!(udp::LEN == HEADER_LEN && tcp::PORTS_LEN == HEADER_LEN);
+/// [`Tracker::payload`] of TCP.
+pub const SYN_PAYLOAD: u16 = (tcp::SYN_LEN - HEADER_LEN) as u16;
+/// The same for the end of a connection.
+pub const RESET_PAYLOAD: u16 = (tcp::LEN - HEADER_LEN) as u16;
 
 /// Bytes of [`Mark`] on the wire: the first bytes after the ICMP or UDP header.
 pub const LEN: usize = 32;
@@ -92,6 +101,35 @@ pub fn emit<B: BytesMut + ?Sized>(
     tracker: &Tracker,
     mark: &Mark,
 ) -> Option<()> {
+    emit_frame(frame, path, tracker, mark, What::Probe)
+}
+
+/// The same for the end of the connection that the answer to a SYN would open.
+#[inline(always)]
+pub fn emit_reset<B: BytesMut + ?Sized>(
+    frame: &mut B,
+    path: &Path,
+    tracker: &Tracker,
+    mark: &Mark,
+) -> Option<()> {
+    emit_frame(frame, path, tracker, mark, What::Reset)
+}
+
+/// What is written for a tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Probe,
+    Reset,
+}
+
+#[inline(always)]
+fn emit_frame<B: BytesMut + ?Sized>(
+    frame: &mut B,
+    path: &Path,
+    tracker: &Tracker,
+    mark: &Mark,
+    what: What,
+) -> Option<()> {
     let ethertype = match tracker.family {
         Family::Ipv4 => ethernet::IPV4,
         Family::Ipv6 => ethernet::IPV6,
@@ -99,12 +137,12 @@ pub fn emit<B: BytesMut + ?Sized>(
     if path.vlan == 0 {
         let header = frame.at_mut(0)?;
         ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethertype);
-        return emit_ip::<B, { ethernet::LEN }>(frame, tracker, mark);
+        return emit_ip::<B, { ethernet::LEN }>(frame, tracker, mark, what);
     }
     let header = frame.at_mut(0)?;
     ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethernet::VLAN);
     vlan::emit(frame.at_mut(ethernet::LEN)?, path.vlan, ethertype);
-    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, tracker, mark)
+    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, tracker, mark, what)
 }
 
 #[inline(always)]
@@ -112,49 +150,108 @@ fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
     frame: &mut B,
     tracker: &Tracker,
     mark: &Mark,
+    what: What,
 ) -> Option<()> {
-    let message_len = tracker.payload.wrapping_add(HEADER_LEN as u16);
-    let (flow, sequence) = (tracker.flow(mark.sequence), mark.sequence as u16);
-    let datagram = udp::Header {
-        source: flow,
-        destination: tracker.port,
-        len: message_len,
+    let message_len = match what {
+        What::Probe => tracker.payload.wrapping_add(HEADER_LEN as u16),
+        What::Reset => tcp::LEN as u16,
+    };
+    let protocol = match tracker.probe {
+        Probe::Icmp => match tracker.family {
+            Family::Ipv4 => ipv4::ICMP,
+            Family::Ipv6 => ipv6::ICMP,
+        },
+        Probe::Udp | Probe::Stamp => ipv4::UDP,
+        Probe::Tcp => tcp::PROTOCOL,
     };
     match tracker.family {
         Family::Ipv4 => {
             let (source, behind) = (be32(&tracker.source, 0), be32(&tracker.behind, 0));
             let total_len = message_len.wrapping_add(ipv4::LEN as u16);
-            let protocol = match tracker.probe {
-                Probe::Icmp => ipv4::ICMP,
-                Probe::Udp => ipv4::UDP,
-            };
             ipv4::emit(frame.at_mut(AT)?, total_len, protocol, source, behind);
-            let header = frame.at_mut(AT + ipv4::LEN)?;
-            match tracker.probe {
-                Probe::Icmp => icmp::emit(header, icmp::ECHO, flow, sequence, mark.sum()),
-                Probe::Udp => {
-                    let pseudo = ipv4::pseudo_header(source, behind, message_len, ipv4::UDP);
-                    datagram.emit(header, mark.sum().plus(pseudo));
-                }
-            }
-            mark.emit(frame.at_mut(AT + ipv4::LEN + HEADER_LEN)?);
+            let pseudo = match tracker.probe {
+                // That of ICMP covers no addresses.
+                Probe::Icmp => Sum::new(),
+                _ => ipv4::pseudo_header(source, behind, message_len, protocol),
+            };
+            emit_message(frame, AT + ipv4::LEN, tracker, mark, what, pseudo)
         }
         Family::Ipv6 => {
             let source = ipv6::address(&tracker.source);
             let behind = ipv6::address(&tracker.behind);
-            let protocol = match tracker.probe {
-                Probe::Icmp => ipv6::ICMP,
-                Probe::Udp => ipv6::UDP,
-            };
             ipv6::emit(frame.at_mut(AT)?, message_len, protocol, source, behind);
             let pseudo = ipv6::pseudo_header(source, behind, message_len, protocol);
+            emit_message(frame, AT + ipv6::LEN, tracker, mark, what, pseudo)
+        }
+    }
+}
+
+/// Writes what is above IP; `pseudo` is what a checksum covers beside it.
+#[inline(always)]
+fn emit_message<B: BytesMut + ?Sized>(
+    frame: &mut B,
+    at: usize,
+    tracker: &Tracker,
+    mark: &Mark,
+    what: What,
+    pseudo: Sum,
+) -> Option<()> {
+    let flow = tracker.flow(mark.sequence);
+    let datagram = udp::Header {
+        source: flow,
+        destination: tracker.port,
+        len: tracker.payload.wrapping_add(HEADER_LEN as u16),
+    };
+    match tracker.probe {
+        Probe::Icmp => {
+            let kind = match tracker.family {
+                Family::Ipv4 => icmp::ECHO,
+                Family::Ipv6 => icmp::ECHO_V6,
+            };
             let rest = mark.sum().plus(pseudo);
-            let header = frame.at_mut(AT + ipv6::LEN)?;
-            match tracker.probe {
-                Probe::Icmp => icmp::emit(header, icmp::ECHO_V6, flow, sequence, rest),
-                Probe::Udp => datagram.emit(header, rest),
+            icmp::emit(frame.at_mut(at)?, kind, flow, mark.sequence as u16, rest);
+            mark.emit(frame.at_mut(at + HEADER_LEN)?);
+        }
+        Probe::Udp => {
+            datagram.emit(frame.at_mut(at)?, mark.sum().plus(pseudo));
+            mark.emit(frame.at_mut(at + HEADER_LEN)?);
+        }
+        Probe::Stamp => {
+            let claim = Claim::new(mark.tracker, mark.sequence, mark.token);
+            let mut rest = claim.sum().plus(pseudo);
+            if tracker.payload as usize >= stamp::LEN + stamp::TLV_LEN {
+                let padding = frame.at_mut(at + HEADER_LEN + stamp::LEN)?;
+                rest = rest.plus(stamp::emit_padding(padding, tracker.payload));
             }
-            mark.emit(frame.at_mut(AT + ipv6::LEN + HEADER_LEN)?);
+            datagram.emit(frame.at_mut(at)?, rest);
+            claim.emit(frame.at_mut(at + HEADER_LEN)?);
+        }
+        Probe::Tcp => {
+            let sequence = tcp::initial_sequence(mark.token, tracker.salt, mark.sequence);
+            let header = tcp::Header {
+                source: flow,
+                destination: tracker.port,
+                sequence,
+                acknowledged: 0,
+                flags: tcp::flags::SYN,
+            };
+            match what {
+                What::Probe => header.emit_syn(frame.at_mut(at)?, pseudo),
+                What::Reset => {
+                    let reset = tcp::Header {
+                        sequence: sequence.wrapping_add(1),
+                        flags: tcp::flags::RST,
+                        ..header
+                    };
+                    reset.emit(frame.at_mut(at)?, pseudo);
+                    // A frame of Ethernet's least size has bytes behind it.
+                    if let Some(padding) =
+                        frame.at_mut::<{ tcp::SYN_LEN - tcp::LEN }>(at + tcp::LEN)
+                    {
+                        put64(padding, 0, 0);
+                    }
+                }
+            }
         }
     }
     Some(())
@@ -170,6 +267,7 @@ mod tests {
     use pnet_packet::ip::IpNextHeaderProtocols;
     use pnet_packet::ipv4::Ipv4Packet;
     use pnet_packet::ipv6::Ipv6Packet;
+    use pnet_packet::tcp::{self as pnet_tcp, TcpPacket};
     use pnet_packet::udp::{self as pnet_udp, UdpPacket};
     use pnet_packet::vlan::VlanPacket;
     use pnet_packet::{Packet as _, ipv4 as pnet_ipv4};
@@ -185,12 +283,18 @@ mod tests {
     prop_compose! {
         fn trackers()(
             behind: [u8; 16], source: [u8; 16], payload in LEN as u16..9_000, is_v6: bool,
-            flow_first: u16, flow_bits in 0u32..=16, port: u16, is_udp: bool,
+            flow_first: u16, flow_bits in 0u32..=16, port: u16, salt: u8, probe in 0usize..4,
         ) -> Tracker {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
-            let probe = if is_udp { Probe::Udp } else { Probe::Icmp };
+            let probe = [Probe::Icmp, Probe::Udp, Probe::Tcp, Probe::Stamp][probe];
+            let payload = match probe {
+                Probe::Icmp | Probe::Udp => payload,
+                Probe::Tcp => SYN_PAYLOAD,
+                Probe::Stamp if payload < 1_000 => stamp::LEN as u16,
+                Probe::Stamp => payload,
+            };
             let flow_mask = ((1u32 << flow_bits) - 1) as u16;
-            Tracker { behind, source, payload, flow_first, flow_mask, port, family, probe, ..Default::default() }
+            Tracker { behind, source, payload, flow_first, flow_mask, port, family, probe, salt, ..Default::default() }
         }
     }
 
@@ -322,7 +426,49 @@ mod tests {
                     prop_assert_eq!(echo.get_identifier(), flow);
                     prop_assert_eq!(echo.get_sequence_number(), mark.sequence as u16);
                 }
-                Probe::Udp => {
+                Probe::Tcp => {
+                    prop_assert_eq!(protocol, IpNextHeaderProtocols::Tcp);
+                    let tcp = TcpPacket::new(message).expect("a whole header");
+                    let right = match (source, destination) {
+                        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                            pnet_tcp::ipv4_checksum(&tcp, &source, &destination)
+                        }
+                        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                            pnet_tcp::ipv6_checksum(&tcp, &source, &destination)
+                        }
+                        _ => unreachable!("addresses of one packet"),
+                    };
+                    prop_assert_eq!(tcp.get_checksum(), right);
+                    prop_assert_eq!((tcp.get_source(), tcp.get_destination()), (flow, tracker.port));
+                    prop_assert_eq!(message.len(), tcp::SYN_LEN);
+                    let number = tcp::initial_sequence(mark.token, tracker.salt, mark.sequence);
+                    prop_assert_eq!((tcp.get_sequence(), tcp.get_flags()), (number, tcp::flags::SYN));
+                    // Its end fits the same frame, and is a packet of its own length.
+                    let mut end = frame.clone();
+                    emit_reset(end.as_mut_slice(), &path, &tracker, &mark).expect("room for it");
+                    let at = frame.len() - message.len();
+                    let reset = TcpPacket::new(&end[at..at + tcp::LEN]).expect("a whole header");
+                    prop_assert_eq!((reset.get_sequence(), reset.get_flags()), (number.wrapping_add(1), tcp::flags::RST));
+                    prop_assert_eq!((reset.get_source(), reset.get_destination()), (flow, tracker.port));
+                    prop_assert_eq!(&end[at + tcp::LEN..], &[0; tcp::SYN_LEN - tcp::LEN]);
+                    let right = match (source, destination) {
+                        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                            pnet_tcp::ipv4_checksum(&reset, &source, &destination)
+                        }
+                        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                            pnet_tcp::ipv6_checksum(&reset, &source, &destination)
+                        }
+                        _ => unreachable!("addresses of one packet"),
+                    };
+                    prop_assert_eq!(reset.get_checksum(), right);
+                    let len = match tracker.family {
+                        Family::Ipv4 => Ipv4Packet::new(&end[at - ipv4::LEN..]).expect("a header").get_total_length() - 20,
+                        Family::Ipv6 => Ipv6Packet::new(&end[at - ipv6::LEN..]).expect("a header").get_payload_length(),
+                    };
+                    prop_assert_eq!(usize::from(len), tcp::LEN);
+                    return Ok(());
+                }
+                Probe::Udp | Probe::Stamp => {
                     prop_assert_eq!(protocol, IpNextHeaderProtocols::Udp);
                     let udp = UdpPacket::new(message).expect("a whole header");
                     let right = match (source, destination) {
@@ -338,6 +484,19 @@ mod tests {
                     prop_assert_eq!((udp.get_source(), udp.get_destination()), (flow, tracker.port));
                     prop_assert_eq!(usize::from(udp.get_length()), message.len());
                 }
+            }
+            prop_assert_eq!(message.len(), HEADER_LEN + usize::from(tracker.payload));
+            if tracker.probe == Probe::Stamp {
+                let packet = &message[HEADER_LEN..];
+                let claim = Claim::of_probe(packet.first_chunk().expect("a whole claim"));
+                prop_assert_eq!(claim, Some(Claim::new(mark.tracker, mark.sequence, mark.token)));
+                let padding = &packet[stamp::LEN..];
+                if let Some((header, rest)) = padding.split_first_chunk::<4>() {
+                    let len = u16::try_from(rest.len()).expect("a length").to_be_bytes();
+                    prop_assert_eq!(header, &[0x80, 1, len[0], len[1]]);
+                    prop_assert!(rest.iter().all(|byte| *byte == 0));
+                }
+                return Ok(());
             }
             let payload: &[u8; LEN] = message[HEADER_LEN..].first_chunk().expect("a whole mark");
             prop_assert_eq!(Mark::parse(payload), mark);

@@ -39,12 +39,13 @@ pub struct Hop(u64);
 impl Hop {
     /// Without an Ethernet header.
     #[inline(always)]
-    const fn new(ttl: u8) -> Self {
+    pub const fn new(ttl: u8) -> Self {
         Self(ttl as u64)
     }
 
+    /// With the source MAC address of its frame, as [`ethernet::source`] reads it.
     #[inline(always)]
-    const fn by(self, mac: u64) -> Self {
+    pub const fn by(self, mac: u64) -> Self {
         Self(self.0 | mac)
     }
 
@@ -456,7 +457,7 @@ mod tests {
         fn replied(&self) -> Message {
             match self.tracker.probe {
                 Probe::Icmp => Message::EchoReply,
-                Probe::Udp => Message::Datagram,
+                Probe::Udp | Probe::Tcp | Probe::Stamp => Message::Datagram,
             }
         }
 

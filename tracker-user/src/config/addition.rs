@@ -39,6 +39,10 @@ pub struct Addition {
     #[arg(long, value_name = "N")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<i64>,
+    /// What the datagrams of udp probes are: echo or stamp
+    #[arg(long, value_name = "P")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
     /// From one probe to the next, such as 100ms
     #[arg(long, value_name = "D")]
     #[serde(default, skip_serializing_if = "Option::is_none")]

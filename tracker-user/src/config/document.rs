@@ -25,8 +25,6 @@ pub(super) struct Sink<'a> {
     file: Option<&'a Path>,
     /// Byte offset and text.
     problems: RefCell<Vec<(usize, String)>>,
-    /// What is only refused when nothing else is wrong.
-    unsupported: RefCell<Vec<(usize, String)>>,
 }
 
 impl<'a> Sink<'a> {
@@ -35,7 +33,6 @@ impl<'a> Sink<'a> {
             text,
             file: Some(file),
             problems: RefCell::default(),
-            unsupported: RefCell::default(),
         }
     }
 
@@ -73,10 +70,6 @@ impl<'a> Sink<'a> {
 
     pub(super) fn problem(&self, at: usize, text: impl Into<String>) {
         self.problems.borrow_mut().push((at, text.into()));
-    }
-
-    pub(super) fn unsupported(&self, at: usize, text: impl Into<String>) {
-        self.unsupported.borrow_mut().push((at, text.into()));
     }
 
     /// The line of a byte offset, from 1.
@@ -120,9 +113,6 @@ impl<'a> Sink<'a> {
 
     fn found(&self) -> Vec<(usize, String)> {
         let mut found = self.problems.take();
-        if found.is_empty() {
-            found = self.unsupported.take();
-        }
         found.sort_by_key(|(at, _)| *at);
         found
     }
@@ -442,12 +432,7 @@ impl<'s> Entry<'s> {
         };
         let text = self.string(&format!("one of {}", list()))?.value;
         match words.iter().find(|(word, _)| *word == text) {
-            Some((word, value)) => {
-                if let Some(why) = super::unsupported::value(self.key, word) {
-                    self.sink.unsupported(self.at(), why);
-                }
-                self.found(*value)
-            }
+            Some((_, value)) => self.found(*value),
             None => {
                 self.refuse(format_args!("not one of {}", list()));
                 None

@@ -8,7 +8,6 @@ mod addition;
 mod document;
 #[cfg(test)]
 mod tests;
-mod unsupported;
 mod validate;
 
 use std::fmt;
@@ -19,10 +18,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use tracker_ebpf::{abi, wire::probe};
 
 pub use addition::{Addition, PolicyWord};
 pub(crate) use validate::MAX_NAME;
-pub use validate::{Defaults, checked_instance};
+pub use validate::{Defaults, checked_instance, crowded};
 
 /// Larger files are refused: no sensible configuration is, and `FILE` may be a device.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -181,6 +181,8 @@ pub struct Tracker {
     pub probe: Probe,
     /// The destination port; present exactly for UDP and TCP.
     pub port: Option<u16>,
+    /// What the datagrams of UDP are.
+    pub protocol: Protocol,
     /// From one probe to the next.
     pub interval: Duration,
     /// How long a reply may take; may exceed the interval.
@@ -189,7 +191,7 @@ pub struct Tracker {
     pub fall: u8,
     /// So many consecutive replies make it up.
     pub rise: u8,
-    /// Bytes after the probe's own header.
+    /// Bytes after the probe's own header; none of TCP.
     pub payload: u16,
     /// Whether a reply is wanted.
     pub expect: Expect,
@@ -210,6 +212,7 @@ impl Default for Tracker {
             behind: Ipv4Addr::UNSPECIFIED.into(),
             probe: Probe::default(),
             port: None,
+            protocol: Protocol::default(),
             interval: Duration::from_secs(1),
             timeout: Duration::from_millis(500),
             fall: 3,
@@ -234,6 +237,36 @@ pub enum Probe {
     Udp,
     /// A TCP SYN.
     Tcp,
+}
+
+/// What the datagrams of UDP probes are, and who answers them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// An echo service sends them back (RFC 862).
+    #[default]
+    Echo,
+    /// A STAMP reflector answers (RFC 8762).
+    Stamp,
+}
+
+impl Tracker {
+    /// What its probes are on the wire.
+    pub const fn kind(&self) -> abi::Probe {
+        match (self.probe, self.protocol) {
+            (Probe::Icmp, _) => abi::Probe::Icmp,
+            (Probe::Udp, Protocol::Echo) => abi::Probe::Udp,
+            (Probe::Udp, Protocol::Stamp) => abi::Probe::Stamp,
+            (Probe::Tcp, _) => abi::Probe::Tcp,
+        }
+    }
+
+    /// Bytes after the first eight of what the IP header precedes; see [`abi::Tracker::payload`].
+    pub const fn wire_payload(&self) -> u16 {
+        match self.probe {
+            Probe::Tcp => probe::SYN_PAYLOAD,
+            Probe::Icmp | Probe::Udp => self.payload,
+        }
+    }
 }
 
 /// Whether a reply is wanted.
@@ -336,6 +369,7 @@ words! {
     Role { Active = "active", Standby = "standby" }
     ReturnHop { Any = "any", Endpoint = "endpoint" }
     Probe { Icmp = "icmp", Udp = "udp", Tcp = "tcp" }
+    Protocol { Echo = "echo", Stamp = "stamp" }
     Expect { Reply = "reply", Silence = "silence" }
     Flow { Fixed = "fixed", Rotate = "rotate" }
     Refused { Down = "down", Up = "up" }

@@ -87,6 +87,7 @@ fn tracker(behind: &str) -> Tracker {
         behind: behind.parse().unwrap(),
         probe: Probe::Icmp,
         port: None,
+        protocol: Protocol::Echo,
         interval: Duration::from_secs(1),
         timeout: Duration::from_millis(500),
         fall: 3,
@@ -158,6 +159,7 @@ fn contract_example_is_valid() {
                         trackers: vec![Tracker {
                             probe: Probe::Tcp,
                             port: Some(443),
+                            payload: 0,
                             ..tracker("10.20.2.9")
                         }],
                     },
@@ -325,6 +327,7 @@ fn each_bad_line_is_named_with_its_reason() {
         ),
         ("payload = 65508", "out of range"),
         ("probe = \"ping\"", "not one of \"icmp\", \"udp\", \"tcp\""),
+        ("protocol = \"twamp\"", "not one of \"echo\", \"stamp\""),
         (
             "probe = 1",
             "must be one of \"icmp\", \"udp\", \"tcp\", not a whole number",
@@ -790,16 +793,116 @@ fn steering_is_checked() {
     }
 }
 
+/// The tracker that these lines in [`SERVICE`] make.
+fn with_lines(lines: &str) -> Tracker {
+    valid(&format!("{SERVICE}{lines}")).services[0].members[0].trackers[0].clone()
+}
+
 #[test]
-fn what_is_not_supported_is_refused_once_and_plainly() {
-    let cases = [(
-        "refused = \"up\"",
-        "refused = \"up\" is not supported by this version; only \"down\" is",
-    )];
-    for (line, expected) in cases {
-        let error = problem(&format!("[defaults]\n{line}\n{SERVICE}"));
-        assert_eq!(error, format!("hub.toml:2: {expected}"));
+fn kinds_of_probes_have_payloads_and_ports_of_their_own() {
+    let of = |lines: &str| {
+        let tracker = with_lines(lines);
+        (tracker.port, tracker.payload, tracker.wire_payload())
+    };
+    let (tcp, stamp) = (
+        "probe = \"tcp\"\nport = 443\n",
+        "probe = \"udp\"\nprotocol = \"stamp\"\n",
+    );
+    assert_eq!(of(tcp), (Some(443), 0, 20));
+    assert_eq!(of(stamp), (Some(862), 44, 44));
+    assert_eq!(
+        of(&format!("{stamp}port = 863\npayload = 48\n")),
+        (Some(863), 48, 48)
+    );
+    assert_eq!(of(&format!("{stamp}payload = 44\n")), (Some(862), 44, 44));
+    // What is inherited is for others.
+    let inherited = |defaults: &str, lines: &str| {
+        let config = valid(&format!("[defaults]\n{defaults}\n{SERVICE}{lines}"));
+        config.services[0].members[0].trackers[0].clone()
+    };
+    assert_eq!(inherited("payload = 1400", tcp).payload, 0);
+    assert_eq!(inherited("payload = 32", stamp).payload, 44);
+    assert_eq!(inherited("payload = 1400", stamp).payload, 1_400);
+    assert_eq!(
+        inherited("protocol = \"stamp\"", "").protocol,
+        Protocol::Echo
+    );
+    assert_eq!(
+        inherited("protocol = \"stamp\"", tcp).protocol,
+        Protocol::Echo
+    );
+    assert_eq!(inherited("refused = \"up\"", tcp).refused, Refused::Up);
+    let stamp_by_default = inherited("protocol = \"stamp\"", "probe = \"udp\"\n");
+    assert_eq!(
+        (stamp_by_default.protocol, stamp_by_default.port),
+        (Protocol::Stamp, Some(862))
+    );
+}
+
+#[test]
+fn what_a_kind_of_probe_cannot_have_is_refused() {
+    let (tcp, stamp) = (
+        "probe = \"tcp\"\nport = 443\n",
+        "probe = \"udp\"\nprotocol = \"stamp\"\n",
+    );
+    for (lines, expected) in [
+        (
+            format!("{tcp}payload = 32\n"),
+            "8: payload = 32 but a SYN carries no data, and firewalls drop those that do; delete `payload`",
+        ),
+        (
+            format!("{stamp}payload = 46\n"),
+            "8: payload = 46 but a STAMP packet has 44 bytes, or 48 to 65507 with padding; give one of these or delete \
+             `payload`",
+        ),
+        (
+            format!("{tcp}protocol = \"stamp\"\n"),
+            "8: protocol = \"stamp\" but probe = \"tcp\" has only one; delete `protocol` or set probe = \"udp\"",
+        ),
+        (
+            "protocol = \"echo\"\n".to_owned(),
+            "6: protocol = \"echo\" but probe = \"icmp\" has only one; delete `protocol` or set probe = \"udp\"",
+        ),
+        (
+            format!("{tcp}interval = \"1ms\"\ntimeout = \"251ms\"\n"),
+            "9: the timeout is longer than 250 intervals, and a SYN tells no more probes apart; give a shorter `timeout` or \
+             a longer `interval`",
+        ),
+    ] {
+        let error = problem(&format!("{SERVICE}{lines}"));
+        assert!(
+            error.starts_with(&format!("hub.toml:{expected}")),
+            "{error}"
+        );
     }
+    with_lines(&format!("{tcp}interval = \"1ms\"\ntimeout = \"250ms\"\n"));
+    with_lines("interval = \"1ms\"\ntimeout = \"251ms\"\n");
+}
+
+/// So many services that all ask one port of one address.
+fn asking_one_port(count: usize, more: &str) -> String {
+    (0..count)
+        .map(|number| {
+            let name = format!("\"fw-{number}\"");
+            let tcp = format!("probe = \"tcp\"\nport = 443\n{more}\n");
+            SERVICE.replace("\"fw-1\"", &name) + &tcp
+        })
+        .collect()
+}
+
+#[test]
+fn more_tcp_trackers_than_can_be_told_apart_are_refused() {
+    let rotate = "flow = \"rotate\"";
+    valid(&asking_one_port(32, rotate));
+    let error = problem(&asking_one_port(33, rotate));
+    assert!(
+        error.contains(
+            "more than 32 trackers with probe \"tcp\" and flow \"rotate\" ask port 443 of 10.20.0.9"
+        ),
+        "{error}"
+    );
+    valid(&asking_one_port(2_048, ""));
+    assert!(problem(&asking_one_port(2_049, "")).contains("more than 2048 trackers"));
 }
 
 #[test]
@@ -828,7 +931,7 @@ fn an_unreadable_file_is_one_line() {
 
 /// Words and values a configuration is made of, valid and not, to be put together at random.
 fn fragment() -> impl Strategy<Value = String> {
-    let keys = "name|endpoint|interface|behind|policy|returns|return_hop|source|member|role|tracker|probe|port|\
+    let keys = "name|endpoint|interface|behind|policy|returns|return_hop|source|member|role|tracker|probe|port|protocol|\
                 interval|timeout|fall|rise|payload|expect|flow|refused|hold_down|return_ttl|services|uplinks|mark|x";
     const VALUES: &[&str] = &[
         "\"a\"",

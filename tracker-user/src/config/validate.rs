@@ -8,13 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
-use tracker_ebpf::abi;
+use tracker_ebpf::{abi, wire::stamp};
 
 use ipnet::IpNet;
 
 use super::document::{At, Entry, Section, likeliest};
 use super::{
-    Chain, Config, Expect, Flow, Hub, Member, ModeChoice, Origin, Policy, Probe, Refused,
+    Chain, Config, Expect, Flow, Hub, Member, ModeChoice, Origin, Policy, Probe, Protocol, Refused,
     ReturnHop, Role, Service, Steering, Tracker,
 };
 
@@ -27,6 +27,9 @@ const FLAP_WINDOW: RangeInclusive<Duration> =
 const COUNT: RangeInclusive<u32> = 1..=60;
 /// What the probe's own mark, sequence, time and token take.
 const MIN_PAYLOAD: u32 = 32;
+/// What a STAMP packet takes, and one with padding at least.
+const STAMP_PAYLOAD: u32 = stamp::LEN as u32;
+const STAMP_PADDED: u32 = (stamp::LEN + stamp::TLV_LEN) as u32;
 /// An IPv4 packet of 65,535 bytes less its header (20) and that of ICMP or UDP (8).
 const MAX_PAYLOAD: u32 = 65_507;
 
@@ -66,6 +69,7 @@ const HUB_KEYS: &[&str] = &[
 const TRACKER_KEYS: &[&str] = &[
     "probe",
     "port",
+    "protocol",
     "interval",
     "timeout",
     "fall",
@@ -154,6 +158,11 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
         .map(|section| chain(&section, &names, &mut chain_names))
         .collect();
 
+    let trackers = services.iter().flat_map(|service| &service.members);
+    if let Some(why) = crowded(trackers.flat_map(|member| &member.trackers)) {
+        root.sink.problem(root.at, why);
+    }
+
     let steering = root
         .take_table("steering")
         .map(|section| steering(&section));
@@ -164,6 +173,31 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
         steering,
         defaults: Defaults(defaults),
     }
+}
+
+/// Why trackers of TCP are too many for the source ports by which their replies are told apart, where they are.
+pub fn crowded<'t>(trackers: impl Iterator<Item = &'t Tracker>) -> Option<String> {
+    let mut of = HashMap::new();
+    for tracker in trackers.filter(|tracker| tracker.probe == Probe::Tcp) {
+        let count = of
+            .entry((tracker.behind, tracker.port, tracker.flow))
+            .or_insert(0);
+        *count += 1;
+        let most = match tracker.flow {
+            Flow::Fixed => abi::PORTS_MASK + 1,
+            Flow::Rotate => (abi::PORTS_MASK + 1) / (abi::STREAM_PORTS_MASK + 1),
+        };
+        if *count > most {
+            return Some(format!(
+                "more than {most} trackers with probe \"tcp\" and flow \"{}\" ask port {} of {}, and their replies could \
+                 not be told apart; take some away, or have them ask another port or address",
+                tracker.flow,
+                tracker.port.unwrap_or_default(),
+                tracker.behind
+            ));
+        }
+    }
+    None
 }
 
 /// `[defaults]` of a configuration, for services that are added to it later.
@@ -246,11 +280,12 @@ enum Level {
 struct Settings {
     probe: Option<(Level, At<Probe>)>,
     port: Option<(Level, At<u16>)>,
+    protocol: Option<(Level, At<Protocol>)>,
     interval: Option<At<Duration>>,
     timeout: Option<At<Duration>>,
     fall: Option<At<u32>>,
     rise: Option<At<u32>>,
-    payload: Option<At<u32>>,
+    payload: Option<(Level, At<u32>)>,
     expect: Option<At<Expect>>,
     flow: Option<At<Flow>>,
     refused: Option<At<Refused>>,
@@ -271,11 +306,16 @@ impl Settings {
                     let value = value as u16;
                     (level, At { value, at })
                 }),
+            protocol: value("protocol")
+                .and_then(|entry| entry.word(Protocol::WORDS))
+                .map(|protocol| (level, protocol)),
             interval: value("interval").and_then(|entry| entry.duration(INTERVAL)),
             timeout: value("timeout").and_then(|entry| entry.duration(TIMEOUT)),
             fall: value("fall").and_then(|entry| entry.integer(COUNT)),
             rise: value("rise").and_then(|entry| entry.integer(COUNT)),
-            payload: value("payload").and_then(|entry| payload(&entry)),
+            payload: value("payload")
+                .and_then(|entry| payload(&entry))
+                .map(|payload| (level, payload)),
             expect: value("expect").and_then(|entry| entry.word(Expect::WORDS)),
             flow: value("flow").and_then(|entry| entry.word(Flow::WORDS)),
             refused: value("refused").and_then(|entry| entry.word(Refused::WORDS)),
@@ -294,6 +334,7 @@ impl Settings {
         Self {
             probe: self.probe.or(outer.probe),
             port: self.port.or(outer.port),
+            protocol: self.protocol.or(outer.protocol),
             interval: self.interval.or(outer.interval),
             timeout: self.timeout.or(outer.timeout),
             fall: self.fall.or(outer.fall),
@@ -312,8 +353,32 @@ impl Settings {
             Some((level, probe)) => (level, probe.value),
             None => (Level::BuiltIn, Probe::default()),
         };
+        // A key for others among the trackers that inherit it is no mistake.
+        let is_meant = |level: Level| {
+            !(level < probe_level || (level, probe_level) == (Level::Defaults, Level::BuiltIn))
+        };
+        let protocol = match (probe, self.protocol) {
+            (Probe::Udp, Some((_, protocol))) => protocol.value,
+            (Probe::Icmp | Probe::Tcp, Some((level, protocol))) if is_meant(level) => {
+                section.problem(
+                    protocol.at,
+                    format_args!(
+                        "{} but {} has only one; delete {} or set {}",
+                        section
+                            .sink
+                            .setting("protocol", &format!("\"{}\"", protocol.value)),
+                        section.sink.setting("probe", &format!("\"{probe}\"")),
+                        section.sink.key("protocol"),
+                        section.sink.setting("probe", "\"udp\""),
+                    ),
+                );
+                Protocol::default()
+            }
+            _ => Protocol::default(),
+        };
         let port = match (probe, self.port) {
             (Probe::Udp | Probe::Tcp, Some((_, port))) => Some(port.value),
+            (Probe::Udp, None) if protocol == Protocol::Stamp => Some(stamp::PORT),
             (Probe::Udp | Probe::Tcp, None) => {
                 section.problem(
                     self.probe.map_or(behind.at, |(_, probe)| probe.at),
@@ -328,10 +393,7 @@ impl Settings {
                 None
             }
             (Probe::Icmp, Some((level, port))) => {
-                // A port for the UDP and TCP trackers among those that inherit it is no mistake.
-                let inherited = level < probe_level
-                    || (level, probe_level) == (Level::Defaults, Level::BuiltIn);
-                if !inherited {
+                if is_meant(level) {
                     section.problem(
                         port.at,
                         format_args!(
@@ -350,21 +412,80 @@ impl Settings {
         fn or<T>(setting: Option<At<T>>, default: T) -> T {
             setting.map_or(default, |setting| setting.value)
         }
+        let interval = or(self.interval, Duration::from_secs(1));
+        let timeout = or(self.timeout, Duration::from_millis(500));
+        let most = abi::STREAM_FLIGHTS_MAX;
+        if probe == Probe::Tcp && timeout > interval * most {
+            let at = self
+                .timeout
+                .or(self.interval)
+                .map_or(behind.at, |timeout| timeout.at);
+            section.problem(
+                at,
+                format_args!(
+                    "the timeout is longer than {most} intervals, and a SYN tells no more probes apart; give a shorter \
+                     {} or a longer {}",
+                    section.sink.key("timeout"),
+                    section.sink.key("interval"),
+                ),
+            );
+        }
         Tracker {
             behind: behind.value,
             probe,
             port,
-            interval: or(self.interval, Duration::from_secs(1)),
-            timeout: or(self.timeout, Duration::from_millis(500)),
+            protocol,
+            interval,
+            timeout,
             fall: or(self.fall, 3) as u8,
             rise: or(self.rise, 2) as u8,
-            payload: or(self.payload, MIN_PAYLOAD) as u16,
+            payload: self.payload(section, probe, protocol, is_meant),
             expect: or(self.expect, Expect::default()),
             flow: or(self.flow, Flow::default()),
             refused: or(self.refused, Refused::default()),
             hold_down: or(self.hold_down, Duration::ZERO),
             return_ttl: self.return_ttl.map(|ttl| ttl.value),
         }
+    }
+
+    /// Bytes after the header of a probe.
+    fn payload(
+        &self,
+        section: &Section<'_>,
+        probe: Probe,
+        protocol: Protocol,
+        is_meant: impl Fn(Level) -> bool,
+    ) -> u16 {
+        let least = match (probe, protocol) {
+            (Probe::Tcp, _) => 0,
+            (Probe::Udp, Protocol::Stamp) => STAMP_PAYLOAD,
+            (Probe::Icmp | Probe::Udp, _) => MIN_PAYLOAD,
+        };
+        let Some((level, payload)) = self.payload else {
+            return least as u16;
+        };
+        let value = payload.value;
+        let setting = || section.sink.setting("payload", &value.to_string());
+        let key = section.sink.key("payload");
+        let why = match (probe, protocol) {
+            (Probe::Tcp, _) => format!(
+                "{} but a SYN carries no data, and firewalls drop those that do; delete {key}",
+                setting()
+            ),
+            (Probe::Udp, Protocol::Stamp) if value != STAMP_PAYLOAD && value < STAMP_PADDED => {
+                format!(
+                    "{} but a STAMP packet has {STAMP_PAYLOAD} bytes, or {STAMP_PADDED} to {MAX_PAYLOAD} with padding; give \
+                     one of these or delete {key}",
+                    setting()
+                )
+            }
+            _ => return value as u16,
+        };
+        // A size for the others among the trackers that inherit it is no mistake.
+        if is_meant(level) {
+            section.problem(payload.at, why);
+        }
+        least as u16
     }
 }
 
@@ -530,7 +651,7 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
         let tracker = settings.tracker(section, behind);
         // Two trackers whose probes are the same on the wire are one tracker.
         let identity = (
-            (tracker.behind, tracker.probe, tracker.port),
+            (tracker.behind, tracker.kind() as u8, tracker.port),
             (tracker.payload, tracker.expect, tracker.flow),
         );
         match seen.get(&identity) {
@@ -819,12 +940,21 @@ fn checked_member(member: &Member) -> Result<(), String> {
         return Err(format!("{needed} of {count} trackers, {returns} returns"));
     }
     for tracker in &member.trackers {
+        let payload = u32::from(tracker.payload);
+        let is_size = match tracker.kind() {
+            // It has none, whatever an earlier version wrote down.
+            abi::Probe::Tcp => tracker.timeout <= tracker.interval * abi::STREAM_FLIGHTS_MAX,
+            abi::Probe::Stamp => {
+                payload == STAMP_PAYLOAD || (STAMP_PADDED..=MAX_PAYLOAD).contains(&payload)
+            }
+            abi::Probe::Icmp | abi::Probe::Udp => (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&payload),
+        };
         let is_sound = INTERVAL.contains(&tracker.interval)
             && TIMEOUT.contains(&tracker.timeout)
             && HOLD_DOWN.contains(&tracker.hold_down)
             && COUNT.contains(&tracker.fall.into())
             && COUNT.contains(&tracker.rise.into())
-            && (MIN_PAYLOAD..=MAX_PAYLOAD).contains(&tracker.payload.into())
+            && is_size
             && tracker.port.is_some() == (tracker.probe != Probe::Icmp)
             && tracker.port != Some(0)
             && tracker.return_ttl != Some(0)

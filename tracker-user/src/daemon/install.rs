@@ -16,7 +16,7 @@ use tracker_ebpf::{
 use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, restart::Left, stamp};
 use crate::{
     board::TrackerRef,
-    config::{self, Addition, Config, Expect, Flow, Member, Origin, Role, Service},
+    config::{self, Addition, Config, Expect, Flow, Member, Origin, Refused, Role, Service},
     engine::{Command, TrackerSpec},
     kernel::loader::Sizes,
     plan::Fault,
@@ -32,6 +32,8 @@ pub(super) struct Places {
     pub(super) slots: Slots,
     pub(super) paths: Slots,
     pub(super) words: Words,
+    /// By which answers to the probes of TCP trackers are told apart.
+    streams: HashSet<abi::StreamKey>,
     room: u32,
 }
 
@@ -41,7 +43,51 @@ impl Places {
             slots: Slots::new(sizes.trackers),
             paths: Slots::new(sizes.paths),
             words: Words::new(sizes.words),
+            streams: HashSet::new(),
             room,
+        }
+    }
+
+    /// The first source port of a TCP tracker, which tells it from others of the same port of the same address. The
+    /// slot spreads those of different ones.
+    fn take_stream(&mut self, tracker: &abi::Tracker, flow: Flow, slot: u32) -> Option<u16> {
+        let (base, step) = match flow {
+            Flow::Fixed => (abi::FIXED_PORTS, 1),
+            Flow::Rotate => (abi::ROTATE_PORTS, abi::STREAM_PORTS_MASK + 1),
+        };
+        let places = (abi::PORTS_MASK + 1) / step;
+        (0..places).find_map(|place| {
+            let place = (slot as u16).wrapping_add(place) & (places - 1);
+            let flow_first = base + place * step;
+            let taken = abi::Tracker {
+                flow_first,
+                ..*tracker
+            };
+            self.streams.insert(taken.stream()).then_some(flow_first)
+        })
+    }
+
+    /// Says that a place in the maps that an earlier daemon gave is in use; false where it was taken.
+    pub(super) fn claim(&mut self, slot: u32, entry: &abi::Tracker) -> bool {
+        if !self.slots.claim(slot) {
+            return false;
+        }
+        if !self.words.claim(entry.window_first, entry.words()) {
+            self.slots.give(slot);
+            return false;
+        }
+        if entry.probe == abi::Probe::Tcp {
+            self.streams.insert(entry.stream());
+        }
+        true
+    }
+
+    /// Gives a tracker's place back.
+    fn give(&mut self, slot: u32, entry: &abi::Tracker) {
+        self.slots.give(slot);
+        self.words.give(entry.window_first, entry.words());
+        if entry.probe == abi::Probe::Tcp {
+            self.streams.remove(&entry.stream());
         }
     }
 
@@ -56,7 +102,7 @@ impl Places {
         }
         let mut fits = trackers <= slots && coming.paths <= paths;
         for tracker in &coming.trackers {
-            fits = fits && words.take(window_words(tracker)).is_some();
+            fits = fits && words.take(words_of(tracker)).is_some();
         }
         if !fits {
             bail!(
@@ -78,7 +124,8 @@ struct Going {
 
 impl Going {
     fn tracker(&mut self, tracker: &Tracker) {
-        self.words.push((tracker.entry.window_first, tracker.words));
+        let entry = &tracker.entry;
+        self.words.push((entry.window_first, entry.words()));
     }
 }
 
@@ -200,27 +247,33 @@ impl Daemon {
         path: u32,
         resume: Option<(Verdict, Cause)>,
     ) -> Option<Tracker> {
-        let words = window_words(tracker);
         let slot = self.places.slots.take()?;
-        let first = self.places.words.take(words)?;
+        let window_first = self.places.words.take(words_of(tracker))?;
         self.epoch = self.epoch.wrapping_add(1);
         let entry = abi::Tracker {
             epoch: self.epoch,
-            window_first: first,
-            flow_first: self.flow_first(tracker, slot),
+            window_first,
+            salt: self.kernel.salt(slot, self.epoch),
             ..entry(tracker, path)
+        };
+        let entry = abi::Tracker {
+            flow_first: self.flow_first(&entry, tracker.flow, slot)?,
+            ..entry
         };
         self.kernel.reset(slot, &entry);
         Some(self.start_tracker(tracker, slot, entry, resume))
     }
 
     /// First ICMP identifier or source port of a tracker's probes.
-    fn flow_first(&self, tracker: &config::Tracker, slot: u32) -> u16 {
-        match (tracker.probe, tracker.flow) {
-            (config::Probe::Udp, Flow::Fixed) => abi::FIXED_PORTS | (slot as u16 & abi::PORTS_MASK),
-            (config::Probe::Udp, Flow::Rotate) => abi::ROTATE_PORTS,
-            (config::Probe::Icmp | config::Probe::Tcp, _) => self.icmp_base ^ slot as u16,
-        }
+    fn flow_first(&mut self, entry: &abi::Tracker, flow: Flow, slot: u32) -> Option<u16> {
+        Some(match (entry.probe, flow) {
+            (abi::Probe::Udp | abi::Probe::Stamp, Flow::Fixed) => {
+                abi::FIXED_PORTS | (slot as u16 & abi::PORTS_MASK)
+            }
+            (abi::Probe::Udp | abi::Probe::Stamp, Flow::Rotate) => abi::ROTATE_PORTS,
+            (abi::Probe::Tcp, _) => self.places.take_stream(entry, flow, slot)?,
+            (abi::Probe::Icmp, _) => self.icmp_base ^ slot as u16,
+        })
     }
 
     /// Has the engine take a tracker whose place is prepared, or was its place before.
@@ -250,7 +303,6 @@ impl Daemon {
         }));
         Tracker {
             slot,
-            words: entry.window_mask + 1,
             tenant: entry.epoch,
             config: tracker.clone(),
             entry,
@@ -285,10 +337,7 @@ impl Daemon {
         if let Some(at) = self.by_slot.remove(&tracker.slot) {
             self.shared.core().slots.remove(&at);
         }
-        self.places.slots.give(tracker.slot);
-        self.places
-            .words
-            .give(tracker.entry.window_first, tracker.words);
+        self.places.give(tracker.slot, &tracker.entry);
     }
 
     /// Adds a service; says so, or why nothing was changed.
@@ -300,6 +349,11 @@ impl Daemon {
             return Err(refused(format!(
                 "there is one of this name; give another, or remove that one first with `tracker service remove {name}`"
             )));
+        }
+        let services = self.config.services.iter().chain([&service]);
+        let members = services.flat_map(|service| &service.members);
+        if let Some(why) = config::crowded(members.flat_map(|member| &member.trackers)) {
+            return Err(refused(why));
         }
         let coming = Coming {
             paths: service.members.len(),
@@ -411,7 +465,6 @@ impl Daemon {
         self.install();
         self.begin_journal(events);
         self.tell_room();
-        self.warn_of_others_probes();
         self.follow_routes().await;
         self.reconcile().await;
         Ok(())
@@ -419,6 +472,10 @@ impl Daemon {
 
     /// Whether what is new in a config finds a place beside what stays: nothing is taken.
     fn check_room(&self, config: &Config) -> Result<()> {
+        let members = config.services.iter().flat_map(|service| &service.members);
+        if let Some(why) = config::crowded(members.flat_map(|member| &member.trackers)) {
+            bail!(why);
+        }
         let mut old: HashMap<Key, &Attachment> = self
             .members
             .values()
@@ -479,24 +536,23 @@ pub(super) fn say_taken_over(names: &[String]) {
 
 /// What the maps say of a tracker wherever its place is.
 pub(super) fn entry(tracker: &config::Tracker, path: u32) -> abi::Tracker {
-    let probe = match tracker.probe {
-        config::Probe::Udp => abi::Probe::Udp,
-        config::Probe::Icmp | config::Probe::Tcp => abi::Probe::Icmp,
-    };
+    let probe = tracker.kind();
     abi::Tracker {
         behind: address_bytes(tracker.behind),
         timeout_ns: nanoseconds(tracker.timeout),
         path,
         window_mask: window_words(tracker) - 1,
-        payload: tracker.payload,
+        payload: tracker.wire_payload(),
         flow_mask: match (probe, tracker.flow) {
             (_, Flow::Fixed) => 0,
             (abi::Probe::Icmp, Flow::Rotate) => u16::MAX,
-            (abi::Probe::Udp, Flow::Rotate) => abi::PORTS_MASK,
+            (abi::Probe::Udp | abi::Probe::Stamp, Flow::Rotate) => abi::PORTS_MASK,
+            (abi::Probe::Tcp, Flow::Rotate) => abi::STREAM_PORTS_MASK,
         },
         port: tracker.port.unwrap_or(0),
         reports_all: u8::from(tracker.expect == Expect::Silence),
         return_ttl: tracker.return_ttl.unwrap_or(0),
+        refused_is_reply: u8::from(tracker.refused == Refused::Up),
         family: tracker.behind.into(),
         probe,
         ..Default::default()
@@ -528,8 +584,21 @@ pub(super) fn key(service: &str, member: &Member) -> Key {
     )
 }
 
+/// Words of a tracker's bit set. Where send times are kept there is one for each probe under way, and as many words
+/// of bits.
 fn window_words(tracker: &config::Tracker) -> u32 {
-    Window::words(nanoseconds(tracker.interval), nanoseconds(tracker.timeout))
+    let (interval, timeout) = (tracker.interval, tracker.timeout);
+    let words = Window::words(nanoseconds(interval), nanoseconds(timeout));
+    if !tracker.kind().keeps_times() {
+        return words;
+    }
+    let in_flight = nanoseconds(timeout) / nanoseconds(interval) + 2;
+    words.max((in_flight as u32).next_power_of_two())
+}
+
+/// Words of WINDOWS that a tracker takes.
+fn words_of(tracker: &config::Tracker) -> u32 {
+    window_words(tracker) << u32::from(tracker.kind().keeps_times())
 }
 
 /// Map sizes for a config, with room for trackers that come later.
@@ -539,7 +608,7 @@ pub(super) fn sizes(config: &Config) -> Sizes {
     let room = config.hub.room as usize;
     let words: usize = trackers
         .clone()
-        .map(|tracker| window_words(tracker) as usize)
+        .map(|tracker| words_of(tracker) as usize)
         .sum();
     let size = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Sizes {
@@ -547,5 +616,65 @@ pub(super) fn sizes(config: &Config) -> Sizes {
         // Each of them may be a service of its own.
         paths: size(members.count() + room),
         words: size(words + room * ROOM_WORDS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> Places {
+        let sizes = Sizes {
+            trackers: 4_096,
+            paths: 1,
+            words: 65_536,
+        };
+        Places::new(sizes, 0)
+    }
+
+    fn tcp(port: u16) -> abi::Tracker {
+        abi::Tracker {
+            probe: abi::Probe::Tcp,
+            port,
+            ..Default::default()
+        }
+    }
+
+    /// As many as the config takes find ports of their own, whatever their slots.
+    #[test]
+    fn trackers_of_one_port_have_source_ports_of_their_own() {
+        for (flow, count, each) in [(Flow::Fixed, 2_048u32, 1u32), (Flow::Rotate, 32, 64)] {
+            let mut places = places();
+            let mut used = HashSet::new();
+            for slot in 0..count {
+                let first = places.take_stream(&tcp(443), flow, slot * 64);
+                let first = u32::from(first.expect("a port"));
+                assert!((0..each).all(|port| used.insert(first + port)), "{first}");
+            }
+            assert!(used.iter().all(|port| (61_440..65_536).contains(port)));
+            assert_eq!(places.take_stream(&tcp(443), flow, 7), None);
+            // Of another port all are free, and one that went makes room.
+            assert!(places.take_stream(&tcp(80), flow, 7).is_some());
+            let slot = places.slots.take().expect("a slot");
+            let window_first = places.words.take(1).expect("words");
+            let gone = abi::Tracker {
+                flow_first: *used.iter().min().expect("a port") as u16,
+                window_first,
+                ..tcp(443)
+            };
+            let words = gone.words();
+            assert_eq!(words, 2);
+            places.words.give(window_first, 1);
+            let window_first = places.words.take(words).expect("words");
+            let gone = abi::Tracker {
+                window_first,
+                ..gone
+            };
+            places.give(slot, &gone);
+            assert_eq!(
+                places.take_stream(&tcp(443), flow, 7),
+                Some(gone.flow_first)
+            );
+        }
     }
 }

@@ -227,16 +227,12 @@ impl Daemon {
             epoch: entry.epoch,
             window_first: entry.window_first,
             flow_first: entry.flow_first,
+            salt: entry.salt,
             proof: entry.proof,
             active: 1,
             ..install::entry(tracker, path)
         };
-        if entry != expected || !self.places.slots.claim(slot) {
-            return None;
-        }
-        let words = entry.window_mask + 1;
-        if !self.places.words.claim(entry.window_first, words) {
-            self.places.slots.give(slot);
+        if entry != expected || !self.places.claim(slot, &entry) {
             return None;
         }
         if entry.probe == abi::Probe::Icmp {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{Daemon, SteeringCore};
 use crate::{
     kernel::steering::Steering,
-    plan::{self, MemberPlan},
+    plan::MemberPlan,
     report::status::{Status, SteeringStatus, UplinkStatus},
     steering::{self, Plan, Planned, Room},
 };
@@ -98,21 +98,6 @@ impl Daemon {
         let uplinks = uplinks.collect();
         if let Some(core) = &mut self.shared.core().steering {
             core.uplinks = uplinks;
-        }
-    }
-
-    /// Says so where the config has trackers whose probes this version cannot send.
-    pub(super) fn warn_of_others_probes(&self) {
-        for service in &self.config.services {
-            let trackers = service.members.iter().flat_map(|member| &member.trackers);
-            let mut others = trackers.filter(|tracker| !plan::can_probe(tracker));
-            if let Some(tracker) = others.next() {
-                tracing::warn!(
-                    "{}: this version sends no {} probes: such a tracker stays unknown, and only says what to steer",
-                    service.name,
-                    tracker.probe
-                );
-            }
         }
     }
 }

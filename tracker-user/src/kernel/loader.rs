@@ -1,7 +1,7 @@
 //! Loads the object, pins its maps, attaches its programs, and takes them off again.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     fs::File,
     io::Read as _,
     net::IpAddr,
@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, xdp::DevMapHash},
+    maps::{
+        Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf,
+        xdp::DevMapHash,
+    },
     programs::{
         LinkOrder, ProgramId, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
@@ -21,7 +24,7 @@ use aya::{
     },
 };
 use aya_obj::programs::XdpAttachType;
-use tracker_ebpf::abi;
+use tracker_ebpf::{abi, wire::token};
 
 use super::{
     OBJECT,
@@ -231,6 +234,7 @@ pub struct Kernel {
     is_followed: bool,
     devices: DevMapHash<MapData>,
     trackers: Array<MapData, abi::Tracker>,
+    streams: BpfHashMap<MapData, abi::StreamKey, u32>,
     states: StateReader,
     windows: Mapped<u64>,
     sizes: Sizes,
@@ -292,6 +296,7 @@ impl Kernel {
         loader
             .map_max_entries(abi::map::TRACKERS, entries(sizes.trackers))
             .map_max_entries(abi::map::STATE, entries(sizes.trackers))
+            .map_max_entries(abi::map::STREAMS, entries(sizes.trackers))
             .map_max_entries(abi::map::PATHS, entries(sizes.paths))
             .map_max_entries(abi::map::WINDOWS, entries(sizes.words))
             .map_max_entries(abi::map::BATCH, batch)
@@ -370,11 +375,13 @@ impl Kernel {
             batch: mapped(&ebpf, abi::map::BATCH)?,
             cursor: mapped(&ebpf, abi::map::CURSOR)?,
             events: RingBuf::try_from(take(&mut ebpf, abi::map::EVENTS)?)?,
+            answered: VecDeque::new(),
             counters: LinkCounters::new().context("cannot open a netlink socket")?,
         };
         let kernel = Self {
             devices: DevMapHash::try_from(take(&mut ebpf, abi::map::DEVICES)?)?,
             trackers: Array::try_from(take(&mut ebpf, abi::map::TRACKERS)?)?,
+            streams: BpfHashMap::try_from(take(&mut ebpf, abi::map::STREAMS)?)?,
             states: StateReader(Arc::new(mapped(&ebpf, abi::map::STATE)?)),
             windows: mapped(&ebpf, abi::map::WINDOWS)?,
             ebpf,
@@ -598,9 +605,24 @@ impl Kernel {
     /// # Errors
     /// As the kernel answers.
     pub fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()> {
-        self.trackers
-            .set(slot, tracker, 0)
-            .with_context(|| format!("cannot write tracker {slot}"))
+        let written = || format!("cannot write tracker {slot}");
+        self.trackers.set(slot, tracker, 0).with_context(written)?;
+        if tracker.probe != abi::Probe::Tcp {
+            return Ok(());
+        }
+        let key = tracker.stream();
+        if tracker.active != 0 {
+            self.streams.insert(key, slot, 0).with_context(written)
+        } else {
+            // It was not there where the tracker never was in use.
+            let _ = self.streams.remove(&key);
+            Ok(())
+        }
+    }
+
+    /// What hides the sequence numbers of a TCP tracker's probes in those of its SYNs: nobody else can know it.
+    pub const fn salt(&self, slot: u32, epoch: u32) -> u8 {
+        token::token(self.key, slot, epoch, 0, 0) as u8
     }
 
     /// What TRACKERS holds, in the order of slots.
@@ -622,7 +644,7 @@ impl Kernel {
             // SAFETY: a valid element; no program touches a slot that is not active.
             unsafe { state.write_volatile(abi::State::default()) };
         }
-        for word in tracker.window_first..=tracker.window_first + tracker.window_mask {
+        for word in tracker.window_first..tracker.window_first + tracker.words() {
             if let Some(word) = self.windows.at(word) {
                 // SAFETY: as above.
                 unsafe { word.write_volatile(0) };
@@ -742,8 +764,19 @@ fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     let old = pinned_array::<abi::Tracker>(&pins.map(name)).ok_or_else(|| missing(name))?;
     let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
     let mut new: Array<_, abi::Tracker> = Array::try_from(new)?;
-    for (at, entry) in (0..).zip(old.iter()) {
-        new.set(at, entry?, 0)?;
+    let mut streams = Vec::new();
+    for (at, entry) in (0u32..).zip(old.iter()) {
+        let entry = entry?;
+        new.set(at, entry, 0)?;
+        if entry.active != 0 && entry.probe == abi::Probe::Tcp {
+            streams.push((entry.stream(), at));
+        }
+    }
+    let name = abi::map::STREAMS;
+    let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+    let mut new: BpfHashMap<_, abi::StreamKey, u32> = BpfHashMap::try_from(new)?;
+    for (key, slot) in streams {
+        new.insert(key, slot, 0)?;
     }
     let name = abi::map::COUNTERS;
     let old = Map::PerCpuArray(MapData::from_pin(pins.map(name))?);

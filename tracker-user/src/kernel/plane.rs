@@ -1,6 +1,7 @@
 //! The real [`Plane`]: live frames, mapped memory and the ring buffer.
 
 use std::{
+    collections::VecDeque,
     io,
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
@@ -26,9 +27,10 @@ pub struct KernelPlane {
     pub(super) paths: Mapped<abi::Path>,
     pub(super) state: Mapped<abi::State>,
     pub(super) windows: Mapped<u64>,
-    pub(super) batch: Mapped<u32>,
+    pub(super) batch: Mapped<abi::Job>,
     pub(super) cursor: Mapped<abi::Cursor>,
     pub(super) events: RingBuf<MapData>,
+    pub(super) answered: VecDeque<abi::Answered>,
     pub(super) counters: LinkCounters,
 }
 
@@ -91,6 +93,40 @@ impl KernelPlane {
     }
 }
 
+impl KernelPlane {
+    /// Has the send program do as many jobs as a batch takes, in order; says how many it attempted.
+    fn run(&mut self, jobs: impl Iterator<Item = abi::Job>) -> io::Result<usize> {
+        let Some(cursor) = self.cursor.at(0) else {
+            return Ok(0);
+        };
+        let mut count = 0;
+        for (at, job) in (0..self.batch.len()).zip(jobs) {
+            if let Some(entry) = self.batch.at(at) {
+                // SAFETY: inside the mapping; the send program reads it only during the call below.
+                unsafe { entry.write(job) };
+                count += 1;
+            }
+        }
+        // SAFETY: as above; the cursor has the same two phases.
+        unsafe {
+            cursor.write(abi::Cursor {
+                next: 0,
+                end: count,
+            })
+        };
+        fence(Ordering::SeqCst);
+        let result = self.call(count);
+        fence(Ordering::SeqCst);
+        // SAFETY: as above; volatile because the kernel wrote it.
+        let taken = unsafe { cursor.read_volatile() }.next as usize;
+        match result {
+            Err(error) if taken == 0 => Err(error),
+            // A call cut short (EINTR, ENOMEM) has sent what the cursor says.
+            Ok(()) | Err(_) => Ok(taken.min(count as usize)),
+        }
+    }
+}
+
 impl Plane for KernelPlane {
     fn now_ns(&self) -> u64 {
         monotonic_ns()
@@ -104,33 +140,21 @@ impl Plane for KernelPlane {
     }
 
     fn send(&mut self, slots: &[u32]) -> io::Result<usize> {
-        let Some(cursor) = self.cursor.at(0) else {
-            return Ok(0);
-        };
-        let count = slots.len().min(self.batch.len() as usize);
-        for (at, slot) in slots.iter().take(count).enumerate() {
-            if let Some(entry) = self.batch.at(at as u32) {
-                // SAFETY: inside the mapping; the send program reads it only during the call below.
-                unsafe { entry.write(*slot) };
+        self.run(slots.iter().map(|slot| abi::Job::probe(*slot)))
+    }
+
+    fn reset(&mut self, connections: &[abi::Answered]) -> usize {
+        let mut taken = 0;
+        // A batch may be smaller than a ring of events.
+        while taken < connections.len() {
+            let jobs = connections[taken..].iter();
+            match self.run(jobs.map(|one| abi::Job::reset(one.tracker, one.sequence))) {
+                Ok(more) if more > 0 => taken += more,
+                // They end by themselves.
+                Ok(_) | Err(_) => break,
             }
         }
-        // SAFETY: as above; the cursor has the same two phases.
-        unsafe {
-            cursor.write(abi::Cursor {
-                next: 0,
-                end: count as u32,
-            })
-        };
-        fence(Ordering::SeqCst);
-        let result = self.call(count as u32);
-        fence(Ordering::SeqCst);
-        // SAFETY: as above; volatile because the kernel wrote it.
-        let taken = unsafe { cursor.read_volatile() }.next as usize;
-        match result {
-            Err(error) if taken == 0 => Err(error),
-            // A call cut short (EINTR, ENOMEM) has sent what the cursor says.
-            Ok(()) | Err(_) => Ok(taken.min(count)),
-        }
+        taken
     }
 
     fn sent(&self, slot: u32) -> u64 {
@@ -203,7 +227,16 @@ impl Plane for KernelPlane {
                 // SAFETY: the length fits and any bytes are a valid `Event`.
                 return Some(unsafe { item.as_ptr().cast::<abi::Event>().read_unaligned() });
             }
+            if item.len() == size_of::<abi::Answered>() {
+                // SAFETY: as above.
+                let answered = unsafe { item.as_ptr().cast::<abi::Answered>().read_unaligned() };
+                self.answered.push_back(answered);
+            }
         }
+    }
+
+    fn next_answered(&mut self) -> Option<abi::Answered> {
+        self.answered.pop_front()
     }
 
     fn set_private(&mut self, ifindex: u32) {

@@ -310,8 +310,18 @@ fn labels(
     if let Some(port) = tracker.port {
         let _ = write!(labels, ",port=\"{port}\"");
     }
+    if let Some(protocol) = tracker.protocol {
+        let _ = write!(labels, ",protocol=\"{protocol}\"");
+    }
     // Two series with the same labels would make the whole page invalid.
-    let key = |tracker: &TrackerStatus| (tracker.behind, tracker.probe, tracker.port);
+    let key = |tracker: &TrackerStatus| {
+        (
+            tracker.behind,
+            tracker.probe,
+            tracker.port,
+            tracker.protocol,
+        )
+    };
     let twins = member
         .trackers
         .iter()

@@ -10,7 +10,7 @@ use tracker_ebpf::{
 };
 
 use super::words;
-use crate::config::{Origin, Probe, Role};
+use crate::config::{Origin, Probe, Protocol, Role};
 use crate::health::{Health, Lateness};
 use crate::mode::{Mode, SendWay};
 
@@ -241,6 +241,9 @@ pub struct TrackerStatus {
     /// The MAC address that brought it, where its frame had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub return_mac: Option<String>,
+    /// What the datagrams of UDP are, where they are not for an echo service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
     /// More about the cause, such as who sent an ICMP error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -375,6 +378,7 @@ pub(crate) mod tests {
                         port: None,
                         return_ttl: Some(62),
                         return_mac: Some("02:00:00:00:00:01".to_owned()),
+                        protocol: None,
                         detail: None,
                     }],
                     send: Some(SendWay::XdpRedirect),

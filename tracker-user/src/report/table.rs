@@ -175,9 +175,13 @@ fn rows(table: &mut Table, service: &ServiceStatus, more: &[More]) {
 }
 
 fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13] {
-    let probe = match tracker.port {
-        Some(port) => format!("{}/{port}", tracker.probe),
+    let probe = match tracker.protocol {
+        Some(protocol) => protocol.to_string(),
         None => tracker.probe.to_string(),
+    };
+    let probe = match tracker.port {
+        Some(port) => format!("{probe}/{port}"),
+        None => probe,
     };
     let why = match &tracker.detail {
         Some(detail) => format!("{} ({})", tracker.cause.as_str(), printable(detail)),

@@ -1,0 +1,197 @@
+//! From what carries no mark to a counted reply: answers to TCP and STAMP probes.
+//!
+//! A packet that is not proven to be one passes as if nobody had looked: the hub's own connections may use the same
+//! ports to the same address.
+
+use aya_ebpf::programs::TcContext;
+use tracker_ebpf::{
+    abi::{Answered, Complaint, Hub, Path, Proof, State, Tracker},
+    wire::{
+        answer::{self, Answer, Message, Proof as Claimed},
+        ethernet, icmp, ipv4, ipv6,
+        probe::Mark,
+        stamp::{self, Claim},
+        tcp, token, udp,
+    },
+};
+
+use super::{
+    maps::{EVENTS, HUB, PATHS, STATE, STREAMS, TRACKERS, WINDOWS, count},
+    packet::{Head, Memory, Packet},
+    receive::{self, Arrival, Outcome},
+};
+
+/// Looks for an answer in a packet at TC ingress. What is scattered was gathered, if it may be ours.
+#[inline(always)]
+pub fn parse_skb(ctx: &TcContext) -> Option<Answer> {
+    answer::parse(&Packet::new(ctx.data(), ctx.data_end()))
+}
+
+/// The same of a device whose packets have no Ethernet header, of one that may be ours.
+#[inline(always)]
+pub fn parse_bare_skb(ctx: &TcContext) -> Option<Answer> {
+    let mut memory = Memory::uninit();
+    match receive::ethertype(ctx) {
+        ethernet::IPV4 => {
+            const QUOTED_STAMP: usize = 2 * (ipv4::LEN + udp::LEN) + stamp::CLAIM_LEN;
+            const REFLECTED: usize = ipv4::LEN + udp::LEN + stamp::REFLECTED_LEN;
+            const QUOTED_SYN: usize = 2 * (ipv4::LEN + icmp::LEN);
+            const SEGMENT: usize = ipv4::LEN + tcp::LEN;
+            let head =
+                Head::longest::<QUOTED_STAMP, REFLECTED, QUOTED_SYN, SEGMENT>(ctx, &mut memory)?;
+            answer::parse_ipv4(&head, 0)
+        }
+        ethernet::IPV6 => {
+            const QUOTED_STAMP: usize = 2 * (ipv6::LEN + udp::LEN) + stamp::CLAIM_LEN;
+            const QUOTED_SYN: usize = 2 * (ipv6::LEN + icmp::LEN);
+            const REFLECTED: usize = ipv6::LEN + udp::LEN + stamp::REFLECTED_LEN;
+            const SEGMENT: usize = ipv6::LEN + tcp::LEN;
+            let head =
+                Head::longest::<QUOTED_STAMP, QUOTED_SYN, REFLECTED, SEGMENT>(ctx, &mut memory)?;
+            answer::parse_ipv6(&head, 0)
+        }
+        _ => None,
+    }
+}
+
+/// The slot of the tracker to whose probe a packet seems to belong.
+#[inline(always)]
+pub fn slot(answer: &Answer) -> Option<u32> {
+    match answer.proof {
+        // SAFETY: userspace replaces a value whole.
+        Claimed::Syn(_) => unsafe { STREAMS.get(answer.stream()) }.copied(),
+        Claimed::Stamp(claim) => Some(claim.tracker()),
+    }
+}
+
+/// Judges an answer. `None`: not proven ours, or of no concern here; nothing was counted. `is_as_sent` tells
+/// whether the frame is on its way to the next hop still.
+#[inline(always)]
+pub fn recognise(
+    answer: &Answer,
+    arrival: Arrival,
+    is_as_sent: impl FnOnce(&Path) -> bool,
+) -> Option<Outcome> {
+    let slot = slot(answer)?;
+    let (hub, tracker, state) = (HUB.get(0)?, TRACKERS.get(slot)?, STATE.get_ptr_mut(slot)?);
+    if tracker.active == 0 || !answer.is_intact || !answer.belongs_to(tracker) {
+        return None;
+    }
+    // SAFETY: a valid map value; the send program writes the word whole.
+    let sent = unsafe { (&raw const (*state).send.sent).read_volatile() };
+    let Some(sequence) = proven(answer, slot, hub, tracker, sent) else {
+        // A reflector's packet bears what no other sender puts there. Of a segment nobody can tell whose it is.
+        if matches!(
+            (answer.message, answer.proof),
+            (Message::Reply, Claimed::Stamp(_))
+        ) {
+            receive::note_corrupt(state);
+            return Some(Outcome::Corrupt);
+        }
+        return None;
+    };
+    let proof = match answer.message {
+        Message::Reply => Proof::Reply,
+        Message::Reset if tracker.refused_is_reply != 0 => Proof::Reply,
+        Message::Probe => Proof::Arrival,
+        Message::Reset | Message::Error => return complain(answer, tracker, state, sequence),
+    };
+    // The one does not stand for the other: whoever sees a probe can answer it.
+    if proof != tracker.proof {
+        return None;
+    }
+    let path = PATHS.get(tracker.path)?;
+    if matches!(proof, Proof::Arrival) && is_as_sent(path) {
+        return None;
+    }
+    let way = receive::Way {
+        hop: answer.hop,
+        vlan: answer.vlan,
+        arrival,
+    };
+    let outcome = match receive::refused_way(path, tracker, proof, &way, state, sequence) {
+        Some(refused) => refused,
+        None => count_answer(slot, tracker, state, sequence, sent),
+    };
+    match outcome {
+        Outcome::Counted => receive::note_hop(state, answer.hop),
+        // The program of the VLAN device sees it next.
+        Outcome::Tagged => return Some(outcome),
+        _ => {}
+    }
+    if matches!(
+        (answer.message, answer.proof),
+        (Message::Reply, Claimed::Syn(_))
+    ) {
+        let answered = Answered {
+            tracker: slot,
+            epoch: tracker.epoch,
+            sequence,
+        };
+        if EVENTS.output_untyped::<Answered>(answered, 0).is_err() {
+            count(|counters| &mut counters.event_dropped);
+        }
+    }
+    Some(outcome)
+}
+
+/// The sequence number of the probe that is answered, if the token says so.
+#[inline(always)]
+fn proven(answer: &Answer, slot: u32, hub: &Hub, tracker: &Tracker, sent: u64) -> Option<u64> {
+    let sequence = match answer.proof {
+        Claimed::Syn(number) => tcp::probe_sequence(number, tracker.salt, sent),
+        Claimed::Stamp(claim) => claim.sequence(sent),
+    };
+    // Before the first probe.
+    if sequence == 0 || sequence > sent {
+        return None;
+    }
+    let token = token::token(hub.key, slot, tracker.epoch, sequence, 0);
+    let is_right = match answer.proof {
+        Claimed::Syn(number) => tcp::initial_sequence(token, tracker.salt, sequence) == number,
+        Claimed::Stamp(claim) => claim == Claim::new(slot, sequence, token),
+    };
+    is_right.then_some(sequence)
+}
+
+/// Counts an answer that came by the right way.
+#[inline(always)]
+fn count_answer(
+    slot: u32,
+    tracker: &Tracker,
+    state: *mut State,
+    sequence: u64,
+    sent: u64,
+) -> Outcome {
+    // Later probes have the place of its time: it was sent more than the timeout ago.
+    let time = match sent.wrapping_sub(sequence) > u64::from(tracker.window_mask) {
+        true => None,
+        false => WINDOWS.get(tracker.time_at(sequence)),
+    };
+    let Some(&sent_mono_ns) = time else {
+        return receive::note_late(state);
+    };
+    let mark = Mark {
+        tracker: slot,
+        sequence,
+        sent_mono_ns,
+        token: 0,
+    };
+    receive::count_reply(&mark, tracker, state)
+}
+
+/// Notes what says that a probe did not get through; as [`receive::complain`].
+#[inline(always)]
+fn complain(
+    answer: &Answer,
+    tracker: &Tracker,
+    state: *mut State,
+    sequence: u64,
+) -> Option<Outcome> {
+    let complaint = match answer.message {
+        Message::Reset => Complaint::Reset,
+        _ => receive::complaint_of(tracker.family),
+    };
+    receive::note_complaint(state, complaint, answer.kind, answer.sender, sequence);
+    Some(Outcome::Error)
+}

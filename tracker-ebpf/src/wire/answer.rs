@@ -1,0 +1,442 @@
+//! Recognising what may answer a probe that carries no mark of ours back: of TCP and STAMP, cheapest test first.
+
+use super::{
+    Bytes, be16, be32, ethernet, icmp, ipv4, ipv6,
+    reply::Hop,
+    stamp::{self, Claim},
+    tcp::{self, flags},
+    udp, vlan,
+};
+use crate::abi::{FIXED_PORTS, Family, Probe, StreamKey, Tracker};
+
+/// A message to or from one of the ports of our probes: an answer, a probe that came back, or an error about one.
+/// Nothing of it is proven yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What it is.
+    pub message: Message,
+    /// What proves it.
+    pub proof: Proof,
+    /// Who was asked, and at which port.
+    pub behind: Address,
+    /// See `behind`.
+    pub port: u16,
+    /// Who asked (for an error: who is told), and from which port.
+    pub source: Address,
+    /// See `source`.
+    pub own_port: u16,
+    /// Who sent it.
+    pub sender: Address,
+    /// Family of the addresses.
+    pub family: Family,
+    /// Tag control information, 0 where the frame has no tag of its own.
+    pub vlan: u16,
+    /// True where the lengths of all headers agree with each other, and the IPv4 header's checksum is right.
+    pub is_intact: bool,
+    /// Who brought it.
+    pub hop: Hop,
+    /// ICMP type and code; of others they mean nothing.
+    pub kind: [u8; 2],
+}
+
+/// The sixteen bytes of a map's address, as two words of memory.
+pub type Address = [u64; 2];
+
+/// What a message is to our probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The peer takes the connection, or reflects the datagram.
+    Reply,
+    /// The peer, or somebody in its name, resets the connection.
+    Reset,
+    /// A probe.
+    Probe,
+    /// An ICMP error that quotes a probe as far as what proves it.
+    Error,
+}
+
+/// What of a probe is in the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The sequence number of a SYN.
+    Syn(u32),
+    /// The first bytes of a STAMP packet.
+    Stamp(Claim),
+}
+
+impl Proof {
+    /// The kind of probe.
+    #[inline(always)]
+    pub const fn probe(&self) -> Probe {
+        match self {
+            Self::Syn(_) => Probe::Tcp,
+            Self::Stamp(_) => Probe::Stamp,
+        }
+    }
+}
+
+impl Answer {
+    /// By which the tracker of a SYN is found.
+    #[inline(always)]
+    pub fn stream(&self) -> StreamKey {
+        let [high, low] = self.behind.map(u64::to_ne_bytes);
+        let mut behind = [0; 16];
+        behind[..8].copy_from_slice(&high);
+        behind[8..].copy_from_slice(&low);
+        StreamKey::new(behind, self.port, self.own_port, self.family)
+    }
+
+    /// True where it is between the tracker's addresses and ports, and about its kind of probe.
+    #[inline(always)]
+    pub fn belongs_to(&self, tracker: &Tracker) -> bool {
+        tracker.probe as u8 == self.proof.probe() as u8
+            && tracker.family as u8 == self.family as u8
+            && tracker.port == self.port
+            && words(&tracker.behind) == self.behind
+            && words(&tracker.source) == self.source
+    }
+}
+
+/// A map's address as words.
+#[inline(always)]
+fn words(address: &[u8; 16]) -> Address {
+    ipv6::address(address).map(u64::to_be)
+}
+
+/// What is read above IP.
+struct Above {
+    message: Message,
+    proof: Proof,
+    /// Those of a message from the behind address are the other way round.
+    source: u16,
+    destination: u16,
+    is_whole: bool,
+}
+
+impl Above {
+    const fn new(message: Message, proof: Proof, ports: [u16; 2], is_whole: bool) -> Self {
+        let [source, destination] = ports;
+        Self {
+            message,
+            proof,
+            source,
+            destination,
+            is_whole,
+        }
+    }
+}
+
+/// Looks for an answer in an Ethernet frame. `None` means foreign, for the same reasons as with
+/// [`super::reply::parse`], and other ports or flags.
+#[inline(always)]
+pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
+    let header: &[u8; ethernet::LEN] = frame.at(0)?;
+    let (at, ethertype, vlan) = match ethernet::parse(header) {
+        ethernet::VLAN => {
+            let (control, ethertype) = vlan::parse(frame.at(ethernet::LEN)?);
+            (ethernet::LEN + vlan::LEN, ethertype, control)
+        }
+        ethertype => (ethernet::LEN, ethertype, 0),
+    };
+    let answer = match ethertype {
+        ethernet::IPV4 => parse_ipv4(frame, at)?,
+        ethernet::IPV6 => parse_ipv6(frame, at)?,
+        _ => return None,
+    };
+    Some(Answer {
+        hop: answer.hop.by(ethernet::source(header)),
+        vlan,
+        ..answer
+    })
+}
+
+/// The same of an IPv4 packet that begins at `at`.
+#[inline(always)]
+pub fn parse_ipv4<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
+    let ip: &[u8; ipv4::LEN] = packet.at(at)?;
+    let protocol = ip[ipv4::PROTOCOL_AT];
+    if !ipv4::carries(ip, protocol) {
+        return None;
+    }
+    let header = ipv4::parse(ip);
+    let room = usize::from(header.total_len).saturating_sub(ipv4::LEN);
+    let (source, destination) = (widen(header.source), widen(header.destination));
+    let mut answer = if protocol == ipv4::ICMP {
+        let icmp: &[u8; icmp::LEN] = packet.at(at + ipv4::LEN)?;
+        if !icmp::is_error(icmp[0]) {
+            return None;
+        }
+        let quoted_at = at + ipv4::LEN + icmp::LEN;
+        let quoted: &[u8; ipv4::LEN] = packet.at(quoted_at)?;
+        let protocol = quoted[ipv4::PROTOCOL_AT];
+        if !ipv4::carries(quoted, protocol) {
+            return None;
+        }
+        let behind = widen(ipv4::parse(quoted).destination);
+        let above = quote(packet, quoted_at + ipv4::LEN, protocol)?;
+        let answer = answer(above, [destination, behind], source, Family::Ipv4);
+        Answer {
+            kind: [icmp[0], icmp[1]],
+            ..answer
+        }
+    } else {
+        let above = above(packet, at + ipv4::LEN, protocol, room)?;
+        answer(above, [source, destination], source, Family::Ipv4)
+    };
+    answer.is_intact &= ipv4::checksum_ok(ip);
+    answer.hop = Hop::new(header.ttl);
+    Some(answer)
+}
+
+/// The same of an IPv6 packet that begins at `at`.
+#[inline(always)]
+pub fn parse_ipv6<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
+    let ip: &[u8; ipv6::LEN] = packet.at(at)?;
+    let protocol = ip[ipv6::NEXT_HEADER_AT];
+    if !ipv6::carries(ip, protocol) {
+        return None;
+    }
+    let header = ipv6::parse(ip);
+    let room = usize::from(header.payload_len);
+    let source = header.source.map(u64::to_be);
+    let destination = header.destination.map(u64::to_be);
+    let mut answer = if protocol == ipv6::ICMP {
+        let icmp: &[u8; icmp::LEN] = packet.at(at + ipv6::LEN)?;
+        if !icmp::is_error_v6(icmp[0]) {
+            return None;
+        }
+        let quoted_at = at + ipv6::LEN + icmp::LEN;
+        let quoted: &[u8; ipv6::LEN] = packet.at(quoted_at)?;
+        let protocol = quoted[ipv6::NEXT_HEADER_AT];
+        if !ipv6::carries(quoted, protocol) {
+            return None;
+        }
+        let behind = ipv6::parse(quoted).destination.map(u64::to_be);
+        let above = quote(packet, quoted_at + ipv6::LEN, protocol)?;
+        let answer = answer(above, [destination, behind], source, Family::Ipv6);
+        Answer {
+            kind: [icmp[0], icmp[1]],
+            ..answer
+        }
+    } else {
+        let above = above(packet, at + ipv6::LEN, protocol, room)?;
+        answer(above, [source, destination], source, Family::Ipv6)
+    };
+    answer.hop = Hop::new(header.hop_limit);
+    Some(answer)
+}
+
+/// The sixteen bytes of a map's IPv4 address.
+#[inline(always)]
+const fn widen(address: u32) -> Address {
+    [address.to_be() as u64, 0]
+}
+
+/// Puts a message together. `ends` are who sent the segment or datagram that it is or quotes, and to whom.
+#[inline(always)]
+fn answer(above: Above, [from, to]: [Address; 2], sender: Address, family: Family) -> Answer {
+    let (behind, port, source, own_port) = match above.message {
+        Message::Reply | Message::Reset => (from, above.source, to, above.destination),
+        Message::Probe | Message::Error => (to, above.destination, from, above.source),
+    };
+    Answer {
+        message: above.message,
+        proof: above.proof,
+        behind,
+        port,
+        source,
+        own_port,
+        sender,
+        family,
+        vlan: 0,
+        is_intact: above.is_whole,
+        hop: Hop::new(0),
+        kind: [0; 2],
+    }
+}
+
+/// Reads what is above an IP header, in a packet that has `room` for it.
+#[inline(always)]
+fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) -> Option<Above> {
+    match protocol {
+        tcp::PROTOCOL => {
+            let segment: &[u8; tcp::LEN] = packet.at(at)?;
+            // Of a connection that goes on, as nearly all are.
+            if segment[13] & (flags::SYN | flags::RST) == 0 {
+                return None;
+            }
+            let header = tcp::parse(segment);
+            let acknowledged = header.acknowledged.wrapping_sub(1);
+            let (message, number, own) = match header.flags {
+                ANSWERED => (Message::Reply, acknowledged, header.destination),
+                REFUSED => (Message::Reset, acknowledged, header.destination),
+                flags::SYN => (Message::Probe, header.sequence, header.source),
+                _ => return None,
+            };
+            if own < FIXED_PORTS {
+                return None;
+            }
+            let proof = Proof::Syn(number);
+            let ports = [header.source, header.destination];
+            Some(Above::new(message, proof, ports, room >= tcp::LEN))
+        }
+        ipv4::UDP => {
+            let datagram = udp::parse(packet.at(at)?);
+            let (source, destination) = (datagram.source, datagram.destination);
+            let reply = match destination >= FIXED_PORTS {
+                true => packet.at(at + udp::LEN).and_then(Claim::of_reply),
+                false => None,
+            };
+            let (message, claim) = match reply {
+                Some(claim) => (Message::Reply, claim),
+                None if source >= FIXED_PORTS => {
+                    let claim = Claim::of_probe(packet.at(at + udp::LEN)?)?;
+                    (Message::Probe, claim)
+                }
+                None => return None,
+            };
+            let len = usize::from(datagram.len);
+            let is_whole = len >= udp::LEN + stamp::LEN && len <= room;
+            let ports = [source, destination];
+            Some(Above::new(message, Proof::Stamp(claim), ports, is_whole))
+        }
+        _ => None,
+    }
+}
+
+/// Flags of what takes a connection, and of what does not.
+const ANSWERED: u8 = flags::SYN | flags::ACK;
+const REFUSED: u8 = flags::RST | flags::ACK;
+
+/// Reads the beginning of a probe that an error quotes: of a SYN eight bytes, as many as RFC 792 asks for.
+#[inline(always)]
+fn quote<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8) -> Option<Above> {
+    let ports: &[u8; tcp::PORTS_LEN] = packet.at(at)?;
+    let (source, destination) = (be16(ports, 0), be16(ports, 2));
+    if source < FIXED_PORTS {
+        return None;
+    }
+    let proof = match protocol {
+        tcp::PROTOCOL => Proof::Syn(be32(ports, 4)),
+        ipv4::UDP => Proof::Stamp(Claim::of_probe(packet.at(at + udp::LEN)?)?),
+        _ => return None,
+    };
+    Some(Above::new(
+        Message::Error,
+        proof,
+        [source, destination],
+        true,
+    ))
+}
+
+/// Reads whose probe a frame is that the send program built, or the end of one: an untagged one.
+#[inline(always)]
+pub fn parse_sent<B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
+    match ethernet::parse(frame.at(0)?) {
+        ethernet::IPV4 => {
+            let ip: &[u8; ipv4::LEN] = frame.at(ethernet::LEN)?;
+            let header = ipv4::parse(ip);
+            let (source, behind) = (widen(header.source), widen(header.destination));
+            let sent = quote(frame, ethernet::LEN + ipv4::LEN, ip[ipv4::PROTOCOL_AT])?;
+            Some(answer(sent, [source, behind], source, Family::Ipv4))
+        }
+        ethernet::IPV6 => {
+            let ip: &[u8; ipv6::LEN] = frame.at(ethernet::LEN)?;
+            let header = ipv6::parse(ip);
+            let source = header.source.map(u64::to_be);
+            let behind = header.destination.map(u64::to_be);
+            let sent = quote(frame, ethernet::LEN + ipv6::LEN, ip[ipv6::NEXT_HEADER_AT])?;
+            Some(answer(sent, [source, behind], source, Family::Ipv6))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Path;
+    use crate::wire::probe::{self, Mark};
+    use proptest::prelude::*;
+
+    prop_compose! {
+        /// A tracker of either kind, its path, and a probe.
+        fn probes()(
+            behind: [u8; 16], source: [u8; 16], own in 0u16..4_096, port: u16, salt: u8, is_v6: bool, is_tcp: bool,
+            control: u16, is_tagged: bool, tracker in 0u32..1 << 24, sequence in 1u64.., token: u64,
+        ) -> (Tracker, Path, Mark) {
+            let (family, len) = if is_v6 { (Family::Ipv6, 16) } else { (Family::Ipv4, 4) };
+            let only = |mut address: [u8; 16]| {
+                address[len..].fill(0);
+                address
+            };
+            let (probe, payload) = match is_tcp {
+                true => (Probe::Tcp, probe::SYN_PAYLOAD),
+                false => (Probe::Stamp, stamp::LEN as u16),
+            };
+            let tracker_entry = Tracker {
+                behind: only(behind), source: only(source), payload, port, salt, family, probe,
+                flow_first: FIXED_PORTS | own,
+                ..Default::default()
+            };
+            let path = Path { vlan: if is_tagged { control } else { 0 }, ..Default::default() };
+            (tracker_entry, path, Mark { tracker, sequence, sent_mono_ns: 0, token })
+        }
+    }
+
+    fn frame(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
+        let len = probe::wire_len(path.vlan != 0, tracker.family, tracker.payload);
+        let mut frame = vec![0; len as usize];
+        probe::emit(&mut frame[..], path, tracker, mark).expect("room for it");
+        frame
+    }
+
+    proptest! {
+        #[test]
+        fn a_probe_is_known_again((tracker, path, mark) in probes()) {
+            let frame = frame(&tracker, &path, &mark);
+            let seen = parse(&frame[..]).expect("a probe");
+            prop_assert_eq!(seen.message, Message::Probe);
+            prop_assert!(seen.is_intact && seen.belongs_to(&tracker));
+            prop_assert_eq!((seen.hop.ttl(), seen.vlan), (64, path.vlan));
+            let proof = match tracker.probe {
+                Probe::Tcp => Proof::Syn(tcp::initial_sequence(mark.token, tracker.salt, mark.sequence)),
+                _ => Proof::Stamp(Claim::new(mark.tracker, mark.sequence, mark.token)),
+            };
+            prop_assert_eq!(seen.proof, proof);
+            prop_assert_eq!(seen.stream(), tracker.stream());
+            if path.vlan == 0 {
+                let sent = parse_sent(&frame[..]).expect("what was sent");
+                prop_assert_eq!((sent.proof, sent.stream()), (proof, tracker.stream()));
+            }
+            let mut other = tracker;
+            other.source[3] ^= 1;
+            prop_assert!(!seen.belongs_to(&other));
+            let other = Tracker { probe: Probe::Udp, ..tracker };
+            prop_assert!(!seen.belongs_to(&other));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = parse(&bytes[..]);
+            let _ = parse_sent(&bytes[..]);
+        }
+
+        /// Bytes that get further than noise does.
+        #[test]
+        fn no_damage_makes_it_panic(
+            (tracker, path, mark) in probes(),
+            damage in proptest::collection::vec((0usize..200, any::<u8>()), 0..8),
+            cut in 0usize..100,
+        ) {
+            let mut frame = frame(&tracker, &path, &mark);
+            for (at, value) in damage {
+                let at = at % frame.len();
+                frame[at] = value;
+            }
+            frame.truncate(frame.len().saturating_sub(cut));
+            let _ = parse(&frame[..]);
+            let _ = parse_sent(&frame[..]);
+        }
+    }
+}

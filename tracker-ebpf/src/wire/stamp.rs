@@ -1,0 +1,153 @@
+//! STAMP test packets without authentication (RFC 8762 section 4.2.1 and 4.3.1), and the padding after them (RFC 8972
+//! section 4.1).
+
+use super::{be16, be32, checksum::Sum, put16, put32, put64};
+
+/// Bytes of a test packet, either way.
+pub const LEN: usize = 44;
+/// The port on which reflectors listen (RFC 8762 section 4.1).
+pub const PORT: u16 = 862;
+/// Bytes of the header of what makes a packet longer.
+pub const TLV_LEN: usize = 4;
+
+/// Bytes of a test packet that come back, and of a reflector's as far as these.
+pub const CLAIM_LEN: usize = 14;
+/// See [`CLAIM_LEN`].
+pub const REFLECTED_LEN: usize = CLAIM_AT + CLAIM_LEN;
+/// Where a reflector's packet has the first bytes of the sender's.
+const CLAIM_AT: usize = 24;
+
+/// The error estimate of every probe, by which those that come back are told from others' packets: a clock that is
+/// not synchronised, and 42 seconds of error (84 * 2^31 * 2^-32; RFC 4656 section 4.1.2). The timestamp is none.
+pub const ESTIMATE: u16 = 0x1f54;
+
+/// Flags and type of extra padding: not recognised unless the reflector says so.
+const PADDING: u16 = 0x8001;
+/// How many bits of the timestamp are of the token; the others are the tracker slot.
+const TOKEN_BITS: u32 = 40;
+
+/// What of a probe comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Sequence number, from 0.
+    pub number: u32,
+    /// Tracker slot and token, where others have a time.
+    pub timestamp: u64,
+}
+
+impl Claim {
+    /// That of a probe. A token of 40 bits is less than others have; it is so much that a million guesses a second
+    /// find one in twelve days, and only while a probe with that number is under way.
+    #[inline(always)]
+    pub const fn new(tracker: u32, sequence: u64, token: u64) -> Self {
+        Self {
+            number: sequence.wrapping_sub(1) as u32,
+            timestamp: ((tracker as u64) << TOKEN_BITS) | (token >> (64 - TOKEN_BITS)),
+        }
+    }
+
+    /// The tracker slot.
+    #[inline(always)]
+    pub const fn tracker(&self) -> u32 {
+        (self.timestamp >> TOKEN_BITS) as u32
+    }
+
+    /// The probe's sequence number, where `sent` is that of the last one: never a later one.
+    #[inline(always)]
+    pub const fn sequence(&self, sent: u64) -> u64 {
+        let low = self.number.wrapping_add(1);
+        sent.wrapping_sub((sent as u32).wrapping_sub(low) as u64)
+    }
+
+    /// Reads what may be the first bytes of a probe.
+    #[inline(always)]
+    pub fn of_probe(packet: &[u8; CLAIM_LEN]) -> Option<Self> {
+        Self::read(packet, 0)
+    }
+
+    /// Reads what may be the first bytes of a reflector's packet.
+    #[inline(always)]
+    pub fn of_reply(packet: &[u8; REFLECTED_LEN]) -> Option<Self> {
+        Self::read(packet, CLAIM_AT)
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(packet: &[u8; N], at: usize) -> Option<Self> {
+        // The timestamp in halves: a copy of the packet may lie so that only words of 32 bits are aligned.
+        (be16(packet, at + 12) == ESTIMATE).then(|| Self {
+            number: be32(packet, at),
+            timestamp: (u64::from(be32(packet, at + 4)) << 32) | u64::from(be32(packet, at + 8)),
+        })
+    }
+
+    /// Writes a probe.
+    #[inline(always)]
+    pub fn emit(&self, packet: &mut [u8; LEN]) {
+        put32(packet, 0, self.number);
+        put64(packet, 4, self.timestamp);
+        put16(packet, 12, ESTIMATE);
+        put16(packet, 14, 0);
+        put32(packet, 16, 0);
+        for at in [20, 28, 36] {
+            put64(packet, at, 0);
+        }
+    }
+
+    /// The probe's part of a checksum.
+    #[inline(always)]
+    pub const fn sum(&self) -> Sum {
+        (Sum::new().u32(self.number).u64(self.timestamp)).u16(ESTIMATE)
+    }
+}
+
+/// Writes the header of the padding that makes a packet one of `len` bytes, and tells its part of a checksum.
+#[inline(always)]
+pub fn emit_padding(header: &mut [u8; TLV_LEN], len: u16) -> Sum {
+    let padding = len.wrapping_sub((LEN + TLV_LEN) as u16);
+    put16(header, 0, PADDING);
+    put16(header, 2, padding);
+    Sum::new().u16(PADDING).u16(padding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_claim_comes_back(tracker in 0u32..1 << 24, sequence in 1u64.., token: u64, later in 0u64..1 << 32) {
+            let claim = Claim::new(tracker, sequence, token);
+            let mut packet = [0xaa; LEN];
+            claim.emit(&mut packet);
+            prop_assert_eq!(Claim::of_probe(packet.first_chunk().expect("a claim")), Some(claim));
+            // As a reflector puts it together: its own fields first.
+            let mut reply = [0x55; REFLECTED_LEN];
+            reply[24..38].copy_from_slice(&packet[..14]);
+            prop_assert_eq!(Claim::of_reply(&reply), Some(claim));
+            prop_assert_eq!(claim.tracker(), tracker);
+            let sent = sequence.saturating_add(later);
+            prop_assert_eq!(claim.sequence(sent), sequence);
+            prop_assert!(packet[14..].iter().all(|byte| *byte == 0));
+            let sum = packet.chunks(2).fold(Sum::new(), |sum, word| sum.u16(u16::from_be_bytes([word[0], word[1]])));
+            prop_assert_eq!(claim.sum().folded(), sum.folded());
+            let other = Claim::new(tracker, sequence, token ^ (1 << 24));
+            prop_assert_ne!(claim, other);
+        }
+
+        #[test]
+        fn others_packets_make_no_claim(packet: [u8; REFLECTED_LEN]) {
+            let own = ESTIMATE.to_be_bytes();
+            prop_assert_eq!(Claim::of_reply(&packet).is_some(), packet[36..] == own);
+            prop_assert_eq!(Claim::of_probe(packet.first_chunk().expect("a claim")).is_some(), packet[12..14] == own);
+        }
+    }
+
+    #[test]
+    fn padding_is_a_tlv() {
+        let mut header = [0xaa; TLV_LEN];
+        let sum = emit_padding(&mut header, 1_000);
+        assert_eq!(header, [0x80, 1, 0x03, 0xb8]);
+        assert_eq!(sum.folded(), 0x8001 + 952);
+    }
+}
