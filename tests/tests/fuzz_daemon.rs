@@ -179,7 +179,7 @@ fn fuzz_requests_for_metrics() -> Result<()> {
         "HEAD / HTTP/1.0\r\n\r\n",
         "GET /metrics?name=x HTTP/1.1\r\nConnection: keep-alive\r\n\r\n",
         "POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
-        "GET http://hub-1:9469/metrics HTTP/1.1\n\n",
+        "GET http://localhost:9469/metrics HTTP/1.1\n\n",
     ];
     let lab = Lab::new()?;
     let config = Config::new(lab.service().toml("fw-1")).hub("metrics = \"127.0.0.1:9469\"");

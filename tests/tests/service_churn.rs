@@ -66,7 +66,7 @@ fn others_lose_no_probe() -> Result<()> {
         let count = |hub: usize, what: &str| {
             after[hub].count("fw-1", what) - before[hub].count("fw-1", what)
         };
-        assert!(count(0, "sent") > 100);
+        assert!(count(0, "sent") > 20);
         assert_eq!(count(0, "lost"), 0);
         let skipped = [count(0, "skipped"), count(1, "skipped")];
         if skipped[0] == 0 {
