@@ -92,6 +92,10 @@ fn what_cannot_leave_is_send_failed_and_nobodys_fault() -> Result<()> {
         status.cause("fw-1") == "send-failed"
     })?;
     assert_eq!(failed.verdict("fw-1"), "unknown");
+    assert_eq!(
+        failed.tracker("fw-1", lab.service().behind)["detail"],
+        "what is handed to eth1 does not leave it"
+    );
     let history = tracker.history("fw-1")?;
     assert!(
         history.iter().all(|(_, cause)| cause != "no-reply"),

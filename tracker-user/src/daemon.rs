@@ -35,7 +35,7 @@ use tracker_ebpf::{
 use crate::{
     board::{Board, Stamp, TrackerRef, TrackerState},
     config::{self, Addition, Config, Member, ReturnHop, Role},
-    engine::{Command, Report},
+    engine::{Command, Report, SendFailure},
     health::Health,
     kernel::{
         bpffs::{self, Pins},
@@ -586,6 +586,7 @@ impl Daemon {
                 verdict,
                 cause,
                 detection_ns,
+                failure,
                 ..
             } => {
                 let Some(&at) = self.by_slot.get(&slot) else {
@@ -595,7 +596,8 @@ impl Daemon {
                 if !self.is_tenant(at, tenant) {
                     return;
                 }
-                let detail = self.detail(member, at.tracker, cause);
+                let told = self.detail(member, at.tracker, cause);
+                let detail = told.or_else(|| Some(self.describe(failure?, member)));
                 let state = TrackerState {
                     verdict,
                     cause,
@@ -773,6 +775,28 @@ impl Daemon {
             .chain(of_source)
             .find(|fault| fault.cause == cause);
         fault.map(|fault| fault.detail.clone())
+    }
+
+    /// How a member's probes did not leave the hub.
+    fn describe(&self, failure: SendFailure, member: (u32, u32)) -> String {
+        let plan = self
+            .members
+            .get(&member)
+            .and_then(|member| member.plan.as_ref());
+        let link = plan
+            .and_then(MemberPlan::ifindex)
+            .and_then(|ifindex| self.netlink.observed.links.get(&ifindex));
+        let name = link.map_or("its interface", |link| link.name.as_str());
+        match failure {
+            SendFailure::Call(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                format!("the kernel does not run the send program: {error}")
+            }
+            SendFailure::Frame => {
+                format!("the kernel gave no frame for the packet, or would not hand it to {name}")
+            }
+            SendFailure::Device => format!("what is handed to {name} does not leave it"),
+        }
     }
 }
 

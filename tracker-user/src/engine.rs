@@ -124,6 +124,17 @@ pub enum Command {
     Stop,
 }
 
+/// How a probe that was due did not leave the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendFailure {
+    /// The kernel does not run the send program: the error's number.
+    Call(i32),
+    /// The send program could not build or redirect the frame.
+    Frame,
+    /// Frames were handed to the device, which by its own account transmitted none.
+    Device,
+}
+
 /// What the engine tells the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
@@ -141,6 +152,8 @@ pub enum Report {
         mono_ns: u64,
         /// From the first probe that told, to the decision.
         detection_ns: Option<u64>,
+        /// How sending failed last, where that is the cause and no fault that the daemon told of.
+        failure: Option<SendFailure>,
     },
     /// Probes redirected to a device do not leave it.
     NotLeaving {
@@ -149,7 +162,7 @@ pub enum Report {
         /// Since when its frames were counted: its use from then on is meant.
         since_mono_ns: u64,
     },
-    /// The engine could not send at all.
+    /// The engine could not send at all: the error's number.
     SendFailed(i32),
     /// A tick came this late.
     Stalled(u64),
@@ -165,6 +178,8 @@ struct Slot {
     device: Option<usize>,
     docket: Docket,
     fault: Option<Cause>,
+    /// How it last could not be sent for.
+    failure: Option<SendFailure>,
     /// It goes on from an earlier daemon's verdict, and whether it can be sent for was not said yet.
     is_resumed: bool,
 }
@@ -209,7 +224,8 @@ pub struct Engine<P> {
     /// How long the machine had slept by then.
     slept_ns: u64,
     next_device: usize,
-    send_failing: bool,
+    /// The number of the error by which the last call failed.
+    send_failing: Option<i32>,
 }
 
 impl<P: Plane> Engine<P> {
@@ -228,7 +244,7 @@ impl<P: Plane> Engine<P> {
             reports: Vec::new(),
             planned_ns: 0,
             next_device: 0,
-            send_failing: false,
+            send_failing: None,
         }
     }
 
@@ -302,6 +318,7 @@ impl<P: Plane> Engine<P> {
             tenant: spec.epoch,
             cohort,
             device: None,
+            failure: None,
             docket: Docket::new(
                 spec.rules,
                 spec.expects_silence,
@@ -589,6 +606,9 @@ impl<P: Plane> Engine<P> {
             };
             let trouble = self.plane.trouble(index);
             if let Some(slot) = self.slots[index as usize].as_mut() {
+                if !has_left {
+                    slot.failure = Some(SendFailure::Device);
+                }
                 slot.docket.conclude(claim, has_left, &trouble);
             }
         }
@@ -624,6 +644,7 @@ impl<P: Plane> Engine<P> {
             cause: change.cause,
             mono_ns: now_ns,
             detection_ns: detection_ns.filter(|_| change.has_turned),
+            failure: slot.failure.filter(|_| change.cause == Cause::SendFailed),
         });
         if change.misses_replies {
             self.catch_up(index, now_ns);
@@ -722,14 +743,13 @@ impl<P: Plane> Engine<P> {
     fn send_batch(&mut self, at: usize, sent_ns: u64) {
         let taken = match self.plane.send(&self.batch) {
             Ok(taken) => {
-                self.send_failing = false;
+                self.send_failing = None;
                 taken
             }
             Err(error) => {
-                if !self.send_failing {
-                    self.send_failing = true;
-                    self.reports
-                        .push(Report::SendFailed(error.raw_os_error().unwrap_or(0)));
+                let errno = error.raw_os_error().unwrap_or(0);
+                if self.send_failing.replace(errno).is_none() {
+                    self.reports.push(Report::SendFailed(errno));
                 }
                 0
             }
@@ -748,8 +768,12 @@ impl<P: Plane> Engine<P> {
             if let Some(device) = slot.device {
                 self.devices[device].ledger.take_back();
             }
-            let is_fault = position < taken || self.send_failing;
-            slot.docket.was_not_sent(is_fault);
+            let failure = match self.send_failing {
+                Some(errno) => Some(SendFailure::Call(errno)),
+                None => (position < taken).then_some(SendFailure::Frame),
+            };
+            slot.failure = failure.or(slot.failure);
+            slot.docket.was_not_sent(failure.is_some());
             self.refused.push(tracker);
         }
         group.flights.depart(sent_ns, deadline_ns);

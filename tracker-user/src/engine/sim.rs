@@ -16,7 +16,7 @@ use tracker_ebpf::{
     window::{Window, Worth},
 };
 
-use crate::engine::{Command, Engine, Health, Plane, Report, TrackerSpec};
+use crate::engine::{Command, Engine, Health, Plane, Report, SendFailure, TrackerSpec};
 
 pub const US: u64 = 1_000;
 pub const MS: u64 = 1_000_000;
@@ -486,6 +486,8 @@ pub struct World {
     /// Devices that do not transmit, and since when their frames were counted.
     pub not_leaving: Vec<(u32, u64)>,
     pub send_failed: Vec<i32>,
+    /// How probes of trackers that became `send-failed` did not leave.
+    pub failures: Vec<SendFailure>,
     pub stalled: usize,
     /// Ticks later than a millisecond.
     pub late: Vec<Lateness>,
@@ -508,6 +510,7 @@ impl World {
             changes: Vec::new(),
             not_leaving: Vec::new(),
             send_failed: Vec::new(),
+            failures: Vec::new(),
             stalled: 0,
             late: Vec::new(),
             late_ns: (0, 0),
@@ -629,14 +632,18 @@ impl World {
                     cause,
                     mono_ns,
                     detection_ns,
+                    failure,
                     ..
-                } => self.changes.push(Change {
-                    slot,
-                    verdict,
-                    cause,
-                    at_ns: mono_ns,
-                    detection_ns,
-                }),
+                } => {
+                    self.changes.push(Change {
+                        slot,
+                        verdict,
+                        cause,
+                        at_ns: mono_ns,
+                        detection_ns,
+                    });
+                    self.failures.extend(failure);
+                }
                 Report::NotLeaving {
                     ifindex,
                     since_mono_ns,

@@ -7,7 +7,7 @@ mod sim;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use self::sim::{Calls, Change, MS, Net, S, US, World, tracker};
-use super::{Command, TrackerSpec};
+use super::{Command, SendFailure, TrackerSpec};
 
 /// A world with one path, out of device 7.
 fn world() -> World {
@@ -442,6 +442,7 @@ fn device_dies(spec: TrackerSpec, after_ns: u64) {
     assert_eq!(world.verdict(0), Verdict::Unknown, "{what}");
     assert_eq!(world.slot(0).state.judge.cause, Cause::SendFailed as u8);
     assert!(is_not_leaving(&world), "{what}");
+    assert_eq!(world.failures.last(), Some(&SendFailure::Device), "{what}");
     let lost = world.slot(0).state.judge.lost;
     assert!(lost < u64::from(spec.rules.fall), "{what}: {lost} lost");
     world.kernel().device(7).is_transmitting = true;
@@ -558,6 +559,7 @@ fn what_the_kernel_refuses_was_not_sent() {
     world.run(S);
     assert_eq!(words(&world.changes), [("unknown", "send-failed")]);
     assert_eq!(world.send_failed, [105]);
+    assert_eq!(world.failures, [SendFailure::Call(105)]);
     assert_eq!(world.slot(0).state.send.sent, sent);
     let judge = world.slot(0).state.judge;
     assert_eq!((judge.skipped, judge.lost), (10, 0));
