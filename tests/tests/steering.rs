@@ -779,7 +779,7 @@ fn a_reload_turns_it_on_and_off_and_disturbs_nothing() -> Result<()> {
     for service in ["fw-4", "fw-6"] {
         tracker.wait_verdict(service, "up", "replied")?;
     }
-    // A new namespace's IPv6 addresses are tentative for a second: the first verdict may be a true "down".
+    // A new namespace's hosts know no IPv6 neighbours for up to a second: the first verdict may be a true "down".
     let history = tracker.history("fw-6")?;
     let plain = std::fs::read_to_string(tracker.config())?;
     let on = format!("{plain}{}", Fixture::steering());
