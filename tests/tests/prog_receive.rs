@@ -5,7 +5,7 @@ mod prog;
 use anyhow::Result;
 use prog::receive::{self, Actions};
 use prog::{XDP_DROP, XDP_PASS};
-use prog::{answer, fuzz};
+use prog::{answer, fuzz, fuzz_answer};
 use tracker_ebpf::abi::program::RECEIVE;
 
 const ACTIONS: Actions = Actions {
@@ -38,4 +38,10 @@ fn a_full_ring_loses_only_events() -> Result<()> {
 fn fuzz_only_genuine_replies_are_consumed() -> Result<()> {
     needs_root!();
     fuzz::check(RECEIVE, ACTIONS, 300)
+}
+
+#[test]
+fn fuzz_only_proven_answers_are_consumed() -> Result<()> {
+    needs_root!();
+    fuzz_answer::check(RECEIVE, ACTIONS, 400)
 }

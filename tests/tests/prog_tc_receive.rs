@@ -7,7 +7,7 @@ mod prog;
 use anyhow::Result;
 use prog::receive::{self, Actions};
 use prog::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use prog::{answer, fuzz};
+use prog::{answer, fuzz, fuzz_answer};
 use tracker_ebpf::abi::program::TC_RECEIVE;
 
 const ACTIONS: Actions = Actions {
@@ -41,4 +41,10 @@ fn a_full_ring_loses_only_events() -> Result<()> {
 fn fuzz_only_genuine_replies_are_consumed() -> Result<()> {
     needs_root!();
     fuzz::check(TC_RECEIVE, ACTIONS, 300)
+}
+
+#[test]
+fn fuzz_only_proven_answers_are_consumed() -> Result<()> {
+    needs_root!();
+    fuzz_answer::check(TC_RECEIVE, ACTIONS, 400)
 }

@@ -87,12 +87,17 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
         is_tagged: false,
     };
     let is_as_sent = |path: &Path| packet.at(0) == Some(&path.next_hop_mac);
+    // The number of a STAMP probe comes to be the mark once in its life.
     let outcome = match reply::parse(&packet) {
         Some(reply) => receive::recognise(&reply, arrival, is_as_sent),
+        None => None,
+    };
+    let outcome = match outcome {
         None => match wire::answer::parse(&packet) {
             Some(answer) => answer::recognise(&answer, arrival, is_as_sent),
             None => None,
         },
+        outcome => outcome,
     };
     let Some(outcome) = outcome else {
         return xdp_action::XDP_PASS;
@@ -110,10 +115,8 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
 /// The same at TC ingress.
 #[classifier]
 pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
-    match receive::parse_skb(&ctx) {
-        Some(reply) => settle_at_tc(&ctx, Some(reply), None),
-        None => settle_at_tc(&ctx, None, answer::parse_skb(&ctx)),
-    }
+    let reply = receive::parse_skb(&ctx);
+    settle_at_tc(&ctx, reply, || answer::parse_skb(&ctx))
 }
 
 /// The same of a device whose packets have no Ethernet header.
@@ -122,14 +125,16 @@ pub fn tracker_tc_ip(ctx: TcContext) -> i32 {
     if !receive::may_be_ours(&ctx) {
         return TC_ACT_UNSPEC;
     }
-    match receive::parse_bare_skb(&ctx) {
-        Some(reply) => settle_at_tc(&ctx, Some(reply), None),
-        None => settle_at_tc(&ctx, None, answer::parse_bare_skb(&ctx)),
-    }
+    let reply = receive::parse_bare_skb(&ctx);
+    settle_at_tc(&ctx, reply, || answer::parse_bare_skb(&ctx))
 }
 
 #[inline(always)]
-fn settle_at_tc(ctx: &TcContext, reply: Option<Reply>, answer: Option<Answer>) -> i32 {
+fn settle_at_tc(
+    ctx: &TcContext,
+    reply: Option<Reply>,
+    parse_answer: impl FnOnce() -> Option<Answer>,
+) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let skb = unsafe { &*ctx.skb.skb };
     let arrival = Arrival {
@@ -138,14 +143,23 @@ fn settle_at_tc(ctx: &TcContext, reply: Option<Reply>, answer: Option<Answer>) -
     };
     // The device says for whom the frame is; a tunnel's packet is for this host.
     let is_as_sent = |_: &Path| skb.pkt_type == PACKET_OTHERHOST;
-    let outcome = match (reply, answer) {
-        (Some(reply), _) => receive::recognise(&reply, arrival, is_as_sent),
-        (None, Some(answer)) => answer::recognise(&answer, arrival, is_as_sent),
-        (None, None) => None,
-    };
-    let Some(outcome) = outcome else {
-        return TC_ACT_UNSPEC;
-    };
+    if let Some(reply) = reply
+        && let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent)
+    {
+        return finish_at_tc(ctx, outcome);
+    }
+    // As in XDP: the mark may be the number of a STAMP probe.
+    match parse_answer() {
+        Some(answer) => match answer::recognise(&answer, arrival, is_as_sent) {
+            Some(outcome) => finish_at_tc(ctx, outcome),
+            None => TC_ACT_UNSPEC,
+        },
+        None => TC_ACT_UNSPEC,
+    }
+}
+
+#[inline(always)]
+fn finish_at_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
     let count = receive::count_outcome(outcome);
     if let Outcome::Corrupt = outcome {
         rarely!(count, ctx, "{} packets bear the mark and fail the token");

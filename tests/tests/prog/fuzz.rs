@@ -15,7 +15,7 @@ use tracker_tests::random::{Random, Round, Rounds, Tally};
 use super::frames::{self, Pool};
 use super::receive::{Actions, Reply, Row, V4, V6, Want, header};
 use super::{ARRIVAL, BEHIND_V4, BEHIND_V6, Beside, ENDPOINT_MAC, HUB_MAC, HUB_V4, HUB_V6};
-use super::{KEY, OTHER, Object, SLOT, SLOTS, World};
+use super::{KEY, OTHER, Object, SLOT, SLOTS, Snapshot, World};
 
 /// Frames of one round, fewer than a bit set has bits, so that no sequence number comes round again.
 const FRAMES: u64 = 480;
@@ -60,7 +60,7 @@ fn worlds(actions: Actions) -> Vec<World> {
 }
 
 /// Frames of one round.
-struct Fuzzer {
+pub struct Fuzzer {
     random: Random,
     world: World,
     pool: Pool,
@@ -70,7 +70,7 @@ struct Fuzzer {
 }
 
 impl Fuzzer {
-    fn new(random: Random, world: World) -> Self {
+    pub fn new(random: Random, world: World) -> Self {
         let mark = |sequence| world.mark(sequence, SENT_MONO_NS).payload(MARK);
         let pool = Pool {
             macs: vec![HUB_MAC, ENDPOINT_MAC, [0; 6]],
@@ -89,10 +89,7 @@ impl Fuzzer {
     }
 
     fn next(&mut self) -> Vec<u8> {
-        self.sequence += 1;
-        if self.random.is_one_in(8) && self.sequence > 1 {
-            self.sequence -= 1;
-        }
+        self.go_on();
         let frame = match self.random.below(16) {
             0 => frames::noise(&mut self.random),
             1..=3 => frames::structured(&mut self.random, &self.pool),
@@ -106,8 +103,16 @@ impl Fuzzer {
         frame
     }
 
+    /// Comes to the next probe, or has the last one again.
+    pub fn go_on(&mut self) {
+        self.sequence += 1;
+        if self.random.is_one_in(8) && self.sequence > 1 {
+            self.sequence -= 1;
+        }
+    }
+
     /// A genuine reply or probe, an error about a probe, or what somebody would send who knows all but the key.
-    fn marked(&mut self) -> Vec<u8> {
+    pub fn marked(&mut self) -> Vec<u8> {
         let world = &self.world;
         let random = &mut self.random;
         let mut mark = world.mark(self.sequence, SENT_MONO_NS);
@@ -144,7 +149,7 @@ impl Fuzzer {
 }
 
 /// What has to come of a frame, by the product's rules and pnet_packet's reading of it.
-fn oracle(
+pub fn oracle(
     world: &World,
     answered: &HashSet<u64>,
     frame: &[u8],
@@ -232,19 +237,8 @@ fn oracle(
         true => world.path.arrivals,
         false => world.path.returns,
     };
-    let is_by_another = world.path.checks_hop != 0 && !is_probe && frame[6..12] != ENDPOINT_MAC;
-    let is_of_another_way = match world.tracker.return_ttl {
-        0 => false,
-        wanted => hops(frame) != Some(wanted),
-    };
-    if is_by_another || is_of_another_way || !expected.contains(&ARRIVAL) {
-        let is_tagged = frame[12..ETHERNET] == [0x81, 0x00];
-        let tag = match (is_tagged, beside.tag) {
-            (_, Some(control)) if control & 0xfff != 0 => control,
-            (true, _) => frames::be16(frame, ETHERNET).unwrap_or(0),
-            (false, _) => 0,
-        };
-        return match tag & 0xfff != 0 {
+    if !is_of_right_way(world, frame, is_probe, expected) {
+        return match is_tagged(frame, beside) {
             true => Want::Tagged,
             false => Want::WrongPath,
         };
@@ -259,8 +253,29 @@ fn oracle(
     }
 }
 
+/// Whether a genuine reply, or probe, came where and by whom it has to.
+pub fn is_of_right_way(world: &World, frame: &[u8], is_probe: bool, expected: [u32; 4]) -> bool {
+    let is_by_another = world.path.checks_hop != 0 && !is_probe && frame[6..12] != ENDPOINT_MAC;
+    let is_of_another_way = match world.tracker.return_ttl {
+        0 => false,
+        wanted => hops(frame) != Some(wanted),
+    };
+    !is_by_another && !is_of_another_way && expected.contains(&ARRIVAL)
+}
+
+/// Whether a frame's tag, in it or beside it, names a VLAN.
+pub fn is_tagged(frame: &[u8], beside: Beside) -> bool {
+    let is_inside = frame[12..ETHERNET] == [0x81, 0x00];
+    let control = match (is_inside, beside.tag) {
+        (_, Some(control)) if control & 0xfff != 0 => control,
+        (true, _) => frames::be16(frame, ETHERNET).unwrap_or(0),
+        (false, _) => 0,
+    };
+    control & 0xfff != 0
+}
+
 /// Hops that a frame's packet has left, tagged or not.
-fn hops(frame: &[u8]) -> Option<u8> {
+pub fn hops(frame: &[u8]) -> Option<u8> {
     let (at, ethertype) = frames::ip_at(frame)?;
     frame
         .get(at + if ethertype == 0x0800 { 8 } else { 7 })
@@ -309,7 +324,7 @@ fn is_whole(world: &World, message: &[u8], len: usize) -> Option<bool> {
     })
 }
 
-fn as_bytes(address: IpAddr) -> Vec<u8> {
+pub fn as_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -388,6 +403,79 @@ fn genuine(
     (wanted == seen && is_whole && is_ip_right(seen)).then_some(sequence)
 }
 
+/// The probes of a tracker and what came of them so far.
+pub struct Probes {
+    world: World,
+    sent: HashMap<Vec<u8>, u64>,
+    answered: HashSet<u64>,
+}
+
+impl Probes {
+    pub fn new(world: &World) -> Self {
+        let mark = |sequence| world.mark(sequence, SENT_MONO_NS).payload(MARK);
+        Self {
+            world: world.clone(),
+            sent: (1..=FRAMES)
+                .map(|sequence| (mark(sequence), sequence))
+                .collect(),
+            answered: HashSet::new(),
+        }
+    }
+
+    /// What has to come of a frame.
+    pub fn want(&self, frame: &[u8], beside: Beside, actions: Actions) -> Want {
+        let want = oracle(&self.world, &self.answered, frame, beside, actions);
+        actions.want(frame, want)
+    }
+
+    /// Runs the program on a frame of which `want` has to come, and tells what the maps hold then.
+    pub fn check(
+        &mut self,
+        object: &mut Object,
+        before: Snapshot,
+        what: &str,
+        frame: &[u8],
+        (want, beside): (Want, Beside),
+        actions: Actions,
+    ) -> Result<Snapshot> {
+        let what = || format!("{what}, {:?}: {frame:02x?}", self.world.tracker);
+        let ran = object.run_with(frame, beside)?;
+        let proves = genuine(&self.world, &self.sent, frame, actions);
+        // Those two never agreed on anything but the outcome.
+        let is_proven = want.is_consumed() || matches!(want, Want::WrongPath | Want::Tagged);
+        assert_eq!(
+            is_proven,
+            proves.is_some(),
+            "{want:?}, but {proves:?}: {}",
+            what()
+        );
+        let after = object.snapshot()?;
+        if want == Want::Foreign {
+            assert_eq!(ran.action, actions.pass, "{}", what());
+            assert!(ran.frame == frame, "altered: {}", what());
+            assert!(after.is_same(&before), "counted: {}", what());
+            return Ok(after);
+        }
+        let mark = match want {
+            Want::Refused => packets::read_error(frame).map(|error| error.mark),
+            _ => packets::read_marked(frame).map(|seen| seen.mark),
+        };
+        let mark = mark.unwrap_or_else(|| panic!("no mark: {}", what()));
+        let row = Row {
+            what: what(),
+            world: self.world.clone(),
+            mark,
+            frame: frame.to_vec(),
+            want,
+        };
+        if matches!(want, Want::Counted | Want::CountedWithEvent) {
+            self.answered.insert(mark.sequence);
+        }
+        row.check(object, before, &ran, actions)?;
+        Ok(after)
+    }
+}
+
 /// Random frames, and replies with random damage: whatever is not a genuine reply passes unaltered, and nothing in any map
 /// knows of it but the counters of what bears the mark and fails the proof.
 pub fn check(program: &'static str, actions: Actions, rounds: u64) -> Result<()> {
@@ -429,11 +517,8 @@ fn check_round(
 ) -> Result<u64> {
     let world = round.random.pick(worlds).clone();
     world.install(object)?;
-    let sent: HashMap<Vec<u8>, u64> = (1..=FRAMES)
-        .map(|sequence| (world.mark(sequence, SENT_MONO_NS).payload(MARK), sequence))
-        .collect();
+    let mut probes = Probes::new(&world);
     let mut fuzzer = Fuzzer::new(Random::new(round.random.word()), world.clone());
-    let mut answered = HashSet::new();
     let mut before = object.snapshot()?;
     let mut ran_frames = 0;
     for number in 1..=FRAMES {
@@ -443,48 +528,10 @@ fn check_round(
         }
         ran_frames += 1;
         let beside = Beside::any(&mut round.random, object);
-        let want = actions.want(&frame, oracle(&world, &answered, &frame, beside, actions));
-        let what = || {
-            format!(
-                "frame {number}, {beside:?}, {:?}: {frame:02x?}",
-                world.tracker
-            )
-        };
-        let ran = object.run_with(&frame, beside)?;
-        let proves = genuine(&world, &sent, &frame, actions);
-        // Those two never agreed on anything but the outcome.
-        let is_proven = want.is_consumed() || matches!(want, Want::WrongPath | Want::Tagged);
-        assert_eq!(
-            is_proven,
-            proves.is_some(),
-            "{want:?}, but {proves:?}: {}",
-            what()
-        );
+        let want = probes.want(&frame, beside, actions);
         tally.add(want);
-        let after = object.snapshot()?;
-        if want == Want::Foreign {
-            assert_eq!(ran.action, actions.pass, "{}", what());
-            assert!(ran.frame == frame, "altered: {}", what());
-            assert!(after.is_same(&before), "counted: {}", what());
-        } else {
-            let mark = match want {
-                Want::Refused => packets::read_error(&frame).map(|error| error.mark),
-                _ => packets::read_marked(&frame).map(|seen| seen.mark),
-            };
-            let mark = mark.unwrap_or_else(|| panic!("no mark: {}", what()));
-            if matches!(want, Want::Counted | Want::CountedWithEvent) {
-                answered.insert(mark.sequence);
-            }
-            let row = Row {
-                what: what(),
-                world: world.clone(),
-                mark,
-                frame,
-                want,
-            };
-            row.check(object, before, &ran, actions)?;
-        }
-        before = after;
+        let what = format!("frame {number}, {beside:?}");
+        before = probes.check(object, before, &what, &frame, (want, beside), actions)?;
     }
     assert!(object.events()?.is_empty(), "an event of nobody's");
     Ok(ran_frames)

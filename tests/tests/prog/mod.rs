@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod frames;
 pub mod fuzz;
+pub mod fuzz_answer;
 pub mod fuzz_send;
 pub mod fuzz_steer;
 pub mod receive;
@@ -32,7 +33,7 @@ pub const SLOTS: u32 = 8;
 /// Path slots of the object under test.
 pub const PATHS: u32 = 4;
 /// Words of WINDOWS of the object under test.
-pub const WORDS: u32 = 16;
+pub const WORDS: u32 = 40;
 /// Bytes of the ring buffer, the least that there is: to see it full.
 pub const EVENTS_BYTES: u32 = 4_096;
 /// The slot of the tracker under test.
@@ -499,6 +500,8 @@ pub fn assert_same(
 /// A tracker, its path, and all that is known of it.
 #[derive(Clone, Debug)]
 pub struct World {
+    /// Its slot.
+    pub slot: u32,
     pub tracker: abi::Tracker,
     pub path: abi::Path,
     pub state: abi::State,
@@ -528,6 +531,7 @@ impl World {
         state.trouble.duplicate = 4;
         state.trouble.corrupt = 5;
         Self {
+            slot: SLOT,
             tracker: abi::Tracker {
                 behind,
                 source,
@@ -584,11 +588,25 @@ impl World {
             object.trackers.set(slot, tracker, 0)?;
             object.states.set(slot, self.state, 0)?;
         }
-        object.paths.set(PATH, self.path, 0)?;
         let old: Vec<_> = object.streams.keys().collect::<Result<_, _>>()?;
         for key in old {
             object.streams.remove(&key)?;
         }
+        for word in 0..WORDS {
+            object.windows.set(word, 0, 0)?;
+        }
+        self.install_beside(object)
+    }
+
+    /// Puts it into the maps beside what is there.
+    pub fn install_beside(&self, object: &mut Object) -> Result<()> {
+        object.trackers.set(self.slot, self.tracker, 0)?;
+        object.states.set(self.slot, self.state, 0)?;
+        let path = match self.slot {
+            SLOT => PATH,
+            _ => self.tracker.path,
+        };
+        object.paths.set(path, self.path, 0)?;
         if self.tracker.probe == abi::Probe::Tcp {
             let own_port = match self.tracker.flow_first {
                 first @ 63_488.. => first / 64 * 64,
@@ -601,10 +619,7 @@ impl World {
                 family: self.tracker.family,
                 pad: [0; 3],
             };
-            object.streams.insert(key, SLOT, 0)?;
-        }
-        for word in 0..WORDS {
-            object.windows.set(word, 0, 0)?;
+            object.streams.insert(key, self.slot, 0)?;
         }
         for (at, word) in (self.tracker.window_first..WORDS).zip(self.words) {
             object.windows.set(at, word, 0)?;
@@ -640,10 +655,10 @@ impl World {
     pub fn mark(&self, sequence: u64, sent_mono_ns: u64) -> Mark {
         let epoch = self.tracker.epoch;
         Mark {
-            tracker: SLOT,
+            tracker: self.slot,
             sequence,
             sent_mono_ns,
-            token: token::token(KEY, SLOT, epoch, sequence, sent_mono_ns),
+            token: token::token(KEY, self.slot, epoch, sequence, sent_mono_ns),
         }
     }
 
@@ -701,8 +716,8 @@ impl World {
     /// What comes back of a STAMP packet.
     pub fn claim(&self, sequence: u64) -> Vec<u8> {
         let token = self.mark(sequence, 0).token.to_be_bytes();
-        let number = ((sequence - 1) as u32).to_be_bytes();
-        let slot = SLOT.to_be_bytes();
+        let number = (sequence.wrapping_sub(1) as u32).to_be_bytes();
+        let slot = self.slot.to_be_bytes();
         [&number[..], &slot[1..], &token[..5], &[0x1f, 0x54]].concat()
     }
 

@@ -232,7 +232,7 @@ fn complain(error: &Reply, hub: &Hub, tracker: &Tracker, state: *mut State) -> O
         return None;
     }
     let complaint = complaint_of(tracker.family);
-    note_complaint(state, complaint, error.kind, error.sender(), sequence);
+    note_complaint(state, complaint, error.kind, error.sender, sequence);
     Some(Outcome::Error)
 }
 

@@ -1,7 +1,9 @@
 //! Recognising what may answer a probe that carries no mark of ours back: of TCP and STAMP, cheapest test first.
 
 use super::{
-    Bytes, be16, be32, ethernet, icmp, ipv4, ipv6,
+    Bytes,
+    address::{self, Address},
+    be16, be32, ethernet, icmp, ipv4, ipv6,
     reply::Hop,
     stamp::{self, Claim},
     tcp::{self, flags},
@@ -38,9 +40,6 @@ pub struct Answer {
     /// ICMP type and code; of others they mean nothing.
     pub kind: [u8; 2],
 }
-
-/// The sixteen bytes of a map's address, as two words of memory.
-pub type Address = [u64; 2];
 
 /// What a message is to our probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,15 +91,9 @@ impl Answer {
         tracker.probe as u8 == self.proof.probe() as u8
             && tracker.family as u8 == self.family as u8
             && tracker.port == self.port
-            && words(&tracker.behind) == self.behind
-            && words(&tracker.source) == self.source
+            && address::of_map(&tracker.behind) == self.behind
+            && address::of_map(&tracker.source) == self.source
     }
-}
-
-/// A map's address as words.
-#[inline(always)]
-fn words(address: &[u8; 16]) -> Address {
-    ipv6::address(address).map(u64::to_be)
 }
 
 /// What is read above IP.
@@ -160,7 +153,10 @@ pub fn parse_ipv4<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
     }
     let header = ipv4::parse(ip);
     let room = usize::from(header.total_len).saturating_sub(ipv4::LEN);
-    let (source, destination) = (widen(header.source), widen(header.destination));
+    let (source, destination) = (
+        address::of_ipv4(header.source),
+        address::of_ipv4(header.destination),
+    );
     let mut answer = if protocol == ipv4::ICMP {
         let icmp: &[u8; icmp::LEN] = packet.at(at + ipv4::LEN)?;
         if !icmp::is_error(icmp[0]) {
@@ -172,8 +168,9 @@ pub fn parse_ipv4<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
         if !ipv4::carries(quoted, protocol) {
             return None;
         }
-        let behind = widen(ipv4::parse(quoted).destination);
-        let above = quote(packet, quoted_at + ipv4::LEN, protocol)?;
+        let behind = address::of_ipv4(ipv4::parse(quoted).destination);
+        let room = room.saturating_sub(icmp::LEN + ipv4::LEN);
+        let above = quote(packet, quoted_at + ipv4::LEN, protocol, room)?;
         let answer = answer(above, [destination, behind], source, Family::Ipv4);
         Answer {
             kind: [icmp[0], icmp[1]],
@@ -198,8 +195,8 @@ pub fn parse_ipv6<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
     }
     let header = ipv6::parse(ip);
     let room = usize::from(header.payload_len);
-    let source = header.source.map(u64::to_be);
-    let destination = header.destination.map(u64::to_be);
+    let source = address::of_ipv6(header.source);
+    let destination = address::of_ipv6(header.destination);
     let mut answer = if protocol == ipv6::ICMP {
         let icmp: &[u8; icmp::LEN] = packet.at(at + ipv6::LEN)?;
         if !icmp::is_error_v6(icmp[0]) {
@@ -211,8 +208,9 @@ pub fn parse_ipv6<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
         if !ipv6::carries(quoted, protocol) {
             return None;
         }
-        let behind = ipv6::parse(quoted).destination.map(u64::to_be);
-        let above = quote(packet, quoted_at + ipv6::LEN, protocol)?;
+        let behind = address::of_ipv6(ipv6::parse(quoted).destination);
+        let room = room.saturating_sub(icmp::LEN + ipv6::LEN);
+        let above = quote(packet, quoted_at + ipv6::LEN, protocol, room)?;
         let answer = answer(above, [destination, behind], source, Family::Ipv6);
         Answer {
             kind: [icmp[0], icmp[1]],
@@ -224,12 +222,6 @@ pub fn parse_ipv6<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
     };
     answer.hop = Hop::new(header.hop_limit);
     Some(answer)
-}
-
-/// The sixteen bytes of a map's IPv4 address.
-#[inline(always)]
-const fn widen(address: u32) -> Address {
-    [address.to_be() as u64, 0]
 }
 
 /// Puts a message together. `ends` are who sent the segment or datagram that it is or quotes, and to whom.
@@ -278,7 +270,9 @@ fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) ->
             }
             let proof = Proof::Syn(number);
             let ports = [header.source, header.destination];
-            Some(Above::new(message, proof, ports, room >= tcp::LEN))
+            let len = tcp::len(segment);
+            let is_whole = len >= tcp::LEN && len <= room;
+            Some(Above::new(message, proof, ports, is_whole))
         }
         ipv4::UDP => {
             let datagram = udp::parse(packet.at(at)?);
@@ -308,25 +302,25 @@ fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) ->
 const ANSWERED: u8 = flags::SYN | flags::ACK;
 const REFUSED: u8 = flags::RST | flags::ACK;
 
-/// Reads the beginning of a probe that an error quotes: of a SYN eight bytes, as many as RFC 792 asks for.
+/// Reads the beginning of a probe that an error quotes, in a packet that has `room` for it: of a SYN eight bytes, as
+/// many as RFC 792 asks for.
 #[inline(always)]
-fn quote<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8) -> Option<Above> {
+fn quote<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) -> Option<Above> {
     let ports: &[u8; tcp::PORTS_LEN] = packet.at(at)?;
     let (source, destination) = (be16(ports, 0), be16(ports, 2));
     if source < FIXED_PORTS {
         return None;
     }
-    let proof = match protocol {
-        tcp::PROTOCOL => Proof::Syn(be32(ports, 4)),
-        ipv4::UDP => Proof::Stamp(Claim::of_probe(packet.at(at + udp::LEN)?)?),
+    let (proof, len) = match protocol {
+        tcp::PROTOCOL => (Proof::Syn(be32(ports, 4)), tcp::PORTS_LEN),
+        ipv4::UDP => {
+            let claim = Claim::of_probe(packet.at(at + udp::LEN)?)?;
+            (Proof::Stamp(claim), udp::LEN + stamp::CLAIM_LEN)
+        }
         _ => return None,
     };
-    Some(Above::new(
-        Message::Error,
-        proof,
-        [source, destination],
-        true,
-    ))
+    let ports = [source, destination];
+    Some(Above::new(Message::Error, proof, ports, len <= room))
 }
 
 /// Reads whose probe a frame is that the send program built, or the end of one: an untagged one.
@@ -336,16 +330,29 @@ pub fn parse_sent<B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
         ethernet::IPV4 => {
             let ip: &[u8; ipv4::LEN] = frame.at(ethernet::LEN)?;
             let header = ipv4::parse(ip);
-            let (source, behind) = (widen(header.source), widen(header.destination));
-            let sent = quote(frame, ethernet::LEN + ipv4::LEN, ip[ipv4::PROTOCOL_AT])?;
+            let (source, behind) = (
+                address::of_ipv4(header.source),
+                address::of_ipv4(header.destination),
+            );
+            let sent = quote(
+                frame,
+                ethernet::LEN + ipv4::LEN,
+                ip[ipv4::PROTOCOL_AT],
+                usize::MAX,
+            )?;
             Some(answer(sent, [source, behind], source, Family::Ipv4))
         }
         ethernet::IPV6 => {
             let ip: &[u8; ipv6::LEN] = frame.at(ethernet::LEN)?;
             let header = ipv6::parse(ip);
-            let source = header.source.map(u64::to_be);
-            let behind = header.destination.map(u64::to_be);
-            let sent = quote(frame, ethernet::LEN + ipv6::LEN, ip[ipv6::NEXT_HEADER_AT])?;
+            let source = address::of_ipv6(header.source);
+            let behind = address::of_ipv6(header.destination);
+            let sent = quote(
+                frame,
+                ethernet::LEN + ipv6::LEN,
+                ip[ipv6::NEXT_HEADER_AT],
+                usize::MAX,
+            )?;
             Some(answer(sent, [source, behind], source, Family::Ipv6))
         }
         _ => None,

@@ -4,6 +4,7 @@
 //! whoever has a `&[u8; LEN]` has already been through the one bounds check, [`Bytes::at`].
 //! Protocol modules use the same names: `LEN`, `parse`, `emit`.
 
+pub mod address;
 pub mod answer;
 pub mod checksum;
 pub mod ethernet;

@@ -2,6 +2,7 @@
 
 use super::{
     Bytes,
+    address::{self, Address},
     checksum::Sum,
     ethernet, icmp, ipv4, ipv6,
     probe::{self, HEADER_LEN, Mark},
@@ -27,7 +28,10 @@ pub struct Reply {
     /// ICMP type and code. Of UDP they mean nothing, and are read nevertheless: the verifier refuses what is
     /// not set on each way, even where nothing depends on it.
     pub kind: [u8; 2],
-    addresses: Addresses,
+    family: Family,
+    /// Who sent it.
+    pub sender: Address,
+    receiver: Address,
     /// Those of UDP; the same of ICMP.
     ports: Ports,
 }
@@ -88,18 +92,6 @@ pub enum Message {
     Error,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Addresses {
-    Ipv4 {
-        source: u32,
-        destination: u32,
-    },
-    Ipv6 {
-        source: ipv6::Address,
-        destination: ipv6::Address,
-    },
-}
-
 impl Reply {
     /// What it is to a tracker: the reply to one of its probes, or the probe itself. `None` for what is
     /// nothing to it.
@@ -134,7 +126,7 @@ impl Reply {
             (Message::Datagram, Proof::Arrival) => self.ports.destination == tracker.port,
             (Message::EchoReply | Message::EchoRequest | Message::Error, _) => true,
         };
-        is_of_port && self.goes_to(tracker, to) && self.comes_from(tracker, from)
+        is_of_port && self.goes_to(tracker, to) && self.sender == address::of_map(from)
     }
 
     /// True where it came to the tracker's source, as an error about a probe does, from wherever.
@@ -143,37 +135,9 @@ impl Reply {
         self.goes_to(tracker, &tracker.source)
     }
 
-    /// Who sent it: the sixteen bytes of a map's address, as two words of memory.
-    #[inline(always)]
-    pub const fn sender(&self) -> [u64; 2] {
-        match self.addresses {
-            Addresses::Ipv4 { source, .. } => [source.to_be() as u64, 0],
-            Addresses::Ipv6 { source, .. } => [source[0].to_be(), source[1].to_be()],
-        }
-    }
-
-    #[inline(always)]
-    fn comes_from(&self, tracker: &Tracker, address: &[u8; 16]) -> bool {
-        match self.addresses {
-            Addresses::Ipv4 { source, .. } => {
-                matches!(tracker.family, Family::Ipv4) && source == super::be32(address, 0)
-            }
-            Addresses::Ipv6 { source, .. } => {
-                matches!(tracker.family, Family::Ipv6) && source == ipv6::address(address)
-            }
-        }
-    }
-
     #[inline(always)]
     fn goes_to(&self, tracker: &Tracker, address: &[u8; 16]) -> bool {
-        match self.addresses {
-            Addresses::Ipv4 { destination, .. } => {
-                matches!(tracker.family, Family::Ipv4) && destination == super::be32(address, 0)
-            }
-            Addresses::Ipv6 { destination, .. } => {
-                matches!(tracker.family, Family::Ipv6) && destination == ipv6::address(address)
-            }
-        }
+        self.family as u8 == tracker.family as u8 && self.receiver == address::of_map(address)
     }
 }
 
@@ -253,16 +217,14 @@ fn read_ipv4<B: Bytes + ?Sized, const AT: usize>(
         true => is_right_echo(head, mark.sum()),
         false => is_right_datagram(head, announced),
     };
-    let addresses = Addresses::Ipv4 {
-        source: header.source,
-        destination: header.destination,
-    };
     Some(Reply {
         message,
         mark,
         vlan,
         is_intact: is_whole && announced >= HEADER_LEN + probe::LEN && ipv4::checksum_ok(ip),
-        addresses,
+        family: Family::Ipv4,
+        sender: address::of_ipv4(header.source),
+        receiver: address::of_ipv4(header.destination),
         hop: Hop::new(header.ttl),
         kind: [head[0], head[1]],
         ports: ports(head),
@@ -316,16 +278,14 @@ fn read_ipv6<B: Bytes + ?Sized, const AT: usize>(
         }
         false => is_right_datagram(head, header.payload_len.into()),
     };
-    let addresses = Addresses::Ipv6 {
-        source: header.source,
-        destination: header.destination,
-    };
     Some(Reply {
         message,
         mark,
         vlan,
         is_intact: is_whole && usize::from(header.payload_len) >= HEADER_LEN + probe::LEN,
-        addresses,
+        family: Family::Ipv6,
+        sender: address::of_ipv6(header.source),
+        receiver: address::of_ipv6(header.destination),
         hop: Hop::new(header.hop_limit),
         kind: [head[0], head[1]],
         ports: ports(head),
@@ -593,7 +553,7 @@ mod tests {
                 prop_assert_eq!(alone, Some(Reply { vlan: 0, hop: Hop::new(error.hop.ttl()), ..error }));
                 prop_assert!(error.is_intact && error.is_told_to(&exchange.tracker));
                 prop_assert_eq!(error.proof(&exchange.tracker), None);
-                let sender: Vec<u8> = error.sender().iter().flat_map(|word| word.to_ne_bytes()).collect();
+                let sender: Vec<u8> = error.sender.iter().flat_map(|word| word.to_ne_bytes()).collect();
                 let len = if is_v6 { 16 } else { 4 };
                 prop_assert_eq!(&sender[..len], &from[..len]);
                 prop_assert!(sender[len..].iter().all(|byte| *byte == 0));

@@ -61,6 +61,12 @@ pub fn parse(header: &[u8; LEN]) -> Header {
     }
 }
 
+/// Bytes of a header with its options, as it says itself.
+#[inline(always)]
+pub const fn len(header: &[u8; LEN]) -> usize {
+    (header[12] >> 4) as usize * 4
+}
+
 /// The sequence number of a SYN: its only bytes that come back. The low bits tell which of the last 256 probes it
 /// is, hidden from who does not know `salt`; the others are of its token. So of all numbers only those of the probes
 /// under way are right, and nobody who does not see them knows which these are.
