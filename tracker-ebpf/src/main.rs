@@ -87,24 +87,26 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
         is_tagged: false,
     };
     let is_as_sent = |path: &Path| packet.at(0) == Some(&path.next_hop_mac);
+    if let Some(reply) = reply::parse(&packet)
+        && let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent)
+    {
+        return finish_in_xdp(&ctx, outcome);
+    }
     // The number of a STAMP probe comes to be the mark once in its life.
-    let outcome = match reply::parse(&packet) {
-        Some(reply) => receive::recognise(&reply, arrival, is_as_sent),
-        None => None,
-    };
-    let outcome = match outcome {
-        None => match wire::answer::parse(&packet) {
-            Some(answer) => answer::recognise(&answer, arrival, is_as_sent),
-            None => None,
+    match wire::answer::parse(&packet) {
+        Some(answer) => match answer::recognise(&answer, arrival, is_as_sent) {
+            Some(outcome) => finish_in_xdp(&ctx, outcome),
+            None => xdp_action::XDP_PASS,
         },
-        outcome => outcome,
-    };
-    let Some(outcome) = outcome else {
-        return xdp_action::XDP_PASS;
-    };
+        None => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn finish_in_xdp(ctx: &XdpContext, outcome: Outcome) -> u32 {
     let count = receive::count_outcome(outcome);
     if let Outcome::Corrupt = outcome {
-        rarely!(count, &ctx, "{} packets bear the mark and fail the token");
+        rarely!(count, ctx, "{} packets bear the mark and fail the token");
     }
     match outcome.is_done() {
         true => xdp_action::XDP_DROP,
