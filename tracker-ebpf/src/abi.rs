@@ -1,7 +1,7 @@
 //! The layout of every map and of the ring buffer's records: one definition for kernel and userspace.
 //!
 //! All structs are `repr(C)` with explicit padding and asserted size and offsets. Addresses are in
-//! network byte order; an IPv4 address occupies the first four bytes. Times are nanoseconds of
+//! network byte order; an IPv4 address occupies the first four bytes, zeros the others. Times are nanoseconds of
 //! `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`), with the clock in the field's name. [`VERSION`] changes
 //! whenever any layout or meaning changes; it is part of [`Hub`], so that a newer daemon recognises
 //! pins it can't read.

@@ -1,6 +1,8 @@
 //! Addresses as the maps hold them.
 
 use super::ipv6;
+#[cfg(test)]
+use crate::abi::Family;
 
 /// The sixteen bytes of a map's address, as two words of memory: of IPv4 the first four, then zeros.
 pub type Address = [u64; 2];
@@ -21,4 +23,13 @@ pub const fn of_ipv4(address: u32) -> Address {
 #[inline(always)]
 pub fn of_ipv6(address: ipv6::Address) -> Address {
     address.map(u64::to_be)
+}
+
+/// The bytes of a map's address, of any sixteen.
+#[cfg(test)]
+pub fn made_of(mut bytes: [u8; 16], family: Family) -> [u8; 16] {
+    if matches!(family, Family::Ipv4) {
+        bytes[4..].fill(0);
+    }
+    bytes
 }

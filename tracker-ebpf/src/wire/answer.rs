@@ -372,11 +372,8 @@ mod tests {
             behind: [u8; 16], source: [u8; 16], own in 0u16..4_096, port: u16, salt: u8, is_v6: bool, is_tcp: bool,
             control: u16, is_tagged: bool, tracker in 0u32..1 << 24, sequence in 1u64.., token: u64,
         ) -> (Tracker, Path, Mark) {
-            let (family, len) = if is_v6 { (Family::Ipv6, 16) } else { (Family::Ipv4, 4) };
-            let only = |mut address: [u8; 16]| {
-                address[len..].fill(0);
-                address
-            };
+            let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
+            let only = |bytes| address::made_of(bytes, family);
             let (probe, payload) = match is_tcp {
                 true => (Probe::Tcp, probe::SYN_PAYLOAD),
                 false => (Probe::Stamp, stamp::LEN as u16),

@@ -357,6 +357,7 @@ mod tests {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             let vlan = if is_tagged { control } else { 0 };
             let probe = if is_udp { Probe::Udp } else { Probe::Icmp };
+            let [behind, source] = [behind, source].map(|bytes| address::made_of(bytes, family));
             Exchange {
                 tracker: Tracker { behind, source, payload, flow_first, port, family, probe, ..Default::default() },
                 path: Path { vlan, ..Default::default() },
@@ -387,9 +388,7 @@ mod tests {
 
         /// True where source and destination are the same.
         fn is_to_itself(&self) -> bool {
-            let len = self.icmp_at() - self.ip_at();
-            let len = if len == ipv4::LEN { 4 } else { 16 };
-            self.tracker.behind[..len] == self.tracker.source[..len]
+            self.tracker.behind == self.tracker.source
         }
 
         /// Bytes without which there is no reply.
