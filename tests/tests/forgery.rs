@@ -2,6 +2,7 @@
 
 mod forge;
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -45,13 +46,17 @@ fn a_flood_changes_no_verdict() -> Result<()> {
     let before = tracker.status()?;
     let (started, used) = (Instant::now(), cpu_time(tracker.pid()?)?);
 
-    for (service, reply) in [(good, &replies[0]), (bad, &replies[1])] {
-        let frames: Vec<_> = forgeries(reply).into_values().collect();
-        let began = Instant::now();
-        let sent = flood(&service.firewall, "eth0", &frames, slow(FLOOD))?;
-        let rate = sent as f64 / began.elapsed().as_secs_f64();
-        println!("{sent} forged replies, {rate:.0} a second");
-    }
+    // Both at once: a processor makes some 700,000 a second, and receives them.
+    let sent: u64 = thread::scope(|scope| {
+        let floods = [(good, &replies[0]), (bad, &replies[1])].map(|(service, reply)| {
+            let frames: Vec<_> = forgeries(reply).into_values().collect();
+            scope.spawn(move || flood(&service.firewall, "eth0", &frames, slow(FLOOD)))
+        });
+        let floods = floods.map(|flood| flood.join().expect("a flood does not panic"));
+        floods.into_iter().sum::<Result<u64>>()
+    })?;
+    let rate = sent as f64 / started.elapsed().as_secs_f64();
+    println!("{sent} forged replies, {rate:.0} a second");
     let (elapsed, used) = (started.elapsed(), cpu_time(tracker.pid()?)? - used);
     println!("the daemon used {used:?} in {elapsed:?}");
 
