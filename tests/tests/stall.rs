@@ -63,6 +63,31 @@ fn starved_by_a_real_time_hog() -> Result<()> {
     never_down(&tracker)
 }
 
+/// Something of a higher priority takes all processors, and with them whatever receives packets.
+#[test]
+fn starved_by_real_time_hogs_on_all_processors() -> Result<()> {
+    let lab = Lab::new()?;
+    let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let processors = std::thread::available_parallelism()?.get();
+    for time_ms in [100, 300, 1_500] {
+        std::thread::scope(|scope| -> Result<()> {
+            let time = slow(Duration::from_millis(time_ms));
+            let hogs: Vec<_> = (0..processors)
+                .map(|processor| scope.spawn(move || hog::hog(processor, time)))
+                .collect();
+            for hog in hogs {
+                hog.join().expect("the hog does not panic")?;
+            }
+            Ok(())
+        })?;
+        tracker.wait_alive(SOON, "fw-1")?;
+    }
+    let status = tracker.wait_verdict("fw-1", "up", "replied")?;
+    assert!(status.0["stalls"].as_u64() >= Some(1));
+    never_down(&tracker)
+}
+
 /// What a ring buffer that is too small does not take is found in the state: 256 trackers of 1 ms send all at once, and
 /// the ring has room for half of their replies.
 #[test]

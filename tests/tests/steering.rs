@@ -726,11 +726,12 @@ fn somebody_elses_xdp_program_stays() -> Result<()> {
     let fixture = Fixture::new(Setting::default())?;
     let mut ebpf = aya::EbpfLoader::new().load(tracker_user::kernel::OBJECT)?;
     // With empty maps it passes everything.
+    let name = tracker_ebpf::abi::program::RECEIVE;
+    tracker_user::kernel::loader::load(&mut ebpf, name)?;
     let program: &mut Xdp = ebpf
-        .program_mut(tracker_ebpf::abi::program::RECEIVE)
+        .program_mut(name)
         .context("find a program")?
         .try_into()?;
-    program.load()?;
     let link = fixture
         .lab
         .hub

@@ -19,6 +19,7 @@ use crate::{
     kernel::{
         OBJECT, bpffs,
         interfaces::{Header, Link, Observed, XDP_ACT_BASIC},
+        loader,
         netlink::Netlink,
         preflight,
     },
@@ -323,11 +324,7 @@ fn try_programs() -> Result<()> {
     .into_iter()
     .chain(abi::program::STEERING_ALL)
     {
-        match ebpf.program_mut(name) {
-            Some(Program::Xdp(program)) => program.load()?,
-            Some(Program::SchedClassifier(program)) => program.load()?,
-            _ => anyhow::bail!("the eBPF object has no program {name}"),
-        }
+        loader::load(&mut ebpf, name)?;
     }
     if let Some(Program::Xdp(send)) = ebpf.program_mut(abi::program::SEND) {
         send.test_run(TestRunOptions {

@@ -26,6 +26,7 @@ use tracker_ebpf::wire::token;
 use tracker_tests::packets::{self, ETHERNET, Echo, IPV4, IPV6, Link, Mark, Tag};
 use tracker_tests::random::Random;
 use tracker_tests::tagger::Tagger;
+use tracker_user::kernel::loader;
 use tracker_user::kernel::mapped::Mapped;
 
 /// Tracker slots of the object under test.
@@ -140,16 +141,6 @@ pub struct Object {
     events: RingBuf<MapData>,
 }
 
-/// Has the verifier take a program of the object.
-pub fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    match ebpf.program_mut(name) {
-        Some(Program::Xdp(xdp)) => xdp.load(),
-        Some(Program::SchedClassifier(classifier)) => classifier.load(),
-        _ => bail!("the object has no program {name}"),
-    }
-    .with_context(|| format!("load {name}"))
-}
-
 /// An array as memory: a fuzzer has no time for a system call an element.
 fn mapped<T: aya::Pod>(map: &Map) -> Result<Mapped<T>> {
     match map {
@@ -221,7 +212,7 @@ impl Object {
             .map_max_entries(abi::map::EVENTS, EVENTS_BYTES)
             .load(tracker_user::kernel::OBJECT)
             .context("load the object")?;
-        load_program(&mut ebpf, program)?;
+        loader::load(&mut ebpf, program)?;
         let tagger = tagger(&ebpf, program)?;
         let mut take = |name: &str| take_map(&mut ebpf, name);
         let (states, windows) = (take(abi::map::STATE)?, take(abi::map::WINDOWS)?);

@@ -21,10 +21,11 @@ use tracker_ebpf::abi::{
 };
 use tracker_tests::packets::{self, ETHERNET, IPV4, IPV6, Ipv4, Link, Tag, with};
 use tracker_tests::tagger::Tagger;
+use tracker_user::kernel::loader;
 
 use super::{
     ARRIVAL, BEHIND_V4, BEHIND_V6, ENDPOINT_MAC, HUB_MAC, TC_ACT_REDIRECT, TC_ACT_SHOT,
-    TC_ACT_UNSPEC, XDP_PASS, XDP_REDIRECT, load_program, now_mono_ns, tagger, take_map, widen,
+    TC_ACT_UNSPEC, XDP_PASS, XDP_REDIRECT, now_mono_ns, tagger, take_map, widen,
 };
 
 pub const ENDPOINT_V4: [u8; 4] = [10, 9, 0, 2];
@@ -358,7 +359,7 @@ impl Object {
             .map_max_entries(abi::map::STEERED, 8)
             .load(tracker_user::kernel::OBJECT)
             .context("load the object")?;
-        load_program(&mut ebpf, program)?;
+        loader::load(&mut ebpf, program)?;
         let tagger = tagger(&ebpf, program)?;
         let mut take = |name: &str| take_map(&mut ebpf, name);
         let mut object = Self {

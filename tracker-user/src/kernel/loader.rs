@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs::File,
-    io::Read as _,
+    io::{ErrorKind, Read as _},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,13 +17,14 @@ use aya::{
         xdp::DevMapHash,
     },
     programs::{
-        LinkOrder, ProgramId, SchedClassifier, TcAttachType, Xdp,
+        LinkOrder, Program, ProgramError, ProgramId, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
         xdp::{XdpLink, XdpMode},
     },
 };
 use aya_obj::programs::XdpAttachType;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use tracker_ebpf::{abi, wire::token};
 
 use super::{
@@ -316,21 +317,14 @@ impl Kernel {
             drop(take(&mut ebpf, name)?);
         }
 
-        for name in [abi::program::SEND, abi::program::RECEIVE] {
-            let program: &mut Xdp = program(&mut ebpf, name)?;
-            program
-                .load()
-                .with_context(|| format!("the kernel refused the program {name}"))?;
-        }
         for name in [
+            abi::program::SEND,
+            abi::program::RECEIVE,
             abi::program::TC_SEND,
             abi::program::TC_RECEIVE,
             abi::program::TC_RECEIVE_IP,
         ] {
-            let program: &mut SchedClassifier = program(&mut ebpf, name)?;
-            program
-                .load()
-                .with_context(|| format!("the kernel refused the program {name}"))?;
+            load(&mut ebpf, name)?;
         }
 
         let old = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
@@ -813,6 +807,36 @@ fn mapped<T: Pod>(ebpf: &Ebpf, name: &str) -> Result<Mapped<T>> {
         Some(_) => bail!("the map {name} of the eBPF object is no array"),
         None => bail!("the eBPF object has no map {name}"),
     }
+}
+
+/// How often the verifier is asked again that was interrupted.
+const LOAD_ATTEMPTS: u32 = 20;
+
+/// Has the kernel take a program of the object. The verifier gives up with EAGAIN where a signal waits for the thread
+/// (kernel/bpf/verifier.c, `do_check`), as SIGHUP would while a reload is under way: so none is let through meanwhile.
+///
+/// # Errors
+/// When there is no such program, or the kernel refuses it.
+pub fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let others = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let mut attempts = 1..LOAD_ATTEMPTS;
+    let loaded = loop {
+        let loaded = match ebpf.program_mut(name) {
+            Some(Program::Xdp(program)) => program.load(),
+            Some(Program::SchedClassifier(program)) => program.load(),
+            _ => Err(ProgramError::InvalidName {
+                name: name.to_owned(),
+            }),
+        };
+        match loaded {
+            // SIGSTOP and a freezer cannot be kept off.
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == ErrorKind::WouldBlock && attempts.next().is_some() => {}
+            loaded => break loaded,
+        }
+    };
+    others.thread_set_mask()?;
+    loaded.with_context(|| format!("the kernel refused the program {name}"))
 }
 
 pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

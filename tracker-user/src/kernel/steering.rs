@@ -15,7 +15,7 @@ use aya::{
         Array, HashMap as BpfHashMap, MapData, MapType, PerCpuArray, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{SchedClassifier, Xdp, xdp::XdpMode},
+    programs::xdp::XdpMode,
 };
 use tracker_ebpf::abi;
 
@@ -142,12 +142,7 @@ impl Steering {
             .load(OBJECT)
             .context("the kernel refused the eBPF maps of steering")?;
         for name in abi::program::STEERING_ALL {
-            let loaded = if name == abi::program::STEER {
-                loader::program::<Xdp>(&mut ebpf, name)?.load()
-            } else {
-                loader::program::<SchedClassifier>(&mut ebpf, name)?.load()
-            };
-            loaded.with_context(|| format!("the kernel refused the program {name}"))?;
+            loader::load(&mut ebpf, name)?;
         }
         let mut take = |name| loader::take(&mut ebpf, name);
         Ok(Self {
