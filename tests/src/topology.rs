@@ -10,7 +10,8 @@
 //! The hub has no route to 10.20.0.0/24 nor to 2001:db8:20::/64. Service `n` is on the hub's `ethN`, with `n - 1` in
 //! the place of the zero; namespaces isolate, so that every lab has the same addresses.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 
@@ -358,9 +359,21 @@ impl Service {
     /// Like [`Self::toml`], with more lines of TOML.
     #[must_use]
     pub fn toml_with(&self, name: &str, more: &str) -> String {
+        self.toml_to(name, self.behind, more)
+    }
+
+    /// Like [`Self::toml_with`], with another behind address.
+    #[must_use]
+    pub fn toml_to(&self, name: &str, behind: impl Display, more: &str) -> String {
         format!(
-            "[[service]]\nname = \"{name}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{}\"]\n{more}\n",
-            self.endpoint, self.interface, self.behind
+            "[[service]]\nname = \"{name}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n{more}\n",
+            self.endpoint, self.interface
         )
+    }
+
+    /// The behind addresses of both families.
+    #[must_use]
+    pub fn behinds(&self) -> [IpAddr; 2] {
+        [self.behind.into(), self.behind6.into()]
     }
 }

@@ -7,18 +7,14 @@ use tracker_tests::{Config, Lab, Tracker};
 const PORT: u16 = 7_007;
 
 fn config(lab: &Lab, behind: impl std::fmt::Display, more: &str) -> Config {
-    let service = lab.service();
-    Config::new(format!(
-        "[[service]]\nname = \"fw-1\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n{more}\n",
-        service.endpoint, service.interface
-    ))
+    Config::new(lab.service().toml_to("fw-1", behind, more))
 }
 
 #[test]
 fn the_firewall_rejects() -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
-    let behinds = [service.behind.into(), service.behind6.into()];
+    let behinds = service.behinds();
     let _echo = UdpEcho::start(&service.host, &behinds, PORT)?;
     let (v4, v6) = (service.behind.to_string(), service.behind6.to_string());
     let (from, from6) = (service.endpoint, service.endpoint6);
@@ -122,11 +118,7 @@ fn a_packet_is_too_big() -> Result<()> {
         "{}{}",
         service.toml_with("small", ""),
         [("v4", &behind), ("v6", &behind6)]
-            .map(|(name, behind)| format!(
-                "[[service]]\nname = \"{name}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n\
-                 payload = 1400\n",
-                service.endpoint, service.interface
-            ))
+            .map(|(name, behind)| service.toml_to(name, behind, "payload = 1400"))
             .concat()
     );
     let tracker = Tracker::start(&lab.hub, &toml)?;

@@ -11,15 +11,11 @@ use tracker_tests::{Config, Lab, Service, Tracker};
 const PORT: u16 = 862;
 
 fn toml(service: &Service, name: &str, behind: IpAddr, more: &str) -> String {
-    format!(
-        "[[service]]\nname = \"{name}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n\
-         probe = \"udp\"\nprotocol = \"stamp\"\n{more}\n",
-        service.endpoint, service.interface
+    service.toml_to(
+        name,
+        behind,
+        &format!("probe = \"udp\"\nprotocol = \"stamp\"\n{more}"),
     )
-}
-
-fn behinds(service: &Service) -> [IpAddr; 2] {
-    [service.behind.into(), service.behind6.into()]
 }
 
 #[test]
@@ -27,8 +23,8 @@ fn a_reflector_answers_until_the_firewall_does_not_pass() -> Result<()> {
     for mode in ["auto", "xdp-generic", "tc"] {
         let lab = Lab::new()?;
         let service = lab.service();
-        let _reflector = Reflector::start(&service.host, &behinds(service), PORT)?;
-        for behind in behinds(service) {
+        let _reflector = Reflector::start(&service.host, &service.behinds(), PORT)?;
+        for behind in service.behinds() {
             let toml = toml(service, "fw-1", behind, "");
             let config = Config::new(toml).hub(format!("mode = \"{mode}\""));
             let tracker = Tracker::start(&lab.hub, config)?;
@@ -64,7 +60,7 @@ fn a_nat_new_flows_and_padding() -> Result<()> {
         "table inet nat { chain out { type nat hook postrouting priority srcnat;
            oifname \"eth1\" meta l4proto udp masquerade to :20000-29999 random\n}\n}\n",
     )?;
-    let [behind, behind6] = behinds(service);
+    let [behind, behind6] = service.behinds();
     for (behind, more, is_rotating) in [
         (behind, "payload = 1472", false),
         (behind6, "payload = 48\nflow = \"rotate\"", true),
@@ -119,7 +115,7 @@ fn only_a_right_answer_counts() -> Result<()> {
 fn restarts_and_run_time_additions() -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
-    let _reflector = Reflector::start(&service.host, &behinds(service), PORT)?;
+    let _reflector = Reflector::start(&service.host, &service.behinds(), PORT)?;
     let toml = toml(service, "fw-1", service.behind.into(), "");
     let mut tracker = Tracker::start(&lab.hub, &toml)?;
     tracker.wait_verdict("fw-1", "up", "replied")?;

@@ -14,15 +14,11 @@ use tracker_tests::{Config, Lab, Namespace, Service, Status, Tracker};
 const PORT: u16 = 7_443;
 
 fn toml(service: &Service, name: &str, behind: IpAddr, more: &str) -> String {
-    format!(
-        "[[service]]\nname = \"{name}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n\
-         probe = \"tcp\"\nport = {PORT}\n{more}\n",
-        service.endpoint, service.interface
+    service.toml_to(
+        name,
+        behind,
+        &format!("probe = \"tcp\"\nport = {PORT}\n{more}"),
     )
-}
-
-fn behinds(service: &Service) -> [IpAddr; 2] {
-    [service.behind.into(), service.behind6.into()]
 }
 
 /// Waits until no connection of a host is half open, while the next probe is on its way. Without a reset each stays so
@@ -56,8 +52,8 @@ fn a_server_answers_and_keeps_no_connection() -> Result<()> {
     {
         let lab = Lab::new()?;
         let service = lab.service();
-        let behind = behinds(service)[family];
-        let server = TcpEcho::start(&service.host, &behinds(service), PORT)?;
+        let behind = service.behinds()[family];
+        let server = TcpEcho::start(&service.host, &service.behinds(), PORT)?;
         let toml = toml(service, "fw-1", behind, "");
         let config = Config::new(toml).hub(format!("mode = \"{mode}\""));
         let tracker = Tracker::start(&lab.hub, config)?;
@@ -98,7 +94,8 @@ fn a_server_answers_and_keeps_no_connection() -> Result<()> {
 fn a_refusal_is_a_loss_or_a_reply() -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
-    let services: String = behinds(service)
+    let services: String = service
+        .behinds()
         .into_iter()
         .zip([4, 6])
         .flat_map(|(behind, family)| {
@@ -116,7 +113,7 @@ fn a_refusal_is_a_loss_or_a_reply() -> Result<()> {
     }
     let status = tracker.status()?;
     assert_eq!(status.count("down4", "received"), 0);
-    let _server = TcpEcho::start(&service.host, &behinds(service), PORT)?;
+    let _server = TcpEcho::start(&service.host, &service.behinds(), PORT)?;
     for family in [4, 6] {
         tracker.wait_verdict(&format!("down{family}"), "up", "replied")?;
     }
@@ -158,8 +155,9 @@ fn a_nat_that_rewrites_addresses_and_ports() -> Result<()> {
         "table inet only { chain in { type filter hook input priority 0;
            meta l4proto tcp tcp sport != 20000-29999 drop\n}\n}\n",
     )?;
-    let server = TcpEcho::start(&service.host, &behinds(service), PORT)?;
-    let services: String = behinds(service)
+    let server = TcpEcho::start(&service.host, &service.behinds(), PORT)?;
+    let services: String = service
+        .behinds()
         .into_iter()
         .zip([("v4", "fixed"), ("v6", "rotate")])
         .map(|(behind, (name, flow))| toml(service, name, behind, &format!("flow = \"{flow}\"")))
@@ -181,7 +179,7 @@ fn each_syn_is_a_new_session() -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
     let behind = service.behind.into();
-    let _server = TcpEcho::start(&service.host, &behinds(service), PORT)?;
+    let _server = TcpEcho::start(&service.host, &service.behinds(), PORT)?;
     service.firewall.nft(
         "table inet state { chain forward { type filter hook forward priority -10; ct state established accept\n}\n}\n",
     )?;
@@ -247,7 +245,7 @@ fn connect_from(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
 fn the_hubs_own_connections_are_left_alone() -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
-    let server = TcpEcho::start(&service.host, &behinds(service), PORT)?;
+    let server = TcpEcho::start(&service.host, &service.behinds(), PORT)?;
     lab.hub.ip(&format!(
         "route add {} via {}\n",
         service.behind, service.endpoint
@@ -303,7 +301,7 @@ fn the_hubs_own_connections_are_left_alone() -> Result<()> {
 fn restarts_and_run_time_additions() -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
-    let _server = TcpEcho::start(&service.host, &behinds(service), PORT)?;
+    let _server = TcpEcho::start(&service.host, &service.behinds(), PORT)?;
     let toml = toml(service, "fw-1", service.behind.into(), "");
     let mut tracker = Tracker::start(&lab.hub, &toml)?;
     tracker.wait_verdict("fw-1", "up", "replied")?;

@@ -10,11 +10,8 @@ use tracker_tests::{Config, Lab, Service, Tracker};
 const PORT: u16 = 7_007;
 
 fn config(service: &Service, behind: IpAddr, more: &str) -> Config {
-    Config::new(format!(
-        "[[service]]\nname = \"fw-1\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n\
-         probe = \"udp\"\nport = {PORT}\n{more}\n",
-        service.endpoint, service.interface
-    ))
+    let keys = format!("probe = \"udp\"\nport = {PORT}\n{more}");
+    Config::new(service.toml_to("fw-1", behind, &keys))
 }
 
 #[test]
@@ -22,7 +19,7 @@ fn an_echo_service_answers_until_the_firewall_does_not_pass() -> Result<()> {
     for mode in ["auto", "xdp-generic", "tc"] {
         let lab = Lab::new()?;
         let service = lab.service();
-        let behinds = [service.behind.into(), service.behind6.into()];
+        let behinds = service.behinds();
         let _echo = UdpEcho::start(&service.host, &behinds, PORT)?;
         for behind in behinds {
             let config = config(service, behind, "").hub(format!("mode = \"{mode}\""));
@@ -137,14 +134,10 @@ fn old_sessions_pass_and_new_ones_fail() -> Result<()> {
 fn big_packets_are_lost() -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
-    let behinds = [service.behind.into(), service.behind6.into()];
+    let behinds = service.behinds();
     let _echo = UdpEcho::start(&service.host, &behinds, PORT)?;
     let toml = |name: &str, behind: IpAddr, payload: u16, more: &str| {
-        format!(
-            "[[service]]\nname = \"{name}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{behind}\"]\n\
-             payload = {payload}\n{more}\n",
-            service.endpoint, service.interface
-        )
+        service.toml_to(name, behind, &format!("payload = {payload}\n{more}"))
     };
     let udp = format!("probe = \"udp\"\nport = {PORT}");
     let mut services = String::new();

@@ -106,7 +106,7 @@ fn down_and_up_through_a_tunnel() -> Result<()> {
 fn tcp_and_stamp_through_a_tunnel() -> Result<()> {
     let (lab, _tunnel) = lab_with_tunnel!();
     let service = lab.service();
-    let behinds = [service.behind.into(), service.behind6.into()];
+    let behinds = service.behinds();
     let server = TcpEcho::start(&service.host, &behinds, 443)?;
     let _reflector = Reflector::start(&service.host, &behinds, 862)?;
     let services = [

@@ -208,7 +208,7 @@ pub struct Props {
 impl Props {
     /// The host answers UDP, TCP and STAMP.
     pub fn listen(&mut self, service: &Service) -> Result<()> {
-        let behinds = [service.behind.into(), service.behind6.into()];
+        let behinds = service.behinds();
         self.servers = Some((
             UdpEcho::start(&service.host, &behinds, PORT)?,
             TcpEcho::start(&service.host, &behinds, 443)?,
