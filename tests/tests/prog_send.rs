@@ -545,8 +545,6 @@ fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
         let each = u64::from(abi::BATCH_MAX) / count;
         let slots: Vec<u32> = (0..each * count).map(|at| (at % count) as u32).collect();
         let (mut seen_in_all, mut used_before) = (0, 0);
-        // The tap keeps up with a part only, and must: a frame that waits in it is not used again. On a busy
-        // machine that part may be the first frames alone.
         for round in 1..=1_000 {
             object.set_batch(&slots)?;
             let frames = tap.during(|| object.run_live(&OLD, slots.len() as u32, ifindex))?;
@@ -579,10 +577,13 @@ fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
     })
 }
 
-/// Everything that an interface receives.
+/// A sample of what an interface receives: of every [`Tap::ONE_IN`] frames one, taken at random. With all of
+/// them its buffer would be full after the first few, and a frame that waits in it is not used again.
 struct Tap(OwnedFd);
 
 impl Tap {
+    const ONE_IN: u32 = 32;
+
     fn new(ifindex: u32) -> Result<Self> {
         let protocol = (libc::ETH_P_ALL as u16).to_be();
         // SAFETY: a system call without pointers.
@@ -594,6 +595,7 @@ impl Tap {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let patience = nix::sys::time::TimeVal::new(0, 100_000);
         nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::ReceiveTimeout, &patience)?;
+        sample(&fd, Self::ONE_IN)?;
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as u16,
             sll_protocol: protocol,
@@ -655,4 +657,41 @@ impl Tap {
             }
         }
     }
+}
+
+/// Lets the socket have one frame of `one_in`, a power of two (classic BPF, Linux
+/// Documentation/networking/filter.rst).
+fn sample(fd: &OwnedFd, one_in: u32) -> Result<()> {
+    let statement = |code, k| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let random = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32;
+    let mut program = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, random),
+        libc::sock_filter {
+            jf: 1,
+            ..statement(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, one_in - 1)
+        },
+        statement(libc::BPF_RET | libc::BPF_K, 0),
+        statement(libc::BPF_RET | libc::BPF_K, u32::MAX),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the kernel copies the program, which outlives the call.
+    let done = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            size_of_val(&filter) as u32,
+        )
+    };
+    nix::errno::Errno::result(done).context("attach the packet socket's filter")?;
+    Ok(())
 }
