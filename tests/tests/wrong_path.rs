@@ -43,7 +43,13 @@ fn a_reply_on_an_interface_that_nobody_named() -> Result<()> {
             service.toml("fw-1"),
             service.toml_with("tcp", "probe = \"tcp\"\nport = 443"),
             service.toml_with("stamp", "probe = \"udp\"\nprotocol = \"stamp\""),
+            service.toml_with("closed", "expect = \"silence\""),
+            service.toml_with(
+                "closed-tcp",
+                "probe = \"tcp\"\nport = 443\nexpect = \"silence\"",
+            ),
         ];
+        let leaks = ["closed", "closed-tcp"];
         let config =
             tracker_tests::Config::new(services.concat()).hub(format!("mode = \"{mode}\""));
         let tracker = Tracker::start(&lab.hub, config)?;
@@ -56,12 +62,20 @@ fn a_reply_on_an_interface_that_nobody_named() -> Result<()> {
         for name in ["tcp", "stamp"] {
             tracker.wait_verdict(name, "down", "wrong-path")?;
         }
+        for name in leaks {
+            tracker.wait_verdict(name, "down", "unexpected-reply")?;
+        }
         let down = tracker.wait_verdict("fw-1", "down", "wrong-path")?;
         let wrong = |status: &tracker_tests::Status| status.count("fw-1", "wrong_path");
         assert!(wrong(&down) >= 3, "{}", wrong(&down));
         answer_by_bypass(&lab, false)?;
         for name in ["fw-1", "tcp", "stamp"] {
             tracker.wait_verdict(name, "up", "replied")?;
+        }
+        // A service that must stop them did not, by whatever way their replies came.
+        for name in leaks {
+            let history = tracker.history(name)?;
+            assert_eq!(history.len(), 1, "{name}: {history:?}");
         }
     }
     Ok(())

@@ -263,8 +263,9 @@ pub struct Tracker {
     pub proof: Proof,
     /// What its probes are.
     pub probe: Probe,
-    /// 1 where each counted reply is reported, not only while the tracker is not up.
-    pub reports_all: u8,
+    /// 1 where the service must stop the probes: a reply counts by whatever way it comes, and each is reported,
+    /// not only while the tracker is not up.
+    pub expects_silence: u8,
     /// Hops (TTL, hop limit) that a reply must have left to count; 0 for any.
     pub return_ttl: u8,
     /// 1 where a TCP reset is a reply.
@@ -392,7 +393,8 @@ pub struct ReceiveState {
 pub struct TroubleState {
     /// Sequence number of the newest probe whose reply went into `wrong_path`.
     pub wrong_path_sequence: u64,
-    /// When the last packet that bears the mark failed the token.
+    /// When the last of `corrupt` came that may have been a reply of this tracker's: it has the addresses of one,
+    /// or the token.
     pub corrupt_mono_ns: u64,
     /// Genuine replies beyond the first for one probe.
     pub duplicate: u32,

@@ -98,7 +98,7 @@ impl Tracker {
     /// True where a counted reply is worth waking the daemon: `verdict` is what it last decided.
     #[inline(always)]
     pub const fn reports(&self, verdict: u8) -> bool {
-        verdict != Verdict::Up as u8 || self.reports_all != 0
+        verdict != Verdict::Up as u8 || self.expects_silence != 0
     }
 }
 
@@ -156,7 +156,7 @@ mod tests {
                 .map(|verdict| tracker.reports(verdict as u8))
         };
         assert_eq!(reported(&tracker), [true, false, true]);
-        tracker.reports_all = 1;
+        tracker.expects_silence = 1;
         assert_eq!(reported(&tracker), [true; 3]);
     }
 }

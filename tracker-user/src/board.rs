@@ -549,7 +549,12 @@ impl Board {
             return events;
         }
         match &mut slot.held {
-            Some(held) if held.state.verdict == state.verdict => held.state = state,
+            // A hub that does not keep up is not why somebody is down.
+            Some(held) if held.state.verdict == state.verdict => {
+                if state.cause != Cause::Stalled {
+                    held.state = state;
+                }
+            }
             held => {
                 let due_mono_ns = now.mono_ns.saturating_add(hold_down_ns);
                 let before = held.replace(Held {
@@ -1223,6 +1228,27 @@ behind = ["10.20.2.9"]
         let status = board.status(|_| Counters::default());
         assert_eq!(status.services[0].cause, Cause::Stalled);
         assert_eq!(status.services[0].since, at(1).wall);
+    }
+
+    #[test]
+    fn a_stall_is_not_why_a_held_service_is_down() {
+        let text = format!("{}hold_down = \"100ms\"\n", single("fw", "\"any\"", 1));
+        let mut board = Board::new(&read(&text), at(0));
+        let down = state(Verdict::Down);
+        let stalled = TrackerState {
+            cause: Cause::Stalled,
+            ..down.clone()
+        };
+        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
+        board.tick(at(200));
+        board.tracker_changed(place(0, 0, 0), down.clone(), at(300), None);
+        board.tracker_changed(place(0, 0, 0), stalled, at(390), None);
+        let told = board.tick(at(400));
+        assert!(!told.is_empty());
+        assert!(
+            told.iter().all(|event| event.cause == down.cause),
+            "{told:?}"
+        );
     }
 
     #[test]

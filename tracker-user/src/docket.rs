@@ -31,6 +31,10 @@ pub struct Docket {
     /// When the first early reply of the present run came, and which probe it answered; 0 for none.
     replying_since_ns: u64,
     replying_from: u64,
+    /// The last probe judged as answered.
+    answered: u64,
+    /// What fails the token before that may answer probes of before [`Docket::renew`].
+    renewed_until_ns: u64,
 }
 
 /// What judging a probe led to.
@@ -93,6 +97,8 @@ impl Docket {
             losing_since_ns: 0,
             replying_since_ns: 0,
             replying_from: 0,
+            answered: 0,
+            renewed_until_ns: 0,
         }
     }
 
@@ -119,8 +125,9 @@ impl Docket {
     }
 
     /// Probes are different from here on; `sent` were sent before.
-    pub const fn renew(&mut self, sent: u64) {
+    pub const fn renew(&mut self, sent: u64, until_ns: u64) {
         self.machine.renew(sent);
+        self.renewed_until_ns = until_ns;
         self.replying_since_ns = 0;
     }
 
@@ -209,6 +216,7 @@ impl Docket {
         let sequence = self.next();
         self.account.judged = sequence;
         if is_replied {
+            self.answered = sequence;
             let outcome = match self.expects_silence {
                 true => Outcome::Unexpected,
                 false => Outcome::Replied,
@@ -328,10 +336,17 @@ impl Docket {
         if trouble.wrong_path != 0 && concerns(trouble.wrong_path_sequence, reach) {
             machine.explain(Cause::WrongPath);
         } else if let Some(cause) = complained
-            && concerns(trouble.complaint_sequence, reach.max(patience))
+            && concerns(
+                trouble.complaint_sequence,
+                // Whatever was complained of before a reply is over.
+                match trouble.complaint_sequence > self.answered {
+                    true => reach.max(patience),
+                    false => reach,
+                },
+            )
         {
             machine.explain(cause);
-        } else if trouble.corrupt_mono_ns >= corrupt_since_ns {
+        } else if trouble.corrupt_mono_ns >= corrupt_since_ns.max(self.renewed_until_ns) {
             machine.explain(Cause::Corrupt);
         }
     }

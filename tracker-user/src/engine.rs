@@ -14,7 +14,7 @@ use tracker_ebpf::{
 
 use crate::{
     docket::Docket,
-    flights::{Flights, INHERITED_NS, Landed, STALL_MIN_NS},
+    flights::{Flights, Landed, STALL_MIN_NS},
     health::Health,
     ledger::{Ledger, Trust},
     schedule::{self, Cohort, TICK_NS, Turn},
@@ -94,7 +94,7 @@ pub struct TrackerSpec {
     pub window: Window,
     /// Why it can't be sent for yet, path aside.
     pub fault: Option<Cause>,
-    /// The service must stop the probes; every reply is then reported (`reports_all` in TRACKERS).
+    /// The service must stop the probes; every reply is then reported (`expects_silence` in TRACKERS).
     pub expects_silence: bool,
     /// The verdict and cause with which it goes on, where an earlier daemon had it. Its `fault` is not known
     /// yet then.
@@ -176,6 +176,8 @@ struct Slot {
     tenant: u32,
     cohort: usize,
     device: Option<usize>,
+    /// Since when it is sent for by that device.
+    device_since_ns: u64,
     docket: Docket,
     fault: Option<Cause>,
     /// How it last could not be sent for.
@@ -318,6 +320,7 @@ impl<P: Plane> Engine<P> {
             tenant: spec.epoch,
             cohort,
             device: None,
+            device_since_ns: now_ns,
             failure: None,
             docket: Docket::new(
                 spec.rules,
@@ -422,8 +425,9 @@ impl<P: Plane> Engine<P> {
         for &slot in &slots {
             if let Some(slot) = self.slots[slot as usize].as_mut()
                 && device.is_some()
+                && slot.device != device
             {
-                slot.device = device;
+                (slot.device, slot.device_since_ns) = (device, now_ns);
             }
             self.apply_path(slot, before != fault, now_ns);
         }
@@ -441,10 +445,11 @@ impl<P: Plane> Engine<P> {
     }
 
     fn renew(&mut self, slot: u32, epoch: u32) {
-        let sent = self.plane.sent(slot);
+        let (sent, now_ns) = (self.plane.sent(slot), self.plane.now_ns());
         if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
             state.spec.epoch = epoch;
-            state.docket.renew(sent);
+            let until_ns = now_ns + state.spec.timeout_ns;
+            state.docket.renew(sent, until_ns);
         }
     }
 
@@ -517,7 +522,17 @@ impl<P: Plane> Engine<P> {
             .iter()
             .any(|group| !group.prompt.is_empty())
             .then_some(now_ns);
-        let next_ns = due.chain(deadlines).chain(prompt).min().unwrap_or(u64::MAX);
+        // A hub that stands still is seen by its lateness only: where something is under way, none longer than this.
+        let watch = self.groups.iter().filter_map(|group| {
+            group.flights.next_deadline_ns()?;
+            Some(now_ns + (group.cohort.timeout_ns / 4).max(STALL_MIN_NS))
+        });
+        let next_ns = due
+            .chain(deadlines)
+            .chain(prompt)
+            .chain(watch)
+            .min()
+            .unwrap_or(u64::MAX);
         schedule::next_tick_ns(self.planned_ns, now_ns, next_ns)
     }
 
@@ -590,10 +605,10 @@ impl<P: Plane> Engine<P> {
         };
         let sequence = slot.docket.next();
         let is_replied = self.plane.is_replied(slot.spec.window, sequence);
-        let device = slot.device;
+        let (device, device_since_ns) = (slot.device, slot.device_since_ns);
         if let Some(device) = device
             && is_replied
-            && landed.sent_ns != INHERITED_NS
+            && landed.sent_ns > device_since_ns.max(self.devices[device].began_ns)
         {
             self.devices[device].ledger.reply();
         }

@@ -351,6 +351,16 @@ mod tests {
     }
 
     #[test]
+    fn an_interval_beyond_all_time_is_refused() {
+        let mut left = snapshot();
+        let tracker = &mut left.member().trackers[0];
+        tracker.probe = config::Probe::Tcp;
+        tracker.port = Some(1);
+        tracker.interval = Duration::MAX;
+        assert!(Snapshot::read(&Record::Snapshot(left).line()).is_err());
+    }
+
+    #[test]
     fn what_is_no_journal_is_refused() {
         let events = Record::of(&[example()]).line();
         let mut torn = Record::Snapshot(snapshot()).line();

@@ -269,9 +269,14 @@ impl Table {
             let (frame, want) = (genuine.clone(), Want::CountedWithEvent);
             add("while it is not up", &world, frame, SEQUENCE, want);
         }
-        let eager = world.clone().with(|world| world.tracker.reports_all = 1);
+        let eager = world
+            .clone()
+            .with(|world| world.tracker.expects_silence = 1);
         let (frame, want) = (genuine.clone(), Want::CountedWithEvent);
         add("of which each is reported", &eager, frame, SEQUENCE, want);
+        let leak = eager.with(|world| world.path.returns = [901, 0, 0, 0]);
+        let (frame, want) = (genuine.clone(), Want::CountedWithEvent);
+        add("that must not come at all", &leak, frame, SEQUENCE, want);
         let tagged = Link {
             tags: vec![Tag::dot1q(100)],
             ..world.inbound()

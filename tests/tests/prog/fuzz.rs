@@ -209,9 +209,9 @@ pub fn oracle(
     if (is_known && is_another) || (is_probe && !is_between) || (!is_known && !tells_by_itself) {
         return Want::Foreign;
     }
-    let corrupt = match seen.mark.tracker {
-        SLOT => Want::Corrupt,
-        OTHER => Want::CorruptOther,
+    let [corrupt, strange] = match seen.mark.tracker {
+        SLOT => [Want::Corrupt, Want::Stranger],
+        OTHER => [Want::CorruptOther, Want::StrangerOther],
         _ => return Want::Stale,
     };
     let epoch = world.tracker.epoch;
@@ -228,7 +228,10 @@ pub fn oracle(
         && is_between
         && token == right;
     if !is_ours {
-        return corrupt;
+        return match is_between || token == right {
+            true => corrupt,
+            false => strange,
+        };
     }
     if is_probe && frame.first_chunk().is_some_and(actions.is_as_sent) {
         return Want::Foreign;

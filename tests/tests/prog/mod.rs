@@ -540,7 +540,7 @@ impl World {
                 active: 1,
                 proof: abi::Proof::Reply,
                 probe: abi::Probe::Icmp,
-                reports_all: 0,
+                expects_silence: 0,
                 return_ttl: 0,
                 refused_is_reply: 0,
                 salt: 0x5a,

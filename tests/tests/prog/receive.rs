@@ -25,6 +25,10 @@ pub enum Want {
     Corrupt,
     /// Passes; `reply_corrupt`, and the `corrupt` of the tracker in `OTHER`.
     CorruptOther,
+    /// The same, but with other addresses than the tracker's: it explains no loss.
+    Stranger,
+    /// The same of the tracker in `OTHER`.
+    StrangerOther,
     /// Passes; `reply_tagged`.
     Tagged,
     /// Is consumed; `reply_wrong_path`, and where it arrived.
@@ -48,6 +52,8 @@ impl Want {
             | Self::Stale
             | Self::Corrupt
             | Self::CorruptOther
+            | Self::Stranger
+            | Self::StrangerOther
             | Self::Tagged
             | Self::WrongPath => false,
             Self::Refused
@@ -288,7 +294,9 @@ impl Table {
             .with(|world| world.state = abi::State::default());
         let reply = Reply::new(&fresh, fresh.mark(1, self.sent));
         self.row("the first of all replies", &reply, Want::CountedWithEvent);
-        let eager = world.clone().with(|world| world.tracker.reports_all = 1);
+        let eager = world
+            .clone()
+            .with(|world| world.tracker.expects_silence = 1);
         let reply = self.reply(&eager);
         let what = "one of which each is reported";
         self.row(what, &reply, Want::CountedWithEvent);
@@ -323,6 +331,14 @@ impl Table {
             let reply = self.reply(&world).with(|reply| reply.link.source = source);
             self.row(format!("brought by {what}"), &reply, want);
         }
+        let silent = world.clone().with(|world| {
+            world.tracker.expects_silence = 1;
+            world.tracker.return_ttl = 65;
+            world.path.returns = [901, 0, 0, 0];
+        });
+        let reply = self.reply(&silent);
+        let what = "the way of what must not come";
+        self.row(what, &reply, Want::CountedWithEvent);
         for (what, ttl, want) in [
             ("as many hops as it must have", 64, Want::Counted),
             ("a hop more than that", 63, Want::WrongPath),
@@ -785,6 +801,19 @@ impl Table {
             reply.clone().marked(|mark| *mark = stolen),
         );
         let (hub, behind) = world.addresses();
+        for (what, from, to) in [
+            ("another source", next(behind), hub),
+            ("another destination", behind, next(hub)),
+        ] {
+            let strange = reply
+                .clone()
+                .with(|reply| (reply.from, reply.to) = (from, to));
+            let strange = strange.marked(|mark| mark.token ^= 1);
+            self.row(format!("wrong token, {what}"), &strange, Want::Stranger);
+        }
+        let mut corrupt = |what: &str, reply: Reply| {
+            self.row(what, &reply, Want::Corrupt);
+        };
         corrupt(
             "another source",
             reply.clone().with(|reply| reply.from = next(behind)),
@@ -1361,12 +1390,19 @@ impl Row {
         match self.want {
             Want::Foreign => {}
             Want::Stale => should.counters.reply_stale += 1,
+            Want::Stranger | Want::StrangerOther => {
+                should.counters.reply_corrupt += 1;
+                let slot = match self.want {
+                    Want::Stranger => SLOT,
+                    _ => OTHER,
+                };
+                should.states[state(slot)].trouble.corrupt += 1;
+            }
             Want::Corrupt | Want::CorruptOther => {
                 should.counters.reply_corrupt += 1;
-                let slot = if self.want == Want::Corrupt {
-                    SLOT
-                } else {
-                    OTHER
+                let slot = match self.want {
+                    Want::Corrupt => SLOT,
+                    _ => OTHER,
                 };
                 let at = is.states[state(slot)].trouble.corrupt_mono_ns;
                 assert!(

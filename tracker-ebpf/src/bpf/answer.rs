@@ -85,7 +85,7 @@ pub fn recognise(
             (answer.message, answer.proof),
             (Message::Reply, Claimed::Stamp(_))
         ) {
-            receive::note_corrupt(state);
+            receive::note_corrupt(state, true);
             return Some(Outcome::Corrupt);
         }
         return None;

@@ -190,8 +190,9 @@ pub fn recognise(
         ..
     } = reply.mark;
     let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
-    if token != reply.mark.token || !reply.is_intact || !is_between {
-        note_corrupt(state);
+    let is_ours = token == reply.mark.token;
+    if !is_ours || !reply.is_intact || !is_between {
+        note_corrupt(state, is_ours || is_between);
         return Some(Outcome::Corrupt);
     }
     let Some(path) = PATHS.get(tracker.path) else {
@@ -272,14 +273,17 @@ pub fn note_complaint(
     }
 }
 
-/// Notes what claims to be ours and is not.
+/// Notes what claims to be ours and is not. It explains a loss where it may have been a reply once: what has
+/// neither the addresses nor the token of this tracker's is of another hub's, or another instance's.
 #[inline(always)]
-pub fn note_corrupt(state: *mut State) {
+pub fn note_corrupt(state: *mut State, explains: bool) {
     // SAFETY: a valid map value, and a helper without arguments.
     unsafe {
         let trouble = &raw mut (*state).trouble;
         atomic::add32(&raw mut (*trouble).corrupt, 1);
-        (&raw mut (*trouble).corrupt_mono_ns).write(bpf_ktime_get_ns());
+        if explains {
+            (&raw mut (*trouble).corrupt_mono_ns).write(bpf_ktime_get_ns());
+        }
     }
 }
 
@@ -338,6 +342,10 @@ pub fn refused_way(
     }
     if arrival.is_tagged || way.vlan & vlan::ID_MASK != 0 {
         return Some(Outcome::Tagged);
+    }
+    // What must be stopped was not, wherever its reply arrives.
+    if tracker.expects_silence != 0 {
+        return None;
     }
     // SAFETY: a valid map value; whole stores, of which the last one counts.
     unsafe {

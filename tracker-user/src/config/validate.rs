@@ -943,7 +943,9 @@ fn checked_member(member: &Member) -> Result<(), String> {
         let payload = u32::from(tracker.payload);
         let is_size = match tracker.kind() {
             // It has none, whatever an earlier version wrote down.
-            abi::Probe::Tcp => tracker.timeout <= tracker.interval * abi::STREAM_FLIGHTS_MAX,
+            abi::Probe::Tcp => {
+                tracker.timeout <= tracker.interval.saturating_mul(abi::STREAM_FLIGHTS_MAX)
+            }
             abi::Probe::Stamp => {
                 payload == STAMP_PAYLOAD || (STAMP_PADDED..=MAX_PAYLOAD).contains(&payload)
             }

@@ -550,7 +550,7 @@ pub(super) fn entry(tracker: &config::Tracker, path: u32) -> abi::Tracker {
             (abi::Probe::Tcp, Flow::Rotate) => abi::STREAM_PORTS_MASK,
         },
         port: tracker.port.unwrap_or(0),
-        reports_all: u8::from(tracker.expect == Expect::Silence),
+        expects_silence: u8::from(tracker.expect == Expect::Silence),
         return_ttl: tracker.return_ttl.unwrap_or(0),
         refused_is_reply: u8::from(tracker.refused == Refused::Up),
         family: tracker.behind.into(),

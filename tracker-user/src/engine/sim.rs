@@ -101,7 +101,7 @@ pub struct Slot {
     pub timeout_ns: u64,
     pub window: Window,
     /// Each reply is reported.
-    pub reports_all: bool,
+    pub expects_silence: bool,
     pub net: Net,
     pub state: abi::State,
     /// By sequence number, from 1.
@@ -240,7 +240,7 @@ impl Kernel {
             path: spec.path,
             timeout_ns: spec.timeout_ns,
             window: spec.window,
-            reports_all: spec.expects_silence,
+            expects_silence: spec.expects_silence,
             ..Default::default()
         };
     }
@@ -280,7 +280,7 @@ impl Kernel {
                 timeout_ns: slot.timeout_ns,
                 window_first: slot.window.first,
                 window_mask: slot.window.mask,
-                reports_all: slot.reports_all.into(),
+                expects_silence: slot.expects_silence.into(),
                 ..Default::default()
             };
             let words = &mut self.words;

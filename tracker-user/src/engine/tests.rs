@@ -1859,3 +1859,82 @@ mod histories {
         );
     }
 }
+
+/// What came from before, and what it must not touch.
+mod before {
+    use super::*;
+
+    /// Replies to probes of the old epoch fail the new token: they are no forgeries.
+    #[test]
+    fn replies_of_the_old_epoch_are_no_cause() {
+        let mut world = up(tracker(0, 100 * MS, 500 * MS, 3, 2));
+        world.net(0).delay_ns = (350 * MS, 350 * MS);
+        world.run(2 * S);
+        world.renew(0, 99);
+        world.slot(0).net.loss_per_mille = 1_000;
+        world.run(3 * S);
+        assert_eq!(words(&downs(&world, 0)), [("down", "no-reply")]);
+    }
+
+    /// An error that replies have refuted since explains nothing.
+    #[test]
+    fn an_error_before_replies_is_no_cause() {
+        let mut world = up(usual());
+        world.net(0).is_unreachable = true;
+        world.run(100 * MS);
+        world.net(0).is_unreachable = false;
+        world.run(S);
+        assert_eq!(words(&world.changes), []);
+        world.net(0).is_out = true;
+        world.run(S);
+        assert_eq!(words(&downs(&world, 0)), [("down", "no-reply")]);
+    }
+
+    /// Everything stands still after a probe was sent, until after its timeout: nobody could answer it.
+    #[test]
+    fn a_pause_between_two_ticks_blames_nobody() {
+        for pause_ms in [100, 300, 490, 510, 600, 740, 760, 900, 1_200] {
+            let mut world = up(tracker(0, S, 500 * MS, 1, 1));
+            world.net(0).delay_ns = (pause_ms * MS, pause_ms * MS);
+            let sent = world.slot(0).probes.len();
+            while world.slot(0).probes.len() == sent {
+                world.run(MS / 2);
+            }
+            world.net(0).delay_ns = (100 * US, 100 * US);
+            world.stop_for(pause_ms * MS);
+            world.run(pause_ms * MS + 3 * S);
+            assert_eq!(words(&downs(&world, 0)), [], "{pause_ms} ms");
+        }
+    }
+
+    /// Replies to what left otherwise say nothing of a device's counter, which later tells that frames stay.
+    #[test]
+    fn a_device_is_not_denied_by_replies_to_what_left_otherwise() {
+        for timeout_ms in [50, 150, 250, 450, 500, 1_000] {
+            for after_ms in [0, 10, 30, 60, 90] {
+                for device in [7, 8] {
+                    let what =
+                        format!("timeout {timeout_ms}, after {after_ms} ms, device {device}");
+                    let mut world = up(tracker(0, 100 * MS, timeout_ms * MS, 3, 2));
+                    world.run(after_ms * MS);
+                    let _ = world.kernel().device(device);
+                    world.command(Command::UseDevice(device));
+                    if device == 8 {
+                        world.path(0, device, None);
+                        world.renew(0, 99);
+                    }
+                    world.run(5 * S);
+                    world.changes.clear();
+                    world.kernel().device(device).is_transmitting = false;
+                    world.run(5 * S);
+                    assert_eq!(words(&downs(&world, 0)), [], "{what}");
+                    assert!(
+                        words(&world.changes).contains(&("unknown", "send-failed")),
+                        "{what}: {:?}",
+                        words(&world.changes)
+                    );
+                }
+            }
+        }
+    }
+}

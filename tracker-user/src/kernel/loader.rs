@@ -600,18 +600,17 @@ impl Kernel {
     /// As the kernel answers.
     pub fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()> {
         let written = || format!("cannot write tracker {slot}");
-        self.trackers.set(slot, tracker, 0).with_context(written)?;
-        if tracker.probe != abi::Probe::Tcp {
-            return Ok(());
+        let stream = (tracker.probe == abi::Probe::Tcp).then(|| tracker.stream());
+        // First, for a daemon that is killed here: a tracker in use without its stream would see no answer.
+        if let Some(key) = stream.filter(|_| tracker.active != 0) {
+            self.streams.insert(key, slot, 0).with_context(written)?;
         }
-        let key = tracker.stream();
-        if tracker.active != 0 {
-            self.streams.insert(key, slot, 0).with_context(written)
-        } else {
+        self.trackers.set(slot, tracker, 0).with_context(written)?;
+        if let Some(key) = stream.filter(|_| tracker.active == 0) {
             // It was not there where the tracker never was in use.
             let _ = self.streams.remove(&key);
-            Ok(())
         }
+        Ok(())
     }
 
     /// What hides the sequence numbers of a TCP tracker's probes in those of its SYNs: nobody else can know it.

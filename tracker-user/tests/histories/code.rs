@@ -92,7 +92,7 @@ pub trait Code {
     /// Probes are different from here on.
     #[inline(always)]
     fn renew(docket: &mut Docket, sent: u64) {
-        docket.renew(sent);
+        docket.renew(sent, 0);
     }
 }
 

@@ -434,7 +434,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             window_mask: words - 1,
             epoch: 1,
             active: 1,
-            reports_all: setup.expects_silence.into(),
+            expects_silence: setup.expects_silence.into(),
             ..Tracker::default()
         };
         // As if everything had been answered in earlier rounds of the bit set.
