@@ -338,6 +338,10 @@ impl<P: Plane> Engine<P> {
         if ifindex != 0 {
             slot.device = Some(self.device(ifindex));
         }
+        if spec.resume.is_none() {
+            // Its slot may have been another's until now.
+            slot.docket.renew(sent, now_ns + spec.timeout_ns);
+        }
         let verdict = slot.docket.machine().verdict();
         self.plane.set_verdict(spec.slot, verdict);
         if let Some(cause) = fault.or(spec.fault)

@@ -111,7 +111,7 @@ pub fn recognise(
     };
     let outcome = match receive::refused_way(path, tracker, proof, &way, state, sequence) {
         Some(refused) => refused,
-        None => count_answer(slot, tracker, state, sequence, sent),
+        None => count_answer(slot, tracker, state, sequence),
     };
     match outcome {
         Outcome::Counted => receive::note_hop(state, answer.hop),
@@ -156,21 +156,19 @@ fn proven(answer: &Answer, slot: u32, hub: &Hub, tracker: &Tracker, sent: u64) -
 
 /// Counts an answer that came by the right way.
 #[inline(always)]
-fn count_answer(
-    slot: u32,
-    tracker: &Tracker,
-    state: *mut State,
-    sequence: u64,
-    sent: u64,
-) -> Outcome {
-    // Later probes have the place of its time: it was sent more than the timeout ago.
-    let time = match sent.wrapping_sub(sequence) > u64::from(tracker.window_mask) {
-        true => None,
-        false => WINDOWS.get(tracker.time_at(sequence)),
-    };
-    let Some(&sent_mono_ns) = time else {
+fn count_answer(slot: u32, tracker: &Tracker, state: *mut State, sequence: u64) -> Outcome {
+    let Some(time) = WINDOWS.get_ptr(tracker.time_at(sequence)) else {
         return receive::note_late(state);
     };
+    // SAFETY: valid map values; the send program writes both words whole, first the number, then the time.
+    let (sent_mono_ns, sent) = unsafe {
+        let time = time.read_volatile();
+        (time, (&raw const (*state).send.sent).read_volatile())
+    };
+    // Later probes have the place of its time: it was sent more than the timeout ago.
+    if sent.wrapping_sub(sequence) > u64::from(tracker.window_mask) {
+        return receive::note_late(state);
+    }
     let mark = Mark {
         tracker: slot,
         sequence,

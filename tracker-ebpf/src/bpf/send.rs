@@ -96,11 +96,12 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     }
     // SAFETY: no arguments, always available.
     let sent_mono_ns = unsafe { bpf_ktime_get_ns() };
-    let claimed_mono_ns = if tracker.probe.keeps_times() {
-        set_word(tracker.time_at(sequence), sent_mono_ns)?;
-        0
-    } else {
-        sent_mono_ns
+    let (time, claimed_mono_ns) = match tracker.probe.keeps_times() {
+        true => {
+            let time = WINDOWS.get_ptr_mut(tracker.time_at(sequence));
+            (Some(time.ok_or(Refusal::Failed)?), 0)
+        }
+        false => (None, sent_mono_ns),
     };
     let mark = Mark {
         tracker: slot,
@@ -112,7 +113,14 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
 
     let sent = leave(path)?;
     send.sent_mono_ns = sent_mono_ns;
-    send.sent = sequence;
+    // SAFETY: a reference, and a valid map value. The number first: who reads the new time in the place of an older
+    // probe's then reads the new number too, and takes the reply to that one for late.
+    unsafe {
+        (&raw mut send.sent).write_volatile(sequence);
+        if let Some(time) = time {
+            time.write_volatile(sent_mono_ns);
+        }
+    }
     Ok(sent)
 }
 

@@ -474,6 +474,10 @@ fn set_probing(
                 (tracker.entry.source, tracker.entry.proof) = (source, proof);
                 tracker.entry.active = 1;
                 let written = kernel.set_tracker(tracker.slot, &tracker.entry);
+                if written.is_err() && !was_active {
+                    // To be written again.
+                    tracker.entry.active = 0;
+                }
                 if was_active {
                     // After the map: a probe sent in between bears the new epoch already, and is ignored.
                     sender.command(Command::Renew(tracker.slot, epoch));
