@@ -40,13 +40,16 @@ use crate::{
     kernel::{
         bpffs::{self, Pins},
         clsact,
-        interfaces::{Link, Neighbour, PRIVATE_PREFIX},
         journal::Journal,
         loader::{self, Kernel, Maps, StateReader},
-        netlink::Netlink,
         plane::monotonic_ns,
         preflight, privileges,
         steering::{self, SteeredReader, Steering},
+    },
+    net::{
+        neighbours::Neighbour,
+        observed::{Link, PRIVATE_PREFIX},
+        rtnetlink::Netlink,
     },
     plan::{Fault, MemberPlan, NotLeaving, Probing},
     report::{

@@ -16,14 +16,12 @@ use tracker_ebpf::{
 
 use crate::{
     config::{self, Config, ModeChoice},
-    kernel::{
-        OBJECT, bpffs,
-        interfaces::{Header, Link, Observed, XDP_ACT_BASIC},
-        loader,
-        netlink::Netlink,
-        preflight,
-    },
+    kernel::{OBJECT, bpffs, loader, preflight},
     mode::{Mode, SendWay},
+    net::{
+        observed::{Header, Link, Observed, XDP_ACT_BASIC},
+        rtnetlink::Netlink,
+    },
     plan::{self, Ways},
     steering,
 };

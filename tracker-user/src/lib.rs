@@ -1,6 +1,6 @@
 //! The per-host daemon and command line of Tracker.
 //!
-//! [`config`] says what is wanted, [`kernel`] what is there, [`plan`] what must be installed;
+//! [`config`] says what is wanted, [`net`] and [`kernel`] what is there, [`plan`] what must be installed;
 //! [`engine`] sends, judges and decides on its own thread ([`sender`]), with one [`docket`] for each tracker;
 //! [`board`] turns trackers' verdicts into those of members, services and chains; [`report`] shows them; [`daemon`] joins all.
 
@@ -17,6 +17,7 @@ pub mod journal;
 pub mod kernel;
 pub mod ledger;
 pub mod mode;
+pub mod net;
 pub mod plan;
 pub mod report;
 pub mod schedule;

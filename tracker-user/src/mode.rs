@@ -4,7 +4,7 @@ use tracker_ebpf::abi::Via;
 
 use crate::{
     config::{ModeChoice, words},
-    kernel::interfaces::{Header, Link},
+    net::observed::{Header, Link},
 };
 
 /// How the receive program is attached.

@@ -15,8 +15,12 @@ use tracker_ebpf::{
 
 use crate::{
     config::{Member, ModeChoice, ReturnHop, Tracker},
-    kernel::interfaces::{Header, Link, Means, Neighbour, Observed, Owners},
     mode::SendWay,
+    net::{
+        address,
+        neighbours::Neighbour,
+        observed::{Header, Link, Means, Observed, Owners},
+    },
 };
 
 /// Longest frame that a live frame's page holds: 4,096 bytes less headroom, the kernel's own head and
@@ -458,26 +462,7 @@ fn source(member: &Member, link: &Link, tracker: &Tracker) -> Result<IpAddr, Fau
     {
         return Ok(source);
     }
-    let fits = |ip: IpAddr| match (ip, behind) {
-        (IpAddr::V4(_), IpAddr::V4(_)) => true,
-        (IpAddr::V6(ip), IpAddr::V6(behind)) => {
-            !ip.is_unicast_link_local() || behind.is_unicast_link_local()
-        }
-        _ => false,
-    };
-    let usable = link
-        .addresses
-        .iter()
-        .filter(|address| address.is_usable && fits(address.ip));
-    let shares_prefix = |address: &&crate::kernel::interfaces::Address| {
-        ipnet::IpNet::new(address.ip, address.prefix)
-            .is_ok_and(|network| network.contains(&member.endpoint))
-    };
-    let best = usable
-        .clone()
-        .find(shares_prefix)
-        .or_else(|| usable.clone().next());
-    best.map(|address| address.ip).ok_or_else(|| {
+    address::choose(link, member.endpoint, behind).ok_or_else(|| {
         let family = match family {
             Family::Ipv4 => "IPv4",
             Family::Ipv6 => "IPv6",
@@ -494,7 +479,10 @@ mod tests {
     use super::*;
     use crate::{
         config,
-        kernel::interfaces::{Address, Vlan, XDP_ACT_NDO_XMIT},
+        net::{
+            address::Address,
+            observed::{Vlan, XDP_ACT_NDO_XMIT},
+        },
     };
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];

@@ -13,8 +13,8 @@ use tracker_ebpf::{
 
 use crate::{
     config::{self, Config, Member, ModeChoice, Probe},
-    kernel::interfaces::{Header, Link, Observed, Owners, XDP_ACT_BASIC},
     mode::Mode,
+    net::observed::{Header, Link, Observed, Owners, XDP_ACT_BASIC},
     plan::MemberPlan,
 };
 
@@ -296,7 +296,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        kernel::interfaces::{Address, Neighbour, Vlan, XDP_ACT_NDO_XMIT},
+        net::{
+            address::Address,
+            neighbours::Neighbour,
+            observed::{Vlan, XDP_ACT_NDO_XMIT},
+        },
         plan::{self, Ways},
     };
 

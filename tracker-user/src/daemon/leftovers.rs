@@ -5,7 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::private_names;
-use crate::kernel::{bpffs::Pins, clsact, loader, netlink::Netlink, preflight};
+use crate::{
+    kernel::{bpffs::Pins, clsact, loader, preflight},
+    net::rtnetlink::Netlink,
+};
 
 /// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
 pub(super) async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {

@@ -14,11 +14,14 @@ use crate::{
     config::{Member, ModeChoice},
     engine::Command,
     kernel::{
-        interfaces::{Neighbour, Observed, Owners},
         loader::{Kernel, Purpose},
         steering::Steering,
     },
     mode::Mode,
+    net::{
+        neighbours::Neighbour,
+        observed::{Observed, Owners},
+    },
     plan::{self, Fault, MemberPlan, Probing, Ways},
     sender::Sender,
 };

@@ -31,13 +31,19 @@ use super::{
     OBJECT,
     bpffs::Pins,
     clsact::{self, Filter},
-    interfaces::{Header, Link, LinkCounters},
     links,
     mapped::Mapped,
     plane::KernelPlane,
     steering,
 };
-use crate::{config::ModeChoice, mode::Mode};
+use crate::{
+    config::ModeChoice,
+    mode::Mode,
+    net::{
+        link_counters::LinkCounters,
+        observed::{Header, Link},
+    },
+};
 
 /// Before the filters of others, whose last word may be the end of the packet's way. The kernel's own choice would be
 /// before no other than those that it chose a place for itself (net/sched/cls_api.c, `tcf_auto_prio`).

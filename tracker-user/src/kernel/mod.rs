@@ -2,18 +2,15 @@
 
 pub mod bpffs;
 pub mod clsact;
-pub mod interfaces;
 pub mod journal;
 pub mod links;
 pub mod loader;
 pub mod mapped;
-pub mod netlink;
 pub mod plane;
 pub mod preflight;
 pub mod privileges;
 pub mod realtime;
 pub mod steering;
-pub mod xdp_features;
 
 /// The eBPF object, built from source by this crate's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tracker.bpf.o"));

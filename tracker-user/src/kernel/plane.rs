@@ -14,8 +14,8 @@ use aya::{
 use nix::time::ClockId;
 use tracker_ebpf::{abi, verdict::Verdict, window::Window, wire::probe};
 
-use super::{interfaces::LinkCounters, mapped::Mapped};
-use crate::engine::Plane;
+use super::mapped::Mapped;
+use crate::{engine::Plane, net::link_counters::LinkCounters};
 
 /// Frames per round inside the kernel; 256 is the most it takes, and more than 64 gained nothing.
 const LIVE_BATCH: u32 = 64;

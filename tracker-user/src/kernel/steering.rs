@@ -22,12 +22,12 @@ use tracker_ebpf::abi;
 use super::{
     OBJECT,
     bpffs::Pins,
-    interfaces::Link,
     loader::{self, Hold, Kernel, TcPlace},
 };
 use crate::{
     config::ModeChoice,
     mode::Mode,
+    net::observed::Link,
     steering::{Hook, Plan, Point, Room},
 };
 

@@ -7,14 +7,9 @@ use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceive
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage},
     link::{
         InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
         LinkMessage, LinkXdp,
-    },
-    neighbour::{
-        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
-        NeighbourState,
     },
     route::{RouteAttribute, RouteMessage, RouteType},
 };
@@ -23,8 +18,8 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilde
 use tokio::time::Instant;
 
 use super::{
-    interfaces::{Address, Header, Neighbour, Observed, Vlan},
-    xdp_features::XdpFeatures,
+    netdev::XdpFeatures,
+    observed::{Header, Observed, Vlan},
 };
 
 /// After a first change, others are awaited this long and taken together.
@@ -32,7 +27,7 @@ const SETTLE: Duration = Duration::from_millis(1);
 
 /// The hub's connection to rtnetlink and the netdev family.
 pub struct Netlink {
-    handle: Handle,
+    pub(super) handle: Handle,
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     features: Option<XdpFeatures>,
     /// What the kernel says, as of the last [`Netlink::changed`].
@@ -46,7 +41,7 @@ pub struct Netlink {
     /// Notifications were lost.
     is_overrun: bool,
     /// Routes changed.
-    unrouted: bool,
+    pub(super) unrouted: bool,
     /// Until then routes are not asked for again: on a hub whose routes change all the time, that is
     /// not to be all that the daemon does.
     rest_until: Instant,
@@ -404,147 +399,6 @@ impl Netlink {
         let parent = link.parent;
         link.vlan = parent.zip(vlan_id).map(|(parent, id)| Vlan { parent, id });
         is_new
-    }
-
-    fn take_address(&mut self, message: &AddressMessage, is_there: bool) {
-        let Some(link) = self.observed.links.get_mut(&message.header.index) else {
-            return;
-        };
-        // IFA_LOCAL is the interface's own where a peer address is set; IPv6 has only IFA_ADDRESS.
-        let mut ip = None;
-        let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
-        for attribute in &message.attributes {
-            match attribute {
-                AddressAttribute::Local(local) => ip = Some(*local),
-                AddressAttribute::Address(address) => ip = ip.or(Some(*address)),
-                AddressAttribute::Flags(all) => flags = *all,
-                _ => {}
-            }
-        }
-        let Some(ip) = ip else {
-            return;
-        };
-        let address = Address {
-            ip,
-            prefix: message.header.prefix_len,
-            is_usable: !flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed)
-                || flags.contains(AddressFlags::Optimistic),
-        };
-        let known = link.addresses.iter().position(|known| known.ip == ip);
-        match (known, is_there) {
-            (Some(at), true) => link.addresses[at] = address,
-            (None, true) => link.addresses.push(address),
-            (Some(at), false) => {
-                link.addresses.remove(at);
-                self.unrouted = true;
-            }
-            (None, false) => {}
-        }
-    }
-
-    fn take_neighbour(&mut self, message: &NeighbourMessage, is_there: bool) {
-        let mut ip = None;
-        let mut mac = None;
-        for attribute in &message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-                    ip = Some(IpAddr::V4(*v4));
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                    ip = Some(IpAddr::V6(*v6));
-                }
-                NeighbourAttribute::LinkLayerAddress(bytes) => {
-                    mac = <[u8; 6]>::try_from(bytes.as_slice()).ok();
-                }
-                _ => {}
-            }
-        }
-        let Some(ip) = ip else {
-            return;
-        };
-        let key = (message.header.ifindex, ip);
-        let neighbour = match (message.header.state, mac) {
-            (
-                NeighbourState::Reachable
-                | NeighbourState::Stale
-                | NeighbourState::Delay
-                | NeighbourState::Probe
-                | NeighbourState::Noarp,
-                Some(mac),
-            ) => Neighbour::Resolved(mac),
-            (NeighbourState::Permanent, Some(mac)) => Neighbour::Permanent(mac),
-            (NeighbourState::Failed, _) => Neighbour::Failed,
-            _ => Neighbour::Asking,
-        };
-        if is_there {
-            self.observed.neighbours.insert(key, neighbour);
-        } else {
-            self.observed.neighbours.remove(&key);
-        }
-    }
-
-    /// Asks the kernel to resolve an endpoint and to keep it resolved (`NTF_EXT_MANAGED`, Linux
-    /// 5.16). An entry that the operator made permanent stays as it is.
-    ///
-    /// # Errors
-    /// As the kernel answers.
-    pub async fn manage_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
-        self.set_neighbour(ifindex, ip, true).await
-    }
-
-    /// Gives a neighbour entry back to the kernel's ordinary care.
-    ///
-    /// # Errors
-    /// As the kernel answers.
-    pub async fn release_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
-        self.set_neighbour(ifindex, ip, false).await
-    }
-
-    /// Has the kernel confirm a neighbour entry now: it asks the endpoint directly, and everybody when
-    /// that fails. For a next hop that may have changed its MAC address without saying so.
-    ///
-    /// # Errors
-    /// As the kernel answers.
-    pub fn confirm_neighbour(
-        &self,
-        ifindex: u32,
-        ip: IpAddr,
-        mac: [u8; 6],
-    ) -> impl Future<Output = Result<()>> + Send + 'static {
-        let mut request = self
-            .handle
-            .neighbours()
-            .add(ifindex, ip)
-            .state(NeighbourState::Probe)
-            .flags(NeighbourFlags::empty())
-            .link_layer_address(&mac)
-            .replace();
-        let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
-        request.message_mut().attributes.push(managed);
-        async move {
-            let done = request.execute().await;
-            done.with_context(|| format!("cannot confirm the neighbour {ip}"))
-        }
-    }
-
-    async fn set_neighbour(&self, ifindex: u32, ip: IpAddr, is_managed: bool) -> Result<()> {
-        let mut request = self
-            .handle
-            .neighbours()
-            .add(ifindex, ip)
-            .state(NeighbourState::None)
-            .flags(NeighbourFlags::empty())
-            .replace();
-        if is_managed {
-            let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
-            request.message_mut().attributes.push(managed);
-        } else {
-            request.message_mut().header.flags = NeighbourFlags::Use;
-        }
-        request
-            .execute()
-            .await
-            .with_context(|| format!("cannot manage the neighbour {ip}"))
     }
 
     /// The pair of private interfaces that an earlier daemon made, or a new one.
