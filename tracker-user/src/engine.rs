@@ -184,6 +184,8 @@ struct Slot {
     failure: Option<SendFailure>,
     /// It goes on from an earlier daemon's verdict, and whether it can be sent for was not said yet.
     is_resumed: bool,
+    /// It stands in its group's queue of those that should not wait for their turn.
+    is_prompt: bool,
 }
 
 #[derive(Debug, Default)]
@@ -199,6 +201,17 @@ struct Group {
     flights: Flights,
     /// Trackers that can be sent for again and should not wait for their turn.
     prompt: VecDeque<u32>,
+}
+
+impl Group {
+    /// Has a tracker that can be sent for again not wait for its turn. An interface that flaps makes that so again and again:
+    /// it stands in the queue once.
+    fn prompt(&mut self, slot: u32, state: &mut Slot) {
+        if state.spec.interval_ns >= PROMPT_NS && !state.is_prompt {
+            state.is_prompt = true;
+            self.prompt.push_back(slot);
+        }
+    }
 }
 
 /// A device by which probes leave.
@@ -331,6 +344,7 @@ impl<P: Plane> Engine<P> {
             ),
             fault: spec.fault,
             is_resumed: spec.resume.is_some(),
+            is_prompt: false,
         });
         let path = self.path_mut(spec.path);
         path.slots.push(spec.slot);
@@ -386,9 +400,7 @@ impl<P: Plane> Engine<P> {
         let fault = self.paths[state.spec.path as usize].fault.or(state.fault);
         if is_resumed && fault.is_none() && !state.docket.machine().cause().is_of_hub() {
             // It could be sent for before, and still can.
-            if state.spec.interval_ns >= PROMPT_NS {
-                self.groups[state.cohort].prompt.push_back(slot);
-            }
+            self.groups[state.cohort].prompt(slot, state);
         } else if is_resumed || has_changed {
             self.apply_fault(slot, now_ns);
         }
@@ -400,7 +412,9 @@ impl<P: Plane> Engine<P> {
         };
         let group = &mut self.groups[gone.cohort];
         group.cohort.remove(slot);
-        group.prompt.retain(|&entry| entry != slot);
+        if gone.is_prompt {
+            group.prompt.retain(|&entry| entry != slot);
+        }
         group.flights.forget(slot);
         self.paths[gone.spec.path as usize]
             .slots
@@ -466,9 +480,7 @@ impl<P: Plane> Engine<P> {
             Some(cause) => state.docket.fault(cause),
             None => {
                 state.docket.mended();
-                if state.spec.interval_ns >= PROMPT_NS {
-                    self.groups[state.cohort].prompt.push_back(slot);
-                }
+                self.groups[state.cohort].prompt(slot, state);
             }
         }
         self.settle(slot, now_ns, None);
@@ -732,11 +744,18 @@ impl<P: Plane> Engine<P> {
             } else {
                 0
             };
-            let mut turn = |tracker: u32, turn: Turn| {
+            let mut turn = |tracker: u32, turn: Turn, is_prompt: bool| {
                 let Some(slot) = slots[tracker as usize].as_mut() else {
                     return;
                 };
                 let fault = slot.fault.or(paths[slot.spec.path as usize].fault);
+                if is_prompt {
+                    slot.is_prompt = false;
+                    if fault.is_some() {
+                        // Not its turn, so that nothing is skipped; once mended it stands in the queue again.
+                        return;
+                    }
+                }
                 if !slot.docket.turn(turn, fault.is_none(), now_ns, spacing_ns) {
                     plane.set_judge(tracker, slot.docket.account());
                     return;
@@ -748,11 +767,12 @@ impl<P: Plane> Engine<P> {
             };
             for _ in 0..PROMPT_MAX.min(group.prompt.len()) {
                 if let Some(tracker) = group.prompt.pop_front() {
-                    turn(tracker, Turn::Take);
+                    turn(tracker, Turn::Take, true);
                 }
             }
             let limit = abi::BATCH_MAX as usize - PROMPT_MAX;
-            group.cohort.tick(now_ns, limit, turn);
+            let regular = |tracker, at_turn| turn(tracker, at_turn, false);
+            group.cohort.tick(now_ns, limit, regular);
             if !self.batch.is_empty() {
                 self.send_batch(at, now_ns);
             }

@@ -62,6 +62,32 @@ fn assert_accounts(world: &mut World, slot: u32) {
     assert_eq!(state.send.sent, received + judge.lost + judge.not_sent);
 }
 
+/// An interface flaps while trackers with a long interval wait for a probe out of turn: nothing grows by that, neither the
+/// queue nor what is skipped.
+#[test]
+fn a_flapping_interface_leaves_nothing_behind() {
+    const TRACKERS: u32 = 500;
+    let mut world = world();
+    for slot in 0..TRACKERS {
+        world.install(tracker(slot, 60 * S, 50 * MS, 3, 2));
+    }
+    for _ in 0..30 {
+        world.path(0, 7, Some(Cause::InterfaceDown));
+        world.path(0, 7, None);
+    }
+    let waiting = |world: &World| {
+        let groups = world.engine.groups.iter();
+        groups.map(|group| group.prompt.len()).sum::<usize>()
+    };
+    assert_eq!(waiting(&world), TRACKERS as usize);
+    world.run(S);
+    assert_eq!(waiting(&world), 0);
+    let skipped = (0..TRACKERS).map(|slot| world.slot(slot).state.judge.skipped);
+    assert!(skipped.sum::<u64>() <= u64::from(TRACKERS));
+    let sent = (0..TRACKERS).map(|slot| world.slot(slot).state.send.sent);
+    assert!(sent.sum::<u64>() >= u64::from(TRACKERS));
+}
+
 // --- Another daemon goes on ----------------------------------------------------------------------
 
 /// Interval 10 ms, timeout 200 ms: some twenty probes are under way at any time.
