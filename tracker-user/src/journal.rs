@@ -25,7 +25,7 @@ const MAX_NUMBER: u64 = 1 << 53;
 /// Everything that a daemon leaves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Device and inode of the network namespace: interfaces are others in another one.
+    /// What tells the network namespace from all others of this boot: interfaces are others in another one.
     pub namespace: (u64, u64),
     /// The configured mode: a way that another one made them take says nothing of devices.
     pub mode: ModeChoice,

@@ -1,6 +1,12 @@
 //! Going on where an earlier daemon of the instance ended, and leaving what the next one needs for that.
 
-use std::{collections::HashMap, os::unix::fs::MetadataExt as _};
+use std::{
+    collections::HashMap,
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::MetadataExt as _, net::UnixDatagram},
+    },
+};
 
 use anyhow::{Context as _, Result};
 use tracker_ebpf::{
@@ -20,6 +26,9 @@ use crate::{
     kernel::{bpffs::Pins, journal::Journal, loader, loader::Maps},
     report::{events::Event, words},
 };
+
+/// Of asm-generic/socket.h.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// What an earlier daemon left of a member.
 #[derive(Clone, Copy, Default)]
@@ -96,11 +105,33 @@ pub(super) fn read_journal(pins: &Pins, namespace: (u64, u64)) -> (Journal, Pred
     )
 }
 
-/// What tells this network namespace from all others.
+/// What tells this network namespace from all others of this boot: its inode number, with the namespace's cookie, which
+/// the kernel never gives again (SO_NETNS_COOKIE, Linux 5.14). An inode number is soon that of another namespace.
 pub(super) fn namespace() -> Result<(u64, u64)> {
     let path = "/proc/self/ns/net";
     let found = std::fs::metadata(path).with_context(|| format!("cannot look at {path}"))?;
-    Ok((found.dev(), found.ino()))
+    let cookie = cookie().context("cannot ask for the cookie of the network namespace")?;
+    Ok((found.ino(), cookie))
+}
+
+fn cookie() -> std::io::Result<u64> {
+    let socket = UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of `cookie`, through the pointer, and `len` itself.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    match got {
+        0 => Ok(cookie),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 /// The board as the earlier daemon had it.
