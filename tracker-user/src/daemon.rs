@@ -245,6 +245,8 @@ struct Daemon {
     last_macs: HashMap<(u32, IpAddr), [u8; 6]>,
     /// What probes may be redirected to, and since when.
     devices: HashMap<u32, u64>,
+    /// More is followed than there are members to need it.
+    is_following_more: bool,
     not_leaving: NotLeaving,
     refused: HashMap<u32, (String, Instant)>,
     confirmed: HashMap<(u32, IpAddr), Instant>,
@@ -338,7 +340,7 @@ async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Res
                 }
             },
             changed = daemon.netlink.changed() => {
-                if let Err(error) = changed.and(daemon.netlink.follow_up().await) {
+                if let Err(error) = changed {
                     break Err(error);
                 }
                 daemon.reconcile().await;
@@ -474,6 +476,7 @@ impl Daemon {
                 Maps::Adopt => kernel.devices().map(|ifindex| (ifindex, 0)).collect(),
                 Maps::Grow | Maps::Anew => HashMap::new(),
             },
+            is_following_more: false,
             not_leaving: NotLeaving::new(),
             refused: HashMap::new(),
             confirmed: HashMap::new(),
@@ -515,7 +518,7 @@ impl Daemon {
         }
         daemon.begin_journal(events);
         daemon.tell_room();
-        daemon.follow_routes().await;
+        daemon.follow_members().await;
         daemon.reconcile().await;
         daemon.kernel.forget_left();
         if daemon.steering.is_none() {

@@ -20,7 +20,7 @@ use crate::{
     mode::{Mode, SendWay},
     net::{
         observed::{Header, Link, Observed, XDP_ACT_BASIC},
-        rtnetlink::Netlink,
+        rtnetlink::{Followed, Netlink},
     },
     plan::{self, Ways},
     steering,
@@ -112,17 +112,21 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
         .iter()
         .flat_map(|service| &service.members)
         .collect();
-    let unnamed = members.iter().filter(|member| member.interface.is_none());
-    netlink
-        .follow_routes(unnamed.map(|member| member.endpoint).collect())
-        .await;
+    let routes = members.iter().filter_map(|member| plan::route_key(member));
+    let followed = Followed {
+        routes: routes.collect(),
+        ..Default::default()
+    };
+    // What is not known in time is shown as missing.
+    let _ = netlink.follow(followed).await;
     let observed = &netlink.observed;
     let (owners, ways) = (observed.owners(), Ways::at_start(config.hub.mode));
     let mut names = BTreeSet::new();
     let mut receiving: HashSet<u32> = HashSet::new();
     let mut interfaces = Vec::new();
     for member in members {
-        match (&member.interface, observed.routes.get(&member.endpoint)) {
+        let route = plan::route_key(member).and_then(|key| observed.routes.get(&key));
+        match (&member.interface, route) {
             (Some(name), _) => {
                 names.insert(name.clone());
             }

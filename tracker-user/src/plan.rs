@@ -19,7 +19,7 @@ use crate::{
     net::{
         address,
         neighbours::Neighbour,
-        observed::{Header, Link, Means, Observed, Owners},
+        observed::{Header, Link, Means, Observed, Owners, RouteKey},
     },
 };
 
@@ -144,6 +144,16 @@ impl Ways<'static> {
     }
 }
 
+/// What the way to a member without a configured interface is looked up by.
+pub fn route_key(member: &Member) -> Option<RouteKey> {
+    let endpoint = member.endpoint;
+    let of_family = |source: &IpAddr| source.is_ipv4() == endpoint.is_ipv4();
+    match member.interface {
+        Some(_) => None,
+        None => Some((endpoint, member.source.filter(of_family))),
+    }
+}
+
 /// Plans one member.
 pub fn member(member: &Member, observed: &Observed, owners: &Owners, ways: Ways<'_>) -> MemberPlan {
     let link = match find_link(member, observed) {
@@ -260,9 +270,8 @@ fn find_link<'a>(member: &Member, observed: &'a Observed) -> Result<&'a Link, Fa
         });
     }
     let endpoint = member.endpoint;
-    let link = observed
-        .routes
-        .get(&endpoint)
+    let link = route_key(member)
+        .and_then(|key| observed.routes.get(&key))
         .and_then(|ifindex| observed.links.get(ifindex));
     link.ok_or_else(|| {
         Fault::new(
@@ -526,7 +535,7 @@ mod tests {
         );
         observed
             .routes
-            .insert("10.9.0.2".parse().expect("an address"), 3);
+            .insert(("10.9.0.2".parse().expect("an address"), None), 3);
         observed
     }
 

@@ -562,6 +562,26 @@ fn cannot_send() -> Vec<Row> {
             .v4()
             .breaks(|stage| stage.service().firewall.ip("link set eth0 down\n"))
             .mends(|stage| stage.service().firewall.ip("link set eth0 up\n")),
+        Row::new("its cable is pulled, a trunk with a hundred interfaces")
+            .icmp(INTERFACE_DOWN)
+            .v4()
+            .setup(|lab, _| {
+                let interfaces = (0..100).map(|at| {
+                    format!(
+                        "link add link eth1 name m{at} type macvlan mode bridge\n\
+                         address add 10.40.{at}.1/24 dev m{at}\nlink set m{at} up\n"
+                    )
+                });
+                lab.hub.ip(&interfaces.collect::<String>())
+            })
+            .breaks(|stage| {
+                let firewall = &stage.service().firewall;
+                for _ in 0..3 {
+                    firewall.ip("link set eth0 down\nlink set eth0 up\n")?;
+                }
+                firewall.ip("link set eth0 down\n")
+            })
+            .mends(|stage| stage.service().firewall.ip("link set eth0 up\n")),
         Row::new("its own address no longer answers ARP")
             .icmp(Expected::down("next-hop-unresolved"))
             .v4()
@@ -664,6 +684,34 @@ fn nothing_is_wrong() -> Vec<Row> {
             }
             Ok(())
         }),
+        healthy("none: 600 other interfaces are there at the start")
+            .setup(|lab, _| {
+                let pairs = (0..300).map(|at| {
+                    format!(
+                        "link add o{at} type veth peer name p{at}\n\
+                         link set o{at} up\nlink set p{at} up\n"
+                    )
+                });
+                lab.hub.ip(&pairs.collect::<String>())
+            })
+            .breaks(|stage| stage.wait_alive(4)),
+        healthy("none: 20,000 routes come and go")
+            .setup(|lab, _| {
+                lab.hub.ip("link add w0 type veth peer name w1\n\
+                     link set w0 up\nlink set w1 up\naddress add 192.0.2.1/24 dev w0\n")
+            })
+            .breaks(|stage| {
+                let routes = |word: &str| {
+                    let routes = (0..20_000).map(|at| {
+                        let (high, low) = (at >> 8, at & 255);
+                        format!("route {word} 100.{high}.{low}.0/24 via 192.0.2.2\n")
+                    });
+                    stage.lab.hub.ip(&routes.collect::<String>())
+                };
+                routes("add")?;
+                routes("del")?;
+                stage.wait_alive(4)
+            }),
         healthy("none: all processors are busy")
             .alone()
             .breaks(|stage| {

@@ -19,7 +19,7 @@ use crate::{
     config::{self, Addition, Config, Expect, Flow, Member, Origin, Refused, Role, Service},
     engine::{Command, TrackerSpec},
     kernel::loader::Sizes,
-    plan::Fault,
+    plan::{self, Fault},
     slots::{Slots, Words},
 };
 
@@ -373,8 +373,11 @@ impl Daemon {
         self.tell_room();
         self.journal_added(&service, number);
         for member in &service.members {
-            if member.interface.is_none() {
-                self.netlink.follow_route(member.endpoint).await;
+            let followed = self
+                .netlink
+                .follow_one(member.endpoint, plan::route_key(member));
+            if let Err(error) = followed.await {
+                tracing::error!("{error:#}");
             }
         }
         tracing::info!("added service {name}");
@@ -414,7 +417,7 @@ impl Daemon {
         }
         self.config.services.retain(|service| service.name != name);
         self.tell_room();
-        self.forget_routes();
+        self.is_following_more = true;
         tracing::info!("removed service {name}");
         Ok(format!("removed {name}"))
     }
@@ -465,7 +468,7 @@ impl Daemon {
         self.install();
         self.begin_journal(events);
         self.tell_room();
-        self.follow_routes().await;
+        self.follow_members().await;
         self.reconcile().await;
         Ok(())
     }

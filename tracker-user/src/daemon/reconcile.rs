@@ -21,34 +21,31 @@ use crate::{
     net::{
         neighbours::Neighbour,
         observed::{Observed, Owners},
+        rtnetlink::Followed,
     },
     plan::{self, Fault, MemberPlan, Probing, Ways},
     sender::Sender,
 };
 
 impl Daemon {
-    pub(super) async fn follow_routes(&mut self) {
-        let endpoints = self.routed_endpoints();
-        self.netlink.follow_routes(endpoints).await;
-    }
-
-    /// Follows no more routes than are needed.
-    pub(super) fn forget_routes(&mut self) {
-        let endpoints = self.routed_endpoints();
-        self.netlink.forget_routes(endpoints);
-    }
-
-    /// Endpoints whose interface is found from their own route.
-    fn routed_endpoints(&self) -> HashSet<IpAddr> {
-        let members = self.members.values();
-        members
-            .filter(|member| member.config.interface.is_none())
-            .map(|member| member.config.endpoint)
-            .collect()
+    /// Has the kernel's changes of what the members depend on reported, and no others.
+    pub(super) async fn follow_members(&mut self) {
+        self.is_following_more = false;
+        let members = self.members.values().map(|member| &member.config);
+        let followed = Followed {
+            endpoints: members.clone().map(|member| member.endpoint).collect(),
+            routes: members.filter_map(plan::route_key).collect(),
+        };
+        if let Err(error) = self.netlink.follow(followed).await {
+            tracing::error!("{error:#}");
+        }
     }
 
     /// Brings the kernel in line with what is configured and observed.
     pub(super) async fn reconcile(&mut self) {
+        if self.is_following_more {
+            self.follow_members().await;
+        }
         self.forget_gone();
         self.keep_private_pair().await;
         for (key, neighbour) in &self.netlink.observed.neighbours {

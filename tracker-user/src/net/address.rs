@@ -74,7 +74,6 @@ impl Netlink {
             (None, true) => link.addresses.push(address),
             (Some(at), false) => {
                 link.addresses.remove(at);
-                self.unrouted = true;
             }
             (None, false) => {}
         }

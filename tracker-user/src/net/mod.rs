@@ -2,8 +2,11 @@
 //! netlink family `netdev`.
 
 pub mod address;
+mod exchange;
 pub mod link_counters;
 pub mod neighbours;
-pub mod netdev;
+mod netdev;
+mod notifications;
 pub mod observed;
+pub mod requests;
 pub mod rtnetlink;

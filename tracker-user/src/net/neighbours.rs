@@ -3,9 +3,12 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
-    NeighbourState,
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+        NeighbourState,
+    },
 };
 
 use super::rtnetlink::Netlink;
@@ -71,7 +74,10 @@ impl Netlink {
     /// # Errors
     /// As the kernel answers.
     pub async fn manage_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
-        self.set_neighbour(ifindex, ip, true).await
+        let mut message = entry(ifindex, ip);
+        let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
+        message.attributes.push(managed);
+        self.set_neighbour(message, ip).await
     }
 
     /// Gives a neighbour entry back to the kernel's ordinary care.
@@ -79,7 +85,9 @@ impl Netlink {
     /// # Errors
     /// As the kernel answers.
     pub async fn release_neighbour(&self, ifindex: u32, ip: IpAddr) -> Result<()> {
-        self.set_neighbour(ifindex, ip, false).await
+        let mut message = entry(ifindex, ip);
+        message.header.flags = NeighbourFlags::Use;
+        self.set_neighbour(message, ip).await
     }
 
     /// Has the kernel confirm a neighbour entry now: it asks the endpoint directly, and everybody when
@@ -93,39 +101,38 @@ impl Netlink {
         ip: IpAddr,
         mac: [u8; 6],
     ) -> impl Future<Output = Result<()>> + Send + 'static {
-        let mut request = self
-            .handle
-            .neighbours()
-            .add(ifindex, ip)
-            .state(NeighbourState::Probe)
-            .flags(NeighbourFlags::empty())
-            .link_layer_address(&mac)
-            .replace();
+        let mut message = entry(ifindex, ip);
+        message.header.state = NeighbourState::Probe;
+        let mac = NeighbourAttribute::LinkLayerAddress(mac.to_vec());
+        message.attributes.push(mac);
         let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
-        request.message_mut().attributes.push(managed);
+        message.attributes.push(managed);
+        let message = RouteNetlinkMessage::NewNeighbour(message);
+        let done = self.requests().replace(message);
         async move {
-            let done = request.execute().await;
-            done.with_context(|| format!("cannot confirm the neighbour {ip}"))
+            done.await
+                .with_context(|| format!("cannot confirm the neighbour {ip}"))
         }
     }
 
-    async fn set_neighbour(&self, ifindex: u32, ip: IpAddr, is_managed: bool) -> Result<()> {
-        let mut request = self
-            .handle
-            .neighbours()
-            .add(ifindex, ip)
-            .state(NeighbourState::None)
-            .flags(NeighbourFlags::empty())
-            .replace();
-        if is_managed {
-            let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
-            request.message_mut().attributes.push(managed);
-        } else {
-            request.message_mut().header.flags = NeighbourFlags::Use;
-        }
-        request
-            .execute()
-            .await
-            .with_context(|| format!("cannot manage the neighbour {ip}"))
+    async fn set_neighbour(&self, message: NeighbourMessage, ip: IpAddr) -> Result<()> {
+        let message = RouteNetlinkMessage::NewNeighbour(message);
+        let done = self.requests().replace(message).await;
+        done.with_context(|| format!("cannot manage the neighbour {ip}"))
     }
+}
+
+/// A message about a neighbour entry.
+fn entry(ifindex: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    let (family, destination) = match ip {
+        IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+    };
+    message.header.family = family;
+    message.header.ifindex = ifindex;
+    message.header.state = NeighbourState::None;
+    let destination = NeighbourAttribute::Destination(destination);
+    message.attributes.push(destination);
+    message
 }

@@ -1,179 +1,143 @@
 //! What devices can do with XDP: the `netdev` generic-netlink family (Linux 6.3).
 //!
-//! A device takes redirected frames only where its features name NDO_XMIT, and that changes at run
+//! A device takes redirected frames only if its features name NDO_XMIT, and that changes at run
 //! time: a veth has it exactly while its *peer* has an XDP program or GRO.
 
-use anyhow::{Context as _, Result};
-use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
-use genetlink::{GenetlinkHandle, message::RawGenlMessage};
-use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _,
-    NlasIterator, Parseable as _, ParseableParametrized,
-};
-use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
-use netlink_sys::{AsyncSocket as _, SocketAddr};
+use netlink_packet_core::NlasIterator;
 
-const CMD_DEV_GET: u8 = 1;
-const CMD_DEV_DEL_NTF: u8 = 3;
+use super::exchange::{Exchange, Expect, HEADER_LEN, RequestError, Transport};
+
+/// Bytes of `struct genlmsghdr`, which follows `struct nlmsghdr`.
+const GENERIC_LEN: usize = 4;
+
+/// The family that knows the others (`GENL_ID_CTRL`).
+const CONTROL: u16 = 16;
+const CONTROL_GET_FAMILY: u8 = 3;
+const A_FAMILY_ID: u16 = 1;
+const A_FAMILY_NAME: u16 = 2;
+const A_GROUPS: u16 = 7;
+const A_GROUP_NAME: u16 = 1;
+const A_GROUP_ID: u16 = 2;
+
+const DEV_GET: u8 = 1;
+const DEV_DEL_NTF: u8 = 3;
 const A_DEV_IFINDEX: u16 = 1;
 const A_DEV_XDP_FEATURES: u16 = 3;
 
-/// One message of the family: a device and its features.
-#[derive(Clone, Debug, Default)]
-struct Netdev {
-    command: u8,
-    attributes: Vec<DefaultNla>,
+/// The numbers under which the kernel has the family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Family {
+    /// The type of its messages.
+    pub(super) id: u16,
+    /// The multicast group of device changes.
+    pub(super) changes: u32,
 }
 
-impl GenlFamily for Netdev {
-    fn family_name() -> &'static str {
-        "netdev"
+/// A request of generic netlink with at most one attribute.
+fn request(family: u16, command: u8, attribute: Option<(u16, &[u8])>) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER_LEN];
+    bytes[4..6].copy_from_slice(&family.to_ne_bytes());
+    bytes.extend([command, 1, 0, 0]);
+    if let Some((kind, value)) = attribute {
+        bytes.extend((4 + value.len() as u16).to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
     }
-    fn command(&self) -> u8 {
-        self.command
-    }
-    fn version(&self) -> u8 {
-        1
-    }
+    let len = bytes.len() as u32;
+    bytes[..4].copy_from_slice(&len.to_ne_bytes());
+    bytes
 }
 
-impl Emitable for Netdev {
-    fn buffer_len(&self) -> usize {
-        self.attributes.as_slice().buffer_len()
-    }
-    fn emit(&self, buffer: &mut [u8]) {
-        self.attributes.as_slice().emit(buffer);
-    }
+/// The value of an attribute among others.
+fn value(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
+    let mut found = NlasIterator::new(attributes).filter_map(Result::ok);
+    let attribute = found.find(|attribute| attribute.kind() == kind)?;
+    Some(attribute.value().to_vec())
 }
 
-impl ParseableParametrized<[u8], GenlHeader> for Netdev {
-    fn parse_with_param(buffer: &[u8], header: GenlHeader) -> Result<Self, DecodeError> {
-        let attributes = NlasIterator::new(buffer)
-            .map(|attribute| DefaultNla::parse(&attribute?))
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            command: header.cmd,
-            attributes,
+fn number(bytes: Vec<u8>) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+/// Finds the family; `None` on a kernel without it.
+///
+/// # Errors
+/// If the kernel does not say.
+pub(super) fn family(
+    exchange: &mut Exchange<impl Transport>,
+) -> Result<Option<Family>, RequestError> {
+    let name = Some((A_FAMILY_NAME, &b"netdev\0"[..]));
+    let mut request = request(CONTROL, CONTROL_GET_FAMILY, name);
+    let read = |message: &[u8]| {
+        let attributes = message.get(HEADER_LEN + GENERIC_LEN..)?;
+        let id = u16::from_ne_bytes(value(attributes, A_FAMILY_ID)?.try_into().ok()?);
+        let groups = value(attributes, A_GROUPS).unwrap_or_default();
+        let changes = NlasIterator::new(groups.as_slice()).find_map(|group| {
+            let group = group.ok()?;
+            let is_wanted = value(group.value(), A_GROUP_NAME)? == b"mgmt\0";
+            number(value(group.value(), A_GROUP_ID)?).filter(|_| is_wanted)
+        });
+        Some(Family {
+            id,
+            changes: changes?,
         })
+    };
+    match exchange.run(&mut request, Expect::One, read) {
+        Ok(found) => Ok(found.items.first().copied()),
+        Err(error) if error.is(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-impl Netdev {
-    /// The device and its features; features are `None` where the device is gone.
-    fn device(&self) -> Option<(u32, Option<u64>)> {
-        let value = |kind: u16| {
-            let attribute = self
-                .attributes
-                .iter()
-                .find(|attribute| attribute.kind() == kind)?;
-            let mut bytes = vec![0; attribute.value_len()];
-            attribute.emit_value(&mut bytes);
-            Some(bytes)
-        };
-        let ifindex = u32::from_ne_bytes(value(A_DEV_IFINDEX)?.try_into().ok()?);
-        if self.command == CMD_DEV_DEL_NTF {
-            return Some((ifindex, None));
-        }
-        let features = value(A_DEV_XDP_FEATURES)
-            .and_then(|bytes| Some(u64::from_ne_bytes(bytes.try_into().ok()?)));
-        Some((ifindex, features))
-    }
+/// The features of one device; `None` if it is gone, or the kernel does not tell.
+pub(super) fn features(
+    exchange: &mut Exchange<impl Transport>,
+    family: Family,
+    ifindex: u32,
+) -> Option<u64> {
+    let device = ifindex.to_ne_bytes();
+    let mut request = request(family.id, DEV_GET, Some((A_DEV_IFINDEX, &device)));
+    let found = exchange.run(&mut request, Expect::One, device_of).ok()?;
+    found.items.first()?.1
 }
 
-/// A connection to the family.
-pub struct XdpFeatures {
-    handle: GenetlinkHandle,
-    messages: UnboundedReceiver<(NetlinkMessage<RawGenlMessage>, SocketAddr)>,
+/// The features of every device.
+///
+/// # Errors
+/// If the kernel does not list them.
+pub(super) fn all_features(
+    exchange: &mut Exchange<impl Transport>,
+    family: Family,
+) -> Result<Vec<(u32, Option<u64>)>, RequestError> {
+    let mut request = request(family.id, DEV_GET, None);
+    let found = exchange.run(&mut request, Expect::List, device_of)?;
+    Ok(found.items)
 }
 
-impl XdpFeatures {
-    /// Connects and subscribes to changes; `None` on kernels without the family.
-    ///
-    /// # Errors
-    /// Where the kernel has the family and refuses it.
-    pub async fn connect() -> Result<Option<Self>> {
-        let (mut connection, handle, messages) =
-            genetlink::new_connection().context("cannot open a generic netlink socket")?;
-        // The group is joined on the connection's own socket, which is out of reach once it runs:
-        // the family is looked up over another.
-        let (lookup, lookup_handle, _) =
-            genetlink::new_connection().context("cannot open a generic netlink socket")?;
-        let lookup = tokio::spawn(lookup);
-        let family = lookup_handle.resolve_family::<Netdev>().await;
-        lookup.abort();
-        let Ok(family) = family else {
-            return Ok(None);
-        };
-        if let Some(&group) = family.multicast_groups.get("mgmt") {
-            let socket = connection.socket_mut().socket_mut();
-            socket
-                .bind_auto()
-                .and_then(|_| socket.add_membership(group))
-                .or_else(|_| {
-                    // Already bound: joining alone is enough.
-                    socket.add_membership(group)
-                })?;
-        }
-        tokio::spawn(connection);
-        Ok(Some(Self { handle, messages }))
+/// The device that a message of the family is about, and its features; those are `None` if it is gone.
+pub(super) fn device_of(message: &[u8]) -> Option<(u32, Option<u64>)> {
+    let command = *message.get(HEADER_LEN)?;
+    let attributes = message.get(HEADER_LEN + GENERIC_LEN..)?;
+    let ifindex = number(value(attributes, A_DEV_IFINDEX)?)?;
+    if command == DEV_DEL_NTF {
+        return Some((ifindex, None));
     }
-
-    /// One device's features; `None` where it is gone. Devices are asked one by one because the family
-    /// answers a dump without NLM_F_MULTI, so that netlink-proto takes the first part for the whole.
-    ///
-    /// # Errors
-    /// As the kernel answers.
-    pub async fn of(&mut self, ifindex: u32) -> Result<Option<u64>> {
-        let device = DefaultNla::new(A_DEV_IFINDEX, ifindex.to_ne_bytes().to_vec());
-        let payload = Netdev {
-            command: CMD_DEV_GET,
-            attributes: vec![device],
-        };
-        let mut message = NetlinkMessage::from(GenlMessage::from_payload(payload));
-        message.header.flags = NLM_F_REQUEST;
-        let answers = self
-            .handle
-            .request(message)
-            .await
-            .context("cannot ask for XDP features")?;
-        let mut answers = std::pin::pin!(answers);
-        while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::InnerMessage(message) =
-                answer.context("cannot read XDP features")?.payload
-                && let Some((_, features)) = message.payload.device()
-            {
-                return Ok(features);
-            }
-        }
-        Ok(None)
-    }
-
-    /// The next change: a device and its features, `None` where it is gone. Ends with the connection.
-    pub async fn changed(&mut self) -> Option<(u32, Option<u64>)> {
-        loop {
-            let (message, _) = self.messages.next().await?;
-            if let NetlinkPayload::InnerMessage(raw) = message.payload
-                && let Ok(netdev) = Netdev::parse_with_param(&raw.payload, raw.header)
-                && let Some(device) = netdev.device()
-            {
-                return Some(device);
-            }
-        }
-    }
+    let features = value(attributes, A_DEV_XDP_FEATURES)
+        .and_then(|bytes| Some(u64::from_ne_bytes(bytes.try_into().ok()?)));
+    Some((ifindex, features))
 }
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::{DefaultNla, Emitable as _};
     use proptest::prelude::*;
 
     use super::*;
 
     fn read(command: u8, bytes: &[u8]) -> Option<(u32, Option<u64>)> {
-        let header = GenlHeader {
-            cmd: command,
-            version: 1,
-        };
-        Netdev::parse_with_param(bytes, header).ok()?.device()
+        let header = [&[0; HEADER_LEN][..], &[command, 1, 0, 0]].concat();
+        device_of(&[&header, bytes].concat())
     }
 
     fn message(ifindex: u32, features: u64) -> Vec<u8> {
@@ -190,8 +154,8 @@ mod tests {
         #[test]
         fn a_device_is_read(ifindex: u32, features: u64) {
             let bytes = message(ifindex, features);
-            prop_assert_eq!(read(CMD_DEV_GET, &bytes), Some((ifindex, Some(features))));
-            prop_assert_eq!(read(CMD_DEV_DEL_NTF, &bytes), Some((ifindex, None)));
+            prop_assert_eq!(read(DEV_GET, &bytes), Some((ifindex, Some(features))));
+            prop_assert_eq!(read(DEV_DEL_NTF, &bytes), Some((ifindex, None)));
         }
 
         /// However little of it there is.

@@ -40,6 +40,8 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// Its alternative names.
+    pub alternatives: Vec<String>,
     /// Its MAC address; zeros where it has none.
     pub mac: [u8; 6],
     /// What its packets begin with.
@@ -75,6 +77,12 @@ pub const PRIVATE_PREFIX: &str = "trk-";
 pub type Means = (u32, Option<u64>);
 
 impl Link {
+    /// Its name and its alternative names.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let alternatives = self.alternatives.iter().map(String::as_str);
+        std::iter::once(self.name.as_str()).chain(alternatives)
+    }
+
     /// What it can take now.
     pub const fn means(&self) -> Means {
         (self.mtu, self.xdp_features)
@@ -109,6 +117,10 @@ impl Link {
 /// The interfaces that have an address, by address.
 pub type Owners = HashMap<IpAddr, Vec<u32>>;
 
+/// What a route is looked up for: an endpoint, and the source address of its family if one is configured, by which rules may
+/// choose.
+pub type RouteKey = (IpAddr, Option<IpAddr>);
+
 /// Everything observed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -117,7 +129,43 @@ pub struct Observed {
     /// Neighbours by interface and address.
     pub neighbours: HashMap<(u32, IpAddr), Neighbour>,
     /// Interfaces by which endpoints without a configured one are reached.
-    pub routes: HashMap<IpAddr, u32>,
+    pub routes: HashMap<RouteKey, u32>,
+    /// What is looked up often; `None` if interfaces are looked at one by one.
+    pub(crate) index: Option<Index>,
+}
+
+/// Interfaces by what they are looked up by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Index {
+    names: HashMap<String, u32>,
+    ports: HashMap<u32, HashSet<u32>>,
+}
+
+impl Index {
+    fn remove(&mut self, link: &Link) {
+        for name in link.names() {
+            if self.names.get(name) == Some(&link.index) {
+                self.names.remove(name);
+            }
+        }
+        if let Some(master) = link.master
+            && let Some(ports) = self.ports.get_mut(&master)
+        {
+            ports.remove(&link.index);
+            if ports.is_empty() {
+                self.ports.remove(&master);
+            }
+        }
+    }
+
+    fn insert(&mut self, link: &Link) {
+        for name in link.names() {
+            self.names.insert(name.to_owned(), link.index);
+        }
+        if let Some(master) = link.master {
+            self.ports.entry(master).or_default().insert(link.index);
+        }
+    }
 }
 
 impl Observed {
@@ -128,11 +176,7 @@ impl Observed {
         let mut upper = vec![ifindex];
         while let Some(ifindex) = upper.pop() {
             let parent = self.links.get(&ifindex).and_then(|link| link.parent);
-            let ports = self
-                .links
-                .values()
-                .filter(|link| link.master == Some(ifindex));
-            for lower in parent.into_iter().chain(ports.map(|port| port.index)) {
+            for lower in parent.into_iter().chain(self.ports(ifindex)) {
                 if below.insert(lower) {
                     upper.push(lower);
                 }
@@ -152,8 +196,50 @@ impl Observed {
         owners
     }
 
-    /// The interface of a name.
+    /// The interfaces that belong to a bridge, bond or VRF.
+    fn ports(&self, master: u32) -> Vec<u32> {
+        match &self.index {
+            Some(index) => {
+                let ports = index.ports.get(&master).into_iter().flatten();
+                ports.copied().collect()
+            }
+            None => {
+                let mut links = self.links.values();
+                let ports = links.by_ref().filter(|link| link.master == Some(master));
+                ports.map(|link| link.index).collect()
+            }
+        }
+    }
+
+    /// The interface of a name, which may be an alternative one.
     pub fn by_name(&self, name: &str) -> Option<&Link> {
-        self.links.values().find(|link| link.name == name)
+        match &self.index {
+            Some(index) => self.links.get(index.names.get(name)?),
+            None => {
+                let mut links = self.links.values();
+                links.find(|link| link.names().any(|one| one == name))
+            }
+        }
+    }
+
+    /// Keeps an index of names and ports from now on, which [`Observed::reindex`] must be told of changes.
+    pub(super) fn begin_index(&mut self) {
+        let index = self.index.insert(Index::default());
+        for link in self.links.values() {
+            index.insert(link);
+        }
+    }
+
+    /// Brings the index in line with an interface that was another or none before.
+    pub(super) fn reindex(&mut self, before: Option<&Link>, ifindex: u32) {
+        let Some(index) = &mut self.index else {
+            return;
+        };
+        if let Some(before) = before {
+            index.remove(before);
+        }
+        if let Some(link) = self.links.get(&ifindex) {
+            index.insert(link);
+        }
     }
 }

@@ -1,327 +1,517 @@
-//! Interfaces, addresses, neighbours and routes, by rtnetlink: dumped once, then followed.
+//! The hub's interfaces, addresses, neighbours and routes: read once, then followed; and the two private interfaces.
 
-use std::{collections::HashSet, net::IpAddr, time::Duration};
-
-use anyhow::{Context as _, Result, anyhow};
-use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    link::{
-        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage, LinkXdp,
-    },
-    route::{RouteAttribute, RouteMessage, RouteType},
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
 };
-use netlink_sys::SocketAddr;
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{
+        InfoData, InfoKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage, LinkXdp, Prop,
+    },
+};
 use tokio::time::Instant;
 
 use super::{
-    netdev::XdpFeatures,
-    observed::{Header, Observed, Vlan},
+    notifications::{Change, Kept, Key, Notifications, Reread, Shared, Ways},
+    observed::{Header, Observed, RouteKey, Vlan},
+    requests::Requests,
 };
 
 /// After a first change, others are awaited this long and taken together.
 const SETTLE: Duration = Duration::from_millis(1);
 
-/// The hub's connection to rtnetlink and the netdev family.
+/// What must be asked about a change (a new device's XDP features, a route) is awaited this long at most before the change is
+/// reported without it.
+const ANSWERED: Duration = Duration::from_millis(200);
+
+/// After changes were dealt with, others wait nine times as long as that took, and this long at most: a hub whose network
+/// changes all the time costs a tenth of a processor.
+const REST_MAX: Duration = Duration::from_millis(100);
+
+/// Everything is read again this often at most.
+const REREAD_MIN: Duration = Duration::from_secs(1);
+
+/// How often at most it is said that notifications were lost.
+const SAY: Duration = Duration::from_secs(60);
+
+/// The first reading takes this long at most.
+const START: Duration = Duration::from_secs(30);
+
+/// What the daemon watches, and so wants to be told of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// Endpoints whose neighbour entries matter.
+    pub endpoints: HashSet<IpAddr>,
+    /// Endpoints whose way out is found by route.
+    pub routes: HashSet<RouteKey>,
+}
+
+/// What the kernel says of the hub's network, and requests to it.
 pub struct Netlink {
-    pub(super) handle: Handle,
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    features: Option<XdpFeatures>,
+    requests: Requests,
+    notifications: Notifications,
+    shared: Arc<Shared>,
+    has_xdp_features: bool,
     /// What the kernel says, as of the last [`Netlink::changed`].
     pub observed: Observed,
-    /// Interfaces that went, or may have; there may be another one of the same index by now.
+    /// Interfaces that went; there may be another one of the same index by now.
     pub gone: HashSet<u32>,
-    /// Endpoints whose interface is found from their route.
-    routed: HashSet<IpAddr>,
-    /// True from a change to the next [`Netlink::follow_up`].
-    is_dirty: bool,
-    /// Notifications were lost.
-    is_overrun: bool,
-    /// Routes changed.
-    pub(super) unrouted: bool,
-    /// Until then routes are not asked for again: on a hub whose routes change all the time, that is
-    /// not to be all that the daemon does.
+    /// The addresses and neighbour entries in [`Netlink::observed`], as the kernel told them.
+    known: HashMap<Key, Change>,
+    followed: Followed,
+    /// Since when a change waits to be reported.
+    concern: Option<Instant>,
+    /// When a change was last reported.
+    reported: Option<Instant>,
+    /// Until then none is reported.
     rest_until: Instant,
+    /// A route may lead elsewhere than is known.
+    unrouted: bool,
+    /// Until then routes are not looked up again.
+    routes_rest_until: Instant,
+    is_asking_ways: bool,
     /// New interfaces, whose XDP features are not known.
     unasked: HashSet<u32>,
+    is_asking_features: bool,
+    is_overrun: bool,
+    is_rereading: bool,
+    reread_rest_until: Instant,
+    /// How often notifications were lost and that was not said yet, and when it was.
+    lost: u64,
+    said: Option<Instant>,
 }
 
 impl Netlink {
-    /// Connects, subscribes to changes, and reads everything once.
+    /// Subscribes to changes and reads everything once.
     ///
     /// # Errors
     /// As the kernel answers.
     pub async fn connect() -> Result<Self> {
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Rule,
-        ])
-        .context("cannot open a route netlink socket")?;
-        tokio::spawn(connection);
+        let shared = Arc::new(Shared::default());
+        let (requests, family) =
+            Requests::start(shared.clone()).context("cannot open a netlink socket for requests")?;
+        let notifications = Notifications::start(shared.clone(), family)
+            .context("cannot subscribe to changes of the hub's network by netlink")?;
+        Self::read(shared, requests, notifications, family.is_some()).await
+    }
+
+    /// Reads everything once, after the subscription.
+    async fn read(
+        shared: Arc<Shared>,
+        requests: Requests,
+        notifications: Notifications,
+        has_xdp_features: bool,
+    ) -> Result<Self> {
+        let now = Instant::now();
         let mut netlink = Self {
-            handle,
-            messages,
-            features: XdpFeatures::connect().await?,
+            requests,
+            notifications,
+            shared,
+            has_xdp_features,
             observed: Observed::default(),
             gone: HashSet::new(),
-            routed: HashSet::new(),
-            is_dirty: false,
-            is_overrun: false,
+            known: HashMap::new(),
+            followed: Followed::default(),
+            concern: None,
+            reported: None,
+            rest_until: now,
             unrouted: false,
-            rest_until: Instant::now(),
+            routes_rest_until: now,
+            is_asking_ways: false,
             unasked: HashSet::new(),
+            is_asking_features: false,
+            is_overrun: false,
+            is_rereading: true,
+            reread_rest_until: now,
+            lost: 0,
+            said: None,
         };
-        netlink.dump().await?;
+        netlink.observed.begin_index();
+        netlink.requests.reread();
+        let until = now + START;
+        while netlink.is_rereading {
+            let woken = tokio::time::timeout_at(until, netlink.shared.woken()).await;
+            if woken.is_err() {
+                bail!(
+                    "the kernel did not list the hub's interfaces within {} s; another process may hold its lock of \
+                     network configuration (RTNL)",
+                    START.as_secs()
+                );
+            }
+            netlink
+                .take_kept()
+                .context("cannot read the hub's interfaces")?;
+        }
+        // What there was from the start did not come, and is no change.
+        netlink.gone.clear();
+        netlink.answered(Duration::from_secs(1)).await?;
+        netlink.concern = None;
         Ok(netlink)
     }
 
-    /// True where the kernel tells what devices can do with XDP.
+    /// True if the kernel tells what devices can do with XDP.
     pub const fn has_xdp_features(&self) -> bool {
-        self.features.is_some()
+        self.has_xdp_features
     }
 
-    /// Reads everything anew.
+    /// Requests to the kernel.
+    pub const fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// Follows this and nothing else. The ways of what is new are in [`Observed::routes`] afterwards, unless the kernel took
+    /// too long; they come as a change then.
+    pub async fn follow(&mut self, followed: Followed) -> Result<()> {
+        let is_new = |key: &RouteKey| !self.followed.routes.contains(key);
+        let new: Vec<RouteKey> = followed.routes.iter().copied().filter(is_new).collect();
+        let routes = &mut self.observed.routes;
+        routes.retain(|key, _| followed.routes.contains(key));
+        self.followed = followed;
+        self.tell_interest();
+        self.ask_ways(new).await
+    }
+
+    /// Follows one endpoint more, and with `route` the way to it; as [`Netlink::follow`].
     ///
     /// # Errors
-    /// As the kernel answers.
-    pub async fn dump(&mut self) -> Result<()> {
-        self.gone.extend(self.observed.links.keys());
-        self.observed.links.clear();
-        self.observed.neighbours.clear();
-        let mut links = self.handle.link().get().execute();
-        while let Some(link) = links
-            .try_next()
-            .await
-            .context("cannot list the interfaces")?
-        {
-            self.take_link(&link);
+    /// If the notifications ended.
+    pub async fn follow_one(&mut self, endpoint: IpAddr, route: Option<RouteKey>) -> Result<()> {
+        self.followed.endpoints.insert(endpoint);
+        let new = route.filter(|key| self.followed.routes.insert(*key));
+        self.shared.set_interest(|interest| {
+            interest.endpoints.insert(endpoint);
+            interest.route_one(new.map(|(endpoint, _)| endpoint));
+        });
+        self.join_route_groups();
+        self.ask_ways(new.into_iter().collect()).await
+    }
+
+    /// Has the notifications wake this loop for what is followed.
+    fn tell_interest(&mut self) {
+        let (endpoints, routes) = (&self.followed.endpoints, &self.followed.routes);
+        let routed = routes.iter().map(|(endpoint, _)| *endpoint).collect();
+        self.shared.set_interest(|interest| {
+            interest.endpoints.clone_from(endpoints);
+            interest.route(routed);
+        });
+        self.join_route_groups();
+    }
+
+    fn join_route_groups(&mut self) {
+        let follow = !self.followed.routes.is_empty();
+        if let Err(error) = self.notifications.follow_routes(follow) {
+            tracing::error!("cannot subscribe to changes of routes by netlink: {error}");
         }
-        let mut addresses = self.handle.address().get().execute();
-        while let Some(address) = addresses
-            .try_next()
-            .await
-            .context("cannot list the addresses")?
-        {
-            self.take_address(&address, true);
+    }
+
+    async fn ask_ways(&mut self, new: Vec<RouteKey>) -> Result<()> {
+        if new.is_empty() {
+            return Ok(());
         }
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut neighbours = self
-                .handle
-                .neighbours()
-                .get()
-                .set_address_family(family)
-                .execute();
-            while let Some(neighbour) = neighbours
-                .try_next()
-                .await
-                .context("cannot list the neighbours")?
-            {
-                self.take_neighbour(&neighbour, true);
+        self.answered(ANSWERED).await?;
+        // Asked after the groups were joined: what changes later is told.
+        match self.is_asking_ways {
+            true => self.unrouted = true,
+            false => {
+                self.is_asking_ways = true;
+                self.requests.ways(new);
             }
         }
-        for ifindex in self.observed.links.keys().copied().collect::<Vec<_>>() {
-            self.ask_features(ifindex).await?;
+        self.answered(ANSWERED).await
+    }
+
+    /// Takes what comes until nothing that was asked is open, for a limited time.
+    async fn answered(&mut self, limit: Duration) -> Result<()> {
+        let until = Instant::now() + limit;
+        loop {
+            self.take_kept()?;
+            self.ask();
+            let is_open = self.is_asking_ways || self.is_asking_features;
+            if !is_open {
+                return Ok(());
+            }
+            let woken = tokio::time::timeout_at(until, self.shared.woken());
+            if woken.await.is_err() {
+                return Ok(());
+            }
         }
-        self.find_routes().await;
+    }
+
+    /// Waits until something that matters has changed, and the changes that come with it are in [`Netlink::observed`]. Nothing
+    /// is lost if this is dropped before it returns.
+    ///
+    /// # Errors
+    /// If the notifications ended.
+    pub async fn changed(&mut self) -> Result<()> {
+        if let Some(reported) = self.reported.take() {
+            // Between the two calls the change was dealt with.
+            self.rest_until = Instant::now() + (reported.elapsed() * 9).min(REST_MAX);
+        }
+        loop {
+            self.take_kept()?;
+            self.ask();
+            let now = Instant::now();
+            let is_asking = self.is_asking_ways || self.is_asking_features;
+            let due = self.concern.map(|since| {
+                let settled = since + if is_asking { ANSWERED } else { SETTLE };
+                settled.max(self.rest_until)
+            });
+            if due.is_some_and(|due| due <= now) {
+                self.concern = None;
+                self.reported = Some(now);
+                return Ok(());
+            }
+            let look_up = (self.unrouted && !self.is_asking_ways).then_some(self.routes_rest_until);
+            let reread = (self.is_overrun && !self.is_rereading).then_some(self.reread_rest_until);
+            let say = self.said.filter(|_| self.lost > 0).map(|said| said + SAY);
+            let alarm = [due, look_up, reread, say].into_iter().flatten().min();
+            tokio::select! {
+                () = self.shared.woken() => {}
+                () = tokio::time::sleep_until(alarm.unwrap_or(now)), if alarm.is_some() => {}
+            }
+        }
+    }
+
+    /// Asks what notifications did not say, without waiting for the answers.
+    fn ask(&mut self) {
+        let now = Instant::now();
+        if !self.is_asking_features && !self.unasked.is_empty() {
+            let interfaces = self.unasked.drain().collect();
+            self.is_asking_features = true;
+            self.requests.features(interfaces);
+        }
+        if self.unrouted && !self.is_asking_ways && self.routes_rest_until <= now {
+            self.unrouted = false;
+            if !self.followed.routes.is_empty() {
+                self.is_asking_ways = true;
+                let keys = self.followed.routes.iter().copied().collect();
+                self.requests.ways(keys);
+            }
+        }
+        if self.is_overrun && !self.is_rereading && self.reread_rest_until <= now {
+            self.is_overrun = false;
+            self.is_rereading = true;
+            self.requests.reread();
+        }
+        if self.lost > 0 && self.said.is_none_or(|said| said + SAY <= now) {
+            tracing::warn!(
+                "netlink notifications were lost {} times; reading the hub's interfaces, addresses and neighbours again",
+                std::mem::take(&mut self.lost)
+            );
+            self.said = Some(now);
+        }
+    }
+
+    /// Takes what the threads of netlink have.
+    fn take_kept(&mut self) -> Result<()> {
+        let (mut kept, told) = self.shared.take();
+        if let Some(why) = kept.closed.take() {
+            bail!(why);
+        }
+        let mut went = HashSet::new();
+        for (key, change) in kept.take_changes() {
+            self.take(key, change, &mut went);
+        }
+        self.forget_interfaces(&went);
+        let Kept {
+            features,
+            is_unrouted,
+            lost,
+            reread,
+            ways,
+            has_features,
+            ..
+        } = kept;
+        for (ifindex, features) in features {
+            self.take_features(ifindex, features);
+        }
+        self.is_asking_features &= !has_features;
+        self.unrouted |= is_unrouted;
+        self.lost += lost;
+        self.is_overrun |= lost > 0;
+        if let Some(reread) = reread {
+            self.is_rereading = false;
+            self.reread_rest_until = Instant::now() + REREAD_MIN;
+            match (reread, told) {
+                (Ok(reread), Some(told)) => self.take_reread(reread, &told),
+                (Ok(_), None) => self.is_overrun = true,
+                (Err(error), _) if self.observed.links.is_empty() => {
+                    return Err(anyhow!(error).context("cannot list the hub's interfaces"));
+                }
+                (Err(error), _) => {
+                    tracing::debug!("cannot read the hub's interfaces again: {error}");
+                    self.is_overrun = true;
+                }
+            }
+        }
+        if let Some(ways) = ways {
+            self.take_ways(ways);
+        }
         Ok(())
     }
 
-    async fn ask_features(&mut self, ifindex: u32) -> Result<()> {
-        if let Some(features) = &mut self.features {
-            let features = features.of(ifindex).await?;
-            if let Some(link) = self.observed.links.get_mut(&ifindex) {
-                link.xdp_features = features;
+    /// Something changed that matters.
+    fn concern(&mut self) {
+        self.concern.get_or_insert_with(Instant::now);
+    }
+
+    fn take(&mut self, key: Key, change: Change, went: &mut HashSet<u32>) {
+        let link_of = |observed: &Observed, ifindex: u32| observed.links.get(&ifindex).cloned();
+        match change {
+            Change::Link { now, went: is_gone } => {
+                let Key::Link(ifindex) = key else { return };
+                if is_gone && let Some(gone) = self.observed.links.remove(&ifindex) {
+                    self.observed.reindex(Some(&gone), ifindex);
+                    self.unrouted = true;
+                    self.gone.insert(ifindex);
+                    went.insert(ifindex);
+                    self.concern();
+                }
+                let Some(message) = now else { return };
+                let before = link_of(&self.observed, ifindex);
+                if self.take_link(&message) {
+                    self.unasked.insert(ifindex);
+                }
+                let now = self.observed.links.get(&ifindex);
+                if now != before.as_ref() {
+                    self.observed.reindex(before.as_ref(), ifindex);
+                    self.concern();
+                }
+            }
+            Change::Address(message, is_there) => {
+                let ifindex = message.header.index;
+                let before = link_of(&self.observed, ifindex);
+                self.take_address(&message, is_there);
+                if link_of(&self.observed, ifindex) != before {
+                    self.unrouted |= !is_there;
+                    self.concern();
+                }
+                self.know(key, Change::Address(message, is_there), is_there);
+            }
+            Change::Neighbour(message, is_there) => {
+                let Key::Neighbour(ifindex, ip) = key else {
+                    return;
+                };
+                let before = self.observed.neighbours.get(&(ifindex, ip)).copied();
+                self.take_neighbour(&message, is_there);
+                let now = self.observed.neighbours.get(&(ifindex, ip)).copied();
+                if now != before && self.followed.endpoints.contains(&ip) {
+                    self.concern();
+                }
+                self.know(key, Change::Neighbour(message, is_there), is_there);
             }
         }
-        Ok(())
     }
 
-    /// Follows the interface by which these addresses are routed, in [`Observed::routes`], and that of
-    /// no other.
-    pub async fn follow_routes(&mut self, endpoints: HashSet<IpAddr>) {
-        self.forget_routes(endpoints);
-        self.find_routes().await;
+    fn know(&mut self, key: Key, change: Change, is_there: bool) {
+        match is_there {
+            true => self.known.insert(key, change),
+            false => self.known.remove(&key),
+        };
     }
 
-    /// Follows one address more.
-    pub async fn follow_route(&mut self, endpoint: IpAddr) {
-        if self.routed.insert(endpoint) {
-            self.find_route(endpoint).await;
-        }
-    }
-
-    /// Follows these addresses only, of which none is new.
-    pub fn forget_routes(&mut self, endpoints: HashSet<IpAddr>) {
-        self.observed
-            .routes
-            .retain(|endpoint, _| endpoints.contains(endpoint));
-        self.routed = endpoints;
-    }
-
-    async fn find_routes(&mut self) {
-        self.unrouted = false;
-        let started = Instant::now();
-        for endpoint in self.routed.clone() {
-            self.find_route(endpoint).await;
-        }
-        self.rest_until = Instant::now() + started.elapsed() * 4;
-    }
-
-    async fn find_route(&mut self, endpoint: IpAddr) {
-        if let Some(ifindex) = self.route(endpoint).await {
-            self.observed.routes.insert(endpoint, ifindex);
+    /// Forgets the neighbours of interfaces that went, unless they came again.
+    fn forget_interfaces(&mut self, went: &HashSet<u32>) {
+        let links = &self.observed.links;
+        let is_gone = |ifindex: u32| went.contains(&ifindex) && !links.contains_key(&ifindex);
+        if went.is_empty() {
             return;
         }
-        // IPv4 routes go with their interface when that is set down: it is down then, not missing.
-        let last = self.observed.routes.get(&endpoint);
-        let is_down = last.is_some_and(|last| {
-            let link = self.observed.links.get(last);
-            link.is_some_and(|link| !link.is_running)
+        self.observed
+            .neighbours
+            .retain(|(ifindex, _), _| !is_gone(*ifindex));
+        self.known.retain(|key, _| match key {
+            Key::Link(ifindex)
+            | Key::Address(ifindex, ..)
+            | Key::Neighbour(ifindex, _)
+            | Key::Features(ifindex) => !is_gone(*ifindex),
         });
-        if !is_down {
-            self.observed.routes.remove(&endpoint);
+    }
+
+    fn take_features(&mut self, ifindex: u32, features: Option<u64>) {
+        if let Some(link) = self.observed.links.get_mut(&ifindex)
+            && link.xdp_features != features
+        {
+            link.xdp_features = features;
+            self.concern();
         }
     }
 
-    /// The interface by which the hub's own routing table would reach an address without a gateway: an
-    /// endpoint is a next hop itself.
-    async fn route(&self, address: IpAddr) -> Option<u32> {
-        let message = match address {
-            IpAddr::V4(ip) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-                .destination_prefix(ip, 32)
-                .build(),
-            IpAddr::V6(ip) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-                .destination_prefix(ip, 128)
-                .build(),
-        };
-        let answer = self.handle.route().get(message).execute();
-        let route = std::pin::pin!(answer).try_next().await.ok()??;
-        direct_interface(&route)
-    }
-
-    /// Waits for a change and takes all that come with it. Nothing is lost where this is dropped before
-    /// it returns; once it has, [`Netlink::follow_up`] completes [`Netlink::observed`].
-    ///
-    /// # Errors
-    /// Where the connection ended.
-    pub async fn changed(&mut self) -> Result<()> {
-        if !self.is_dirty {
-            let (unrouted, rested) = (self.unrouted, self.rest_until);
-            tokio::select! {
-                taken = self.take_next() => taken?,
-                () = tokio::time::sleep_until(rested), if unrouted => return Ok(()),
-            }
-        }
-        let until = Instant::now() + SETTLE;
-        while let Ok(taken) = tokio::time::timeout_at(until, self.take_next()).await {
-            taken?;
-        }
-        Ok(())
-    }
-
-    /// Asks what notifications did not say.
-    ///
-    /// # Errors
-    /// As the kernel answers.
-    pub async fn follow_up(&mut self) -> Result<()> {
-        self.is_dirty = false;
-        if std::mem::take(&mut self.is_overrun) {
-            self.unasked.clear();
-            return self.dump().await;
-        }
-        for ifindex in std::mem::take(&mut self.unasked) {
-            self.ask_features(ifindex).await?;
-        }
-        if self.unrouted && Instant::now() >= self.rest_until {
-            self.find_routes().await;
-        }
-        Ok(())
-    }
-
-    /// Takes one message. Only waiting for it can be cut short, never the taking.
-    async fn take_next(&mut self) -> Result<()> {
-        let features = async {
-            match &mut self.features {
-                Some(features) => features.changed().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            message = self.messages.next() => {
-                let (message, _) = message.ok_or_else(|| anyhow!("the route netlink socket closed"))?;
-                self.take(message.payload);
-            }
-            device = features => match device {
-                Some((ifindex, features)) => {
-                    if let Some(link) = self.observed.links.get_mut(&ifindex) {
-                        link.xdp_features = features;
+    /// Compares what was read anew with what is known, but for what was told meanwhile, which is newer.
+    fn take_reread(&mut self, reread: Reread, told: &HashSet<Key>) {
+        let mut went = HashSet::new();
+        let read: HashSet<&Key> = reread.changes.iter().map(|(key, _)| key).collect();
+        let is_left = |key: &Key| !read.contains(key) && !told.contains(key);
+        // What is missing of an incomplete list may be there.
+        if reread.is_complete {
+            let links = self.observed.links.keys();
+            let left: Vec<Key> = links.map(|ifindex| Key::Link(*ifindex)).collect();
+            let left = left.into_iter().chain(self.known.keys().cloned());
+            for key in left.filter(is_left).collect::<Vec<_>>() {
+                let gone = match self.known.get(&key) {
+                    Some(Change::Address(message, _)) => Change::Address(message.clone(), false),
+                    Some(Change::Neighbour(message, _)) => {
+                        Change::Neighbour(message.clone(), false)
                     }
-                }
-                None => self.features = None,
-            },
+                    Some(Change::Link { .. }) | None => Change::Link {
+                        now: None,
+                        went: true,
+                    },
+                };
+                self.take(key, gone, &mut went);
+            }
+        } else {
+            self.is_overrun = true;
         }
-        self.is_dirty = true;
-        Ok(())
+        let changes = reread.changes.into_iter();
+        for (key, change) in changes.filter(|(key, _)| !told.contains(key)) {
+            self.take(key, change, &mut went);
+        }
+        self.forget_interfaces(&went);
+        for (ifindex, features) in reread.features {
+            self.unasked.remove(&ifindex);
+            if !told.contains(&Key::Features(ifindex)) {
+                self.take_features(ifindex, features);
+            }
+        }
+        self.unrouted = true;
     }
 
-    fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) {
-        match payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link))
-                if self.take_link(&link) =>
-            {
-                self.unasked.insert(link.header.index);
+    fn take_ways(&mut self, ways: Ways) {
+        self.is_asking_ways = false;
+        self.unrouted |= ways.is_short;
+        self.routes_rest_until = Instant::now() + ways.took * 4;
+        for (key, found) in ways.found {
+            if !self.followed.routes.contains(&key) {
+                continue;
             }
-            // A bridge port leaving its bridge is reported as deleted, in the bridge's family.
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
-                if link.header.interface_family == AddressFamily::Unspec =>
-            {
-                let gone = link.header.index;
-                self.unrouted = true;
-                self.gone.insert(gone);
-                self.observed.links.remove(&gone);
-                self.observed
-                    .neighbours
-                    .retain(|(ifindex, _), _| *ifindex != gone);
+            let last = self.observed.routes.get(&key).copied();
+            let now = found.or_else(|| {
+                // IPv4 routes go with their interface when that is set down: it is down then, not missing.
+                last.filter(|last| {
+                    let link = self.observed.links.get(last);
+                    link.is_some_and(|link| !link.is_running)
+                })
+            });
+            if now == last {
+                continue;
             }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
-                self.take_address(&address, true);
-            }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) => {
-                self.take_address(&address, false);
-            }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) => {
-                self.take_neighbour(&neighbour, true);
-            }
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour)) => {
-                self.take_neighbour(&neighbour, false);
-            }
-            NetlinkPayload::InnerMessage(
-                RouteNetlinkMessage::NewRoute(_)
-                | RouteNetlinkMessage::DelRoute(_)
-                | RouteNetlinkMessage::NewRule(_)
-                | RouteNetlinkMessage::DelRule(_),
-            ) => self.unrouted = true,
-            // The socket's buffer overran and notifications are lost: only a new reading helps.
-            NetlinkPayload::Overrun(_) => self.is_overrun = true,
-            _ => {}
+            match now {
+                Some(ifindex) => self.observed.routes.insert(key, ifindex),
+                None => self.observed.routes.remove(&key),
+            };
+            self.concern();
         }
     }
 
-    /// Takes an interface; true where it is new.
+    /// Takes an interface; true if it is new.
     fn take_link(&mut self, message: &LinkMessage) -> bool {
-        let family = message.header.interface_family;
-        if family != AddressFamily::Unspec {
-            return false;
-        }
         let index = message.header.index;
         let is_new = !self.observed.links.contains_key(&index);
         let link = self.observed.links.entry(index).or_default();
@@ -347,13 +537,23 @@ impl Netlink {
         self.unrouted |= is_running != link.is_running;
         link.is_running = is_running;
         link.xdp_program = None;
+        link.alternatives.clear();
         let mut lower = None;
         let mut vlan_id = None;
         let mut is_stacked = false;
+        // The parent's index is one of another namespace, in which this one has another interface of that index or none.
+        let mut is_elsewhere = false;
         link.master = None;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::PropList(properties) => {
+                    let names = properties.iter().filter_map(|property| match property {
+                        Prop::AltIfName(name) => Some(name.clone()),
+                        _ => None,
+                    });
+                    link.alternatives.extend(names);
+                }
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(mac) => {
                     link.mac = mac.as_slice().try_into().unwrap_or_default();
@@ -365,6 +565,7 @@ impl Netlink {
                     });
                 }
                 LinkAttribute::Link(ifindex) => lower = Some(*ifindex),
+                LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
                 LinkAttribute::Controller(ifindex) => link.master = Some(*ifindex),
                 LinkAttribute::LinkInfo(info) => {
                     for info in info {
@@ -395,7 +596,7 @@ impl Netlink {
                 _ => {}
             }
         }
-        link.parent = lower.filter(|_| is_stacked);
+        link.parent = lower.filter(|_| is_stacked && !is_elsewhere);
         let parent = link.parent;
         link.vlan = parent.zip(vlan_id).map(|(parent, id)| Vlan { parent, id });
         is_new
@@ -422,12 +623,12 @@ impl Netlink {
     pub async fn make_private_pair(&mut self, names: &[String; 2]) -> Result<u32> {
         self.delete_private_pair(names).await?;
         let [name, peer] = names;
-        let message = LinkVeth::new(name, peer).build();
-        self.handle
-            .link()
-            .add(message)
-            .execute()
-            .await
+        let mut message = named(name);
+        let peer = InfoData::Veth(InfoVeth::Peer(named(peer)));
+        let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)];
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        let made = self.requests.create(RouteNetlinkMessage::NewLink(message));
+        made.await
             .with_context(|| format!("cannot make the private veth {name}"))?;
         for name in names {
             // No IPv6 address means no neighbour discovery and no router solicitation on them.
@@ -437,71 +638,156 @@ impl Netlink {
             }
         }
         for name in names {
-            let message = LinkUnspec::new_with_name(name).up().arp(false).build();
-            let request = self.handle.link().set(message);
-            request
-                .execute()
-                .await
-                .with_context(|| format!("cannot set {name} up"))?;
+            let mut message = named(name);
+            message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
+            message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
+            let set = self.requests.change(RouteNetlinkMessage::SetLink(message));
+            set.await.with_context(|| format!("cannot set {name} up"))?;
         }
-        let mut found = self.handle.link().get().match_name(name.clone()).execute();
-        let link = found
-            .try_next()
-            .await
-            .with_context(|| format!("cannot find {name}"))?;
+        let link = self.find_link(name).await?;
         let link = link.ok_or_else(|| anyhow!("cannot find {name}"))?;
         // Known from now on, not only from its notification on.
-        self.take_link(&link);
-        Ok(link.header.index)
+        let index = link.header.index;
+        let (key, now) = (Key::Link(index), Some(Box::new(link)));
+        self.take(key, Change::Link { now, went: false }, &mut HashSet::new());
+        Ok(index)
     }
 
-    /// Deletes the private interfaces, each of which may be gone or elsewhere; true where any was there.
+    /// Deletes the private interfaces, each of which may be gone or elsewhere; true if any was there.
     ///
     /// # Errors
     /// As the kernel answers.
     pub async fn delete_private_pair(&self, names: &[String; 2]) -> Result<bool> {
         let [first, second] = names;
-        // One takes the other along, unless somebody moved it to another namespace.
+        // One takes the other along, unless it was moved to another namespace.
         Ok(self.delete_link(first).await? | self.delete_link(second).await?)
     }
 
-    /// Deletes an interface if it exists; true where it did.
-    ///
-    /// # Errors
-    /// As the kernel answers.
+    /// Deletes an interface if it exists; true if it did.
     async fn delete_link(&self, name: &str) -> Result<bool> {
-        let mut found = self
-            .handle
-            .link()
-            .get()
-            .match_name(name.to_owned())
-            .execute();
-        let Ok(Some(link)) = found.try_next().await else {
+        let Some(link) = self.find_link(name).await? else {
             return Ok(false);
         };
-        let request = self.handle.link().del(link.header.index);
-        request
-            .execute()
+        let deleted = self.requests.delete_link(link.header.index);
+        deleted
             .await
             .with_context(|| format!("cannot delete {name}"))?;
         Ok(true)
     }
+
+    async fn find_link(&self, name: &str) -> Result<Option<LinkMessage>> {
+        let found = self.requests.get(RouteNetlinkMessage::GetLink(named(name)));
+        match found.await {
+            Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
+            Ok(_) => Ok(None),
+            Err(error) if error.is(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot look for {name}")),
+        }
+    }
 }
 
-/// The interface of a route that leads to its destination without a gateway.
-fn direct_interface(route: &RouteMessage) -> Option<u32> {
-    let is_direct = !route.attributes.iter().any(|attribute| {
-        matches!(
-            attribute,
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_)
-        )
-    });
-    let interface = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(ifindex) => Some(*ifindex),
-            _ => None,
-        });
-    interface.filter(|_| is_direct && route.header.kind == RouteType::Unicast)
+/// A message about the interface of a name.
+fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    let name = LinkAttribute::IfName(name.to_owned());
+    message.attributes.push(name);
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, process::Command};
+
+    use super::*;
+    use crate::net::exchange::{Exchange, tests::Lossy};
+
+    /// Runs lines of iproute2 in the calling thread's network namespace.
+    fn ip(lines: &str) {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), lines).expect("lines");
+        let status = Command::new("ip").arg("-batch").arg(file.path()).status();
+        assert!(status.expect("ip").success(), "ip refused: {lines}");
+    }
+
+    fn names(netlink: &Netlink) -> BTreeSet<String> {
+        let links = netlink.observed.links.values();
+        links.map(|link| link.name.clone()).collect()
+    }
+
+    /// What the daemon's loop does, until the interfaces are these.
+    async fn follow_until(netlink: &mut Netlink, wanted: &BTreeSet<String>) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while names(netlink) != *wanted {
+            let changed = tokio::time::timeout_at(until, netlink.changed()).await;
+            let Ok(changed) = changed else {
+                panic!("{:?} is not {wanted:?}", names(netlink));
+            };
+            changed.expect("notifications");
+        }
+    }
+
+    /// Every tenth answer is lost, and the notification socket overruns again and again: what is known is right each time,
+    /// what was learnt of an interface that stays is not forgotten, and nothing piles up.
+    #[tokio::test]
+    async fn lost_answers_and_overruns_are_made_up_for() {
+        if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+            println!("skipped: cannot make a network namespace: {errno}");
+            return;
+        }
+        ip(
+            "link set lo up\nlink add keep type veth peer name kept\nlink set keep up\nlink set kept up\n\
+            address add 10.9.0.1/24 dev keep\n",
+        );
+        let shared = Arc::new(Shared::default());
+        let lossy = Exchange::new(Lossy::open());
+        let requests = Requests::start_with(shared.clone(), lossy, None).expect("requests");
+        // Two or three interfaces fit.
+        let notifications =
+            Notifications::start_with(shared.clone(), None, 4_096).expect("notifications");
+        let read = Netlink::read(shared.clone(), requests, notifications, false);
+        let mut netlink = read.await.expect("the interfaces");
+        let keep = netlink.observed.by_name("keep").expect("keep").index;
+        let all: BTreeSet<String> = names(&netlink);
+        let address = netlink.observed.links[&keep].addresses.clone();
+        assert_eq!(address.len(), 2, "{address:?}");
+
+        let mut lost = 0;
+        for round in 0..4 {
+            let more = (0..100).map(|at| (format!("a{round}x{at}"), format!("b{round}x{at}")));
+            let more: Vec<_> = more.collect();
+            let add = more.iter().map(|(one, other)| {
+                format!("link add {one} type veth peer name {other}\nlink set {one} up\n")
+            });
+            ip(&add.collect::<String>());
+            let with = all.iter().cloned();
+            let with = with.chain(
+                more.iter()
+                    .flat_map(|(one, other)| [one, other].map(Clone::clone)),
+            );
+            follow_until(&mut netlink, &with.collect()).await;
+            let del = more.iter().map(|(one, _)| format!("link del {one}\n"));
+            ip(&del.collect::<String>());
+            follow_until(&mut netlink, &all).await;
+            assert!(!netlink.gone.contains(&keep), "keep was never gone");
+            assert_eq!(netlink.gone.drain().count(), 200);
+            assert_eq!(netlink.observed.links[&keep].addresses, address);
+            lost += netlink.lost;
+        }
+        assert!(
+            lost > 0 || netlink.said.is_some(),
+            "the socket never overran"
+        );
+        // Requests still work, and none waits.
+        let route = ("10.9.0.7".parse().expect("an address"), None);
+        netlink
+            .follow_one(route.0, Some(route))
+            .await
+            .expect("a route");
+        assert_eq!(netlink.observed.routes.get(&route), Some(&keep));
+        assert!(
+            netlink.known.len() < 64,
+            "{} are known",
+            netlink.known.len()
+        );
+    }
 }
