@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -25,6 +25,8 @@ use crate::{
 
 /// virtme-ng, from PyPI.
 const VIRTME_NG: &str = "1.42";
+/// The emulator: its program and its package.
+const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 /// A static busybox, for virtme-ng's initial file system.
 const BUSYBOX: &str = "busybox-static";
 /// The daemon's name among the tests in the machine.
@@ -68,6 +70,7 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
     let kernel = kernel(&cache.join("kernels"), series)?;
     let vng = virtme_ng(&cache)?;
     let busybox = busybox(&cache)?;
+    let qemu = qemu(&cache)?;
     let tracker = build::tracker(&[])?;
     let binaries = build_tests(selection.package, selection.tests)?;
 
@@ -92,7 +95,7 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
         kernel.release,
         shared.join("console").display()
     ));
-    let machine = Machine::boot(&vng, &busybox, &kernel, &shared)?;
+    let machine = Machine::boot(&vng, &busybox, &qemu, &kernel, &shared)?;
     let totals = Totals::read(Some(machine), &mut io::stdout())?;
     let trouble = match fs::read_to_string(shared.join("failed")) {
         Ok(names) if names.trim().is_empty() => None,
@@ -240,6 +243,46 @@ fn busybox(cache: &Path) -> Result<PathBuf> {
     find().with_context(|| format!("the package {BUSYBOX} has no busybox"))
 }
 
+/// The emulator that this machine has, else one that is unpacked into the cache with its libraries.
+///
+/// It is not installed: Debian's qemu-system-x86 breaks other versions of qemu-utils, which a machine may have for its own
+/// purposes. QEMU finds its firmware and modules relative to its own program (since 5.2).
+fn qemu(cache: &Path) -> Result<PathBuf> {
+    let (program, package) = QEMU;
+    if let Some(found) = sh::find(program) {
+        return Ok(found);
+    }
+    let tree = cache.join("qemu");
+    let real = tree.join("usr/bin").join(program);
+    if !real.is_file() {
+        let _ = fs::remove_dir_all(&tree);
+        toolchain::unpack_with_dependencies(package, &tree)?;
+    }
+    ensure!(real.is_file(), "the package {package} has no {program}");
+    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+    let libraries: Vec<_> = ["usr/lib", "lib"]
+        .iter()
+        .map(|base| tree.join(base).join(&triple))
+        .map(|path| path.display().to_string())
+        .collect();
+    let wrapper = tree.join(program);
+    let script = format!(
+        "#!/bin/sh\nLD_LIBRARY_PATH={} exec {} \"$@\"\n",
+        quoted(&libraries.join(":")),
+        quoted(&real.to_string_lossy())
+    );
+    fs::write(&wrapper, script)
+        .and_then(|()| fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("cannot write {}", wrapper.display()))?;
+    ensure!(
+        sh::output(Command::new(&wrapper).arg("--version")).is_some(),
+        "{} does not run: remove {} to have it unpacked anew",
+        wrapper.display(),
+        tree.display()
+    );
+    Ok(wrapper)
+}
+
 /// The daemon and the tests as they are now, under their own names: a build beside a long run must not change it.
 fn share(shared: &Path, tracker: &Path, binaries: &[Binary]) -> io::Result<()> {
     let bin = shared.join("bin");
@@ -305,7 +348,13 @@ struct Machine {
 }
 
 impl Machine {
-    fn boot(vng: &Path, busybox: &Path, kernel: &Kernel, shared: &Path) -> Result<Self> {
+    fn boot(
+        vng: &Path,
+        busybox: &Path,
+        qemu: &Path,
+        kernel: &Kernel,
+        shared: &Path,
+    ) -> Result<Self> {
         let console = File::create(shared.join("console"))
             .with_context(|| format!("cannot write to {}", shared.display()))?;
         let bin = vng.parent().unwrap_or(vng);
@@ -326,6 +375,8 @@ impl Machine {
             .arg(&kernel.image)
             .arg("--busybox")
             .arg(busybox)
+            .arg("--qemu")
+            .arg(qemu)
             .arg("--rwdir")
             .arg(shared)
             .arg("--")

@@ -48,7 +48,6 @@ const RUN_TOOLS: &[Tool] = &[
 ];
 /// What `cargo xtask test --kernel` runs besides.
 const EMULATE_TOOLS: &[Tool] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
     ("python3", "python3-venv"),
     ("depmod", "kmod"),
     // By which virtme-ng finds out a kernel's version.
@@ -490,27 +489,79 @@ pub fn known_packages(prefix: &str) -> Vec<String> {
 }
 
 /// Downloads a package and unpacks it into a directory, without installing it.
+///
+/// # Errors
+/// If apt cannot download it, or the directory cannot be written.
 pub fn unpack_package(package: &str, dir: &Path) -> Result<()> {
+    unpack(package, dir, |partial| {
+        sh::say(format_args!("apt-get download {package}"));
+        sh::quiet(apt_get().args(["download", package]).current_dir(partial))
+    })
+}
+
+/// Downloads a package and what it depends on beyond what is installed, and unpacks all of it into one directory.
+///
+/// Nothing is installed, removed or replaced: a package that conflicts with an installed one can still be used.
+///
+/// # Errors
+/// If apt cannot download them, or the directory cannot be written.
+pub fn unpack_with_dependencies(package: &str, dir: &Path) -> Result<()> {
+    unpack(package, dir, |partial| {
+        // apt demands this directory below the one that it downloads to.
+        let archives = partial.join("archives");
+        fs::create_dir_all(archives.join("partial"))?;
+        sh::say(format_args!(
+            "apt-get install --download-only {package}: unpacked into {}, not installed",
+            dir.display()
+        ));
+        let mut download = apt_get();
+        download
+            .args(["install", "--download-only", "--no-install-recommends"])
+            .arg("-o")
+            .arg(format!("Dir::Cache::Archives={}", archives.display()))
+            .arg(package);
+        sh::quiet(&mut download)?;
+        for archive in debs(&archives)? {
+            fs::rename(
+                &archive,
+                partial.join(archive.file_name().unwrap_or_default()),
+            )?;
+        }
+        Ok(())
+    })
+}
+
+/// The Debian packages in a directory.
+fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect())
+}
+
+/// Has `download` put packages into a directory, and unpacks these into `dir`.
+fn unpack(package: &str, dir: &Path, download: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     // In a directory of its own until it is complete: a later run trusts what has the right name.
     let partial = dir.with_file_name(format!("{package}.partial"));
     let _ = fs::remove_dir_all(&partial);
     let tree = partial.join("tree");
     fs::create_dir_all(&tree).with_context(|| format!("cannot create {}", tree.display()))?;
     Apt::refresh();
-    sh::say(format_args!("apt-get download {package}"));
-    sh::quiet(apt_get().args(["download", package]).current_dir(&partial))
+    download(&partial)
         .with_context(|| format!("cannot download {package} (is there a network?)"))?;
-    let archive = fs::read_dir(&partial)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get left no package in {}", partial.display()))?;
-    sh::quiet(
-        Command::new("dpkg-deb")
-            .arg("--extract")
-            .arg(&archive)
-            .arg(&tree),
-    )
-    .with_context(|| format!("cannot unpack {}", archive.display()))?;
+    let archives = debs(&partial)?;
+    if archives.is_empty() {
+        bail!("apt-get left no package in {}", partial.display());
+    }
+    for archive in archives {
+        sh::quiet(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(&archive)
+                .arg(&tree),
+        )
+        .with_context(|| format!("cannot unpack {}", archive.display()))?;
+    }
     fs::rename(&tree, dir).with_context(|| format!("cannot make {}", dir.display()))?;
     fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))
 }
