@@ -442,3 +442,29 @@ impl Daemon {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Each namespace is gone before the next one is made, which may get its inode number.
+    #[test]
+    fn no_two_network_namespaces_are_taken_for_one() {
+        let own = namespace().expect("an identity");
+        assert_eq!(namespace().expect("an identity"), own);
+        let make = || -> Option<(u64, u64)> {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+            namespace().ok()
+        };
+        let made = (0..16).map(|_| std::thread::spawn(make).join().expect("a thread"));
+        let Some(made) = made.collect::<Option<Vec<_>>>() else {
+            println!("skipped: cannot make network namespaces");
+            return;
+        };
+        let all: HashSet<_> = made.iter().map(|(_, cookie)| *cookie).collect();
+        assert_eq!(all.len(), made.len(), "{made:?}");
+        assert!(!all.contains(&own.1));
+    }
+}
