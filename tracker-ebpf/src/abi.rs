@@ -424,22 +424,25 @@ pub struct TroubleState {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct JudgeState {
-    /// Probes whose timeout passed without a reply.
+    /// Probes whose timeout passed without a reply; never falls. Those of `lost_pending` are not in it yet.
     pub lost: u64,
     /// Sequence number of the last probe that was judged.
     pub judged: u64,
-    /// Probes that were due and did not leave the hub; not part of any run.
+    /// Probes that were due and were not handed to the interface; not part of any run.
     pub skipped: u64,
-    /// The part of `SendState::sent` that turned out not to have left the hub.
-    pub not_sent: u64,
+    /// The part of `SendState::sent` whose outcome proves nothing: unanswered while the hub did not keep up, or
+    /// handed to a device that did not transmit it.
+    pub void: u64,
     /// Consecutive losses so far, saturating.
     pub lost_run: u8,
     /// Consecutive replies so far, saturating.
     pub replied_run: u8,
     /// Cause, as [`crate::verdict::Cause`].
     pub cause: u8,
+    /// Losses of a run that has not decided yet: they become `lost`, or `void` if the device did not transmit them.
+    pub lost_pending: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 4],
     /// Zero.
     pub pad2: [u64; 3],
 }

@@ -890,6 +890,7 @@ fn tracker_status(
         corrupt: counters.corrupt,
         wrong_path: counters.wrong_path,
         skipped: counters.skipped,
+        void: counters.void,
         proof,
         port: config.port,
         return_ttl: counters.return_ttl,

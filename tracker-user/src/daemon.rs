@@ -182,7 +182,7 @@ fn counters(state: &abi::State) -> Counters {
     } = state;
     let rtt = |ns: u64| (receive.received > 0).then_some(ns);
     Counters {
-        sent: send.sent.saturating_sub(judge.not_sent),
+        sent: send.sent,
         received: receive.received,
         lost: judge.lost,
         duplicate: trouble.duplicate.into(),
@@ -190,6 +190,7 @@ fn counters(state: &abi::State) -> Counters {
         corrupt: trouble.corrupt.into(),
         wrong_path: trouble.wrong_path.into(),
         skipped: judge.skipped,
+        void: judge.void,
         rtt_last_ns: rtt(receive.rtt_last_ns),
         rtt_min_ns: rtt(receive.rtt_min_ns),
         rtt_avg_ns: rtt(receive

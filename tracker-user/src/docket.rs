@@ -84,7 +84,10 @@ impl Docket {
             judged: sent,
             ..JudgeState::default()
         };
-        let (verdict, cause, account) = left.unwrap_or((Verdict::default(), Cause::default(), new));
+        let (verdict, cause, mut account) =
+            left.unwrap_or((Verdict::default(), Cause::default(), new));
+        // Runs begin anew, so these losses can no longer be taken back.
+        account.lost += u64::from(std::mem::take(&mut account.lost_pending));
         Self {
             rules,
             expects_silence,
@@ -114,6 +117,7 @@ impl Docket {
 
     /// The hub can't send.
     pub const fn fault(&mut self, cause: Cause) {
+        self.commit_losses();
         self.machine.fault(cause, self.handed);
         self.replying_since_ns = 0;
     }
@@ -126,6 +130,7 @@ impl Docket {
 
     /// Probes are different from here on; `sent` were sent before.
     pub const fn renew(&mut self, sent: u64, until_ns: u64) {
+        self.commit_losses();
         self.machine.renew(sent);
         self.renewed_until_ns = until_ns;
         self.replying_since_ns = 0;
@@ -137,8 +142,12 @@ impl Docket {
         if self.sent_ns != 0 && now_ns.saturating_sub(self.sent_ns) < spacing_ns {
             return false;
         }
-        if turn == Turn::Skip || !can_send {
-            self.account.skipped += 1;
+        let missed = match turn {
+            Turn::Skip(turns) => turns,
+            Turn::Take => u64::from(!can_send),
+        };
+        if missed > 0 {
+            self.account.skipped += missed;
             return false;
         }
         self.sent_ns = now_ns;
@@ -216,6 +225,7 @@ impl Docket {
         let sequence = self.next();
         self.account.judged = sequence;
         if is_replied {
+            self.commit_losses();
             self.answered = sequence;
             let outcome = match self.expects_silence {
                 true => Outcome::Unexpected,
@@ -228,8 +238,7 @@ impl Docket {
             };
         }
         if is_void {
-            self.account.skipped += 1;
-            self.account.not_sent += 1;
+            self.account.void += 1;
             let outcome = Outcome::Void(Cause::Stalled);
             self.machine.judge(self.rules, sequence, outcome);
             return Judged {
@@ -237,12 +246,19 @@ impl Docket {
                 since_ns: None,
             };
         }
-        self.account.lost += 1;
-        let claim = if self.expects_silence {
-            self.stay_silent(sequence, sent_ns)
+        let counts = self.machine.counts(sequence);
+        self.account.lost_pending = self.account.lost_pending.saturating_add(1);
+        let (claim, run, decides) = if self.expects_silence {
+            let claim = self.stay_silent(sequence, sent_ns);
+            (claim, self.machine.replied_run(), self.rules.rise)
         } else {
-            self.lose(sequence, sent_ns)
+            let claim = self.lose(sequence, sent_ns);
+            (claim, self.machine.lost_run(), self.rules.fall)
         };
+        // A claim commits them, or takes them back. Later losses of a run are only explained.
+        if claim.is_none() && (!counts || run >= decides) {
+            self.commit_losses();
+        }
         Judged {
             claim,
             since_ns: Some(self.losing_since_ns),
@@ -297,21 +313,25 @@ impl Docket {
     /// tracker is down.
     pub fn conclude(&mut self, claim: Claim, has_left: bool, trouble: &TroubleState) {
         if has_left {
+            // Before a run decides, the device has not been asked.
+            if claim.sent_since_ns.is_some() || self.machine.lost_run() > self.rules.fall {
+                self.commit_losses();
+            }
             if !self.expects_silence {
                 self.explain(claim, trouble);
             }
             return;
         }
-        let run = match self.expects_silence {
-            true => 1,
-            false => u64::from(self.machine.lost_run()),
-        };
         self.machine = claim.before;
         self.machine.fault(Cause::SendFailed, claim.sequence);
-        self.account.lost = self.account.lost.saturating_sub(run);
-        self.account.not_sent += run;
-        self.account.skipped += run;
+        self.account.void += u64::from(std::mem::take(&mut self.account.lost_pending));
         self.replying_since_ns = 0;
+    }
+
+    /// Counts the losses of the present run: nothing takes them back any more.
+    const fn commit_losses(&mut self) {
+        self.account.lost += self.account.lost_pending as u64;
+        self.account.lost_pending = 0;
     }
 
     /// Says why a tracker is down, by what is known of its latest `fall` losses. What explained earlier ones

@@ -30,8 +30,8 @@ pub fn next_tick_ns(planned_ns: u64, now_ns: u64, next_ns: u64) -> u64 {
 pub enum Turn {
     /// It has come: send.
     Take,
-    /// It is so long past that it is dropped.
-    Skip,
+    /// It, and those after it up to this number of turns in all, are so long past that they are dropped.
+    Skip(u64),
 }
 
 /// A group of trackers with the same interval and timeout.
@@ -130,26 +130,29 @@ impl Cohort {
         self.round_ns = due_ns.saturating_sub(self.offset_ns(self.next));
     }
 
-    /// Calls `turn` in order for the members whose turn has come, until `limit` were taken.
+    /// Calls `turn` in order for the members whose turn has come, until `limit` were taken. Whole rounds that were
+    /// missed are told to each member at once, however many they are.
     #[inline]
     pub fn tick(&mut self, now_ns: u64, limit: usize, mut turn: impl FnMut(u32, Turn)) {
         let stale_ns = (self.interval_ns / 2).max(TICK_NS);
+        if let Some(due_ns) = self.next_due_ns()
+            && let Some(late_ns) = now_ns.checked_sub(due_ns + stale_ns)
+            && let rounds = late_ns / self.interval_ns
+            && rounds > 0
+        {
+            for member in &self.members {
+                turn(*member, Turn::Skip(rounds));
+            }
+            self.round_ns += rounds * self.interval_ns;
+        }
         let mut taken = 0;
-        let mut skipped = 0;
         while let Some(due_ns) = self.next_due_ns()
             && due_ns <= now_ns
             && taken < limit
         {
             let tracker = self.members[self.next];
             if now_ns - due_ns > stale_ns {
-                turn(tracker, Turn::Skip);
-                skipped += 1;
-                if skipped >= self.members.len() {
-                    // Every member was skipped once: jump to the present instead of counting rounds.
-                    let behind = (now_ns - due_ns) / self.interval_ns;
-                    self.round_ns += behind * self.interval_ns;
-                    skipped = 0;
-                }
+                turn(tracker, Turn::Skip(1));
             } else {
                 turn(tracker, Turn::Take);
                 taken += 1;
@@ -174,7 +177,7 @@ mod tests {
         let (mut taken, mut skipped) = (Vec::new(), Vec::new());
         cohort.tick(now_ns, usize::MAX, |one, turn| match turn {
             Turn::Take => taken.push(one),
-            Turn::Skip => skipped.push(one),
+            Turn::Skip(turns) => skipped.extend((0..turns).map(|_| one)),
         });
         (taken, skipped)
     }
@@ -205,11 +208,20 @@ mod tests {
     }
 
     #[test]
-    fn a_long_stall_skips_each_tracker_once_and_does_not_bunch() {
+    fn a_long_stall_counts_every_turn_and_does_not_bunch() {
         let mut cohort = cohort(4, 4 * MS);
-        let (taken, skipped) = tick(&mut cohort, 3_600_000 * MS + 3 * MS);
-        assert!(taken.len() <= 4, "{taken:?}");
-        assert!(skipped.len() <= 8, "{skipped:?}");
+        let mut calls = 0;
+        let (mut taken, mut skipped) = (Vec::new(), 0);
+        cohort.tick(3_600_003 * MS, usize::MAX, |one, turn| {
+            calls += 1;
+            match turn {
+                Turn::Take => taken.push(one),
+                Turn::Skip(turns) => skipped += turns,
+            }
+        });
+        // One turn each millisecond, from 0 on.
+        assert_eq!(taken.len() as u64 + skipped, 3_600_004);
+        assert!(taken.len() <= 4 && calls <= 12, "{taken:?}, {calls}");
         let mut once = taken.clone();
         once.dedup();
         assert_eq!(once, taken);
@@ -217,6 +229,38 @@ mod tests {
     }
 
     proptest! {
+        /// Each turn that has come is taken or skipped, however late ticks are, and only what is stale is skipped.
+        #[test]
+        fn every_turn_counts_once(
+            trackers in 1u32..20, interval_ms in 1u64..40, steps in prop::collection::vec(0u64..500_000_000, 1..40),
+        ) {
+            let interval = interval_ms * MS;
+            let mut cohort = cohort(trackers, interval);
+            let first: Vec<u64> = (0..trackers as usize).map(|member| cohort.offset_ns(member)).collect();
+            let mut counted = vec![0u64; trackers as usize];
+            let mut now = 0;
+            for step in steps {
+                now += step;
+                let stale_ns = (interval / 2).max(TICK_NS);
+                let mut fresh = true;
+                cohort.tick(now, usize::MAX, |one, turn| {
+                    let due = first[one as usize] + counted[one as usize] * interval;
+                    let (turns, oldest_skipped) = match turn {
+                        Turn::Take => (1, None),
+                        Turn::Skip(turns) => (turns, Some(due + (turns - 1) * interval)),
+                    };
+                    counted[one as usize] += turns;
+                    fresh &= oldest_skipped.is_none_or(|due| now - due >= stale_ns);
+                    fresh &= oldest_skipped.is_some() || now - due <= stale_ns;
+                });
+                prop_assert!(fresh);
+                for (at, counted) in counted.iter().enumerate() {
+                    let come = now.checked_sub(first[at]).map_or(0, |since| since / interval + 1);
+                    prop_assert_eq!(*counted, come);
+                }
+            }
+        }
+
         /// However ticks fall and members come and go, no member is taken twice within half an
         /// interval, and while ticks are timely none is skipped or left out.
         #[test]

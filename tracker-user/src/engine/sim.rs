@@ -426,7 +426,17 @@ impl Plane for Kernel {
     }
 
     fn set_judge(&mut self, slot: u32, judge: &abi::JudgeState) {
-        self.slots[slot as usize].state.judge = *judge;
+        let before = &mut self.slots[slot as usize].state.judge;
+        let counters = |judge: &abi::JudgeState| [judge.lost, judge.skipped, judge.void];
+        let falls = counters(before)
+            .iter()
+            .zip(counters(judge))
+            .any(|(before, after)| *before > after);
+        assert!(
+            !falls,
+            "a counter of slot {slot} falls: {before:?}, {judge:?}"
+        );
+        *before = *judge;
     }
 
     fn judge(&self, slot: u32) -> abi::JudgeState {

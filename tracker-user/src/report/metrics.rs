@@ -81,8 +81,14 @@ const TRACKER_METRICS: &[(&str, &str, &str, Value)] = &[
     (
         "tracker_skipped_total",
         "counter",
-        "Probes the hub did not send in time.",
+        "Probes that were due and not sent.",
         |t| Some(t.skipped as f64),
+    ),
+    (
+        "tracker_void_total",
+        "counter",
+        "Probes sent whose outcome proves nothing.",
+        |t| Some(t.void as f64),
     ),
     (
         "tracker_rtt_last_seconds",

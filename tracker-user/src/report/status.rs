@@ -211,7 +211,7 @@ pub struct TrackerStatus {
     /// Why.
     #[serde(with = "words::cause")]
     pub cause: Cause,
-    /// Probes that really left.
+    /// Probes that were handed to the interface: `received`, `lost`, `void`, and those under way.
     pub sent: u64,
     /// Probes that were answered in time.
     pub received: u64,
@@ -227,11 +227,15 @@ pub struct TrackerStatus {
     pub corrupt: u64,
     /// Genuine replies on an interface outside `returns`.
     pub wrong_path: u64,
-    /// Probes that the hub did not send in time, which count as nothing.
+    /// Probes that were due and that the hub did not send.
     pub skipped: u64,
     /// What counts as received; where it is the arrival, `rtt_us` are one-way times.
     #[serde(with = "words::proof")]
     pub proof: Proof,
+    /// Probes of `sent` whose outcome proves nothing: unanswered while the hub did not keep up, or not transmitted by
+    /// the device.
+    #[serde(default)]
+    pub void: u64,
     /// The destination port, for probes that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
@@ -287,7 +291,7 @@ pub struct ChainStatus {
 /// What the kernel counted for one tracker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Probes that really left.
+    /// Probes that were handed to the interface: `received`, `lost`, `void`, and those under way.
     pub sent: u64,
     /// Probes that were answered in time.
     pub received: u64,
@@ -301,8 +305,10 @@ pub struct Counters {
     pub corrupt: u64,
     /// Genuine replies on an interface outside `returns`.
     pub wrong_path: u64,
-    /// Probes that the hub did not send in time.
+    /// Probes that were due and that the hub did not send.
     pub skipped: u64,
+    /// Probes of `sent` whose outcome proves nothing.
+    pub void: u64,
     /// The last round-trip time, in nanoseconds; as the others, `None` until there was one.
     pub rtt_last_ns: Option<u64>,
     /// The shortest.
@@ -329,7 +335,7 @@ pub(crate) mod tests {
         r#""verdict":"up","cause":"replied","#,
         r#""trackers":[{"behind":"10.20.0.9","probe":"icmp","verdict":"up","cause":"replied","#,
         r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
-        r#","late":0,"corrupt":0,"wrong_path":0,"skipped":0,"proof":"reply""#,
+        r#","late":0,"corrupt":0,"wrong_path":0,"skipped":0,"proof":"reply","void":0"#,
         r#","return_ttl":62,"return_mac":"02:00:00:00:00:01"}]"#,
         r#","send":"xdp-redirect""#,
         r#"}],"flaps":0,"flaps_total":2}],"#,
@@ -374,6 +380,7 @@ pub(crate) mod tests {
                         corrupt: 0,
                         wrong_path: 0,
                         skipped: 0,
+                        void: 0,
                         proof: Proof::Reply,
                         port: None,
                         return_ttl: Some(62),
@@ -424,7 +431,7 @@ pub(crate) mod tests {
         for part in [
             r#""interface":null,"mode":null,"#,
             r#""rtt_us":{"last":null,"min":null,"avg":null,"max":null}"#,
-            r#""skipped":0,"proof":"reply","detail":"from 10.9.0.2"}],"send":null}"#,
+            r#""skipped":0,"proof":"reply","void":0,"detail":"from 10.9.0.2"}],"send":null}"#,
         ] {
             assert!(json.contains(part), "{json}");
         }

@@ -72,7 +72,7 @@ impl Walk<'_> {
     fn step(&mut self, case: Case, mut docket: Docket, mut word: u64) -> (Docket, u64) {
         let now_ns = 1_000 * MS + self.path.len() as u64 * INTERVAL_NS;
         if case == Case::Skip {
-            assert!(!docket.turn(Turn::Skip, true, now_ns, 0));
+            assert!(!docket.turn(Turn::Skip(1), true, now_ns, 0));
             assert_eq!(docket.settle(), None);
             return (docket, word);
         }

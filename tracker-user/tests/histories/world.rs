@@ -268,6 +268,8 @@ pub struct World<C, const TELLS: bool> {
     wall_ahead_ns: u64,
     // --- the hub's thread
     docket: Docket,
+    /// Counters as they were last: lost, skipped, void.
+    floor: [u64; 3],
     flights: Flights,
     cohort: Cohort,
     fault: Option<Cause>,
@@ -360,6 +362,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             now_ns: 0,
             wall_ahead_ns: 0,
             docket: Docket::new(rules, false, MS, 0, None),
+            floor: [0; 3],
             flights: Flights::default(),
             cohort: Cohort::new(MS, MS),
             fault: None,
@@ -451,6 +454,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             setup.start,
             None,
         );
+        self.floor = [0; 3];
         self.flights.clear();
         while self.others > 0 {
             self.cohort.remove(self.others);
@@ -699,6 +703,17 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
     #[inline(always)]
     fn settle(&mut self, now_ns: u64, judged: Option<usize>, since_ns: Option<u64>) -> Checked {
         let change = self.docket.settle();
+        let account = self.docket.account();
+        let counters = [account.lost, account.skipped, account.void];
+        require!(
+            counters
+                .iter()
+                .zip(self.floor)
+                .all(|(now, floor)| *now >= floor),
+            "a counter falls: {:?}, {counters:?}",
+            self.floor
+        );
+        self.floor = counters;
         let Some(change) = change else {
             return Ok(());
         };
@@ -1136,6 +1151,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
     fn end(&mut self) -> Checked {
         let account = *self.docket.account();
         let sent = self.record.sent as u64;
+        let lost = account.lost + u64::from(account.lost_pending);
         let answered = u64::from(self.record.answered.count_ones());
         require!(
             account.judged == self.sent,
@@ -1149,16 +1165,14 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             self.counted
         );
         require!(
-            answered + account.lost + account.not_sent == sent,
-            "of {sent} probes {answered} answered, {} lost, {} not sent",
-            account.lost,
-            account.not_sent
+            answered + lost + account.void == sent,
+            "of {sent} probes {answered} answered, {lost} lost, {} void",
+            account.void
         );
-        let lost = u64::from(self.record.lost().count_ones());
+        let really = u64::from(self.record.lost().count_ones());
         require!(
-            account.lost == lost || self.record.swallowed != 0,
-            "{} lost, not {lost}",
-            account.lost
+            lost == really || self.record.swallowed != 0,
+            "{lost} lost, not {really}"
         );
         Ok(())
     }
