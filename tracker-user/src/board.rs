@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tracker_ebpf::abi::Proof;
@@ -16,7 +17,7 @@ use crate::config::{Config, Member, Origin, Policy, Protocol, Role, Service, Tra
 use crate::mode::{Mode, SendWay};
 use crate::report::events::Event;
 use crate::report::status::{
-    ChainStatus, Counters, LatenessUs, ListedMember, ListedService, MemberStatus, RttUs,
+    ChainStatus, Counters, HeldStatus, LatenessUs, ListedMember, ListedService, MemberStatus, RttUs,
     ServiceStatus, Status, TrackerStatus,
 };
 
@@ -77,6 +78,8 @@ pub struct Board {
     flap_window_ns: u64,
     /// When each change that is held down becomes due, by the monotonic clock.
     due: BTreeSet<(u64, TrackerRef)>,
+    /// When [`Self::age`] was last called, by the monotonic clock.
+    aged_mono_ns: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -90,13 +93,15 @@ struct ServiceState {
 }
 
 /// Most flaps of a service that are remembered one by one.
-const FLAPS_MAX: usize = 1024;
+pub const FLAPS_MAX: usize = 1024;
 
 /// When a service left a verdict of `up` or `down`.
-#[derive(Clone, Debug, Default)]
-struct Flaps {
-    recent_mono_ns: VecDeque<u64>,
-    total: u64,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flaps {
+    /// By the monotonic clock: the newest of them, oldest first.
+    pub recent_mono_ns: VecDeque<u64>,
+    /// How often in all.
+    pub total: u64,
 }
 
 impl Flaps {
@@ -136,12 +141,26 @@ struct TrackerSlot {
     held: Option<Held>,
 }
 
-#[derive(Clone, Debug)]
-struct Held {
-    state: TrackerState,
-    since_mono_ns: u64,
-    due_mono_ns: u64,
-    detection_ns: Option<u64>,
+/// A change of a tracker's verdict that is reported once it has lasted for `hold_down`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What is to be reported.
+    pub state: TrackerState,
+    /// Since when, by the monotonic clock.
+    pub since_mono_ns: u64,
+    /// From the first probe that showed it to then.
+    pub detection_ns: Option<u64>,
+}
+
+/// What is reported of a service, and what is held back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Since when its verdict is what it is.
+    pub since: Timestamp,
+    /// How often it changed.
+    pub flaps: Flaps,
+    /// By member and tracker.
+    pub trackers: Vec<Vec<(TrackerState, Option<Held>)>>,
 }
 
 #[derive(Clone, Debug)]
@@ -201,6 +220,23 @@ impl Tally {
             Policy::Any => self.any(),
             Policy::All => self.all(),
             Policy::AtLeast(wanted) => self.at_least(usize::from(wanted)),
+        }
+    }
+}
+
+impl Held {
+    /// When it is to be reported, by the monotonic clock.
+    fn due_ns(&self, hold_down: Duration) -> u64 {
+        let hold_down_ns = u64::try_from(hold_down.as_nanos()).unwrap_or(u64::MAX);
+        self.since_mono_ns.saturating_add(hold_down_ns)
+    }
+
+    fn status(&self, hold_down: Duration, now_mono_ns: u64) -> HeldStatus {
+        HeldStatus {
+            verdict: self.state.verdict,
+            cause: self.state.cause,
+            due_ms: self.due_ns(hold_down).saturating_sub(now_mono_ns) / 1_000_000,
+            detail: self.state.detail.clone(),
         }
     }
 }
@@ -346,20 +382,16 @@ impl Board {
             chains: Vec::new(),
             flap_window_ns: 0,
             due: BTreeSet::new(),
+            aged_mono_ns: now.mono_ns,
         };
         // Nothing was known before, so nothing can have changed.
         let _ = board.replace(config, now);
         board
     }
 
-    /// A board on which what `known` says of each tracker was reported before, by a daemon that had this
-    /// configuration and is gone, and the services' verdicts `since` then.
-    pub fn resume(
-        config: &Config,
-        now: Stamp,
-        known: impl Fn(TrackerRef) -> TrackerState,
-        since: impl Fn(u32) -> Timestamp,
-    ) -> Self {
+    /// A board on which what `known` says of each service was reported or held back before, by a daemon that had this
+    /// configuration and is gone.
+    pub fn resume(config: &Config, now: Stamp, known: impl Fn(u32) -> Option<Shown>) -> Self {
         let mut board = Self::new(config, now);
         let seen = Seen {
             now,
@@ -368,16 +400,25 @@ impl Board {
         // It was all reported.
         let mut told = Vec::new();
         for number in board.services.keys().copied().collect::<Vec<_>>() {
-            let Some(service) = board.services.get_mut(&number) else {
+            let (Some(service), Some(known)) = (board.services.get_mut(&number), known(number))
+            else {
                 continue;
             };
-            for (at, member) in (0..).zip(&mut service.members) {
-                for (tracker, slot) in (0..).zip(&mut member.trackers) {
-                    slot.shown = known(TrackerRef {
-                        service: number,
-                        member: at,
-                        tracker,
-                    });
+            for (at, (member, known)) in
+                (0..).zip(service.members.iter_mut().zip(known.trackers))
+            {
+                let slots = member.trackers.iter_mut().zip(&member.config.trackers);
+                for (tracker, ((slot, config), (shown, held))) in (0..).zip(slots.zip(known)) {
+                    (slot.shown, slot.held) = (shown, held);
+                    if let Some(held) = &mut slot.held {
+                        held.since_mono_ns = held.since_mono_ns.min(now.mono_ns);
+                        let at = TrackerRef {
+                            service: number,
+                            member: at,
+                            tracker,
+                        };
+                        board.due.insert((held.due_ns(config.hold_down), at));
+                    }
                 }
                 let shown = member.trackers.iter().map(|slot| slot.shown.verdict);
                 member.tally = Tally::count(shown);
@@ -387,21 +428,33 @@ impl Board {
             }
             board.settle_service(number, seen, &mut told);
             if let Some(service) = board.services.get_mut(&number) {
-                service.since = since(number);
+                (service.since, service.flaps) = (known.since, known.flaps);
             }
         }
         board.settle_chains(None, seen, &mut told);
         board
     }
 
-    /// What is reported of a service: since when, and of each member's trackers.
-    pub fn shown(&self, service: u32) -> Option<(Timestamp, Vec<Vec<TrackerState>>)> {
+    /// What is reported of a service, and what is held back.
+    pub fn shown(&self, service: u32) -> Option<Shown> {
         let service = self.services.get(&service)?;
         let members = service.members.iter().map(|member| {
-            let shown = member.trackers.iter().map(|slot| slot.shown.clone());
-            shown.collect()
+            let slots = member.trackers.iter();
+            slots
+                .map(|slot| (slot.shown.clone(), slot.held.clone()))
+                .collect()
         });
-        Some((service.since, members.collect()))
+        Some(Shown {
+            since: service.since,
+            flaps: service.flaps.clone(),
+            trackers: members.collect(),
+        })
+    }
+
+    /// What is held back of a tracker.
+    pub fn held(&self, at: TrackerRef) -> Option<&Held> {
+        let member = self.services.get(&at.service)?.members.get(at.member as usize)?;
+        member.trackers.get(at.tracker as usize)?.held.as_ref()
     }
 
     /// Takes another configuration. Trackers that are the same in both, of the same member of the
@@ -457,14 +510,15 @@ impl Board {
         self.due.clear();
         for (&service, state) in &self.services {
             for (member, state) in state.members.iter().enumerate() {
-                for (tracker, slot) in state.trackers.iter().enumerate() {
+                let slots = state.trackers.iter().zip(&state.config.trackers);
+                for (tracker, (slot, config)) in slots.enumerate() {
                     if let Some(held) = &slot.held {
                         let at = TrackerRef {
                             service,
                             member: member as u32,
                             tracker: tracker as u32,
                         };
-                        self.due.insert((held.due_mono_ns, at));
+                        self.due.insert((held.due_ns(config.hold_down), at));
                     }
                 }
             }
@@ -532,18 +586,18 @@ impl Board {
         detection_ns: Option<u64>,
     ) -> Vec<Event> {
         let mut events = Vec::new();
-        let Some((hold_down_ns, slot)) = self.slot(at) else {
+        let Some((hold_down, slot)) = self.slot(at) else {
             return events;
         };
         if state.verdict == slot.shown.verdict {
             // Back before it was reported, or only another cause for the same verdict.
             slot.shown = state;
             if let Some(held) = slot.held.take() {
-                self.due.remove(&(held.due_mono_ns, at));
+                self.due.remove(&(held.due_ns(hold_down), at));
             }
             return events;
         }
-        if hold_down_ns == 0 {
+        if hold_down.is_zero() {
             let seen = Seen { now, detection_ns };
             self.show(at, state, seen, &mut events);
             return events;
@@ -556,17 +610,16 @@ impl Board {
                 }
             }
             held => {
-                let due_mono_ns = now.mono_ns.saturating_add(hold_down_ns);
-                let before = held.replace(Held {
+                let new = Held {
                     state,
                     since_mono_ns: now.mono_ns,
-                    due_mono_ns,
                     detection_ns,
-                });
-                if let Some(before) = before {
-                    self.due.remove(&(before.due_mono_ns, at));
+                };
+                let due_ns = new.due_ns(hold_down);
+                if let Some(before) = held.replace(new) {
+                    self.due.remove(&(before.due_ns(hold_down), at));
                 }
-                self.due.insert((due_mono_ns, at));
+                self.due.insert((due_ns, at));
             }
         }
         events
@@ -608,8 +661,9 @@ impl Board {
         }
     }
 
-    /// Forgets flaps that are no longer recent.
+    /// Tells what the time is, for the status: flaps that are no longer recent are forgotten.
     pub fn age(&mut self, now_mono_ns: u64) {
+        self.aged_mono_ns = now_mono_ns;
         for service in self.services.values_mut() {
             service.flaps.age(now_mono_ns, self.flap_window_ns);
         }
@@ -629,6 +683,7 @@ impl Board {
             steering: None,
             lateness_us: LatenessUs::default(),
             stalls: 0,
+            run: String::new(),
         }
     }
 
@@ -659,6 +714,7 @@ impl Board {
             steering: None,
             lateness_us: LatenessUs::default(),
             stalls: 0,
+            run: String::new(),
         })
     }
 
@@ -690,15 +746,15 @@ impl Board {
         format!("no service or chain is named {name:?}; this hub has {known}")
     }
 
-    fn slot(&mut self, at: TrackerRef) -> Option<(u64, &mut TrackerSlot)> {
+    /// A tracker and its `hold_down`.
+    fn slot(&mut self, at: TrackerRef) -> Option<(Duration, &mut TrackerSlot)> {
         let member = self
             .services
             .get_mut(&at.service)?
             .members
             .get_mut(at.member as usize)?;
         let hold_down = member.config.trackers.get(at.tracker as usize)?.hold_down;
-        let hold_down_ns = u64::try_from(hold_down.as_nanos()).unwrap_or(u64::MAX);
-        Some((hold_down_ns, member.trackers.get_mut(at.tracker as usize)?))
+        Some((hold_down, member.trackers.get_mut(at.tracker as usize)?))
     }
 
     /// Reports a tracker's new verdict, and what follows from it: tracker, member, service, chain.
@@ -824,7 +880,8 @@ impl Board {
                 let trackers = trackers.enumerate().map(|(tracker, (config, slot))| {
                     tracker_status(
                         config,
-                        &slot.shown,
+                        slot,
+                        self.aged_mono_ns,
                         member.path.proofs.get(tracker).copied().unwrap_or_default(),
                         &counters(TrackerRef {
                             service: number,
@@ -872,10 +929,13 @@ impl ChainState {
 
 fn tracker_status(
     config: &Tracker,
-    state: &TrackerState,
+    slot: &TrackerSlot,
+    now_mono_ns: u64,
     proof: Proof,
     counters: &Counters,
 ) -> TrackerStatus {
+    let state = &slot.shown;
+    let held = slot.held.as_ref();
     TrackerStatus {
         behind: config.behind,
         probe: config.probe,
@@ -897,6 +957,7 @@ fn tracker_status(
         return_mac: counters.return_mac.map(mac),
         protocol: Some(config.protocol).filter(|protocol| *protocol != Protocol::default()),
         detail: state.detail.clone(),
+        held: held.map(|held| held.status(config.hold_down, now_mono_ns)),
     }
 }
 
@@ -952,7 +1013,6 @@ fn member_state(config: &Member, old: Option<MemberState>) -> MemberState {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -1441,10 +1501,7 @@ behind = ["10.20.2.9"]
         }
         board.tracker_changed(place(2, 1, 0), state(Verdict::Down), at(2), None);
         let shown: Vec<_> = (0..3).filter_map(|number| board.shown(number)).collect();
-        let known = |at: TrackerRef| {
-            shown[at.service as usize].1[at.member as usize][at.tracker as usize].clone()
-        };
-        let resumed = Board::resume(&config, at(9), known, |number| shown[number as usize].0);
+        let resumed = Board::resume(&config, at(9), |number| shown.get(number as usize).cloned());
         let status = |board: &Board| board.status(|_| Counters::default());
         assert_eq!(status(&resumed), status(&board));
         let mut boards = [board, resumed];

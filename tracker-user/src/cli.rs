@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Addition};
-use crate::report::events::{Missed, Numbered};
+use crate::report::events::{Missed, Numbered, Place, Reset};
 use crate::report::protocol::{self, ClientError, Request};
 use crate::report::table;
 
@@ -122,9 +122,10 @@ pub struct EventsArgs {
     /// Go on with what happens from now on
     #[arg(long, short)]
     pub follow: bool,
-    /// Only events after number SEQ, the last that was seen
-    #[arg(long, value_name = "SEQ")]
-    pub since: Option<u64>,
+    /// Only events after number SEQ, the last that was seen. Where numbers began anew since (another RUN, or a SEQ that
+    /// was not given yet), one line says so, and all that is kept follows
+    #[arg(long, value_name = "SEQ|RUN:SEQ")]
+    pub since: Option<Place>,
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -325,8 +326,10 @@ fn service_list(args: &ListArgs) -> ExitCode {
 /// `tracker events`.
 pub fn events(args: &EventsArgs) -> ExitCode {
     let socket = &args.socket.path;
+    let since = args.since.clone();
     let request = Request::Events {
-        since: args.since,
+        since: since.as_ref().map(|place| place.seq),
+        run: since.and_then(|place| place.run),
         follow: args.follow,
     };
     let mut stopped = None;
@@ -358,6 +361,9 @@ pub fn events(args: &EventsArgs) -> ExitCode {
 fn human(socket: &Path, line: &str) -> Result<String, Stop> {
     if let Ok(missed) = serde_json::from_str::<Missed>(line) {
         return Ok(table::missed(&missed) + "\n");
+    }
+    if let Ok(reset) = serde_json::from_str::<Reset>(line) {
+        return Ok(table::reset(&reset) + "\n");
     }
     match serde_json::from_str::<Numbered>(line) {
         Ok(event) => Ok(table::event(&event) + "\n"),
@@ -444,8 +450,8 @@ mod tests {
             panic!("events");
         };
         assert_eq!(
-            (events.follow, events.since, events.json),
-            (true, Some(7), false)
+            (events.follow, events.since.unwrap(), events.json),
+            (true, Place { run: None, seq: 7 }, false)
         );
         assert_eq!(events.socket.path, Path::new("/x"));
         let Ok(Command::Cleanup(cleanup)) = parse(&["cleanup"]) else {

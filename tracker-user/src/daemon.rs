@@ -146,6 +146,7 @@ impl Api for Shared {
         }
         status.lateness_us = LatenessUs::new(&core.health, now_ns);
         status.stalls = core.health.stalls.load(Ordering::Relaxed);
+        status.run = self.feed.run().to_string();
         Ok(status)
     }
 
@@ -422,6 +423,7 @@ impl Daemon {
             snapshot,
             events,
             next,
+            run,
         } = predecessor;
         // Filters have no links that could be taken over (before Linux 6.6).
         clsact::remove_left(pins);
@@ -458,7 +460,7 @@ impl Daemon {
                 steering: None,
                 health: sender.health.clone(),
             })),
-            feed: EventFeed::new(EventLog::resume(CAPACITY, events, next)),
+            feed: EventFeed::new(EventLog::resume(CAPACITY, events, next).of_run(&run)),
             changes: changes.clone(),
         };
         let seed = monotonic_ns();
@@ -610,11 +612,16 @@ impl Daemon {
                     cause,
                     detail,
                 };
-                let events =
-                    self.shared
-                        .core()
-                        .board
-                        .tracker_changed(at, state, stamp(), detection_ns);
+                let (events, held) = {
+                    let board = &mut self.shared.core().board;
+                    let before = board.held(at).cloned();
+                    let events = board.tracker_changed(at, state, stamp(), detection_ns);
+                    let after = board.held(at);
+                    (events, (before.as_ref() != after).then(|| after.cloned()))
+                };
+                if let Some(held) = held {
+                    self.journal_held(at, held.as_ref());
+                }
                 self.publish(events);
                 if (verdict, cause) == (Verdict::Down, Cause::NoReply) {
                     self.silent.insert(member);

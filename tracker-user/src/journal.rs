@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use crate::{
-    board::TrackerState,
+    board::{FLAPS_MAX, Held, TrackerState},
     config::{Chain, ModeChoice, Service},
     report::{events::Event, words},
 };
@@ -37,6 +37,9 @@ pub struct Snapshot {
     pub events: Vec<Event>,
     /// The number of the event that comes next.
     pub next: u64,
+    /// Names the sequence of event numbers; empty in what an older version wrote.
+    #[serde(default)]
+    pub run: String,
 }
 
 /// A service, and its places in the maps.
@@ -48,6 +51,18 @@ pub struct SavedService {
     pub since: Timestamp,
     /// As in `service`.
     pub members: Vec<SavedMember>,
+    /// When it left a verdict of `up` or `down`.
+    #[serde(default)]
+    pub flaps: SavedFlaps,
+}
+
+/// How often a service left a verdict of `up` or `down`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedFlaps {
+    /// When, by the monotonic clock: the newest of them, oldest first.
+    pub recent_mono_ns: Vec<u64>,
+    /// How often in all.
+    pub total: u64,
 }
 
 /// A member's place.
@@ -73,6 +88,59 @@ pub struct SavedTracker {
     /// More about the cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// A change that was not reported yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<SavedHeld>,
+}
+
+/// A change of a tracker's verdict that `hold_down` holds back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedHeld {
+    /// The verdict to come.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// Why.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// More about the cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Since when, by the monotonic clock.
+    pub since_mono_ns: u64,
+    /// How long it took to find out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detection_ns: Option<u64>,
+}
+
+impl From<&Held> for SavedHeld {
+    fn from(held: &Held) -> Self {
+        let TrackerState {
+            verdict,
+            cause,
+            detail,
+        } = held.state.clone();
+        Self {
+            verdict,
+            cause,
+            detail,
+            since_mono_ns: held.since_mono_ns,
+            detection_ns: held.detection_ns,
+        }
+    }
+}
+
+impl From<&SavedHeld> for Held {
+    fn from(saved: &SavedHeld) -> Self {
+        Self {
+            state: TrackerState {
+                verdict: saved.verdict,
+                cause: saved.cause,
+                detail: saved.detail.clone(),
+            },
+            since_mono_ns: saved.since_mono_ns,
+            detection_ns: saved.detection_ns,
+        }
+    }
 }
 
 impl SavedTracker {
@@ -92,8 +160,24 @@ impl SavedTracker {
 pub enum Record {
     /// The first.
     Snapshot(Snapshot),
-    /// What was reported, and which member's which tracker each is about.
+    /// What was reported, and which member's which tracker each is about. Written by versions before `Told`.
     Events(Vec<(Event, Option<(u32, u32)>)>),
+    /// What was reported.
+    Told {
+        /// When, by the monotonic clock.
+        mono_ns: u64,
+        /// The events, and which member's which tracker each is about.
+        events: Vec<(Event, Option<(u32, u32)>)>,
+    },
+    /// What is held back of a tracker from here on.
+    Held {
+        /// The service's name.
+        service: String,
+        /// Positions of member and tracker within it.
+        tracker: (u32, u32),
+        /// The change, if there is one.
+        held: Option<SavedHeld>,
+    },
     /// A service that came.
     Added(SavedService),
     /// A service that went, and what was reported of that.
@@ -106,10 +190,13 @@ pub enum Record {
 }
 
 impl Record {
-    /// Events as they are published.
-    pub fn of(events: &[Event]) -> Self {
+    /// Events as they are published, and when by the monotonic clock.
+    pub fn of(events: &[Event], mono_ns: u64) -> Self {
         let with_place = events.iter().map(|event| (event.clone(), event.tracker));
-        Self::Events(with_place.collect())
+        Self::Told {
+            mono_ns,
+            events: with_place.collect(),
+        }
     }
 
     /// The line that says it.
@@ -170,8 +257,23 @@ impl Snapshot {
             Record::Snapshot(_) => {}
             Record::Events(events) => {
                 for (event, tracker) in events {
-                    self.tell(&event, tracker);
+                    self.tell(&event, tracker, None);
                     self.push(event);
+                }
+            }
+            Record::Told { mono_ns, events } => {
+                for (event, tracker) in events {
+                    self.tell(&event, tracker, Some(mono_ns));
+                    self.push(event);
+                }
+            }
+            Record::Held {
+                service,
+                tracker,
+                held,
+            } => {
+                if let Some(saved) = self.tracker(&service, tracker) {
+                    saved.held = held;
                 }
             }
             Record::Added(added) => {
@@ -191,26 +293,46 @@ impl Snapshot {
         self.next = self.next.saturating_add(1);
     }
 
-    /// Takes over what an event reported.
-    fn tell(&mut self, event: &Event, tracker: Option<(u32, u32)>) {
+    fn service(&mut self, name: &str) -> Option<&mut SavedService> {
+        let mut services = self.services.iter_mut();
+        services.find(|saved| saved.service.name == name)
+    }
+
+    fn tracker(
+        &mut self,
+        service: &str,
+        (member, tracker): (u32, u32),
+    ) -> Option<&mut SavedTracker> {
+        let member = self.service(service)?.members.get_mut(member as usize)?;
+        member.trackers.get_mut(tracker as usize)
+    }
+
+    /// Takes over what an event reported, and when.
+    fn tell(&mut self, event: &Event, tracker: Option<(u32, u32)>, mono_ns: Option<u64>) {
         let Some(name) = event.service.as_deref() else {
             return;
         };
-        let mut services = self.services.iter_mut();
-        let Some(saved) = services.find(|saved| saved.service.name == name) else {
-            return;
-        };
         match tracker {
-            Some((member, tracker)) => {
-                let member = saved.members.get_mut(member as usize);
-                let tracker = member.and_then(|member| member.trackers.get_mut(tracker as usize));
-                if let Some(tracker) = tracker {
+            Some(place) => {
+                if let Some(tracker) = self.tracker(name, place) {
                     tracker.verdict = event.to;
                     tracker.cause = event.cause;
                     tracker.detail = event.detail.as_deref().map(str::to_owned);
+                    tracker.held = None;
                 }
             }
-            None if event.member.is_none() => saved.since = event.time,
+            None if event.member.is_none() => {
+                let Some(saved) = self.service(name) else {
+                    return;
+                };
+                saved.since = event.time;
+                if event.from != Verdict::Unknown {
+                    saved.flaps.total = saved.flaps.total.saturating_add(1);
+                    saved.flaps.recent_mono_ns.extend(mono_ns);
+                    let beyond = saved.flaps.recent_mono_ns.len().saturating_sub(FLAPS_MAX);
+                    saved.flaps.recent_mono_ns.drain(..beyond);
+                }
+            }
             None => {}
         }
     }
@@ -244,6 +366,7 @@ mod tests {
             verdict: Verdict::Up,
             cause: Cause::Replied,
             detail: None,
+            held: None,
         };
         SavedService {
             service,
@@ -252,6 +375,7 @@ mod tests {
                 path: 3,
                 trackers: vec![tracker(7), tracker(9)],
             }],
+            flaps: SavedFlaps::default(),
         }
     }
 
@@ -266,6 +390,7 @@ mod tests {
             }],
             events: vec![example()],
             next: 8,
+            run: "r1".to_owned(),
         }
     }
 
@@ -289,7 +414,7 @@ mod tests {
             time: "2026-01-02T00:00:00Z".parse().unwrap(),
             ..example()
         };
-        journal.extend(Record::of(&[down, own]).line());
+        journal.extend(Record::of(&[down, own], 77).line());
         let mut other = saved(services().remove(0));
         other.service.name = "fw-2".to_owned();
         journal.extend(Record::Added(other.clone()).line());
@@ -301,6 +426,11 @@ mod tests {
         let verdicts: Vec<_> = verdicts.map(|tracker| tracker.verdict).collect();
         assert_eq!(verdicts, [Verdict::Up, Verdict::Down]);
         assert_eq!(first.since.to_string(), "2026-01-02T00:00:00Z");
+        let flaps = SavedFlaps {
+            recent_mono_ns: vec![77],
+            total: 1,
+        };
+        assert_eq!(first.flaps, flaps);
         assert_eq!((second, read.next, read.events.len()), (&other, 10, 3));
 
         let gone = Record::Removed {
@@ -311,6 +441,52 @@ mod tests {
         let read = Snapshot::read(&journal).unwrap();
         assert_eq!(read.services, [other]);
         assert_eq!((read.next, read.events.len()), (11, 4));
+    }
+
+    #[test]
+    fn what_is_held_back_stands_until_it_is_reported_or_over() {
+        let held = SavedHeld {
+            verdict: Verdict::Down,
+            cause: Cause::NoReply,
+            detail: None,
+            since_mono_ns: 5,
+            detection_ns: Some(3),
+        };
+        let record = |held: Option<SavedHeld>| Record::Held {
+            service: "fw-1".to_owned(),
+            tracker: (0, 1),
+            held,
+        };
+        let down = Event {
+            tracker: Some((0, 1)),
+            ..example()
+        };
+        let mut journal = Record::Snapshot(snapshot()).line();
+        journal.extend(record(Some(held.clone())).line());
+        let of = |journal: &[u8]| {
+            let snapshot = Snapshot::read(journal).unwrap();
+            snapshot.services[0].members[0].trackers[1].held.clone()
+        };
+        assert_eq!(of(&journal), Some(held));
+        let over = [&journal[..], &record(None).line()].concat();
+        assert_eq!(of(&over), None);
+        let told = [&journal[..], &Record::of(&[down], 9).line()].concat();
+        assert_eq!(of(&told), None);
+    }
+
+    /// The journal of the version before `run`, `flaps`, `held` and `told`.
+    #[test]
+    fn an_older_journal_is_read() {
+        let mut text = String::from_utf8(Record::Snapshot(snapshot()).line()).unwrap();
+        for new in [r#","run":"r1""#, r#","flaps":{"recent_mono_ns":[],"total":0}"#] {
+            assert!(text.contains(new), "{text}");
+            text = text.replace(new, "");
+        }
+        let event = serde_json::to_string(&example()).unwrap();
+        text.push_str(&format!("{{\"events\":[[{event},[0,1]]]}}\n"));
+        let read = Snapshot::read(text.as_bytes()).unwrap();
+        assert_eq!((read.next, read.run.as_str()), (9, ""));
+        assert_eq!(read.services[0].members[0].trackers[1].verdict, Verdict::Down);
     }
 
     #[test]
@@ -362,7 +538,7 @@ mod tests {
 
     #[test]
     fn what_is_no_journal_is_refused() {
-        let events = Record::of(&[example()]).line();
+        let events = Record::of(&[example()], 77).line();
         let mut torn = Record::Snapshot(snapshot()).line();
         torn.extend(&events[..events.len() / 2]);
         for bad in [&b""[..], b"\n\n", b"{}", b"\0\xff garbage", &events, &torn] {

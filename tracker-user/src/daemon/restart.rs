@@ -20,9 +20,11 @@ use super::{
     stamp,
 };
 use crate::{
-    board::{Board, TrackerRef, TrackerState},
+    board::{Board, Flaps, Held, Shown, TrackerRef, TrackerState},
     config::{self, Config, Member, Service},
-    journal::{EVENTS, Record, SavedMember, SavedService, SavedTracker, Snapshot},
+    journal::{
+        EVENTS, Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
+    },
     kernel::{bpffs::Pins, journal::Journal, loader, loader::Maps},
     report::{events::Event, words},
 };
@@ -55,6 +57,8 @@ pub(super) struct Predecessor {
     /// The number of the next event, and the last ones before it.
     pub(super) events: Vec<Event>,
     pub(super) next: u64,
+    /// Names the sequence of event numbers that goes on, or a new one.
+    pub(super) run: String,
 }
 
 /// Opens the journal of the instance and reads what an earlier daemon wrote.
@@ -77,17 +81,22 @@ pub(super) fn read_journal(pins: &Pins, namespace: (u64, u64)) -> (Journal, Pred
         None => None,
     };
     let Some(mut snapshot) = snapshot else {
-        let (snapshot, events, next) = (None, Vec::new(), 1);
+        let (snapshot, events, next, run) = (None, Vec::new(), 1, new_run());
         return (
             journal,
             Predecessor {
                 snapshot,
                 events,
                 next,
+                run,
             },
         );
     };
     let (events, next) = (std::mem::take(&mut snapshot.events), snapshot.next);
+    let run = match snapshot.run.is_empty() {
+        true => new_run(),
+        false => std::mem::take(&mut snapshot.run),
+    };
     let is_here = snapshot.namespace == namespace;
     if !is_here {
         tracing::warn!(
@@ -101,8 +110,18 @@ pub(super) fn read_journal(pins: &Pins, namespace: (u64, u64)) -> (Journal, Pred
             snapshot,
             events,
             next,
+            run,
         },
     )
+}
+
+/// A name for a sequence of event numbers that no other one has.
+fn new_run() -> String {
+    match loader::random() {
+        Ok([run, _]) => format!("{run:016x}"),
+        // Time alone tells sequences of one hub apart unless its clock goes back.
+        Err(_) => format!("{:016x}", stamp().wall.as_nanosecond()),
+    }
 }
 
 /// What tells this network namespace from all others of this boot: its inode number, with the namespace's cookie, which
@@ -145,17 +164,24 @@ pub(super) fn board(snapshot: &Snapshot, config: &Config) -> Board {
         chains: snapshot.chains.clone(),
         ..config.clone()
     };
-    let shown = |at: TrackerRef| {
-        let service = snapshot.services.get(at.service as usize)?;
-        let member = service.members.get(at.member as usize)?;
-        Some(member.trackers.get(at.tracker as usize)?.shown())
+    let shown = |number: u32| {
+        let saved = snapshot.services.get(number as usize)?;
+        let trackers = saved.members.iter().map(|member| {
+            let trackers = member.trackers.iter();
+            trackers
+                .map(|tracker| (tracker.shown(), tracker.held.as_ref().map(Held::from)))
+                .collect()
+        });
+        Some(Shown {
+            since: saved.since,
+            flaps: Flaps {
+                recent_mono_ns: saved.flaps.recent_mono_ns.clone().into(),
+                total: saved.flaps.total,
+            },
+            trackers: trackers.collect(),
+        })
     };
-    let now = stamp();
-    let since = |number: u32| {
-        let service = snapshot.services.get(number as usize);
-        service.map_or(now.wall, |saved| saved.since)
-    };
-    Board::resume(&before, now, |at| shown(at).unwrap_or_default(), since)
+    Board::resume(&before, stamp(), shown)
 }
 
 impl Daemon {
@@ -352,8 +378,21 @@ impl Daemon {
         if events.is_empty() {
             return;
         }
-        self.write_journal(&Record::of(&events));
+        self.write_journal(&Record::of(&events, stamp().mono_ns));
         self.shared.feed.publish(events);
+    }
+
+    /// Writes down what is held back of a tracker from here on.
+    pub(super) fn journal_held(&mut self, at: TrackerRef, held: Option<&Held>) {
+        let Some(member) = self.members.get(&(at.service, at.member)) else {
+            return;
+        };
+        let record = Record::Held {
+            service: member.service_name.clone(),
+            tracker: (at.member, at.tracker),
+            held: held.map(SavedHeld::from),
+        };
+        self.write_journal(&record);
     }
 
     /// Reports the end of a service.
@@ -376,7 +415,7 @@ impl Daemon {
 
     /// Writes everything down anew, and reports events.
     pub(super) fn begin_journal(&mut self, events: Vec<Event>) {
-        self.begin_journal_with(&Record::of(&events));
+        self.begin_journal_with(&Record::of(&events, stamp().mono_ns));
         self.shared.feed.publish(events);
     }
 
@@ -416,19 +455,21 @@ impl Daemon {
             chains: self.config.chains.clone(),
             events,
             next,
+            run: self.shared.feed.run().to_string(),
         }
     }
 
     fn saved(&self, service: &Service, number: u32) -> Option<SavedService> {
-        let (since, shown) = self.shared.core().board.shown(number)?;
-        let members = (0..).zip(shown).map(|(at, shown)| {
+        let shown = self.shared.core().board.shown(number)?;
+        let members = (0..).zip(shown.trackers).map(|(at, shown)| {
             let member = self.members.get(&(number, at))?;
             let trackers = member.trackers.iter().zip(shown);
-            let trackers = trackers.map(|(tracker, shown)| SavedTracker {
+            let trackers = trackers.map(|(tracker, (shown, held))| SavedTracker {
                 slot: tracker.slot,
                 verdict: shown.verdict,
                 cause: shown.cause,
                 detail: shown.detail,
+                held: held.as_ref().map(SavedHeld::from),
             });
             Some(SavedMember {
                 path: member.path,
@@ -437,8 +478,12 @@ impl Daemon {
         });
         Some(SavedService {
             service: service.clone(),
-            since,
+            since: shown.since,
             members: members.collect::<Option<_>>()?,
+            flaps: SavedFlaps {
+                recent_mono_ns: shown.flaps.recent_mono_ns.into(),
+                total: shown.flaps.total,
+            },
         })
     }
 }

@@ -263,12 +263,15 @@ impl StateReader {
     }
 }
 
-/// Sixteen random bytes for the token.
-fn random_key() -> Result<[u64; 2]> {
+/// Sixteen random bytes.
+///
+/// # Errors
+/// Where /dev/urandom can't be read.
+pub fn random() -> Result<[u64; 2]> {
     let mut bytes = [0u8; 16];
     File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
-        .context("cannot read /dev/urandom for the token's key")?;
+        .context("cannot read random bytes from /dev/urandom")?;
     let [low, high] =
         [0, 8].map(|at| u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte])));
     Ok([low, high])
@@ -336,7 +339,7 @@ impl Kernel {
         let old = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
         let key = match (maps, old.and_then(|hub| hub.get(&0, 0).ok())) {
             (Maps::Adopt | Maps::Grow, Some(hub)) => hub.key,
-            _ => random_key()?,
+            _ => random()?,
         };
         if maps == Maps::Grow {
             copy(&mut ebpf, pins)?;

@@ -58,6 +58,47 @@ pub struct Numbered {
     /// What happened.
     #[serde(flatten)]
     pub event: Event,
+    /// Names the sequence of numbers that `seq` belongs to.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub run: Arc<str>,
+}
+
+fn is_empty(run: &Arc<str>) -> bool {
+    run.is_empty()
+}
+
+/// Tells a reader that event numbers began anew since the one that it named: all that is kept follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reset {
+    /// Always true.
+    pub reset: bool,
+    /// The present sequence of numbers.
+    pub run: Arc<str>,
+}
+
+/// The place of a reader in the stream: the last event that it saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The sequence of numbers, if the reader knows it.
+    pub run: Option<String>,
+    /// The number.
+    pub seq: u64,
+}
+
+impl std::str::FromStr for Place {
+    type Err = String;
+
+    /// Reads `SEQ` or `RUN:SEQ`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (run, seq) = match text.rsplit_once(':') {
+            Some((run, seq)) => (Some(run.to_owned()), seq),
+            None => (None, text),
+        };
+        let seq = seq.parse();
+        let seq = seq.map_err(|_| "give SEQ or RUN:SEQ, as in 7 or 1f0c3a52b6d98e74:7".to_owned())?;
+        Ok(Self { run, seq })
+    }
 }
 
 /// Tells a follower that was too slow what it missed, in the place of the lost events.
@@ -75,6 +116,7 @@ pub struct EventLog {
     events: VecDeque<Event>,
     capacity: usize,
     next: u64,
+    run: Arc<str>,
 }
 
 impl Default for EventLog {
@@ -90,7 +132,15 @@ impl EventLog {
             events: VecDeque::new(),
             capacity: capacity.max(1),
             next,
+            run: "".into(),
         }
+    }
+
+    /// The same log, whose numbers are of the sequence `run`.
+    #[must_use]
+    pub fn of_run(mut self, run: &str) -> Self {
+        self.run = run.into();
+        self
     }
 
     /// A log that goes on where another one ended: `events` are its last, and `next` comes next.
@@ -137,6 +187,7 @@ impl EventLog {
             .map(|(seq, event)| Numbered {
                 seq,
                 event: event.clone(),
+                run: self.run.clone(),
             });
         (missed, kept)
     }
@@ -219,6 +270,11 @@ impl EventFeed {
         (log.first(), log.next())
     }
 
+    /// The sequence that the numbers belong to.
+    pub fn run(&self) -> Arc<str> {
+        self.log().run.clone()
+    }
+
     /// Wakes its owner whenever events were added.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.shared.next.subscribe()
@@ -261,6 +317,7 @@ pub(crate) mod tests {
         let event = Numbered {
             seq: 7,
             event: example(),
+            run: "".into(),
         };
         assert_eq!(serde_json::to_string(&event).unwrap(), json);
         assert_eq!(serde_json::from_str::<Numbered>(json).unwrap(), event);
@@ -278,7 +335,7 @@ pub(crate) mod tests {
             ..example()
         };
         let json = r#"{"seq":8,"time":"2026-01-01T00:00:00Z","service":null,"member":null,"behind":null,"from":"up","to":"down","cause":"no-reply","detection_us":null,"detail":"x","chain":"internet"}"#;
-        let event = Numbered { seq: 8, event };
+        let event = Numbered { seq: 8, event, run: "".into() };
         assert_eq!(serde_json::to_string(&event).unwrap(), json);
         assert_eq!(serde_json::from_str::<Numbered>(json).unwrap(), event);
     }
@@ -290,6 +347,21 @@ pub(crate) mod tests {
             "{}",
             size_of::<Event>()
         );
+    }
+
+    #[test]
+    fn an_event_names_its_run_and_a_place_may() {
+        let mut log = EventLog::new(8, 7).of_run("a:b");
+        log.push(example());
+        let (_, mut events) = log.since(0);
+        let json = serde_json::to_string(&events.next().unwrap()).unwrap();
+        assert!(json.ends_with(r#","detection_us":312000,"run":"a:b"}"#), "{json}");
+        let place = |text: &str| text.parse::<Place>().ok().map(|place| (place.run, place.seq));
+        assert_eq!(place("7"), Some((None, 7)));
+        assert_eq!(place("a:b:7"), Some((Some("a:b".to_owned()), 7)));
+        for bad in ["", "a", "a:", ":", "-1", "a:-1"] {
+            assert_eq!(place(bad), None, "{bad}");
+        }
     }
 
     #[test]

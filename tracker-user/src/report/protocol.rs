@@ -2,8 +2,8 @@
 //!
 //! `{"command":"status","name":null}` is answered with a [`Status`];
 //! `{"command":"events","since":null,"follow":false}` with one [`super::events::Numbered`] a line from the oldest
-//! that is kept (or after number `since`), for ever with `follow`, and a [`Missed`] in the place of
-//! events that the log no longer has; `{"command":"service-list"}` with a [`List`];
+//! that is kept (or after number `since` of the sequence `run`), for ever with `follow`, a [`Missed`] in the place of
+//! events that the log no longer has, and a [`Reset`] before all that is kept where numbers began anew since; `{"command":"service-list"}` with a [`List`];
 //! `{"command":"service-add","service":{..}}`, an [`Addition`], and
 //! `{"command":"service-remove","name":".."}` with `{"done":".."}`. A request that cannot be answered
 //! gets `{"error":"..."}`.
@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::events::{EventFeed, Missed};
+use super::events::{EventFeed, Missed, Place, Reset};
 use super::status::{List, Status};
 use crate::config::{Addition, MAX_NAME};
 
@@ -64,6 +64,9 @@ pub enum Request {
         /// Only events after this number.
         #[serde(default)]
         since: Option<u64>,
+        /// The sequence of numbers that `since` is of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<String>,
         /// Whether to go on with what happens from now on.
         #[serde(default)]
         follow: bool,
@@ -179,7 +182,8 @@ async fn answer(stream: UnixStream, api: impl Control) -> io::Result<()> {
             };
             write_within(&mut write, &bytes).await
         }
-        Request::Events { since, follow } => {
+        Request::Events { since, run, follow } => {
+            let since = since.map(|seq| Place { run, seq });
             events(&mut read, &mut write, &api.events(), since, follow).await
         }
         Request::ServiceList => write_within(&mut write, &line(&api.services())).await,
@@ -240,21 +244,30 @@ async fn events(
     read: &mut OwnedReadHalf,
     write: &mut OwnedWriteHalf,
     feed: &EventFeed,
-    since: Option<u64>,
+    since: Option<Place>,
     follow: bool,
 ) -> io::Result<()> {
     // Subscribed before the first look, so that nothing falls between the two.
     let mut news = feed.subscribe();
     let (first, next) = feed.bounds();
+    let run = feed.run();
     let mut cursor = match since {
-        Some(since) if since >= next => {
+        // A number that was not given yet is of another sequence.
+        Some(Place { run: named, seq })
+            if named.as_ref().is_some_and(|named| **named != *run)
+                || (named.is_none() && seq >= next) =>
+        {
+            write_within(write, &line(&Reset { reset: true, run })).await?;
+            first - 1
+        }
+        Some(Place { seq, .. }) if seq >= next => {
             let error = format!(
-                "event {since} has not happened yet, the last is {}; leave out --since, or give at most that",
+                "event {seq} of run {run} has not happened yet, the last is {}; leave out --since, or give at most that",
                 next - 1
             );
             return write_within(write, &refusal(error)).await;
         }
-        Some(since) => since,
+        Some(Place { seq, .. }) => seq,
         None => first - 1,
     };
     loop {
@@ -557,7 +570,7 @@ mod tests {
     impl Daemon {
         fn start(capacity: usize) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let feed = EventFeed::new(EventLog::new(capacity, 1));
+            let feed = EventFeed::new(EventLog::new(capacity, 1).of_run("r1"));
             let daemon = Self { dir, feed };
             let (path, feed) = (daemon.socket(), daemon.feed.clone());
             let (ready, wait) = std::sync::mpsc::channel();
@@ -687,9 +700,20 @@ mod tests {
             daemon.lines("{\"command\":\"events\",\"since\":700}\n"),
             [""; 0]
         );
-        let ahead = daemon.lines("{\"command\":\"events\",\"since\":701}\n");
+        // Numbers that were not given yet are of another run; so is what says so.
+        for request in [
+            r#"{"command":"events","since":701}"#,
+            r#"{"command":"events","since":3,"run":"other"}"#,
+        ] {
+            let anew = daemon.lines(&format!("{request}\n"));
+            assert_eq!(anew[0], r#"{"reset":true,"run":"r1"}"#);
+            assert_eq!(seqs(&anew[1..]), (1..=700).collect::<Vec<_>>());
+        }
+        let same = daemon.lines("{\"command\":\"events\",\"since\":699,\"run\":\"r1\"}\n");
+        assert_eq!(seqs(&same), [700]);
+        let ahead = daemon.lines("{\"command\":\"events\",\"since\":701,\"run\":\"r1\"}\n");
         assert!(
-            ahead[0].contains("event 701 has not happened yet, the last is 700"),
+            ahead[0].contains("event 701 of run r1 has not happened yet, the last is 700"),
             "{ahead:?}"
         );
     }
@@ -830,7 +854,7 @@ mod tests {
 
     #[test]
     fn events_of_the_wire_are_those_of_the_log() {
-        let _: fn(Event) -> Numbered = |event| Numbered { seq: 1, event };
+        let _: fn(Event) -> Numbered = |event| Numbered { seq: 1, event, run: "r1".into() };
         let daemon = Daemon::start(8);
         daemon.publish(1);
         let lines = daemon.lines("{\"command\":\"events\"}\n");

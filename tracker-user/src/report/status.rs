@@ -34,6 +34,9 @@ pub struct Status {
     /// How often it was so late that probes proved nothing.
     #[serde(default)]
     pub stalls: u64,
+    /// Names the sequence of event numbers; see [`super::events::Numbered`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub run: String,
 }
 
 /// Steering.
@@ -251,6 +254,25 @@ pub struct TrackerStatus {
     /// More about the cause, such as who sent an ICMP error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// A change that `hold_down` does not report yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldStatus>,
+}
+
+/// A change of verdict that is reported if it lasts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldStatus {
+    /// The verdict to come.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// Why.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// When it will be reported, in milliseconds from now.
+    pub due_ms: u64,
+    /// More about the cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// Round-trip times in microseconds, rounded; `None` until there was one.
@@ -381,6 +403,7 @@ pub(crate) mod tests {
                         wrong_path: 0,
                         skipped: 0,
                         void: 0,
+                        held: None,
                         proof: Proof::Reply,
                         port: None,
                         return_ttl: Some(62),
@@ -410,6 +433,7 @@ pub(crate) mod tests {
                 ..LatenessUs::default()
             },
             stalls: 1,
+            run: String::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use super::events::{Missed, Numbered};
+use super::events::{Missed, Numbered, Reset};
 use super::status::{List, MemberStatus, ServiceStatus, Status, TrackerStatus};
 
 const HEADER: [&str; 13] = [
@@ -187,6 +187,15 @@ fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13]
         Some(detail) => format!("{} ({})", tracker.cause.as_str(), printable(detail)),
         None => cause(tracker.cause),
     };
+    let why = match &tracker.held {
+        Some(held) => format!(
+            "{why}; {} {} in {}",
+            held.verdict.as_str(),
+            held.cause.as_str(),
+            duration(held.due_ms.saturating_mul(1000))
+        ),
+        None => why,
+    };
     [
         String::new(),
         member.role.to_string(),
@@ -281,6 +290,14 @@ pub fn event(numbered: &Numbered) -> String {
     text
 }
 
+/// Numbers that began anew as one line, without a newline.
+pub fn reset(reset: &Reset) -> String {
+    format!(
+        "event numbers began anew (run {}); all that is kept follows",
+        printable(&reset.run)
+    )
+}
+
 /// A gap in the stream as one line, without a newline.
 pub fn missed(missed: &Missed) -> String {
     format!(
@@ -353,6 +370,22 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
     }
 
     #[test]
+    fn what_is_held_back_is_beside_the_cause() {
+        let mut example = json::tests::example();
+        example.services[0].members[0].trackers[0].held = Some(json::HeldStatus {
+            verdict: Verdict::Down,
+            cause: Cause::NoReply,
+            due_ms: 1_250,
+            detail: None,
+        });
+        let text = status(&example, false);
+        assert!(text.contains("  up       replied; down no-reply in 1.2s  "), "{text}");
+        let json = serde_json::to_string(&example).unwrap();
+        let held = r#""held":{"verdict":"down","cause":"no-reply","due_ms":1250}"#;
+        assert!(json.contains(held), "{json}");
+    }
+
+    #[test]
     fn an_arrival_took_one_way() {
         let mut example = json::tests::example();
         example.services[0].members[0].trackers[0].proof = Proof::Arrival;
@@ -395,6 +428,7 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
         let mut numbered = Numbered {
             seq: 7,
             event: events::tests::example(),
+            run: "r1".into(),
         };
         assert_eq!(
             event(&numbered),
