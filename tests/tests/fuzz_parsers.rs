@@ -10,10 +10,13 @@ use clap::Parser as _;
 use jiff::Timestamp;
 use tracker_ebpf::verdict::{Cause, Verdict};
 use tracker_tests::random::{Random, Rounds, Tally};
-use tracker_user::board::{Board, Stamp, TrackerState};
+use tracker_user::board::{Board, Stamp};
 use tracker_user::cli::{Cli, Command, ServiceCommand};
 use tracker_user::config::{self, Addition, Config, ConfigError, PolicyWord};
-use tracker_user::journal::{Record, SavedMember, SavedService, SavedTracker, Snapshot};
+use tracker_user::desired::diff::Used;
+use tracker_user::journal::{
+    Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
+};
 use tracker_user::report::events::{Event, EventLog, Missed, Numbered};
 use tracker_user::report::status::{Counters, Status};
 use tracker_user::report::{metrics, protocol::Request, table};
@@ -420,6 +423,16 @@ fn event(random: &mut Random, service: &str) -> Event {
     }
 }
 
+fn held(random: &mut Random) -> SavedHeld {
+    SavedHeld {
+        verdict: Verdict::Down,
+        cause: Cause::NoReply,
+        detail: maybe(random, |_| "type 3 code 1".into()),
+        since_mono_ns: random.word(),
+        detection_ns: maybe(random, Random::word),
+    }
+}
+
 /// A journal as a daemon leaves it.
 fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
     let services = config.services.iter().map(|service| SavedService {
@@ -436,10 +449,15 @@ fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
                         verdict: Verdict::Up,
                         cause: Cause::Replied,
                         detail: None,
+                        held: maybe(random, held),
                     })
                     .collect(),
             })
             .collect(),
+        flaps: SavedFlaps {
+            recent_mono_ns: (0..random.below(4)).map(|_| random.word()).collect(),
+            total: random.word(),
+        },
     });
     let services: Vec<SavedService> = services.collect();
     let snapshot = Snapshot {
@@ -451,20 +469,33 @@ fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
             .collect(),
         next: 8 + random.below(1_000) as u64,
         services: services.clone(),
+        run: "1f0c3a52b6d98e74".to_owned(),
     };
     let mut journal = Record::Snapshot(snapshot).line();
     for _ in 0..random.below(5) {
-        let record = match random.below(4) {
+        let record = match random.below(6) {
             0 => Record::Added(random.pick(&services).clone()),
             1 => Record::Removed {
                 service: "fw-pair".to_owned(),
                 events: vec![event(random, "fw-pair")],
             },
-            _ => {
+            kind => {
                 let place = maybe(random, |random| {
                     (random.below(3) as u32, random.below(3) as u32)
                 });
-                Record::Events(vec![(event(random, "fw-1"), place)])
+                let events = vec![(event(random, "fw-1"), place)];
+                match (kind, place) {
+                    (2, Some(tracker)) => Record::Held {
+                        service: "fw-1".to_owned(),
+                        tracker,
+                        held: maybe(random, held),
+                    },
+                    (2 | 3, _) => Record::Events(events),
+                    _ => Record::Told {
+                        mono_ns: random.word(),
+                        events,
+                    },
+                }
             }
         };
         journal.extend(record.line());
@@ -540,8 +571,8 @@ fn fuzz_journals() -> Result<()> {
                 mono_ns: 1,
                 wall: Timestamp::UNIX_EPOCH,
             };
-            let mut board = Board::resume(&before, now, |_| TrackerState::default(), |_| now.wall);
-            let _ = board.replace(&config, now);
+            let mut board = Board::resume(&before, now, |_| None);
+            let _ = board.replace(&config, now, |_| Used::default());
             let _ = board.status(|_| Counters::default());
             let next = snapshot.next;
             let mut log = EventLog::resume(8, snapshot.events, next);
@@ -580,6 +611,7 @@ fn fuzz_answers() -> Result<()> {
                     next: 1,
                 })?,
                 _ => serde_json::to_vec(&Numbered {
+                    run: "1f0c3a52b6d98e74".into(),
                     seq,
                     event: event(random, "fw-1"),
                 })?,

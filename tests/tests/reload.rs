@@ -25,8 +25,8 @@ fn unchanged_services_go_on_and_changed_ones_begin_anew() -> Result<()> {
     tracker.wait_verdict("fw-2", "up", "replied")?;
     let before = tracker.wait_alive(SOON, "fw-1")?;
 
-    // Another order, one that is new, and one with another interval.
-    let changed = two.toml_with("fw-2", "interval = \"500ms\"");
+    // Another order, one that is new, and one with other probes.
+    let changed = two.toml_with("fw-2", "payload = 100");
     let third = three.toml("fw-3");
     assert!(tracker.reload(&format!("{third}{changed}{first}"))?);
     let after = tracker.status()?;

@@ -14,11 +14,12 @@ use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use crate::config::{Config, Member, Origin, Policy, Protocol, Role, Service, Tracker};
+use crate::desired::diff::{self, Used};
 use crate::mode::{Mode, SendWay};
 use crate::report::events::Event;
 use crate::report::status::{
-    ChainStatus, Counters, HeldStatus, LatenessUs, ListedMember, ListedService, MemberStatus, RttUs,
-    ServiceStatus, Status, TrackerStatus,
+    ChainStatus, Counters, HeldStatus, LatenessUs, ListedMember, ListedService, MemberStatus,
+    RttUs, ServiceStatus, Status, TrackerStatus,
 };
 
 /// A moment, by both clocks that matter.
@@ -106,7 +107,7 @@ pub struct Flaps {
 
 impl Flaps {
     fn note(&mut self, now_mono_ns: u64) {
-        self.total += 1;
+        self.total = self.total.saturating_add(1);
         if self.recent_mono_ns.len() == FLAPS_MAX {
             self.recent_mono_ns.pop_front();
         }
@@ -385,7 +386,7 @@ impl Board {
             aged_mono_ns: now.mono_ns,
         };
         // Nothing was known before, so nothing can have changed.
-        let _ = board.replace(config, now);
+        let _ = board.replace(config, now, |_| Used::default());
         board
     }
 
@@ -404,9 +405,7 @@ impl Board {
             else {
                 continue;
             };
-            for (at, (member, known)) in
-                (0..).zip(service.members.iter_mut().zip(known.trackers))
-            {
+            for (at, (member, known)) in (0..).zip(service.members.iter_mut().zip(known.trackers)) {
                 let slots = member.trackers.iter_mut().zip(&member.config.trackers);
                 for (tracker, ((slot, config), (shown, held))) in (0..).zip(slots.zip(known)) {
                     (slot.shown, slot.held) = (shown, held);
@@ -451,19 +450,45 @@ impl Board {
         })
     }
 
+    /// What is reported of a tracker.
+    pub fn tracker(&self, at: TrackerRef) -> Option<&TrackerState> {
+        let member = self
+            .services
+            .get(&at.service)?
+            .members
+            .get(at.member as usize)?;
+        Some(&member.trackers.get(at.tracker as usize)?.shown)
+    }
+
     /// What is held back of a tracker.
     pub fn held(&self, at: TrackerRef) -> Option<&Held> {
-        let member = self.services.get(&at.service)?.members.get(at.member as usize)?;
+        let member = self
+            .services
+            .get(&at.service)?
+            .members
+            .get(at.member as usize)?;
         member.trackers.get(at.tracker as usize)?.held.as_ref()
     }
 
-    /// Takes another configuration. Trackers that are the same in both, of the same member of the
-    /// same service, keep their state; so do members their path. What is new is unknown, which may
-    /// change the verdict of what contains it. What is gone is unknown from here on.
-    pub fn replace(&mut self, config: &Config, now: Stamp) -> Vec<Event> {
+    /// Takes another configuration. Trackers that go on ([`diff`]) keep their state; so do members their path, and
+    /// `used` says what they use. What is new is unknown, which may change the verdict of what contains it. What is gone
+    /// is unknown from here on.
+    pub fn replace(
+        &mut self,
+        config: &Config,
+        now: Stamp,
+        used: impl Fn(diff::Place) -> Used,
+    ) -> Vec<Event> {
         self.hub.clone_from(&config.hub.name);
         self.instance.clone_from(&config.hub.instance);
         self.flap_window_ns = config.hub.flap_window.as_nanos() as u64;
+        let pairs = {
+            let old = self.services.iter().flat_map(|(number, service)| {
+                let members = (0..).zip(&service.members);
+                members.map(|(at, member)| ((*number, at), &*service.name, &member.config))
+            });
+            diff::members(old, &config.services, used)
+        };
         let mut old_services: HashMap<Arc<str>, (u32, ServiceState)> =
             std::mem::take(&mut self.services)
                 .into_iter()
@@ -480,7 +505,8 @@ impl Board {
             .map(|(number, service)| {
                 let old = old_services.remove(service.name.as_str());
                 let old = old.map(|(_, state)| state);
-                (number, service_state(service, old, now))
+                let goes_on = |at| pairs.old((number, at)).map(|(_, at)| at);
+                (number, service_state(service, old, goes_on, now))
             })
             .collect();
         self.next = config.services.len() as u32;
@@ -550,7 +576,7 @@ impl Board {
         let number = self.next;
         self.next += 1;
         self.services
-            .insert(number, service_state(service, None, now));
+            .insert(number, service_state(service, None, |_| None, now));
         number
     }
 
@@ -966,19 +992,22 @@ fn mac(address: [u8; 6]) -> String {
     address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// A service's state in a new configuration, with what the old one knew of it.
-fn service_state(config: &Service, old: Option<ServiceState>, now: Stamp) -> ServiceState {
-    let (verdict, since, flaps, mut old_members) = match old {
+/// A service's state in a new configuration, with what the old one knew of it; `goes_on` says which of its old members
+/// a new one is.
+fn service_state(
+    config: &Service,
+    old: Option<ServiceState>,
+    goes_on: impl Fn(u32) -> Option<u32>,
+    now: Stamp,
+) -> ServiceState {
+    let (verdict, since, flaps, old_members) = match old {
         Some(old) => (old.verdict, old.since, old.flaps, old.members),
         None => (Verdict::Unknown, now.wall, Flaps::default(), Vec::new()),
     };
-    let members = config.members.iter().map(|member| {
-        let same = |old: &MemberState| {
-            let key = |member: &Member| (member.role, member.endpoint, member.interface.clone());
-            key(&old.config) == key(member)
-        };
-        let old = old_members.iter().position(same);
-        member_state(member, old.map(|index| old_members.swap_remove(index)))
+    let mut old_members: Vec<_> = old_members.into_iter().map(Some).collect();
+    let members = (0..).zip(&config.members).map(|(at, member)| {
+        let old = goes_on(at).and_then(|old| old_members.get_mut(old as usize)?.take());
+        member_state(member, old)
     });
     ServiceState {
         name: config.name.as_str().into(),
@@ -991,16 +1020,15 @@ fn service_state(config: &Service, old: Option<ServiceState>, now: Stamp) -> Ser
 }
 
 fn member_state(config: &Member, old: Option<MemberState>) -> MemberState {
-    let (path, verdict, known) = match old {
-        Some(old) => {
-            let known: HashMap<Tracker, TrackerSlot> =
-                old.config.trackers.into_iter().zip(old.trackers).collect();
-            (old.path, old.verdict, known)
-        }
+    let (path, verdict, old_config, old_trackers) = match old {
+        Some(old) => (old.path, old.verdict, old.config.trackers, old.trackers),
         None => Default::default(),
     };
-    let slot = |tracker: &Tracker| known.get(tracker).cloned().unwrap_or_default();
-    let trackers: Vec<TrackerSlot> = config.trackers.iter().map(slot).collect();
+    let pairs = diff::trackers(&old_config, &config.trackers).into_iter();
+    let trackers: Vec<TrackerSlot> = pairs
+        .map(|old| old_trackers.get(old?).cloned())
+        .map(Option::unwrap_or_default)
+        .collect();
     MemberState {
         config: config.clone(),
         path,
@@ -1046,6 +1074,10 @@ mod tests {
             cause,
             detail: None,
         }
+    }
+
+    fn unused(_: diff::Place) -> Used {
+        Used::default()
     }
 
     fn read(text: &str) -> Config {
@@ -1121,7 +1153,7 @@ behind = ["10.20.2.9"]
         assert_eq!(flaps(&mut board, 12_000), (3, 3));
         assert_eq!(flaps(&mut board, 12_001), (2, 3));
         // A reload forgets none.
-        board.replace(&config, at(13_000));
+        board.replace(&config, at(13_000), unused);
         assert_eq!(flaps(&mut board, 13_001), (1, 3));
         assert_eq!(flaps(&mut board, 14_001), (0, 3));
         for flap in 0..2 * FLAPS_MAX as u64 {
@@ -1440,13 +1472,16 @@ behind = ["10.20.2.9"]
         };
         board.member_path(0, 0, path);
         let before = board.status(|_| Counters::default());
-        assert_eq!(board.replace(&read(&format!("{a}{b}{chain}")), at(2)), []);
+        assert_eq!(
+            board.replace(&read(&format!("{a}{b}{chain}")), at(2), unused),
+            []
+        );
         assert_eq!(board.status(|_| Counters::default()), before);
 
         // In another order, and beside a new one.
         let c = single("c", "\"any\"", 1);
         assert_eq!(
-            board.replace(&read(&format!("{c}{b}{a}{chain}")), at(3)),
+            board.replace(&read(&format!("{c}{b}{a}{chain}")), at(3), unused),
             []
         );
         let after = board.status(|_| Counters::default());
@@ -1459,6 +1494,7 @@ behind = ["10.20.2.9"]
         let events = board.replace(
             &read(&format!("{}{b}{chain}", single("a", "\"all\"", 3))),
             at(4),
+            unused,
         );
         assert_eq!(
             shorts(&events),
@@ -1476,9 +1512,25 @@ behind = ["10.20.2.9"]
         assert_eq!(status.services[0].since, at(4).wall);
         assert_eq!(status.services[1].since, at(1).wall);
 
-        // A tracker with another interval is another tracker. What is gone says so.
-        let faster = format!("{b}interval = \"100ms\"\n");
-        let events = board.replace(&read(&faster), at(5));
+        // Nor does what changes no packet begin anew.
+        let slower =
+            format!("{b}interval = \"2s\"\nfall = 7\ninterface = \"eth7\"\nreturns = [\"eth7\"]\n");
+        let eth7 = |_| Used {
+            interface: vec!["eth7".to_owned()],
+            sources: Vec::new(),
+        };
+        let mut other = board.clone();
+        assert_eq!(
+            shorts(&other.replace(&read(&slower), at(5), eth7)),
+            [
+                "a active 10.20.0.1 up>unknown no-reply",
+                "a active 10.20.0.2 up>unknown no-reply",
+            ]
+        );
+
+        // A tracker with another payload is another tracker. What is gone says so.
+        let faster = format!("{b}payload = 100\n");
+        let events = board.replace(&read(&faster), at(5), unused);
         assert_eq!(
             shorts(&events),
             [
@@ -1566,7 +1618,7 @@ behind = ["10.20.2.9"]
         let mut board = Board::new(&read(&format!("{}{}", held("a"), held("b"))), at(0));
         board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
         board.tracker_changed(place(1, 0, 0), state(Verdict::Down), at(2), None);
-        board.replace(&read(&held("b")), at(3));
+        board.replace(&read(&held("b")), at(3), unused);
         assert_eq!(board.next_due(), Some(1002 * MS));
         assert_eq!(
             shorts(&board.tick(at(1002)))[1],

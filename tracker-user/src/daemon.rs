@@ -35,6 +35,7 @@ use tracker_ebpf::{
 use crate::{
     board::{Board, Stamp, TrackerRef, TrackerState},
     config::{self, Addition, Config, Member, ReturnHop, Role},
+    desired::diff::Pairs,
     engine::{Command, Report, SendFailure},
     health::Health,
     kernel::{
@@ -445,6 +446,10 @@ impl Daemon {
             Some(maps) => (maps, wanted),
             None => loader::survey(pins, wanted)?,
         };
+        let states = match (maps, &snapshot) {
+            (Maps::Anew, Some(_)) => loader::pinned_states(pins),
+            _ => Vec::new(),
+        };
         let (kernel, plane) = Kernel::load(pins, maps, sizes, private)?;
         let (sender, reports) = Sender::start(plane).context("cannot start the sending thread")?;
         let board = match &snapshot {
@@ -505,7 +510,11 @@ impl Daemon {
                 daemon.kernel.forget_fast();
             }
             daemon.learn(&paths, snapshot);
-            let Some(found) = daemon.install_left(snapshot, maps, &paths) else {
+            let entries = match maps {
+                Maps::Adopt | Maps::Grow => daemon.kernel.trackers(),
+                Maps::Anew => Vec::new(),
+            };
+            let Some(found) = daemon.install_left(snapshot, maps, &paths, states) else {
                 daemon.kernel.keep();
                 return Ok(None);
             };
@@ -513,11 +522,16 @@ impl Daemon {
                 "going on from an earlier daemon, with {} of its trackers",
                 found.len()
             );
-            let replaced = daemon.shared.core().board.replace(&daemon.config, stamp());
+            let used = |place| daemon.left_used(snapshot, &paths, &entries, place);
+            let replaced = daemon
+                .shared
+                .core()
+                .board
+                .replace(&daemon.config, stamp(), used);
             events.extend(replaced);
             events.extend(daemon.catch_up(found));
         } else {
-            daemon.install();
+            daemon.install(&Pairs::default());
         }
         daemon.begin_journal(events);
         daemon.tell_room();

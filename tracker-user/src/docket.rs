@@ -115,6 +115,11 @@ impl Docket {
         &self.account
     }
 
+    /// So many outcomes decide from the next one on.
+    pub const fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
     /// The hub can't send.
     pub const fn fault(&mut self, cause: Cause) {
         self.commit_losses();
@@ -300,7 +305,8 @@ impl Docket {
         let is_open = self.machine.cause() == Cause::NoReply;
         let is_down = is_open && self.machine.verdict() == Verdict::Down;
         // Once, when it decides; later losses only tell more of the cause.
-        let decides = self.machine.lost_run() == self.rules.fall;
+        let decides =
+            self.machine.lost_run() == self.rules.fall || before.verdict() != Verdict::Down;
         (counts && is_down).then_some(Claim {
             sent_since_ns: decides.then_some(self.losing_since_ns),
             before,

@@ -112,6 +112,8 @@ pub enum Command {
     SetPath(u32, abi::Path, Option<Cause>),
     /// Says whether a tracker can be sent for at all, path aside.
     SetFault(u32, Option<Cause>),
+    /// How many outcomes decide from here on.
+    SetRules(u32, Rules),
     /// A tracker's probes are different from here on, under this epoch.
     Renew(u32, u32),
     /// Probes may be redirected to this device, for the first time or again: how those before left tells nothing of it.
@@ -285,6 +287,7 @@ impl<P: Plane> Engine<P> {
             Command::Remove(slot) => self.remove(slot),
             Command::SetPath(path, entry, fault) => self.set_path(path, &entry, fault),
             Command::SetFault(slot, fault) => self.set_slot_fault(slot, fault),
+            Command::SetRules(slot, rules) => self.set_rules(slot, rules),
             Command::Renew(slot, epoch) => self.renew(slot, epoch),
             Command::UseDevice(ifindex) => {
                 let at = self.device(ifindex);
@@ -459,6 +462,13 @@ impl<P: Plane> Engine<P> {
         {
             state.fault = fault;
             self.apply_fault(slot, now_ns);
+        }
+    }
+
+    fn set_rules(&mut self, slot: u32, rules: Rules) {
+        if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
+            state.spec.rules = rules;
+            state.docket.set_rules(rules);
         }
     }
 

@@ -478,7 +478,10 @@ mod tests {
     #[test]
     fn an_older_journal_is_read() {
         let mut text = String::from_utf8(Record::Snapshot(snapshot()).line()).unwrap();
-        for new in [r#","run":"r1""#, r#","flaps":{"recent_mono_ns":[],"total":0}"#] {
+        for new in [
+            r#","run":"r1""#,
+            r#","flaps":{"recent_mono_ns":[],"total":0}"#,
+        ] {
             assert!(text.contains(new), "{text}");
             text = text.replace(new, "");
         }
@@ -486,7 +489,10 @@ mod tests {
         text.push_str(&format!("{{\"events\":[[{event},[0,1]]]}}\n"));
         let read = Snapshot::read(text.as_bytes()).unwrap();
         assert_eq!((read.next, read.run.as_str()), (9, ""));
-        assert_eq!(read.services[0].members[0].trackers[1].verdict, Verdict::Down);
+        assert_eq!(
+            read.services[0].members[0].trackers[1].verdict,
+            Verdict::Down
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The per-host daemon and command line of Tracker.
 //!
-//! [`config`] says what is wanted, [`net`] and [`kernel`] what is there, [`plan`] what must be installed;
+//! [`config`] says what is wanted, [`desired`] what of it goes on, [`net`] and [`kernel`] what is there, [`plan`] what must be installed;
 //! [`engine`] sends, judges and decides on its own thread ([`sender`]), with one [`docket`] for each tracker;
 //! [`board`] turns trackers' verdicts into those of members, services and chains; [`report`] shows them; [`daemon`] joins all.
 
@@ -8,6 +8,7 @@ pub mod board;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod desired;
 pub mod docket;
 pub mod doctor;
 pub mod engine;

@@ -1,10 +1,7 @@
 //! Places in the kernel's maps for the services: at the start, at each reload, and for what is added
 //! and removed in between.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Result, bail};
 use tracker_ebpf::{
@@ -13,13 +10,15 @@ use tracker_ebpf::{
     window::Window,
 };
 
-use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, restart::Left, stamp};
+use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, stamp};
 use crate::{
-    board::TrackerRef,
-    config::{self, Addition, Config, Expect, Flow, Member, Origin, Refused, Role, Service},
+    board::{TrackerRef, TrackerState},
+    config::{self, Addition, Config, Expect, Flow, Member, Origin, Refused, Service},
+    desired::diff::{self, Pairs, Used},
     engine::{Command, TrackerSpec},
     kernel::loader::Sizes,
     plan::{self, Fault},
+    report::words,
     slots::{Slots, Words},
 };
 
@@ -137,20 +136,19 @@ struct Coming<'a> {
 }
 
 impl Daemon {
-    /// Gives every member and tracker of the config its place, keeping those that were there before;
-    /// the rest of these gives its places back first.
-    pub(super) fn install(&mut self) {
-        let mut old: HashMap<Key, Attachment> = std::mem::take(&mut self.members)
-            .into_values()
-            .map(|known| (key(&known.service_name, &known.config), known))
-            .collect();
+    /// Gives every member and tracker of the config its place, keeping those that go on as `pairs` says; the rest of
+    /// those that were there gives its places back first. Says what is known of trackers whose probes go on at another
+    /// pace: the engine was told anew of them.
+    pub(super) fn install(&mut self, pairs: &Pairs) -> Vec<(u32, TrackerState)> {
+        let mut old = std::mem::take(&mut self.members);
         let services = std::mem::take(&mut self.config.services);
         let mut kept = Vec::new();
         for (number, service) in (0..).zip(&services) {
             for (at, member) in (0..).zip(&service.members) {
-                let known = old.remove(&key(&service.name, member));
+                let place = (number, at);
+                let known = pairs.old(place).and_then(|place| old.remove(&place));
                 let known = known.map(|known| self.keep_wanted(known, member));
-                kept.push(((number, at), service, member, known));
+                kept.push((place, service, member, known));
             }
         }
         for gone in old.into_values() {
@@ -158,35 +156,204 @@ impl Daemon {
         }
         self.by_slot.clear();
         self.shared.core().slots.clear();
+        let mut repaced = Vec::new();
         for (place, service, member, known) in kept {
-            self.install_member(place, service, member, known, &Left::default());
+            let (known, kept) = known.unzip();
+            let kept = kept.unwrap_or_default();
+            self.install_member(place, service, member, known, kept, &mut repaced);
         }
         self.config.services = services;
+        repaced
     }
 
-    /// Takes those trackers off a member that it no longer has.
-    fn keep_wanted(&mut self, mut known: Attachment, member: &Member) -> Attachment {
-        let wanted: HashSet<&config::Tracker> = member.trackers.iter().collect();
-        let before = std::mem::take(&mut known.trackers);
-        for tracker in before {
-            if wanted.contains(&tracker.config) {
-                known.trackers.push(tracker);
-            } else {
-                self.uninstall_tracker(&tracker);
-            }
+    /// What an installed member uses that its configuration may leave open.
+    pub(super) fn used(&self, place: (u32, u32)) -> Used {
+        let plan = self
+            .members
+            .get(&place)
+            .and_then(|member| member.plan.as_ref());
+        let Some(plan) = plan else {
+            return Used::default();
+        };
+        let sources = plan.probings.iter().flatten();
+        Used {
+            interface: plan
+                .ifindex()
+                .map_or_else(Vec::new, |ifindex| self.names(ifindex)),
+            sources: sources.map(|probing| probing.source).collect(),
         }
-        known
     }
 
-    /// Gives a member of which `known` is installed already what it lacks; what is `left` of it elsewhere goes on
-    /// in its new place. Whether there is room was seen before.
+    /// The names of an interface, the one that the kernel shows first.
+    pub(super) fn names(&self, ifindex: u32) -> Vec<String> {
+        let link = self.netlink.observed.links.get(&ifindex);
+        link.map_or_else(Vec::new, |link| link.names().map(str::to_owned).collect())
+    }
+
+    /// Which members of a config go on as which of the installed ones.
+    fn pairs(&self, config: &Config) -> Pairs {
+        let old = self.members.iter();
+        let old = old.map(|(place, known)| (*place, known.service_name.as_str(), &known.config));
+        diff::members(old, &config.services, |place| self.used(place))
+    }
+
+    /// Takes those trackers off a member that it no longer has. Those that go on come back in the order of the new
+    /// ones.
+    fn keep_wanted(
+        &mut self,
+        mut known: Attachment,
+        member: &Member,
+    ) -> (Attachment, Vec<Option<Kept>>) {
+        let pairs = diff::trackers(&known.config.trackers, &member.trackers);
+        // Trackers that found no place are missing.
+        let before = std::mem::take(&mut known.trackers);
+        let mut before: HashMap<usize, Tracker> = match before.len() == known.config.trackers.len()
+        {
+            true => before.into_iter().enumerate().collect(),
+            false => {
+                before.iter().for_each(|gone| self.uninstall_tracker(gone));
+                HashMap::new()
+            }
+        };
+        let kept: Vec<Option<Tracker>> =
+            pairs.into_iter().map(|old| before.remove(&old?)).collect();
+        for gone in before.values() {
+            self.uninstall_tracker(gone);
+        }
+        let kept = kept.into_iter().zip(&member.trackers);
+        let kept = kept.map(|(tracker, wanted)| Some(self.keep_tracker(tracker?, wanted)));
+        (known, kept.collect())
+    }
+
+    /// Has a tracker's place hold another pace, thresholds or bounds of replies. What the engine counts by intervals and
+    /// timeouts begins anew, from the same verdict.
+    fn keep_tracker(&mut self, mut tracker: Tracker, wanted: &config::Tracker) -> Kept {
+        if tracker.config == *wanted {
+            return Kept {
+                tracker,
+                resume: None,
+            };
+        }
+        let pace = |tracker: &config::Tracker| (tracker.interval, tracker.timeout);
+        let keeps_pace = pace(&tracker.config) == pace(wanted);
+        let rules = |tracker: &config::Tracker| (tracker.fall, tracker.rise);
+        if keeps_pace && rules(&tracker.config) != rules(wanted) {
+            let rules = Rules {
+                fall: wanted.fall,
+                rise: wanted.rise,
+            };
+            self.sender.command(Command::SetRules(tracker.slot, rules));
+        }
+        let mut resume = None;
+        if !keeps_pace {
+            self.sender.command(Command::Remove(tracker.slot));
+            let state = self.kernel.states().state(tracker.slot);
+            let verdict = Verdict::from_u8(state.receive.verdict);
+            resume = Some((verdict, words::cause_from(state.judge.cause)));
+        }
+        let before = tracker.entry;
+        tracker.entry = same_place(&entry(wanted, before.path), &before);
+        if tracker.entry.words() != before.words() {
+            // Nothing is written into its bit set any more.
+            let idle = abi::Tracker {
+                active: 0,
+                ..before
+            };
+            if let Err(error) = self.kernel.set_tracker(tracker.slot, &idle) {
+                tracing::warn!("{error:#}");
+            }
+            self.places.words.give(before.window_first, before.words());
+        } else if keeps_pace
+            && tracker.entry != before
+            && let Err(error) = self.kernel.set_tracker(tracker.slot, &tracker.entry)
+        {
+            tracing::warn!("{error:#}");
+        }
+        let before_words = before.words();
+        tracker.config = wanted.clone();
+        Kept {
+            resume: resume.map(|resume| (resume, before_words)),
+            tracker,
+        }
+    }
+
+    /// Gives the engine a tracker whose pace is another one, in the same place.
+    fn repace(
+        &mut self,
+        mut tracker: Tracker,
+        (resume, before_words): ((Verdict, Cause), u32),
+    ) -> Option<Tracker> {
+        let words = tracker.entry.words();
+        if words != before_words {
+            let Some(first) = self.places.words.take(words_of(&tracker.config)) else {
+                self.sender.command(Command::Remove(tracker.slot));
+                self.places.slots.give(tracker.slot);
+                return None;
+            };
+            tracker.entry.window_first = first;
+            self.kernel.clear_window(&tracker.entry);
+        }
+        // What is reported of it from before, and replies to what was sent at the old pace, are of another tenant.
+        self.epoch = self.epoch.wrapping_add(1);
+        tracker.entry.epoch = self.epoch;
+        if let Err(error) = self.kernel.set_tracker(tracker.slot, &tracker.entry) {
+            tracing::warn!("{error:#}");
+        }
+        Some(self.start_tracker(&tracker.config, tracker.slot, tracker.entry, Some(resume)))
+    }
+
+    /// Gives a member of which `known` is installed already what it lacks. `kept` are its trackers that go on, by
+    /// position; `repaced` gets what is known of those whose pace is another one. Whether there is room was seen before.
     pub(super) fn install_member(
         &mut self,
         (service, at): (u32, u32),
         config: &Service,
         member: &Member,
         known: Option<Attachment>,
-        left: &Left<'_>,
+        kept: Vec<Option<Kept>>,
+        repaced: &mut Vec<(u32, TrackerState)>,
+    ) {
+        let mut kept = kept.into_iter();
+        self.place_member(
+            (service, at),
+            config,
+            member,
+            known,
+            |daemon, attachment, tracker| match kept.next().flatten() {
+                Some(Kept {
+                    tracker,
+                    resume: None,
+                }) => Some(tracker),
+                Some(Kept {
+                    tracker,
+                    resume: Some(resume),
+                }) => {
+                    attachment.plan = None;
+                    let (verdict, cause) = resume.0;
+                    let state = TrackerState {
+                        verdict,
+                        cause,
+                        detail: None,
+                    };
+                    repaced.push((tracker.slot, state));
+                    daemon.repace(tracker, resume)
+                }
+                None => {
+                    attachment.plan = None;
+                    daemon.install_tracker(tracker, attachment.path, None)
+                }
+            },
+        );
+    }
+
+    /// Gives a member its place, `known` or a new one, and each of its trackers what `install` makes of it.
+    pub(super) fn place_member(
+        &mut self,
+        (service, at): (u32, u32),
+        config: &Service,
+        member: &Member,
+        known: Option<Attachment>,
+        mut install: impl FnMut(&mut Self, &mut Attachment, &config::Tracker) -> Option<Tracker>,
     ) {
         let known = known.or_else(|| {
             Some(Attachment {
@@ -206,18 +373,9 @@ impl Daemon {
         attachment.service = service;
         attachment.member = at;
         attachment.config = member.clone();
-        let mut before: HashMap<config::Tracker, Tracker> =
-            std::mem::take(&mut attachment.trackers)
-                .into_iter()
-                .map(|known| (known.config.clone(), known))
-                .collect();
+        attachment.trackers.clear();
         for (tracker_at, tracker) in (0..).zip(&member.trackers) {
-            let installed = before.remove(tracker).or_else(|| {
-                // Its source is not known before the next reconciliation.
-                attachment.plan = None;
-                self.install_tracker(tracker, attachment.path, left.verdict(tracker))
-            });
-            let Some(installed) = installed else {
+            let Some(installed) = install(self, &mut attachment, tracker) else {
                 continue;
             };
             let at = TrackerRef {
@@ -241,11 +399,13 @@ impl Daemon {
         Some(path)
     }
 
-    fn install_tracker(
+    /// Gives a tracker a new place. One that an earlier daemon had elsewhere goes on from its verdict and, where they
+    /// could be read, its counters.
+    pub(super) fn install_tracker(
         &mut self,
         tracker: &config::Tracker,
         path: u32,
-        resume: Option<(Verdict, Cause)>,
+        left: Option<((Verdict, Cause), Option<abi::State>)>,
     ) -> Option<Tracker> {
         let slot = self.places.slots.take()?;
         let window_first = self.places.words.take(words_of(tracker))?;
@@ -260,7 +420,8 @@ impl Daemon {
             flow_first: self.flow_first(&entry, tracker.flow, slot)?,
             ..entry
         };
-        self.kernel.reset(slot, &entry);
+        let (resume, state) = left.unzip();
+        self.kernel.reset(slot, &entry, state.flatten());
         Some(self.start_tracker(tracker, slot, entry, resume))
     }
 
@@ -368,7 +529,7 @@ impl Daemon {
         let number = self.shared.core().board.add(&service, stamp());
         for (at, member) in (0..).zip(&service.members) {
             let place = (number, at);
-            self.install_member(place, &service, member, None, &Left::default());
+            self.install_member(place, &service, member, None, Vec::new(), &mut Vec::new());
         }
         self.tell_room();
         self.journal_added(&service, number);
@@ -461,11 +622,14 @@ impl Daemon {
             );
         }
         let taken_over = keep_added(&mut config, &self.config.services);
-        self.check_room(&config)?;
+        let pairs = self.pairs(&config);
+        self.check_room(&config, &pairs)?;
         say_taken_over(&taken_over);
-        let events = self.shared.core().board.replace(&config, stamp());
+        let used = |place| self.used(place);
+        let mut events = self.shared.core().board.replace(&config, stamp(), used);
         self.config = config;
-        self.install();
+        let repaced = self.install(&pairs);
+        events.extend(self.catch_up(repaced));
         self.begin_journal(events);
         self.tell_room();
         self.follow_members().await;
@@ -474,31 +638,34 @@ impl Daemon {
     }
 
     /// Whether what is new in a config finds a place beside what stays: nothing is taken.
-    fn check_room(&self, config: &Config) -> Result<()> {
+    fn check_room(&self, config: &Config, pairs: &Pairs) -> Result<()> {
         let members = config.services.iter().flat_map(|service| &service.members);
         if let Some(why) = config::crowded(members.flat_map(|member| &member.trackers)) {
             bail!(why);
         }
-        let mut old: HashMap<Key, &Attachment> = self
+        let mut old: BTreeMap<(u32, u32), &Attachment> = self
             .members
-            .values()
-            .map(|known| (key(&known.service_name, &known.config), known))
+            .iter()
+            .map(|(place, known)| (*place, known))
             .collect();
         let (mut going, mut coming) = (Going::default(), Coming::default());
-        for service in &config.services {
-            for member in &service.members {
-                let known = old.remove(&key(&service.name, member));
+        for (number, service) in (0..).zip(&config.services) {
+            for (at, member) in (0..).zip(&service.members) {
+                let known = pairs.old((number, at)).and_then(|place| old.remove(&place));
                 coming.paths += usize::from(known.is_none());
                 let known = known.map_or(&[][..], |known| &known.trackers);
-                let wanted: HashSet<&config::Tracker> = member.trackers.iter().collect();
-                let there: HashSet<&config::Tracker> =
-                    known.iter().map(|tracker| &tracker.config).collect();
-                let new = member.trackers.iter();
-                let new = new.filter(|tracker| !there.contains(tracker));
-                coming.trackers.extend(new);
-                let gone = known.iter();
-                gone.filter(|tracker| !wanted.contains(&tracker.config))
-                    .for_each(|tracker| going.tracker(tracker));
+                let before: Vec<_> = known.iter().map(|known| known.config.clone()).collect();
+                let mut is_kept = vec![false; known.len()];
+                let pairs = diff::trackers(&before, &member.trackers);
+                for (pair, tracker) in pairs.into_iter().zip(&member.trackers) {
+                    let keeps_words = |at: usize| known[at].entry.words() == words_of(tracker);
+                    match pair {
+                        Some(at) if keeps_words(at) => is_kept[at] = true,
+                        _ => coming.trackers.push(tracker),
+                    }
+                }
+                let gone = known.iter().zip(is_kept).filter(|(_, is_kept)| !is_kept);
+                gone.for_each(|(tracker, _)| going.tracker(tracker));
             }
         }
         for gone in old.into_values() {
@@ -565,26 +732,25 @@ pub(super) fn entry(tracker: &config::Tracker, path: u32) -> abi::Tracker {
 /// Members by service and position.
 pub(super) type Members = BTreeMap<(u32, u32), Attachment>;
 
-/// What an installed member and a configured one have in common where the one can go on as the other:
-/// everything but trackers and policy.
-pub(super) type Key = (
-    String,
-    Role,
-    IpAddr,
-    Option<String>,
-    Option<IpAddr>,
-    Vec<String>,
-);
+/// A tracker that goes on. Where its pace is another one, with the verdict from which it does, and how many words its
+/// bit set had.
+pub(super) struct Kept {
+    tracker: Tracker,
+    resume: Option<((Verdict, Cause), u32)>,
+}
 
-pub(super) fn key(service: &str, member: &Member) -> Key {
-    (
-        service.to_owned(),
-        member.role,
-        member.endpoint,
-        member.interface.clone(),
-        member.source,
-        member.returns.clone(),
-    )
+/// What the maps say of a tracker that keeps its place, once it is configured otherwise.
+pub(super) fn same_place(wanted: &abi::Tracker, before: &abi::Tracker) -> abi::Tracker {
+    abi::Tracker {
+        source: before.source,
+        epoch: before.epoch,
+        window_first: before.window_first,
+        flow_first: before.flow_first,
+        salt: before.salt,
+        proof: before.proof,
+        active: before.active,
+        ..*wanted
+    }
 }
 
 /// Words of a tracker's bit set. Where send times are kept there is one for each probe under way, and as many words

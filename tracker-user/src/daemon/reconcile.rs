@@ -358,7 +358,12 @@ impl Daemon {
             return;
         }
         let before = member.plan.as_ref().and_then(MemberPlan::ifindex);
-        let moved = before.is_some() && before != plan.ifindex();
+        // Replies under way may arrive where nothing hears them any more.
+        let deaf = member.plan.as_ref().is_some_and(|before| {
+            let mut heard = before.receive.iter();
+            heard.any(|ifindex| !plan.receive.contains(ifindex))
+        });
+        let moved = deaf || (before.is_some() && before != plan.ifindex());
         for (tracker, probing) in member.trackers.iter_mut().zip(&plan.probings) {
             self.epoch = self.epoch.wrapping_add(1);
             let epoch = self.epoch;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     os::{
         fd::AsRawFd as _,
         unix::{fs::MetadataExt as _, net::UnixDatagram},
@@ -9,19 +10,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tracker_ebpf::{
-    abi,
-    verdict::{Cause, Verdict},
-};
+use tracker_ebpf::{abi, verdict::Verdict};
 
-use super::{
-    Attachment, Daemon, Tracker,
-    install::{self, Key},
-    stamp,
-};
+use super::{Attachment, Daemon, Tracker, install, stamp};
 use crate::{
     board::{Board, Flaps, Held, Shown, TrackerRef, TrackerState},
     config::{self, Config, Member, Service},
+    desired::diff::{self, Used},
     journal::{
         EVENTS, Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
     },
@@ -32,21 +27,27 @@ use crate::{
 /// Of asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// What an earlier daemon left of a member.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Left<'a>(Option<(&'a Member, &'a SavedMember)>);
+/// What an earlier daemon left of a member, for the trackers that it has now.
+#[derive(Default)]
+struct Left<'a> {
+    member: Option<(&'a Member, &'a SavedMember)>,
+    /// Positions of those of its trackers that go on, by position of the present ones.
+    pairs: Vec<Option<usize>>,
+}
 
 impl<'a> Left<'a> {
-    fn tracker(&self, tracker: &config::Tracker) -> Option<&'a SavedTracker> {
-        let (member, saved) = self.0?;
-        let at = member.trackers.iter().position(|one| one == tracker)?;
-        saved.trackers.get(at)
+    fn new(member: &'a Member, saved: &'a SavedMember, now: &Member) -> Self {
+        Self {
+            member: Some((member, saved)),
+            pairs: diff::trackers(&member.trackers, &now.trackers),
+        }
     }
 
-    /// The verdict with which a tracker goes on, and why.
-    pub(super) fn verdict(&self, tracker: &config::Tracker) -> Option<(Verdict, Cause)> {
-        let saved = self.tracker(tracker)?;
-        Some((saved.verdict, saved.cause))
+    /// What goes on as the tracker at a position.
+    fn tracker(&self, at: usize) -> Option<(&'a config::Tracker, &'a SavedTracker)> {
+        let (member, saved) = self.member?;
+        let at = self.pairs.get(at).copied().flatten()?;
+        Some((member.trackers.get(at)?, saved.trackers.get(at)?))
     }
 }
 
@@ -192,6 +193,7 @@ impl Daemon {
         snapshot: &Snapshot,
         maps: Maps,
         paths: &[abi::Path],
+        left_states: Vec<abi::State>,
     ) -> Option<Vec<(u32, TrackerState)>> {
         let entries = match maps {
             Maps::Adopt | Maps::Grow => self.kernel.trackers(),
@@ -201,29 +203,70 @@ impl Daemon {
             // No two tenants of a slot have the same one.
             self.epoch = epoch;
         }
-        let mut left: HashMap<Key, Left<'_>> = HashMap::new();
-        for saved in &snapshot.services {
-            for (member, place) in saved.service.members.iter().zip(&saved.members) {
-                let key = install::key(&saved.service.name, member);
-                left.insert(key, Left(Some((member, place))));
-            }
-        }
+        let old = (0..).zip(&snapshot.services).flat_map(|(number, saved)| {
+            let members = (0..).zip(&saved.service.members);
+            members.map(move |(at, member)| ((number, at), saved.service.name.as_str(), member))
+        });
+        let used = |place| self.left_used(snapshot, paths, &entries, place);
+        let pairs = diff::members(old, &self.config.services, used);
         let services = std::mem::take(&mut self.config.services);
         let mut found = Vec::new();
         let mut kept = Vec::new();
         for (number, service) in (0..).zip(&services) {
             for (at, member) in (0..).zip(&service.members) {
-                let left = left.remove(&install::key(&service.name, member));
-                let left = left.unwrap_or_default();
                 let place = (number, at);
+                let left = pairs.old(place).and_then(|(service, at)| {
+                    let saved = snapshot.services.get(service as usize)?;
+                    let old = saved.service.members.get(at as usize)?;
+                    Some(Left::new(old, saved.members.get(at as usize)?, member))
+                });
+                let left = left.unwrap_or_default();
                 let known =
-                    self.adopt_member(place, &service.name, member, left, &entries, &mut found);
+                    self.adopt_member(place, &service.name, member, &left, &entries, &mut found);
                 kept.push((place, service, member, known, left));
             }
         }
         self.deactivate(&entries, &found);
+        // Read before any slot gets another tenant.
+        let mut states: HashMap<u32, abi::State> = HashMap::new();
+        for (_, _, member, known, left) in &kept {
+            for at in 0..member.trackers.len() {
+                let adopted = known
+                    .as_ref()
+                    .and_then(|(_, adopted)| adopted.get(at)?.as_ref());
+                if adopted.is_none()
+                    && let Some((_, saved)) = left.tracker(at)
+                {
+                    let state = match maps {
+                        Maps::Anew => left_states.get(saved.slot as usize).copied(),
+                        Maps::Adopt | Maps::Grow => Some(self.kernel.states().state(saved.slot)),
+                    };
+                    states.extend(state.map(|state| (saved.slot, state)));
+                }
+            }
+        }
         for (place, service, member, known, left) in kept {
-            self.install_member(place, service, member, known, &left);
+            let (known, adopted) = known.unzip();
+            let mut adopted = adopted.unwrap_or_default().into_iter();
+            let mut position = 0..;
+            self.place_member(
+                place,
+                service,
+                member,
+                known,
+                |daemon, attachment, tracker| {
+                    let at = position.next()?;
+                    adopted.next().flatten().or_else(|| {
+                        // Its source is not known before the next reconciliation.
+                        attachment.plan = None;
+                        let left = left.tracker(at).map(|(_, saved)| {
+                            let state = states.remove(&saved.slot);
+                            ((saved.verdict, saved.cause), state)
+                        });
+                        daemon.install_tracker(tracker, attachment.path, left)
+                    })
+                },
+            );
         }
         self.config.services = services;
         let used: Vec<u32> = self.members.values().map(|member| member.path).collect();
@@ -235,29 +278,58 @@ impl Daemon {
         (self.by_slot.len() == self.config.tracker_count()).then_some(found)
     }
 
+    /// What a member of an earlier daemon used that its configuration left open.
+    pub(super) fn left_used(
+        &self,
+        snapshot: &Snapshot,
+        paths: &[abi::Path],
+        entries: &[abi::Tracker],
+        (service, at): diff::Place,
+    ) -> Used {
+        let saved = snapshot.services.get(service as usize);
+        let Some(saved) = saved.and_then(|saved| saved.members.get(at as usize)) else {
+            return Used::default();
+        };
+        let ifindex = paths
+            .get(saved.path as usize)
+            .map(|path| match path.interface {
+                // No neighbour is kept on a tunnel, from which probes leave by the interface itself.
+                0 => path.ifindex,
+                interface => interface,
+            });
+        let trackers = saved.trackers.iter();
+        let found = trackers.filter_map(|tracker| entries.get(tracker.slot as usize));
+        Used {
+            interface: ifindex.map_or_else(Vec::new, |ifindex| self.names(ifindex)),
+            sources: found
+                .map(|entry| address(entry.family, entry.source))
+                .collect(),
+        }
+    }
+
     /// Takes a member's places over from an earlier daemon.
     fn adopt_member(
         &mut self,
         (service, at): (u32, u32),
         name: &str,
         member: &Member,
-        left: Left<'_>,
+        left: &Left<'_>,
         entries: &[abi::Tracker],
         found: &mut Vec<(u32, TrackerState)>,
-    ) -> Option<Attachment> {
-        let (_, saved) = left.0?;
+    ) -> Option<(Attachment, Vec<Option<Tracker>>)> {
+        let (_, saved) = left.member?;
         if entries.is_empty() || !self.places.paths.claim(saved.path) {
             return None;
         }
-        let trackers = member.trackers.iter().filter_map(|tracker| {
-            let saved_tracker = left.tracker(tracker)?;
+        let trackers = member.trackers.iter().enumerate().map(|(at, tracker)| {
+            let (old, saved_tracker) = left.tracker(at)?;
             let (adopted, state) =
-                self.adopt_tracker(tracker, saved.path, saved_tracker, entries)?;
+                self.adopt_tracker(tracker, old, saved.path, saved_tracker, entries)?;
             found.push((adopted.slot, state));
             Some(adopted)
         });
         let trackers = trackers.collect();
-        Some(Attachment {
+        let attachment = Attachment {
             service,
             member: at,
             service_name: name.to_owned(),
@@ -265,32 +337,38 @@ impl Daemon {
             path: saved.path,
             plan: None,
             moving: None,
-            trackers,
-        })
+            trackers: Vec::new(),
+        };
+        Some((attachment, trackers))
     }
 
-    /// Takes a tracker's place over, where the maps agree that it is this tracker's.
+    /// Takes a tracker's place over, where the maps agree that it was that of the `old` one, as which it goes on.
     fn adopt_tracker(
         &mut self,
         tracker: &config::Tracker,
+        old: &config::Tracker,
         path: u32,
         saved: &SavedTracker,
         entries: &[abi::Tracker],
     ) -> Option<(Tracker, TrackerState)> {
         let slot = saved.slot;
-        let entry = *entries.get(slot as usize)?;
+        let before = *entries.get(slot as usize)?;
         let expected = abi::Tracker {
-            source: entry.source,
-            epoch: entry.epoch,
-            window_first: entry.window_first,
-            flow_first: entry.flow_first,
-            salt: entry.salt,
-            proof: entry.proof,
             active: 1,
-            ..install::entry(tracker, path)
+            ..install::same_place(&install::entry(old, path), &before)
         };
-        if entry != expected || !self.places.claim(slot, &entry) {
+        let entry = install::same_place(&install::entry(tracker, path), &before);
+        // With a bit set of another size it needs another place, where its counters go on.
+        if before != expected
+            || entry.words() != before.words()
+            || !self.places.claim(slot, &before)
+        {
             return None;
+        }
+        if entry != before
+            && let Err(error) = self.kernel.set_tracker(slot, &entry)
+        {
+            tracing::warn!("{error:#}");
         }
         if entry.probe == abi::Probe::Icmp {
             self.icmp_base = entry.flow_first ^ slot as u16;
@@ -335,6 +413,16 @@ impl Daemon {
         let mut events = Vec::new();
         for (slot, state) in found {
             if let Some(at) = self.by_slot.get(&slot) {
+                let shown = core.board.tracker(*at);
+                if state.detail.is_none()
+                    && core.board.held(*at).is_none()
+                    && shown.is_some_and(|shown| {
+                        (shown.verdict, shown.cause) == (state.verdict, state.cause)
+                    })
+                {
+                    // Its detail stands.
+                    continue;
+                }
                 events.extend(core.board.tracker_changed(*at, state, stamp(), None));
             }
         }
@@ -485,6 +573,18 @@ impl Daemon {
                 total: shown.flaps.total,
             },
         })
+    }
+}
+
+/// An address as the maps have it.
+fn address(family: abi::Family, [a, b, c, d, rest @ ..]: [u8; 16]) -> IpAddr {
+    match family {
+        abi::Family::Ipv4 => IpAddr::from([a, b, c, d]),
+        abi::Family::Ipv6 => {
+            let mut bytes = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            bytes[4..].copy_from_slice(&rest);
+            IpAddr::from(bytes)
+        }
     }
 }
 

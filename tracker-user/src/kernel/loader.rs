@@ -101,8 +101,8 @@ pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes)> {
         Ok(old) => old,
         Err(why) => {
             tracing::warn!(
-                "the maps that an earlier daemon left are not taken over: {why}; counters begin at 0, verdicts and event \
-                 numbers go on"
+                "the maps that an earlier daemon left are not taken over: {why}; verdicts, event numbers and counters \
+                 that can be read go on"
             );
             return Ok((Maps::Anew, wanted));
         }
@@ -640,15 +640,21 @@ impl Kernel {
         self.devices.keys().flatten()
     }
 
-    /// Zeroes a slot's state and bit set for a new user.
-    pub fn reset(&mut self, slot: u32, tracker: &abi::Tracker) {
+    /// Zeroes a slot's state and bit set for a new user, or has it go on from the state that an earlier daemon left
+    /// elsewhere.
+    pub fn reset(&mut self, slot: u32, tracker: &abi::Tracker, left: Option<abi::State>) {
         if let Some(state) = self.states.0.at(slot) {
             // SAFETY: a valid element; no program touches a slot that is not active.
-            unsafe { state.write_volatile(abi::State::default()) };
+            unsafe { state.write_volatile(left.unwrap_or_default()) };
         }
+        self.clear_window(tracker);
+    }
+
+    /// Zeroes the bit set of a tracker that is not active.
+    pub fn clear_window(&mut self, tracker: &abi::Tracker) {
         for word in tracker.window_first..tracker.window_first + tracker.words() {
             if let Some(word) = self.windows.at(word) {
-                // SAFETY: as above.
+                // SAFETY: a valid element; no program touches the bit set of a slot that is not active.
                 unsafe { word.write_volatile(0) };
             }
         }
@@ -706,6 +712,15 @@ pub fn pinned_paths(pins: &Pins) -> Vec<abi::Path> {
     let paths = pinned_array::<abi::Path>(&pins.map(abi::map::PATHS));
     paths.map_or_else(Vec::new, |paths| {
         paths.iter().map(Result::unwrap_or_default).collect()
+    })
+}
+
+/// What the pinned STATE of an instance holds, for maps that are not taken over. Its layout has been the same since the
+/// first version of the ABI; nothing where the size of its entries is another one.
+pub fn pinned_states(pins: &Pins) -> Vec<abi::State> {
+    let states = pinned_array::<abi::State>(&pins.map(abi::map::STATE));
+    states.map_or_else(Vec::new, |states| {
+        states.iter().map(Result::unwrap_or_default).collect()
     })
 }
 

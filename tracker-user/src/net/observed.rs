@@ -108,6 +108,11 @@ impl Link {
                 .is_some_and(of_instance)
     }
 
+    /// Its names, the one that the kernel shows first.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str())
+    }
+
     /// True where a next hop has a MAC address that the kernel finds out.
     pub fn has_neighbours(&self) -> bool {
         self.header == Header::Ethernet && !self.is_noarp

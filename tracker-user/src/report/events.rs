@@ -96,7 +96,8 @@ impl std::str::FromStr for Place {
             None => (None, text),
         };
         let seq = seq.parse();
-        let seq = seq.map_err(|_| "give SEQ or RUN:SEQ, as in 7 or 1f0c3a52b6d98e74:7".to_owned())?;
+        let seq =
+            seq.map_err(|_| "give SEQ or RUN:SEQ, as in 7 or 1f0c3a52b6d98e74:7".to_owned())?;
         Ok(Self { run, seq })
     }
 }
@@ -335,7 +336,11 @@ pub(crate) mod tests {
             ..example()
         };
         let json = r#"{"seq":8,"time":"2026-01-01T00:00:00Z","service":null,"member":null,"behind":null,"from":"up","to":"down","cause":"no-reply","detection_us":null,"detail":"x","chain":"internet"}"#;
-        let event = Numbered { seq: 8, event, run: "".into() };
+        let event = Numbered {
+            seq: 8,
+            event,
+            run: "".into(),
+        };
         assert_eq!(serde_json::to_string(&event).unwrap(), json);
         assert_eq!(serde_json::from_str::<Numbered>(json).unwrap(), event);
     }
@@ -355,8 +360,15 @@ pub(crate) mod tests {
         log.push(example());
         let (_, mut events) = log.since(0);
         let json = serde_json::to_string(&events.next().unwrap()).unwrap();
-        assert!(json.ends_with(r#","detection_us":312000,"run":"a:b"}"#), "{json}");
-        let place = |text: &str| text.parse::<Place>().ok().map(|place| (place.run, place.seq));
+        assert!(
+            json.ends_with(r#","detection_us":312000,"run":"a:b"}"#),
+            "{json}"
+        );
+        let place = |text: &str| {
+            text.parse::<Place>()
+                .ok()
+                .map(|place| (place.run, place.seq))
+        };
         assert_eq!(place("7"), Some((None, 7)));
         assert_eq!(place("a:b:7"), Some((Some("a:b".to_owned()), 7)));
         for bad in ["", "a", "a:", ":", "-1", "a:-1"] {

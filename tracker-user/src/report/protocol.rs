@@ -854,7 +854,11 @@ mod tests {
 
     #[test]
     fn events_of_the_wire_are_those_of_the_log() {
-        let _: fn(Event) -> Numbered = |event| Numbered { seq: 1, event, run: "r1".into() };
+        let _: fn(Event) -> Numbered = |event| Numbered {
+            seq: 1,
+            event,
+            run: "r1".into(),
+        };
         let daemon = Daemon::start(8);
         daemon.publish(1);
         let lines = daemon.lines("{\"command\":\"events\"}\n");

@@ -379,7 +379,10 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
             detail: None,
         });
         let text = status(&example, false);
-        assert!(text.contains("  up       replied; down no-reply in 1.2s  "), "{text}");
+        assert!(
+            text.contains("  up       replied; down no-reply in 1.2s  "),
+            "{text}"
+        );
         let json = serde_json::to_string(&example).unwrap();
         let held = r#""held":{"verdict":"down","cause":"no-reply","due_ms":1250}"#;
         assert!(json.contains(held), "{json}");

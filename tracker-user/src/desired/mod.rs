@@ -1,0 +1,3 @@
+//! What is wanted, held against what was wanted before (pure).
+
+pub mod diff;
