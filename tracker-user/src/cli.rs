@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Addition};
+use crate::config::{self, Addition, Config};
 use crate::report::events::{Missed, Numbered, Place, Reset};
 use crate::report::protocol::{self, ClientError, Request};
 use crate::report::table;
@@ -42,7 +42,8 @@ pub enum Command {
     ///
     /// Reads and validates a configuration; needs no privileges.
     ///
-    /// Every problem is one line on standard error, FILE:LINE: what is wrong and what to do.
+    /// Every problem is one line on standard error, FILE:LINE: what is wrong and what to do. Remarks on what is valid and
+    /// may not be meant follow on standard output; they change no exit code.
     Check(CheckArgs),
     /// Show what is up and what is not
     ///
@@ -96,6 +97,9 @@ pub struct CheckArgs {
     /// The configuration, in TOML
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+    /// Also read this host's links, addresses and routes, change nothing, and say what would be done
+    #[arg(long)]
+    pub here: bool,
 }
 
 /// Arguments of `tracker status`.
@@ -244,26 +248,35 @@ pub fn fail(error: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// `tracker check FILE`.
-pub fn check(args: &CheckArgs) -> ExitCode {
+/// `tracker check FILE`: the configuration, if it is valid.
+///
+/// # Errors
+/// The exit code, if it is not valid; standard error says what is wrong.
+pub fn check(args: &CheckArgs) -> Result<Config, ExitCode> {
     match config::load(&args.file) {
         Ok(config) => {
             let count = |number: usize, what| {
                 let plural = if number == 1 { "" } else { "s" };
                 format!("{number} {what}{plural}")
             };
-            let summary = format!(
-                "{}: {}, {}, ok\n",
-                args.file.display(),
+            let file = args.file.display();
+            let mut text = format!(
+                "{file}: {}, {}, ok\n",
                 count(config.services.len(), "service"),
                 count(config.tracker_count(), "tracker")
             );
-            finish(print(&summary), ExitCode::SUCCESS)
+            for remark in config::remarks(&config) {
+                text.push_str(&format!("{file}: remark: {remark}\n"));
+            }
+            match print(&text) {
+                Ok(()) | Err(Stop::Enough) => Ok(config),
+                printed => Err(finish(printed, ExitCode::SUCCESS)),
+            }
         }
         Err(error) => {
             // As compilers do, so that editors find the line.
             eprintln!("{error}");
-            ExitCode::FAILURE
+            Err(ExitCode::FAILURE)
         }
     }
 }

@@ -47,6 +47,7 @@ use crate::{
         preflight, privileges,
         steering::{self, SteeredReader, Steering},
     },
+    mode::Mode,
     net::{
         neighbours::Neighbour,
         observed::{Link, PRIVATE_PREFIX},
@@ -58,6 +59,7 @@ use crate::{
         metrics,
         protocol::{self, Api, Control},
         status::{Counters, LatenessUs, List, Status, UplinkStatus},
+        verdict_log::VerdictLog,
     },
     sender::Sender,
 };
@@ -256,6 +258,7 @@ struct Daemon {
     /// Members whose last word was that no reply comes: their next hop is asked again and again.
     silent: HashSet<(u32, u32)>,
     suspicion: Suspicion,
+    verdict_log: VerdictLog,
     journal: Journal,
     /// The journal can't be written.
     is_forgetful: bool,
@@ -356,6 +359,7 @@ async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Res
             at = retry.tick() => {
                 daemon.sender.health.timer.note(monotonic_ns(), nanoseconds(at.elapsed()));
                 daemon.look_for_forgery();
+                daemon.end_log_window();
                 daemon.retry().await;
             }
             () = sleep_until(due) => {
@@ -390,8 +394,7 @@ impl Daemon {
         let mut started = Self::follow(&config, pins, &changes, None).await;
         if let Ok(None) = started {
             tracing::warn!(
-                "the maps that an earlier daemon left have no room for what is new; taking new ones, in which counters \
-                 begin at 0"
+                "the maps that an earlier daemon left have no room for what is new; taking new ones"
             );
             started = Self::follow(&config, pins, &changes, Some(Maps::Anew)).await;
         }
@@ -492,6 +495,7 @@ impl Daemon {
             steering: None,
             steering_fault: None,
             suspicion: Suspicion::default(),
+            verdict_log: VerdictLog::default(),
             journal,
             is_forgetful: false,
             namespace,
@@ -782,6 +786,11 @@ impl Daemon {
         {
             return Some(Probing::STRANDED.to_owned());
         }
+        if cause == Cause::NoReply
+            && let Some(foreign) = member.plan.as_ref().and_then(|plan| self.foreign_xdp(plan))
+        {
+            return Some(foreign);
+        }
         let installed = member.trackers.get(tracker as usize)?;
         if cause == Cause::WrongPath {
             let trouble = self.kernel.states().state(installed.slot).trouble;
@@ -803,6 +812,24 @@ impl Daemon {
             .chain(of_source)
             .find(|fault| fault.cause == cause);
         fault.map(|fault| fault.detail.clone())
+    }
+
+    /// The XDP program of others that sees a member's replies before the receive program does.
+    fn foreign_xdp(&self, plan: &MemberPlan) -> Option<String> {
+        plan.receive.iter().find_map(|ifindex| {
+            let link = self.netlink.observed.links.get(ifindex)?;
+            let id = link.xdp_program?;
+            let uplinks = self.config.steering.iter();
+            let mut uplinks = uplinks.flat_map(|steering| &steering.uplinks);
+            let is_ours = uplinks.any(|name| link.names().any(|one| one == name));
+            let is_behind = self.kernel.mode(*ifindex) == Some(Mode::Tc) && !is_ours;
+            is_behind.then(|| {
+                let name = &link.name;
+                format!(
+                    "XDP program {id} of somebody else on {name} sees replies first and may drop them"
+                )
+            })
+        })
     }
 
     /// How a member's probes did not leave the hub.

@@ -11,6 +11,7 @@ use aya::{
 use serde::Serialize;
 use tracker_ebpf::{
     abi::{self, Via},
+    verdict::Cause,
     wire::probe,
 };
 
@@ -166,6 +167,75 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
         interface
     }));
     interfaces
+}
+
+/// What `tracker check --here` says: for each member, how its probes would leave this host now, or why not. Reads
+/// links, addresses, neighbours and routes, and changes nothing.
+///
+/// # Errors
+/// Where the kernel does not tell.
+pub async fn here(config: &Config) -> Result<Vec<String>> {
+    let mut netlink = Netlink::connect().await?;
+    let members = config.services.iter().flat_map(|service| {
+        let members = service.members.iter();
+        members.map(move |member| (service.name.as_str(), member))
+    });
+    let routed = members.clone();
+    let routed = routed.filter(|(_, member)| member.interface.is_none());
+    netlink
+        .follow_routes(routed.map(|(_, member)| member.endpoint).collect())
+        .await;
+    let (observed, ways) = (&netlink.observed, Ways::at_start(config.hub.mode));
+    let owners = observed.owners();
+    let lines = members.map(|(service, member)| {
+        let plan = plan::member(member, observed, &owners, ways);
+        let subject = format!("{service}/{}", member.role);
+        let missing = |name: &&String| observed.by_name(name).is_none();
+        let returns = member.returns.iter().find(missing);
+        let sources = plan.probings.iter();
+        let source = sources.clone().find_map(|probing| probing.as_ref().ok());
+        let fault = sources.filter_map(|probing| probing.as_ref().err()).next();
+        match (&plan.interface, source) {
+            (Some((_, name)), Some(probing)) => {
+                let source = probing.source;
+                let more = match (&plan.path, fault, returns) {
+                    // Whether the endpoint answers is seen only by asking it.
+                    (Err(why), _, _) if why.cause != Cause::NextHopUnresolved => {
+                        format!("; remark: {}: {}", why.cause.as_str(), why.detail)
+                    }
+                    (_, Some(why), _) => {
+                        format!("; remark: {}: {}", why.cause.as_str(), why.detail)
+                    }
+                    (_, _, Some(name)) => {
+                        format!("; remark: there is no interface {name} now, which `returns` names")
+                    }
+                    _ => String::new(),
+                };
+                format!(
+                    "{subject}: by {name} to {}, from {source}{more}",
+                    member.endpoint
+                )
+            }
+            (_, _) => {
+                let why = plan.path.as_ref().err().or(fault);
+                let why = why.map_or_else(String::new, |why| {
+                    format!("{}: {}", why.cause.as_str(), why.detail)
+                });
+                format!("{subject}: remark: no probe would leave now: {why}")
+            }
+        }
+    });
+    let mut lines: Vec<String> = lines.collect();
+    let uplinks = config
+        .steering
+        .iter()
+        .flat_map(|steering| &steering.uplinks);
+    let missing = uplinks.filter(|name| observed.by_name(name).is_none());
+    lines.extend(
+        missing
+            .map(|name| format!("uplink {name}: remark: there is no interface of that name now")),
+    );
+    Ok(lines)
 }
 
 fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {

@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod engine;
 pub mod flights;
 pub mod health;
+pub mod host;
 pub mod journal;
 pub mod kernel;
 pub mod ledger;

@@ -5,18 +5,27 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tracker_user::{
     cli::{self, Cli, Command},
-    config, daemon, doctor,
+    config, daemon, doctor, host,
 };
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
-        Command::Check(args) => cli::check(&args),
+        Command::Check(args) => match cli::check(&args) {
+            Ok(config) if args.here => block_on(async move {
+                for line in doctor::here(&config).await? {
+                    println!("{line}");
+                }
+                Ok(())
+            }),
+            Ok(_) => ExitCode::SUCCESS,
+            Err(code) => code,
+        },
         Command::Status(args) => cli::status(&args),
         Command::Events(args) => cli::events(&args),
         Command::Service(args) => cli::service(args),
         Command::Run(args) => {
-            log_to_stderr();
+            host::log::to_stderr();
             match config::load(&args.config) {
                 Ok(config) => block_on(daemon::run(&args.config, config, args.keep)),
                 Err(error) => {
@@ -50,18 +59,6 @@ fn main() -> ExitCode {
             Ok(())
         }),
     }
-}
-
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TRACKER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(is_terminal)
-        .init();
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {

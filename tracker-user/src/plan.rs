@@ -317,7 +317,18 @@ fn path(
 
 /// Nobody knows the endpoint's MAC address. Neighbours are solicited from a link-local address, which every
 /// IPv6 interface has (RFC 4291 section 2.1); where somebody took it away, Linux asks nobody (`ndisc_send_ns`).
-fn unresolved(link: &Link, endpoint: IpAddr, why: String) -> Fault {
+/// A bridge or bond takes over the answers that arrive on its ports (`br_handle_frame`, `bond_handle_frame`), so the
+/// kernel never finds a neighbour on one.
+fn unresolved(link: &Link, endpoint: IpAddr, observed: &Observed, why: String) -> Fault {
+    let master = link.master.and_then(|master| observed.links.get(&master));
+    if let Some(master) = master.filter(|master| master.is_bridge || master.is_bond) {
+        let kind = if master.is_bridge { "bridge" } else { "bond" };
+        let (port, name) = (&link.name, &master.name);
+        let detail = format!(
+            "{why}; {port} is a port of the {kind} {name}, which takes the answer: set interface = \"{name}\""
+        );
+        return Fault::new(Cause::NextHopUnresolved, detail);
+    }
     let mut addresses = link.addresses.iter().map(|address| address.ip);
     let can_ask = endpoint.is_ipv4()
         || addresses.any(|ip| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
@@ -371,12 +382,12 @@ fn next_hop_mac(
             Some(mac) => Ok(*mac),
             None => {
                 let asking = format!("asking for {endpoint} on {}", link.name);
-                Err(unresolved(link, endpoint, asking))
+                Err(unresolved(link, endpoint, observed, asking))
             }
         },
         Some(Neighbour::Failed) => {
             let silent = format!("{endpoint} does not answer on {}", link.name);
-            Err(unresolved(link, endpoint, silent))
+            Err(unresolved(link, endpoint, observed, silent))
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod addition;
 mod document;
+mod remarks;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tracker_ebpf::{abi, wire::probe};
 
 pub use addition::{Addition, PolicyWord};
+pub use remarks::remarks;
 pub(crate) use validate::MAX_NAME;
 pub use validate::{Defaults, checked_instance, crowded};
 

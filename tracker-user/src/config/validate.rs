@@ -53,7 +53,7 @@ const MAX_INSTANCE: usize = 64;
 /// Of a hub, a service or a chain, bytes: names stand in every line of output.
 pub(crate) const MAX_NAME: usize = 255;
 /// `IFNAMSIZ` less the terminating zero (linux/if.h).
-const MAX_INTERFACE: usize = 15;
+const MAX_INTERFACE: usize = 127;
 
 const ROOT_KEYS: &[&str] = &["hub", "defaults", "service", "chain", "steering"];
 const HUB_KEYS: &[&str] = &[
@@ -1001,7 +1001,7 @@ pub fn checked_instance(text: &str) -> Result<String, String> {
     }
 }
 
-/// As the kernel judges it (`dev_valid_name`).
+/// As the kernel judges it (`dev_valid_name`), but as long as an alternative name may be (`ALTIFNAMSIZ`).
 fn checked_interface(text: &str) -> Result<String, String> {
     let wrong =
         |char: char| char.is_whitespace() || char.is_control() || char == '/' || char == ':';
@@ -1009,7 +1009,7 @@ fn checked_interface(text: &str) -> Result<String, String> {
         Err("not an interface name; give one that `ip link` shows".to_owned())
     } else if text.len() > MAX_INTERFACE {
         Err(format!(
-            "longer than the {MAX_INTERFACE} bytes an interface name can have; give one that `ip link` shows"
+            "longer than the {MAX_INTERFACE} bytes an interface's alternative name can have; give a name that `ip link` shows"
         ))
     } else if text.contains(wrong) {
         Err("an interface name has no spaces, control characters, '/' or ':'; give one that `ip link` shows".to_owned())

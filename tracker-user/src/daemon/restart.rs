@@ -467,7 +467,25 @@ impl Daemon {
             return;
         }
         self.write_journal(&Record::of(&events, stamp().mono_ns));
+        self.log_changes(&events);
         self.shared.feed.publish(events);
+    }
+
+    /// Writes changes of verdict into the log.
+    fn log_changes(&mut self, events: &[Event]) {
+        for (level, line) in self.verdict_log.lines(stamp().mono_ns, events) {
+            match level {
+                tracing::Level::WARN => tracing::warn!("{line}"),
+                _ => tracing::info!("{line}"),
+            }
+        }
+    }
+
+    /// Says how many changes were left out of the log, once that is due.
+    pub(super) fn end_log_window(&mut self) {
+        if let Some((_, line)) = self.verdict_log.end_window(stamp().mono_ns) {
+            tracing::warn!("{line}");
+        }
     }
 
     /// Writes down what is held back of a tracker from here on.
@@ -491,6 +509,7 @@ impl Daemon {
             events: events.clone(),
         };
         self.write_journal(&record);
+        self.log_changes(&events);
         self.shared.feed.publish(events);
     }
 
@@ -504,6 +523,7 @@ impl Daemon {
     /// Writes everything down anew, and reports events.
     pub(super) fn begin_journal(&mut self, events: Vec<Event>) {
         self.begin_journal_with(&Record::of(&events, stamp().mono_ns));
+        self.log_changes(&events);
         self.shared.feed.publish(events);
     }
 

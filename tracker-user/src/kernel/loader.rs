@@ -715,9 +715,17 @@ pub fn pinned_paths(pins: &Pins) -> Vec<abi::Path> {
     })
 }
 
-/// What the pinned STATE of an instance holds, for maps that are not taken over. Its layout has been the same since the
-/// first version of the ABI; nothing where the size of its entries is another one.
+/// The first version of the ABI with the present layout of STATE.
+const STATE_SINCE: u32 = 5;
+
+/// What the pinned STATE of an instance holds, for maps that are not taken over. Nothing where its version is known to
+/// have another layout, or its entries have another size.
 pub fn pinned_states(pins: &Pins) -> Vec<abi::State> {
+    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
+    let version = hub.and_then(|hub| Some(hub.get(&0, 0).ok()?.version));
+    if version.is_some_and(|version| !(STATE_SINCE..=abi::VERSION).contains(&version)) {
+        return Vec::new();
+    }
     let states = pinned_array::<abi::State>(&pins.map(abi::map::STATE));
     states.map_or_else(Vec::new, |states| {
         states.iter().map(Result::unwrap_or_default).collect()

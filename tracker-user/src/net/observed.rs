@@ -50,6 +50,8 @@ pub struct Link {
     pub is_noarp: bool,
     /// True where it is a bond, whose driver runs XDP programs on the legs.
     pub is_bond: bool,
+    /// True where it is a bridge.
+    pub is_bridge: bool,
     /// True where nothing arrives from outside: the loopback, a dummy.
     pub is_dead_end: bool,
     /// True when it is administratively up and has a carrier.
@@ -78,7 +80,7 @@ pub type Means = (u32, Option<u64>);
 
 impl Link {
     /// Its name and its alternative names.
-    fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = &str> {
         let alternatives = self.alternatives.iter().map(String::as_str);
         std::iter::once(self.name.as_str()).chain(alternatives)
     }
@@ -106,11 +108,6 @@ impl Link {
                 .name
                 .strip_prefix(PRIVATE_PREFIX)
                 .is_some_and(of_instance)
-    }
-
-    /// Its names, the one that the kernel shows first.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.name.as_str())
     }
 
     /// True where a next hop has a MAC address that the kernel finds out.

@@ -575,6 +575,7 @@ impl Netlink {
                             LinkInfo::Kind(kind) => {
                                 link.is_dead_end |= *kind == InfoKind::Dummy;
                                 link.is_bond = *kind == InfoKind::Bond;
+                                link.is_bridge = *kind == InfoKind::Bridge;
                                 is_stacked = matches!(
                                     kind,
                                     InfoKind::Vlan

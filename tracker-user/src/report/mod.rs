@@ -5,6 +5,7 @@ pub mod metrics;
 pub mod protocol;
 pub mod status;
 pub mod table;
+pub mod verdict_log;
 
 /// serde for what [`tracker_ebpf`] defines, which as kernel code knows nothing of it: one word each.
 pub(crate) mod words {

@@ -406,10 +406,7 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers.
-    #[error(
-        "cannot reach the daemon at {}: {source}; is `tracker run` running? give --socket if it uses another one",
-        .path.display()
-    )]
+    #[error("cannot reach the daemon at {}: {source}; {}", .path.display(), remedy(.source.kind()))]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -427,6 +424,24 @@ pub enum ClientError {
         /// Why.
         why: String,
     },
+}
+
+/// What to do about a daemon that cannot be reached.
+const fn remedy(why: io::ErrorKind) -> &'static str {
+    match why {
+        io::ErrorKind::NotFound => "is `tracker run` running? give --socket if it uses another one",
+        io::ErrorKind::ConnectionRefused => {
+            "no daemon listens there any more; start `tracker run`, or give --socket if it uses another one"
+        }
+        io::ErrorKind::PermissionDenied => "run this as root, whose the socket is",
+        io::ErrorKind::TimedOut => {
+            "it is there and busy, or stands still: look at its log, and try again"
+        }
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe => "it ends or is replaced by another one; try again",
+        _ => "give --socket if the daemon uses another one",
+    }
 }
 
 /// Sends a request and gives each line of the answer to `each`, until that breaks or the answer
@@ -849,6 +864,25 @@ mod tests {
         assert!(error.starts_with(&start), "{error}");
         assert!(
             error.ends_with("; is `tracker run` running? give --socket if it uses another one")
+        );
+        // Where a daemon is or was, that is not asked.
+        let left = dir.path().join("left.sock");
+        drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+        let error = ask_status(&left, None).unwrap_err().to_string();
+        assert!(
+            error.contains("; no daemon listens there any more"),
+            "{error}"
+        );
+        let silent = dir.path().join("silent.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+        let wait = Some(Duration::from_millis(20));
+        let asked = ask(&silent, &Request::ServiceList, wait, |_| {
+            ControlFlow::Break(())
+        });
+        let error = asked.unwrap_err().to_string();
+        assert!(
+            error.contains("no answer in time; it is there and busy"),
+            "{error}"
         );
     }
 

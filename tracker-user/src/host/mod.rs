@@ -1,0 +1,3 @@
+//! What the daemon needs of the host beside the kernel's network.
+
+pub mod log;
