@@ -555,6 +555,35 @@ mod tests {
         member(&configured(extra), observed, &observed.owners(), ways)
     }
 
+    #[test]
+    fn a_port_is_told_of_the_bridge_that_takes_its_answers() {
+        let mut observed = observed();
+        observed.neighbours.clear();
+        let bridge = Link {
+            is_bridge: true,
+            ..link(9, "br0")
+        };
+        observed.links.insert(9, bridge);
+        let detail = |observed: &Observed| plan("", observed).path.expect_err("no neighbour").detail;
+        assert_eq!(detail(&observed), "asking for 10.9.0.2 on eth1");
+        observed.links.get_mut(&3).expect("a link").master = Some(9);
+        let expected = "asking for 10.9.0.2 on eth1; eth1 is a port of the bridge br0, which takes the answer: set \
+                        interface = \"br0\"";
+        assert_eq!(detail(&observed), expected);
+    }
+
+    #[test]
+    fn an_interface_has_all_its_names() {
+        let mut observed = observed();
+        let named = "interface = \"firewall-uplink-0\"\nreturns = [\"eth1\"]\n";
+        assert_eq!(cause(&plan(named, &observed)), Cause::InterfaceMissing);
+        let link = observed.links.get_mut(&3).expect("a link");
+        link.alt_names = vec!["enp9s0".to_owned(), "firewall-uplink-0".to_owned()];
+        let plan = plan(named, &observed);
+        assert_eq!(plan.interface, Some((3, "eth1".to_owned())));
+        assert!(plan.path.is_ok(), "{:?}", plan.path);
+    }
+
     fn cause(plan: &MemberPlan) -> Cause {
         plan.path.as_ref().expect_err("a fault").cause
     }

@@ -4,7 +4,7 @@
 #[path = "sim.rs"]
 mod sim;
 
-use tracker_ebpf::verdict::{Cause, Verdict};
+use tracker_ebpf::verdict::{Cause, Rules, Verdict};
 
 use self::sim::{Calls, Change, MS, Net, S, US, World, tracker};
 use super::{Command, SendFailure, TrackerSpec};
@@ -179,6 +179,48 @@ fn nonsense_that_is_left_is_not_waited_for() {
         world.run(S);
         assert_eq!(world.slot(0).state.judge.judged, sent);
     }
+}
+
+/// As a reload has it: the tracker leaves its cohort, and goes on in another one from the same verdict.
+#[test]
+fn another_pace_is_no_change_and_what_was_under_way_is_void() {
+    let spec = many_under_way();
+    let mut world = up(spec);
+    world.net(0).is_out = true;
+    world.run(50 * MS);
+    let before = world.slot(0).state;
+    world.command(Command::Remove(0));
+    let slower = TrackerSpec {
+        interval_ns: 50 * MS,
+        resume: Some((Verdict::Up, Cause::Replied)),
+        ..spec
+    };
+    world.command(Command::Install(slower));
+    world.path(0, 7, None);
+    world.net(0).is_out = false;
+    world.run(2 * S);
+    assert_eq!(world.changes, []);
+    let after = world.slot(0).state;
+    assert!(after.judge.void > before.judge.void);
+    assert_eq!(after.judge.lost, before.judge.lost);
+    let sent = after.send.sent - before.send.sent;
+    assert!((35..=42).contains(&sent), "{sent} in two seconds");
+}
+
+#[test]
+fn other_thresholds_count_from_the_next_outcome_on() {
+    let mut world = up(usual());
+    let rules = Rules { fall: 1, rise: 4 };
+    world.command(Command::SetRules(0, rules));
+    world.net(0).is_out = true;
+    world.run(S);
+    assert_eq!(words(&world.changes), [("down", "no-reply")]);
+    let first = world.slot(0).probes.len();
+    world.net(0).is_out = false;
+    world.run(S);
+    let up = *world.changes.last().expect("a change");
+    assert_eq!(words(&[up]), [("up", "replied")]);
+    assert!(up.at_ns >= world.slot(0).probes[first + 3].sent_ns);
 }
 
 // --- Down is counted, not timed ---------------------------------------------------------------
