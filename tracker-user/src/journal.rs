@@ -160,7 +160,8 @@ impl SavedTracker {
 pub enum Record {
     /// The first.
     Snapshot(Snapshot),
-    /// What was reported, and which member's which tracker each is about. Written by versions before `Told`.
+    /// What was reported, and which member's which tracker each is about. Flaps are not counted by it: the snapshot
+    /// before has them, or an older version wrote it.
     Events(Vec<(Event, Option<(u32, u32)>)>),
     /// What was reported.
     Told {
@@ -196,6 +197,15 @@ impl Record {
         Self::Told {
             mono_ns,
             events: with_place.collect(),
+        }
+    }
+
+    /// The same, for a snapshot that was taken after it.
+    #[must_use]
+    pub fn after_snapshot(self) -> Self {
+        match self {
+            Self::Told { events, .. } => Self::Events(events),
+            record => record,
         }
     }
 
@@ -326,9 +336,11 @@ impl Snapshot {
                     return;
                 };
                 saved.since = event.time;
-                if event.from != Verdict::Unknown {
+                if let Some(mono_ns) = mono_ns
+                    && event.from != Verdict::Unknown
+                {
                     saved.flaps.total = saved.flaps.total.saturating_add(1);
-                    saved.flaps.recent_mono_ns.extend(mono_ns);
+                    saved.flaps.recent_mono_ns.push(mono_ns);
                     let beyond = saved.flaps.recent_mono_ns.len().saturating_sub(FLAPS_MAX);
                     saved.flaps.recent_mono_ns.drain(..beyond);
                 }
@@ -431,6 +443,13 @@ mod tests {
             total: 1,
         };
         assert_eq!(first.flaps, flaps);
+        let own = Event {
+            member: None,
+            ..example()
+        };
+        let after = Record::of(&[own], 99).after_snapshot().line();
+        let read = Snapshot::read(&[&journal[..], &after].concat()).unwrap();
+        assert_eq!(read.services[0].flaps, flaps);
         assert_eq!((second, read.next, read.events.len()), (&other, 10, 3));
 
         let gone = Record::Removed {

@@ -564,7 +564,8 @@ mod tests {
             ..link(9, "br0")
         };
         observed.links.insert(9, bridge);
-        let detail = |observed: &Observed| plan("", observed).path.expect_err("no neighbour").detail;
+        let detail =
+            |observed: &Observed| plan("", observed).path.expect_err("no neighbour").detail;
         assert_eq!(detail(&observed), "asking for 10.9.0.2 on eth1");
         observed.links.get_mut(&3).expect("a link").master = Some(9);
         let expected = "asking for 10.9.0.2 on eth1; eth1 is a port of the bridge br0, which takes the answer: set \

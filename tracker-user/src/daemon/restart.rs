@@ -535,7 +535,8 @@ impl Daemon {
 
     fn begin_journal_with(&mut self, record: &Record) {
         let mut text = Record::Snapshot(self.snapshot()).line();
-        text.extend(record.line());
+        // The snapshot has its effects already.
+        text.extend(record.clone().after_snapshot().line());
         let begun = self.journal.begin(&text);
         if let Err(error) = &begun {
             self.journal.give_up();
