@@ -180,11 +180,14 @@ pub async fn here(config: &Config) -> Result<Vec<String>> {
         let members = service.members.iter();
         members.map(move |member| (service.name.as_str(), member))
     });
-    let routed = members.clone();
-    let routed = routed.filter(|(_, member)| member.interface.is_none());
-    netlink
-        .follow_routes(routed.map(|(_, member)| member.endpoint).collect())
-        .await;
+    let followed = Followed {
+        endpoints: members.clone().map(|(_, member)| member.endpoint).collect(),
+        routes: members
+            .clone()
+            .filter_map(|(_, member)| plan::route_key(member))
+            .collect(),
+    };
+    netlink.follow(followed).await?;
     let (observed, ways) = (&netlink.observed, Ways::at_start(config.hub.mode));
     let owners = observed.owners();
     let lines = members.map(|(service, member)| {

@@ -579,7 +579,7 @@ mod tests {
         let named = "interface = \"firewall-uplink-0\"\nreturns = [\"eth1\"]\n";
         assert_eq!(cause(&plan(named, &observed)), Cause::InterfaceMissing);
         let link = observed.links.get_mut(&3).expect("a link");
-        link.alt_names = vec!["enp9s0".to_owned(), "firewall-uplink-0".to_owned()];
+        link.alternatives = vec!["enp9s0".to_owned(), "firewall-uplink-0".to_owned()];
         let plan = plan(named, &observed);
         assert_eq!(plan.interface, Some((3, "eth1".to_owned())));
         assert!(plan.path.is_ok(), "{:?}", plan.path);
