@@ -749,8 +749,13 @@ mod tests {
         let mut netlink = read.await.expect("the interfaces");
         let keep = netlink.observed.by_name("keep").expect("keep").index;
         let all: BTreeSet<String> = names(&netlink);
-        let address = netlink.observed.links[&keep].addresses.clone();
-        assert_eq!(address.len(), 2, "{address:?}");
+        let has_address = |netlink: &Netlink| {
+            let addresses = &netlink.observed.links[&keep].addresses;
+            addresses
+                .iter()
+                .any(|address| address.ip.to_string() == "10.9.0.1")
+        };
+        assert!(has_address(&netlink));
 
         let mut lost = 0;
         for round in 0..4 {
@@ -771,7 +776,7 @@ mod tests {
             follow_until(&mut netlink, &all).await;
             assert!(!netlink.gone.contains(&keep), "keep was never gone");
             assert_eq!(netlink.gone.drain().count(), 200);
-            assert_eq!(netlink.observed.links[&keep].addresses, address);
+            assert!(has_address(&netlink));
             lost += netlink.lost;
         }
         assert!(
