@@ -32,7 +32,7 @@ const ANSWERED: Duration = Duration::from_millis(200);
 
 /// After changes were dealt with, others wait nine times as long as that took, and this long at most: a hub whose network
 /// changes all the time costs a tenth of a processor.
-const REST_MAX: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_millis(500);
 
 /// Everything is read again this often at most.
 const REREAD_MIN: Duration = Duration::from_secs(1);
