@@ -286,7 +286,9 @@ fn an_alternative_name_is_a_name() -> Result<()> {
         .toml("fw-1")
         .replace("\"eth1\"", "\"enp3s0f0np0\"");
     let tracker = Tracker::start(&lab.hub, &config)?;
-    tracker.wait_verdict("fw-1", "down", "interface-missing")?;
+    tracker.wait_for("the interface to be missed", SOON, |status| {
+        status.cause("fw-1") == "interface-missing"
+    })?;
     lab.hub
         .run("ip link property add dev eth1 altname enp3s0f0np0")?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
