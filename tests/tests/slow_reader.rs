@@ -23,9 +23,10 @@ fn memory(pid: u32) -> Result<u64> {
 }
 
 /// The number of the last event so far.
-fn last(tracker: &Tracker) -> Result<u64> {
-    let events = tracker.request(b"{\"command\":\"events\",\"since\":1000000000}\n")?;
-    // "event 1000000000 has not happened yet, the last is N; ..."
+fn last(tracker: &Tracker, run: &str) -> Result<u64> {
+    let request = format!("{{\"command\":\"events\",\"since\":1000000000,\"run\":\"{run}\"}}\n");
+    let events = tracker.request(request.as_bytes())?;
+    // "event 1000000000 of run R has not happened yet, the last is N; ..."
     let (_, rest) = events.split_once("the last is ").context(events.clone())?;
     let (number, _) = rest.split_once(';').context(events.clone())?;
     Ok(number.parse()?)
@@ -65,26 +66,30 @@ fn who_does_not_read_learns_what_was_missed() -> Result<()> {
         trackers.all(|tracker| tracker["verdict"] == "up")
     })?;
 
+    let run = tracker.status()?.0["run"]
+        .as_str()
+        .context("run")?
+        .to_owned();
     let mut slow = UnixStream::connect(tracker.socket())?;
     slow.write_all(b"{\"command\":\"events\",\"since\":0,\"follow\":true}\n")?;
     let pid = tracker.pid()?;
     let mut full = None;
     // Each turn is an event a tracker, and one of the service.
     let turn = |state: &str| -> Result<()> {
-        let enough = last(&tracker)? + TRACKERS as u64 + 1;
+        let enough = last(&tracker, &run)? + TRACKERS as u64 + 1;
         lab.hub.ip(&format!("link set eth1 {state}\n"))?;
         let deadline = Instant::now() + LATER;
-        while last(&tracker)? < enough {
+        while last(&tracker, &run)? < enough {
             ensure!(Instant::now() < deadline, "{}", tracker.log());
             sleep(Duration::from_millis(5));
         }
         Ok(())
     };
     // The log is overrun by a quarter.
-    while last(&tracker)? < KEPT * 5 / 4 {
+    while last(&tracker, &run)? < KEPT * 5 / 4 {
         turn("down")?;
         turn("up")?;
-        if full.is_none() && last(&tracker)? > KEPT {
+        if full.is_none() && last(&tracker, &run)? > KEPT {
             full = Some(memory(pid)?);
         }
     }
@@ -95,7 +100,7 @@ fn who_does_not_read_learns_what_was_missed() -> Result<()> {
     );
 
     // What waited in the socket's buffer, then the gap, then everything to the end.
-    let end = last(&tracker)?;
+    let end = last(&tracker, &run)?;
     slow.set_read_timeout(Some(LATER))?;
     let mut next = 1;
     let mut gaps = 0;
