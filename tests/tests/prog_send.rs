@@ -281,7 +281,8 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
             let Some(ended) = sequence.checked_sub(back).filter(|ended| *ended > 0) else {
                 continue;
             };
-            object.set_jobs(&[abi::Job::reset(SLOT, ended)])?;
+            let flow = world.flow(ended);
+            object.set_jobs(&[abi::Job::reset(SLOT, ended, flow)])?;
             let before = object.snapshot()?;
             let ran = object.run(&OLD)?;
             let mut should = before;
@@ -295,6 +296,25 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
                 should.counters.send_inactive += 1;
             }
             assert_same(&what, "maps after a reset", &object.snapshot()?, &should);
+
+            // The SYN once more, from another port: the same number, and nothing is counted.
+            let flow = world.flow(ended) ^ 2;
+            object.set_jobs(&[abi::Job::again(SLOT, ended, flow)])?;
+            let ran = object.run(&OLD)?;
+            if tracker.probe == abi::Probe::Tcp {
+                let other = world.clone().with(|world| {
+                    world.tracker.flow_first = flow;
+                    world.tracker.flow_mask = 0;
+                });
+                assert_eq!(ran.action, action, "{what}: action of a SYN sent again");
+                let syn = other.probe(other.mark(ended, 0));
+                assert_eq!(ran.frame, syn, "{what}: {ended} again");
+                should.counters.send_built += 1;
+            } else {
+                assert_eq!(ran.action, XDP_DROP, "{what}: there is no SYN");
+                should.counters.send_inactive += 1;
+            }
+            assert_same(&what, "maps after a SYN sent again", &object.snapshot()?, &should);
         }
     }
     assert!(object.events()?.is_empty());

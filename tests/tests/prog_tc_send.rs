@@ -67,15 +67,16 @@ fn rows() -> Vec<Row> {
                 } else {
                     packets::IPV6
                 };
-            for (what, at) in [
-                ("source port", ip),
-                ("address", ip - 1),
-                ("slot", ip + 8 + 4),
+            // A source port that no probe has.
+            for (what, at, bits) in [
+                ("source port", ip, 0x70),
+                ("address", ip - 1, 0x80),
+                ("slot", ip + 8 + 4, 0x80),
             ] {
                 // Of STAMP the slot says whose it is, of TCP addresses and ports.
                 let is_told_by =
                     (what == "slot") == (kind == abi::Probe::Stamp) || what == "source port";
-                let frame = with(probe.clone(), |frame| frame[at] ^= 0x80);
+                let frame = with(probe.clone(), |frame| frame[at] ^= bits);
                 let action = if is_told_by {
                     TC_ACT_OK
                 } else {

@@ -12,7 +12,7 @@ use core::{
 };
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Map names, as the object, the pins and bpftool know them.
 pub mod map {
@@ -36,7 +36,7 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
     /// [`super::Counters`], one entry a CPU.
     pub const COUNTERS: &str = "COUNTERS";
-    /// Tracker slot by [`super::StreamKey`].
+    /// [`super::Streams`] by [`super::StreamKey`].
     pub const STREAMS: &str = "STREAMS";
     /// All of them.
     pub const ALL: [&str; 11] = [
@@ -100,16 +100,17 @@ pub const BATCH_MAX: u32 = 2_048;
 pub const DEVICES_MAX: u32 = 4_096;
 /// Bytes of the ring buffer; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 20;
-/// First source port of probes of a fixed flow. These are above what Linux gives to sockets
+/// First of the source ports with which fixed flows begin. These are above what Linux gives to sockets
 /// (`ip_local_port_range`, 32768 to 60999 by default).
 pub const FIXED_PORTS: u16 = 0xf000;
-/// First source port of probes each of which is a flow of its own.
-pub const ROTATE_PORTS: u16 = 0xf800;
-/// Source ports of each kind, less one.
+/// Source ports with which fixed flows begin, less one. Also the most TCP trackers, less one, that may ask one port of
+/// one address: each has source ports of its own.
 pub const PORTS_MASK: u16 = 0x7ff;
-/// Source ports of a TCP tracker each of whose probes is a flow of its own, less one: trackers of the same port
-/// of the same address share [`ROTATE_PORTS`] among them.
-pub const STREAM_PORTS_MASK: u16 = 0x3f;
+/// Source ports that probes never have, first and last: those that Linux gives to sockets by default, and most foreign
+/// packets with them.
+pub const FOREIGN_PORTS: (u16, u16) = (32_768, 60_999);
+/// The lowest source port of a probe: the ports of RFC 6335 section 6 below it are reserved for system services.
+pub const LOWEST_PORT: u16 = 1_024;
 /// The longest timeout of a TCP tracker in intervals: a SYN tells 256 probes apart
 /// ([`crate::wire::tcp::initial_sequence`]).
 pub const STREAM_FLIGHTS_MAX: u32 = 250;
@@ -249,9 +250,10 @@ pub struct Tracker {
     /// Bytes after the ICMP or UDP header, at least [`crate::wire::probe::LEN`]; of TCP all after its ports and
     /// sequence number.
     pub payload: u16,
-    /// First ICMP identifier or source port; see [`Tracker::flow`].
+    /// ICMP identifier or source port with which the tracker begins; the daemon chooses that of each probe
+    /// ([`Job::flow`]). Of TCP it also tells its share of the ports: see [`Streams`].
     pub flow_first: u16,
-    /// Identifiers or source ports that are used in turn, less one; a power of two.
+    /// 65535 where each probe has another one, 0 where all keep the one that passes.
     pub flow_mask: u16,
     /// Destination port; 0 for ICMP.
     pub port: u16,
@@ -291,14 +293,7 @@ impl Tracker {
 
     /// The key by which the answers to its probes are told to be its; only of TCP.
     pub const fn stream(&self) -> StreamKey {
-        StreamKey::new(self.behind, self.port, self.flow_first, self.family)
-    }
-
-    /// ICMP identifier or source port of a probe: one for all of a fixed flow, else the next for each.
-    #[inline(always)]
-    pub const fn flow(&self, sequence: u64) -> u16 {
-        self.flow_first
-            .wrapping_add(sequence as u16 & self.flow_mask)
+        StreamKey::new(self.behind, self.port, self.family)
     }
 }
 
@@ -441,23 +436,25 @@ pub struct JudgeState {
     pub cause: u8,
     /// Losses of a run that has not decided yet: they become `lost`, or `void` if the device did not transmit them.
     pub lost_pending: u8,
-    /// Zero.
-    pub pad: [u8; 4],
+    /// ICMP identifier or source port of the flow in use.
+    pub flow: u16,
+    /// The one that was last taken for a new flow.
+    pub flow_newest: u16,
     /// Zero.
     pub pad2: [u64; 3],
 }
 
-/// What tells the answers to one TCP tracker's probes from all other segments: they carry nothing of ours but the
-/// port to which they are addressed.
+/// What tells the answers to TCP trackers' probes from all other segments, which carry nothing of ours but the port
+/// to which they are addressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct StreamKey {
-    /// Who answers.
+    /// The behind address.
     pub behind: [u8; 16],
     /// Its port, host order.
     pub port: u16,
-    /// The tracker's own port, the first of those that it uses in turn.
-    pub own_port: u16,
+    /// Zero.
+    pub zero: u16,
     /// Family of `behind`.
     pub family: Family,
     /// Zero.
@@ -465,19 +462,65 @@ pub struct StreamKey {
 }
 
 impl StreamKey {
-    /// The key of a segment between a port of the behind address and one of ours.
+    /// The key of a segment from or to a port of the behind address.
     #[inline(always)]
-    pub const fn new(behind: [u8; 16], port: u16, own_port: u16, family: Family) -> Self {
-        let rotates = own_port >= ROTATE_PORTS;
-        let among = if rotates { STREAM_PORTS_MASK } else { 0 };
+    pub const fn new(behind: [u8; 16], port: u16, family: Family) -> Self {
         Self {
             behind,
             port,
-            own_port: own_port & !among,
+            zero: 0,
             family,
             pad: [0; 3],
         }
     }
+}
+
+/// The TCP trackers that ask one port of one address: the value of STREAMS. They share the source ports evenly, by the
+/// ports' lowest bits, so that one that is alone has all of them. WINDOWS has a word for each share, with the tracker
+/// slot plus one; 0 is a share without tracker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streams {
+    /// First of the words in WINDOWS, below 2^28.
+    pub first: u32,
+    /// Shares, as a power of two.
+    pub bits: u32,
+}
+
+impl Streams {
+    const FIRST_MASK: u32 = (1 << 28) - 1;
+
+    /// As STREAMS holds it.
+    pub const fn word(self) -> u32 {
+        self.first & Self::FIRST_MASK | self.bits << 28
+    }
+
+    /// From what STREAMS holds.
+    #[inline(always)]
+    pub const fn of_word(word: u32) -> Self {
+        Self {
+            first: word & Self::FIRST_MASK,
+            bits: word >> 28,
+        }
+    }
+
+    /// Shares, less one: the bits of a port that tell whose it is.
+    #[inline(always)]
+    pub const fn mask(self) -> u32 {
+        (1 << self.bits) - 1
+    }
+
+    /// Where WINDOWS has the slot of the tracker that uses a source port.
+    #[inline(always)]
+    pub const fn place(self, own_port: u16) -> u32 {
+        self.first.wrapping_add(own_port as u32 & self.mask())
+    }
+}
+
+/// Whether a port may be the source port of a probe.
+#[inline(always)]
+pub const fn is_own_port(port: u16) -> bool {
+    let (first, last) = FOREIGN_PORTS;
+    port >= LOWEST_PORT && port.wrapping_sub(first) > last - first
 }
 
 /// What to send.
@@ -486,32 +529,67 @@ impl StreamKey {
 pub struct Job {
     /// Tracker slot.
     pub tracker: u32,
-    /// 0 for the tracker's next probe; else [`Job::RESET`] and the low bits of the sequence number of a SYN whose
-    /// connection is to be reset.
-    pub reset: u32,
+    /// From the lowest bit: 16 bits of ICMP identifier or source port, 14 bits of a sequence number, and two bits
+    /// that say what to send.
+    pub what: u32,
 }
 
 impl Job {
-    /// Marks a reset.
-    pub const RESET: u32 = 1 << 31;
+    const SEQUENCE_SHIFT: u32 = 16;
+    const SEQUENCE_MASK: u64 = (1 << 14) - 1;
+    const RESET: u32 = 1 << 30;
+    const AGAIN: u32 = 2 << 30;
 
     /// The next probe of a tracker.
-    pub const fn probe(tracker: u32) -> Self {
-        Self { tracker, reset: 0 }
-    }
-
-    /// The end of the connection that a probe's answer would open.
-    pub const fn reset(tracker: u32, sequence: u64) -> Self {
+    #[inline]
+    pub const fn probe(tracker: u32, flow: u16) -> Self {
         Self {
             tracker,
-            reset: Self::RESET | sequence as u32,
+            what: flow as u32,
         }
     }
 
-    /// The sequence number of the SYN, where `sent` is that of the last one.
+    /// The end of the connection that a probe's answer would open.
+    pub const fn reset(tracker: u32, sequence: u64, flow: u16) -> Self {
+        Self::of(Self::RESET, tracker, sequence, flow)
+    }
+
+    /// The SYN of a probe that was sent, from another port.
+    pub const fn again(tracker: u32, sequence: u64, flow: u16) -> Self {
+        Self::of(Self::AGAIN, tracker, sequence, flow)
+    }
+
+    const fn of(what: u32, tracker: u32, sequence: u64, flow: u16) -> Self {
+        let sequence = ((sequence & Self::SEQUENCE_MASK) as u32) << Self::SEQUENCE_SHIFT;
+        Self {
+            tracker,
+            what: what | sequence | flow as u32,
+        }
+    }
+
+    /// True where it is a tracker's next probe.
+    #[inline(always)]
+    pub const fn is_probe(self) -> bool {
+        self.what >> 30 == 0
+    }
+
+    /// True where it ends a connection.
+    #[inline(always)]
+    pub const fn is_reset(self) -> bool {
+        self.what & Self::RESET != 0
+    }
+
+    /// ICMP identifier or source port.
+    #[inline(always)]
+    pub const fn flow(self) -> u16 {
+        self.what as u16
+    }
+
+    /// The sequence number of the SYN that is meant, one of the last 2^14, where `sent` is that of the last one.
     #[inline(always)]
     pub const fn answered(self, sent: u64) -> u64 {
-        sent.wrapping_sub(sent.wrapping_sub(self.reset as u64) & (Self::RESET as u64 - 1))
+        let low = (self.what >> Self::SEQUENCE_SHIFT) as u64;
+        sent.wrapping_sub(sent.wrapping_sub(low) & Self::SEQUENCE_MASK)
     }
 }
 
@@ -539,8 +617,7 @@ pub struct Event {
     pub received_mono_ns: u64,
 }
 
-/// A SYN was answered: the peer holds a connection open that nobody wants. In the same ring as [`Event`], told
-/// apart by its size.
+/// A peer holds a connection open that is to be reset. In the same ring as [`Event`], told apart by its size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Answered {
@@ -548,8 +625,23 @@ pub struct Answered {
     pub tracker: u32,
     /// The slot's epoch.
     pub epoch: u32,
-    /// Sequence number of the probe.
-    pub sequence: u64,
+    /// Low bits of the sequence number of the probe that opened it.
+    pub sequence: u32,
+    /// The probe's source port.
+    pub flow: u16,
+    /// 1 where the peer said so in an acknowledgement to a later SYN, which it did not take (RFC 5961 section 4.2);
+    /// 0 where it took this one.
+    pub is_held: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+impl Answered {
+    /// The probe's sequence number, where `sent` is that of the last one.
+    pub const fn sequence(&self, sent: u64) -> u64 {
+        let back = (sent as u32).wrapping_sub(self.sequence);
+        sent.wrapping_sub(back as u64)
+    }
 }
 
 /// What became of frames, by reason; one set a CPU, so plain additions suffice.
@@ -568,7 +660,7 @@ pub struct Counters {
     pub send_failed: u64,
     /// Replies counted, and arrivals: what is said of replies here is said of them too.
     pub reply_counted: u64,
-    /// Genuine replies beyond the first for one probe.
+    /// Genuine replies beyond the first for one probe, and acknowledgements of a SYN before the last one.
     pub reply_duplicate: u64,
     /// Genuine replies after the timeout.
     pub reply_late: u64,
@@ -745,7 +837,7 @@ const _: () = {
     assert!(size_of::<SendState>() == 64);
     assert!(size_of::<ReceiveState>() == 64 && offset_of!(ReceiveState, hop_mac) == 40);
     assert!(offset_of!(ReceiveState, ttl) == 47);
-    assert!(size_of::<JudgeState>() == 64);
+    assert!(size_of::<JudgeState>() == 64 && offset_of!(JudgeState, flow) == 36);
     assert!(size_of::<TroubleState>() == 64);
     assert!(offset_of!(TroubleState, complaint_from) == 48);
     assert!(size_of::<State>() == 256 && align_of::<State>() == 64);

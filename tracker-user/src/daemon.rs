@@ -37,6 +37,7 @@ use crate::{
     config::{self, Addition, Config, Member, ReturnHop, Role},
     desired::diff::Pairs,
     engine::{Command, Report, SendFailure},
+    flows::Moved,
     health::Health,
     kernel::{
         bpffs::{self, Pins},
@@ -44,7 +45,7 @@ use crate::{
         journal::Journal,
         loader::{self, Kernel, Maps, StateReader},
         plane::monotonic_ns,
-        preflight, privileges,
+        ports, preflight, privileges,
         steering::{self, SteeredReader, Steering},
     },
     mode::Mode,
@@ -455,6 +456,7 @@ impl Daemon {
         };
         let (kernel, plane) = Kernel::load(pins, maps, sizes, private)?;
         let (sender, reports) = Sender::start(plane).context("cannot start the sending thread")?;
+        sender.command(Command::SetPorts(Arc::new(ports::read())));
         let board = match &snapshot {
             Some(snapshot) => restart::board(snapshot, &config),
             None => Board::new(&config, stamp()),
@@ -614,6 +616,7 @@ impl Daemon {
                 cause,
                 detection_ns,
                 failure,
+                moved,
                 ..
             } => {
                 let Some(&at) = self.by_slot.get(&slot) else {
@@ -624,6 +627,7 @@ impl Daemon {
                     return;
                 }
                 let told = self.detail(member, at.tracker, cause);
+                let told = told.or_else(|| self.describe_flows(moved?, at, cause));
                 let detail = told.or_else(|| Some(self.describe(failure?, member)));
                 let state = TrackerState {
                     verdict,
@@ -829,6 +833,30 @@ impl Daemon {
                     "XDP program {id} of somebody else on {name} sees replies first and may drop them"
                 )
             })
+        })
+    }
+
+    /// Why a tracker that is answered is so by another flow than before.
+    fn describe_flows(&self, moved: Moved, at: TrackerRef, cause: Cause) -> Option<String> {
+        if cause != Cause::Replied {
+            return None;
+        }
+        let member = self.members.get(&(at.service, at.member))?;
+        let tracker = member.trackers.get(at.tracker as usize)?;
+        let what = match tracker.entry.probe {
+            abi::Probe::Icmp => "identifier",
+            abi::Probe::Udp | abi::Probe::Tcp | abi::Probe::Stamp => "source port",
+        };
+        let Moved {
+            from,
+            to,
+            is_old_lost,
+        } = moved;
+        Some(match is_old_lost {
+            true => format!(
+                "old flows are still dropped, new ones pass: {what} {to} is answered, {from} is not"
+            ),
+            false => format!("answered by a new flow, {what} {to}; that of {what} {from} failed"),
         })
     }
 

@@ -6,7 +6,10 @@ use tracker_ebpf::{
     verdict::{Cause, Machine, Outcome, Rules, Verdict},
 };
 
-use crate::schedule::Turn;
+use crate::{
+    flows::{FlowRule, Flows, Ports},
+    schedule::Turn,
+};
 
 /// Hosts and routers limit how often they complain: Linux tells a destination once a second of what it can't reach
 /// (`icmp_ratelimit`). For so long an ICMP error explains the losses after it.
@@ -33,6 +36,7 @@ pub struct Docket {
     replying_from: u64,
     /// The last probe judged as answered.
     answered: u64,
+    flows: Flows,
     /// What fails the token before that may answer probes of before [`Docket::renew`].
     renewed_until_ns: u64,
 }
@@ -56,7 +60,7 @@ pub struct Claim {
     sent_ns: u64,
 }
 
-/// A verdict or cause that is new.
+/// A verdict or cause that is new, or what is to be said of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The verdict.
@@ -102,7 +106,37 @@ impl Docket {
             replying_from: 0,
             answered: 0,
             renewed_until_ns: 0,
+            flows: Flows::new(FlowRule::default(), sent),
         }
+    }
+
+    /// Its probes go by flows of this rule, and by those that an earlier daemon wrote down.
+    #[must_use]
+    pub fn with_flows(mut self, rule: FlowRule, ports: &Ports, goes_on: bool) -> Self {
+        let first = ports.fit(rule.share, rule.first);
+        self.flows = Flows::new(FlowRule { first, ..rule }, self.handed);
+        if goes_on {
+            self.flows.resume(&self.account, ports);
+        }
+        self.flows.note(&mut self.account);
+        self
+    }
+
+    /// By which flows its probes go.
+    pub const fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    /// By which flows its probes go.
+    pub const fn flows_mut(&mut self) -> &mut Flows {
+        &mut self.flows
+    }
+
+    /// The ICMP identifier or source port of the next probe.
+    #[inline]
+    pub fn flow(&mut self, ports: &Ports, is_replied: impl Fn(u64) -> bool) -> u16 {
+        let is_up = matches!(self.machine.verdict(), Verdict::Up);
+        self.flows.choose(ports, is_up, is_replied)
     }
 
     /// The state machine.
@@ -121,9 +155,10 @@ impl Docket {
     }
 
     /// The hub can't send.
-    pub const fn fault(&mut self, cause: Cause) {
+    pub fn fault(&mut self, cause: Cause) {
         self.commit_losses();
         self.machine.fault(cause, self.handed);
+        self.flows.forget(self.handed);
         self.replying_since_ns = 0;
     }
 
@@ -134,9 +169,10 @@ impl Docket {
     }
 
     /// Probes are different from here on; `sent` were sent before.
-    pub const fn renew(&mut self, sent: u64, until_ns: u64) {
+    pub fn renew(&mut self, sent: u64, until_ns: u64) {
         self.commit_losses();
         self.machine.renew(sent);
+        self.flows.forget(self.handed);
         self.renewed_until_ns = until_ns;
         self.replying_since_ns = 0;
     }
@@ -162,14 +198,17 @@ impl Docket {
     /// After a call that attempted it: true where the kernel did send a probe, `sent` so far. The send program has the
     /// last word: it refuses a frame that the kernel won't size.
     #[inline]
-    pub const fn was_sent(&mut self, sent: u64) -> bool {
+    pub fn was_sent(&mut self, sent: u64) -> bool {
         let is_sent = sent > self.handed;
-        self.handed += is_sent as u64;
+        if is_sent {
+            self.handed += 1;
+            self.flows.sent();
+        }
         is_sent
     }
 
     /// Its turn came to nothing, because the kernel can't send for it (or did not come that far).
-    pub const fn was_not_sent(&mut self, is_fault: bool) {
+    pub fn was_not_sent(&mut self, is_fault: bool) {
         self.account.skipped += 1;
         if is_fault {
             self.fault(Cause::SendFailed);
@@ -191,6 +230,7 @@ impl Docket {
             self.machine.unexpected(sequence);
             return Some(received_ns);
         }
+        self.flows.replied(sequence);
         if self.replying_since_ns == 0 {
             self.replying_since_ns = received_ns;
             self.replying_from = sequence;
@@ -232,6 +272,7 @@ impl Docket {
         if is_replied {
             self.commit_losses();
             self.answered = sequence;
+            self.flows.replied(sequence);
             let outcome = match self.expects_silence {
                 true => Outcome::Unexpected,
                 false => Outcome::Replied,
@@ -267,6 +308,19 @@ impl Docket {
         Judged {
             claim,
             since_ns: Some(self.losing_since_ns),
+        }
+    }
+
+    /// What the probe that was judged last, and was not answered, tells of its flow; after [`Docket::conclude`].
+    pub fn lose_flow(&mut self, ports: &Ports, is_void: bool, is_replied: impl Fn(u64) -> bool) {
+        let sequence = self.account.judged;
+        if is_void {
+            self.flows.void(ports, sequence);
+            return;
+        }
+        let is_up = matches!(self.machine.verdict(), Verdict::Up);
+        if self.machine.counts(sequence) || is_up {
+            self.flows.lost(ports, sequence, is_up, is_replied);
         }
     }
 
@@ -384,7 +438,10 @@ impl Docket {
         self.account.lost_run = self.machine.lost_run();
         self.account.replied_run = self.machine.replied_run();
         self.account.cause = cause as u8;
-        if self.reported == (verdict, cause) {
+        self.flows.note(&mut self.account);
+        // While it is not up, what is in use changes with each attempt.
+        let has_news = self.flows.take_news() && verdict == Verdict::Up;
+        if self.reported == (verdict, cause) && !has_news {
             return None;
         }
         let has_turned = self.reported.0 != verdict;

@@ -4,7 +4,12 @@
 //! due. Everything it needs of the kernel is behind [`Plane`], so the whole engine also runs on a
 //! simulated one. Each tracker's [`Docket`] is its own; nobody else decides a verdict.
 
-use std::{collections::VecDeque, io, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tracker_ebpf::{
     abi,
@@ -14,6 +19,7 @@ use tracker_ebpf::{
 
 use crate::{
     docket::Docket,
+    flows::{FlowRule, Moved, Ports, Share},
     flights::{Flights, Landed, STALL_MIN_NS},
     health::Health,
     ledger::{Ledger, Trust},
@@ -40,11 +46,11 @@ pub trait Plane {
     fn slept_ns(&self) -> u64 {
         0
     }
-    /// Sends one probe for each slot, in order; says for how many it was attempted.
+    /// Does what each job says, in order; says how many it attempted.
     ///
     /// # Errors
     /// What the kernel answered, where it attempted none.
-    fn send(&mut self, slots: &[u32]) -> io::Result<usize>;
+    fn send(&mut self, jobs: &[abi::Job]) -> io::Result<usize>;
     /// Probes that the slot has really been built and handed to its device so far.
     fn sent(&self, slot: u32) -> u64;
     /// True where the probe was answered within its timeout.
@@ -57,13 +63,9 @@ pub trait Plane {
     fn set_judge(&mut self, slot: u32, judge: &abi::JudgeState);
     /// What an earlier daemon kept there.
     fn judge(&self, slot: u32) -> abi::JudgeState;
-    /// The next SYN that was answered.
+    /// The next connection that a peer holds open.
     fn next_answered(&mut self) -> Option<abi::Answered> {
         None
-    }
-    /// Ends the connections that peers hold open, in order; says how many it attempted.
-    fn reset(&mut self, _connections: &[abi::Answered]) -> usize {
-        0
     }
     /// Installs a path.
     fn set_path(&mut self, path: u32, entry: &abi::Path);
@@ -96,6 +98,8 @@ pub struct TrackerSpec {
     pub fault: Option<Cause>,
     /// The service must stop the probes; every reply is then reported (`expects_silence` in TRACKERS).
     pub expects_silence: bool,
+    /// By which flows its probes go.
+    pub flows: FlowRule,
     /// The verdict and cause with which it goes on, where an earlier daemon had it. Its `fault` is not known
     /// yet then.
     pub resume: Option<(Verdict, Cause)>,
@@ -114,6 +118,10 @@ pub enum Command {
     SetFault(u32, Option<Cause>),
     /// How many outcomes decide from here on.
     SetRules(u32, Rules),
+    /// The ports that probes may have.
+    SetPorts(Arc<Ports>),
+    /// The ports that a tracker may have.
+    SetShare(u32, Share),
     /// A tracker's probes are different from here on, under this epoch.
     Renew(u32, u32),
     /// Probes may be redirected to this device, for the first time or again: how those before left tells nothing of it.
@@ -156,6 +164,8 @@ pub enum Report {
         detection_ns: Option<u64>,
         /// How sending failed last, where that is the cause and no fault that the daemon told of.
         failure: Option<SendFailure>,
+        /// That it went on by another flow since it was down.
+        moved: Option<Moved>,
     },
     /// Probes redirected to a device do not leave it.
     NotLeaving {
@@ -232,9 +242,10 @@ pub struct Engine<P> {
     paths: Vec<PathState>,
     groups: Vec<Group>,
     devices: Vec<Device>,
-    batch: Vec<u32>,
+    batch: Vec<abi::Job>,
     refused: Vec<u32>,
-    answered: Vec<abi::Answered>,
+    ports: Arc<Ports>,
+    identifiers: Ports,
     reports: Vec<Report>,
     /// When the next tick should be; 0 before the first.
     planned_ns: u64,
@@ -257,7 +268,8 @@ impl<P: Plane> Engine<P> {
             devices: Vec::new(),
             batch: Vec::with_capacity(abi::BATCH_MAX as usize),
             refused: Vec::new(),
-            answered: Vec::new(),
+            ports: Arc::default(),
+            identifiers: Ports::identifiers(),
             reports: Vec::new(),
             planned_ns: 0,
             next_device: 0,
@@ -288,6 +300,12 @@ impl<P: Plane> Engine<P> {
             Command::SetPath(path, entry, fault) => self.set_path(path, &entry, fault),
             Command::SetFault(slot, fault) => self.set_slot_fault(slot, fault),
             Command::SetRules(slot, rules) => self.set_rules(slot, rules),
+            Command::SetPorts(ports) => self.ports = ports,
+            Command::SetShare(slot, share) => {
+                if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
+                    state.docket.flows_mut().set_share(share, &self.ports);
+                }
+            }
             Command::Renew(slot, epoch) => self.renew(slot, epoch),
             Command::UseDevice(ifindex) => {
                 let at = self.device(ifindex);
@@ -344,6 +362,11 @@ impl<P: Plane> Engine<P> {
                 spec.interval_ns,
                 sent,
                 left,
+            )
+            .with_flows(
+                spec.flows,
+                ports_of(spec.flows, &self.ports, &self.identifiers),
+                spec.resume.is_some(),
             ),
             fault: spec.fault,
             is_resumed: spec.resume.is_some(),
@@ -653,6 +676,12 @@ impl<P: Plane> Engine<P> {
                 slot.docket.conclude(claim, has_left, &trouble);
             }
         }
+        if !is_replied && let Some(slot) = self.slots[index as usize].as_mut() {
+            let (plane, window) = (&self.plane, slot.spec.window);
+            let ports = ports_of(slot.spec.flows, &self.ports, &self.identifiers);
+            let is_replied = |sequence| plane.is_replied(window, sequence);
+            slot.docket.lose_flow(ports, landed.is_void, is_replied);
+        }
         let since_ns = judged.since_ns;
         let detection_ns = since_ns.map(|since_ns| now_ns.saturating_sub(since_ns));
         self.settle(index, now_ns, detection_ns);
@@ -686,6 +715,7 @@ impl<P: Plane> Engine<P> {
             mono_ns: now_ns,
             detection_ns: detection_ns.filter(|_| change.has_turned),
             failure: slot.failure.filter(|_| change.cause == Cause::SendFailed),
+            moved: slot.docket.flows().moved(),
         });
         if change.misses_replies {
             self.catch_up(index, now_ns);
@@ -705,15 +735,15 @@ impl<P: Plane> Engine<P> {
         }
     }
 
-    /// Ends the connections that peers hold open since they answered a SYN.
+    /// Ends the connections that peers hold open, and sends those SYNs once more that were not taken for them.
     fn reset(&mut self) {
         loop {
-            self.answered.clear();
-            while self.answered.len() < abi::BATCH_MAX as usize
+            self.batch.clear();
+            while self.batch.len() + 1 < abi::BATCH_MAX as usize
                 && let Some(answered) = self.plane.next_answered()
             {
-                let slot = self.slots.get(answered.tracker as usize);
-                let Some(slot) = slot.and_then(Option::as_ref) else {
+                let slot = self.slots.get_mut(answered.tracker as usize);
+                let Some(slot) = slot.and_then(Option::as_mut) else {
                     continue;
                 };
                 // Its number would be another one under another epoch. Without a way out it ends by itself.
@@ -721,18 +751,51 @@ impl<P: Plane> Engine<P> {
                 if slot.spec.epoch != answered.epoch || fault.is_some() {
                     continue;
                 }
-                if let Some(device) = slot.device {
-                    self.devices[device].ledger.hand();
+                let sequence = answered.sequence(self.plane.sent(answered.tracker));
+                let (plane, window) = (&self.plane, slot.spec.window);
+                let is_replied = |sequence| plane.is_replied(window, sequence);
+                let judged = slot.docket.account().judged;
+                let ports = ports_of(slot.spec.flows, &self.ports, &self.identifiers);
+                let again = (slot.docket.flows_mut()).again(
+                    ports,
+                    sequence,
+                    answered.flow,
+                    judged,
+                    is_replied,
+                );
+                if answered.is_held == 0 || again.is_some() {
+                    let reset = abi::Job::reset(answered.tracker, sequence, answered.flow);
+                    self.batch.push(reset);
                 }
-                self.answered.push(answered);
+                if let Some((sequence, flow)) = again {
+                    let again = abi::Job::again(answered.tracker, sequence, flow);
+                    self.batch.push(again);
+                }
             }
-            if self.answered.is_empty() {
+            if self.batch.is_empty() {
                 return;
             }
-            let taken = self.plane.reset(&self.answered);
-            for answered in &self.answered[taken..] {
-                let slot = self.slots.get(answered.tracker as usize);
-                if let Some(device) = slot.and_then(Option::as_ref).and_then(|slot| slot.device) {
+            for job in &self.batch {
+                if let Some(device) = self.slots[job.tracker as usize]
+                    .as_ref()
+                    .and_then(|slot| slot.device)
+                {
+                    self.devices[device].ledger.hand();
+                }
+            }
+            let mut taken = 0;
+            // A batch of the send program may be smaller than a ring of events. What is not sent ends by itself.
+            while taken < self.batch.len()
+                && let Ok(more) = self.plane.send(&self.batch[taken..])
+                && more > 0
+            {
+                taken += more;
+            }
+            for job in &self.batch[taken..] {
+                if let Some(device) = self.slots[job.tracker as usize]
+                    .as_ref()
+                    .and_then(|slot| slot.device)
+                {
                     self.devices[device].ledger.take_back();
                 }
             }
@@ -748,6 +811,7 @@ impl<P: Plane> Engine<P> {
             let (slots, paths) = (&mut self.slots, &self.paths);
             let (batch, devices) = (&mut self.batch, &mut self.devices);
             let plane = &mut self.plane;
+            let (ports, identifiers) = (&self.ports, &self.identifiers);
             let group = &mut self.groups[at];
             let spacing_ns = if group.cohort.interval_ns >= PROMPT_NS {
                 group.cohort.interval_ns / 2
@@ -773,7 +837,11 @@ impl<P: Plane> Engine<P> {
                 if let Some(device) = slot.device {
                     devices[device].ledger.hand();
                 }
-                batch.push(tracker);
+                let window = slot.spec.window;
+                let ports = ports_of(slot.spec.flows, ports, identifiers);
+                let is_replied = |sequence| plane.is_replied(window, sequence);
+                let flow = slot.docket.flow(ports, is_replied);
+                batch.push(abi::Job::probe(tracker, flow));
             };
             for _ in 0..PROMPT_MAX.min(group.prompt.len()) {
                 if let Some(tracker) = group.prompt.pop_front() {
@@ -806,7 +874,8 @@ impl<P: Plane> Engine<P> {
         // A probe's timeout counts from when the kernel certainly had handed it over.
         let group = &mut self.groups[at];
         let deadline_ns = self.plane.now_ns() + group.cohort.timeout_ns;
-        for (position, &tracker) in self.batch.iter().enumerate() {
+        for (position, job) in self.batch.iter().enumerate() {
+            let tracker = job.tracker;
             let Some(slot) = self.slots[tracker as usize].as_mut() else {
                 continue;
             };
@@ -873,6 +942,14 @@ impl<P: Plane> Engine<P> {
     /// Sleep until the planned tick.
     pub fn sleep(&self) -> Duration {
         Duration::from_nanos(self.planned_ns.saturating_sub(self.plane.now_ns()))
+    }
+}
+
+/// The flows from which a tracker takes its own.
+const fn ports_of<'p>(rule: FlowRule, ports: &'p Ports, identifiers: &'p Ports) -> &'p Ports {
+    match rule.is_identifier {
+        true => identifiers,
+        false => ports,
     }
 }
 

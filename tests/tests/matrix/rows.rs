@@ -35,6 +35,7 @@ pub fn all() -> Vec<Row> {
         translates(),
         carries_badly(),
         keeps_state(),
+        judges_flows(),
         eats_big_packets(),
         says_so(),
         passes_elsewhere(),
@@ -330,6 +331,53 @@ fn keeps_state() -> Vec<Row> {
         }),
     ]
 }
+
+/// What it decided for a flow, or a port, it goes on doing to it.
+fn judges_flows() -> Vec<Row> {
+    vec![
+        Row::new("condemns flows, for an hour")
+            .icmp(NO_REPLY)
+            .udp(NO_REPLY)
+            .tcp(NO_REPLY)
+            .stamp(NO_REPLY)
+            .v4()
+            .setup(|lab, props| {
+                props.listen(lab.service())?;
+                lab.service().firewall.nft(CONDEMNS)
+            })
+            .breaks(|stage| stage.service().firewall.nft(CONDEMN))
+            .mends(|stage| {
+                let firewall = &stage.service().firewall;
+                firewall.nft("flush chain inet condemned judge\n")
+            }),
+        Row::new("eats the hub's resets: the server holds each connection")
+            .tcp(STAYS)
+            .watch(
+                "tcp, rotate",
+                "probe = \"tcp\"\nport = 443\nflow = \"rotate\"",
+                STAYS,
+            )
+            .setup(|lab, props| props.listen(lab.service()))
+            .breaks(|stage| stage.forbid("iifname eth0 tcp flags & rst == rst drop")),
+        Row::new("loses one packet in a hundred, each way")
+            .icmp(STAYS)
+            .tcp(STAYS)
+            .setup(|lab, props| props.listen(lab.service()))
+            .breaks(|stage| stage.forbid("numgen random mod 100 < 1 drop")),
+    ]
+}
+
+/// While `judge` has rules, whatever comes from the hub is dropped for an hour.
+const CONDEMNS: &str = "table inet condemned {
+    set ports { type ipv4_addr . inet_service; size 65536; flags dynamic,timeout; timeout 1h; }
+    set ids { typeof icmp id; size 65536; flags dynamic,timeout; timeout 1h; }
+    chain judge {}
+    chain forward { type filter hook forward priority -5;
+      iifname eth0 jump judge
+      iifname eth0 meta l4proto { tcp, udp } ip saddr . th sport @ports drop
+      iifname eth0 icmp id @ids drop\n}\n}\n";
+const CONDEMN: &str = "add rule inet condemned judge meta l4proto { tcp, udp } update @ports { ip saddr . th sport } drop
+    add rule inet condemned judge icmp type echo-request update @ids { icmp id } drop\n";
 
 /// The way behind it takes smaller packets only.
 fn eats_big_packets() -> Vec<Row> {

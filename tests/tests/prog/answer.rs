@@ -40,6 +40,8 @@ pub struct Row {
     pub want: Want,
     /// A connection is to be reset.
     pub is_answered: bool,
+    /// It is one of an earlier probe, and stands in the way of a later one.
+    pub is_held: bool,
 }
 
 struct Table {
@@ -73,7 +75,16 @@ impl Table {
             sequence,
             want,
             is_answered,
+            is_held: false,
         });
+    }
+
+    /// A connection that the peer holds, of an earlier probe.
+    fn held(&mut self, what: &str, world: &World, frame: Vec<u8>, sequence: u64) {
+        self.add(what, world, frame, sequence, Want::Duplicate, true);
+        if let Some(row) = self.rows.last_mut() {
+            row.is_held = true;
+        }
     }
 }
 
@@ -195,21 +206,42 @@ impl Table {
             let frame = with(genuine.clone(), |frame| frame[at] ^= 1);
             self.row(&format!("another {what}"), &world, frame, Want::Foreign);
         }
-        let rotating = world.clone().with(|world| {
-            world.tracker.flow_first = 63_488 + 3 * 64;
-            world.tracker.flow_mask = 63;
-        });
-        for sequence in 998..=SEQUENCE {
-            let mut frame = syn_ack(&rotating, sequence);
-            let port = rotating.flow(sequence).to_be_bytes();
-            let at = header(self.family) + 2;
-            frame[at..at + 2].copy_from_slice(&port);
-            let what = format!("port of probe {sequence}");
-            self.answered(&what, &rotating, frame.clone(), sequence, Want::Counted);
-            frame[at + 1] = frame[at + 1].wrapping_add(64);
-            let what = "the port of another's block";
-            self.row(what, &rotating, frame, Want::Foreign);
+        // Any of its share of the ports: no port that the kernel gives to sockets, no system port, no other's.
+        let at = header(self.family) + 2;
+        let ports = [1_025, 8_081, 32_767, 61_001, 65_535];
+        let foreign = [1_023, 32_769, 60_999, 1_024, 8_080, 65_534];
+        for port in ports.into_iter().chain(foreign) {
+            let mut frame = syn_ack(&world, SEQUENCE);
+            frame[at..at + 2].copy_from_slice(&u16::to_be_bytes(port));
+            let what = format!("to port {port}");
+            match ports.contains(&port) {
+                true => self.answered(&what, &world, frame, SEQUENCE, Want::Counted),
+                false => self.row(&what, &world, frame, Want::Foreign),
+            }
         }
+        // A challenge ACK has no data and no options, and says which earlier SYN its sender holds.
+        for (sequence, is_held) in [(999, true), (745, true), (1_000, false), (744, false)] {
+            let number = world.initial_sequence(sequence).wrapping_add(1);
+            let frame = segment(&world, ACK, number);
+            let what = format!("probe {sequence} of 1000 is held");
+            match is_held {
+                true => self.held(&what, &world, frame, sequence),
+                false => self.row(&what, &world, frame, Want::Foreign),
+            }
+            let frame = segment(&world, ACK, number.wrapping_add(0x100));
+            self.row("something is held", &world, frame, Want::Foreign);
+        }
+        let answered = world.clone().with(|world| {
+            let (word, bit) = world.bit(1_000);
+            let first = world.tracker.window_first as usize;
+            world.words[word - first] |= bit;
+        });
+        let number = world.initial_sequence(999).wrapping_add(1);
+        let frame = segment(&world, ACK, number);
+        let what = "one is held, and nothing waits for it";
+        self.row(what, &answered, frame.clone(), Want::Duplicate);
+        let arriving = world.clone().with(|world| world.tracker.proof = abi::Proof::Arrival);
+        self.row("one is held of what arrives", &arriving, frame, Want::Foreign);
         // Of more than 256 probes the number of one is not told from that of another, but their tokens are.
         for (sequence, want) in [(745, Some(Want::Late)), (744, None), (1_001, None)] {
             let what = format!("an answer to probe {sequence} of 1000");
@@ -708,7 +740,10 @@ impl Row {
         let wanted = is_answered.then_some(abi::Answered {
             tracker: slot,
             epoch,
-            sequence: self.sequence,
+            sequence: self.sequence as u32,
+            flow: own_port(&self.frame).unwrap_or(0),
+            is_held: self.is_held.into(),
+            pad: 0,
         });
         assert_eq!(
             answered,
@@ -724,4 +759,15 @@ impl Row {
         assert_eq!(reported, Vec::from_iter(wanted), "{what}: events");
         Ok(())
     }
+}
+
+/// The port to which a segment is addressed.
+fn own_port(frame: &[u8]) -> Option<u16> {
+    let tag = if frame.get(12..ETHERNET)? == [0x81, 0x00] { 4 } else { 0 };
+    let head = match frame.get(ETHERNET + tag)? >> 4 {
+        4 => packets::IPV4,
+        _ => packets::IPV6,
+    };
+    let at = ETHERNET + tag + head + 2;
+    Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?))
 }

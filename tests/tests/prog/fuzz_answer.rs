@@ -64,10 +64,9 @@ impl Peer {
         self.world.tracker.probe
     }
 
-    /// Source ports of its probes.
-    fn own_ports(&self) -> Range<u32> {
-        let first = u32::from(self.world.tracker.flow_first);
-        first..first + u32::from(self.world.tracker.flow_mask) + 1
+    /// Whether this may be the source port of one of its probes: even or odd ones are its share.
+    fn has_port(&self, port: u16) -> bool {
+        is_own(port) && port % 2 == self.world.tracker.flow_first % 2
     }
 
     /// The sequence numbers that an answer can be of.
@@ -124,8 +123,8 @@ fn peers(random: &mut Random, family: Family, actions: Actions) -> Vec<Peer> {
             tracker.salt = random.byte();
             // Two of TCP are never told by the same port; one of STAMP may have that of one of TCP.
             (tracker.flow_first, tracker.flow_mask) = match (probe, slot) {
-                (Probe::Tcp, 1) => (61_445, 0),
-                (Probe::Tcp, _) => (63_488 + 3 * 64, 63),
+                (Probe::Tcp, 1) => (*random.pick(&[61_445, 1_025, 32_767]), 0),
+                (Probe::Tcp, _) => (*random.pick(&[63_680, 1_024, 8_080]), 0),
                 _ if random.is_one_in(2) => (63_488, 2_047),
                 _ => (61_445, 0),
             };
@@ -640,10 +639,10 @@ fn read(frame: &[u8]) -> Result<Seen, Why> {
                 let claim = ip.above.get(ECHO + at..ECHO + at + CLAIM)?;
                 claim.ends_with(&ESTIMATE).then(|| claim.to_vec())
             };
-            let reflected = claim(REFLECTED).filter(|_| ports.1 >= OWN_PORTS);
+            let reflected = claim(REFLECTED).filter(|_| is_own(ports.1));
             let (form, claim) = match (reflected, claim(0)) {
                 (Some(claim), _) => (Form::Reply, claim),
-                (None, Some(claim)) if ports.0 >= OWN_PORTS => (Form::Probe, claim),
+                (None, Some(claim)) if is_own(ports.0) => (Form::Probe, claim),
                 _ => return Err(Why::Unmarked),
             };
             let (hub, behind, own_port, port) = match form {
@@ -702,7 +701,7 @@ fn read(frame: &[u8]) -> Result<Seen, Why> {
             let claim = claim.ok_or(Why::Unmarked)?;
             let port = |at| be16(above, at).ok_or(Why::Unread);
             let (own_port, port) = (port(0)?, port(2)?);
-            if own_port < OWN_PORTS {
+            if !is_own(own_port) {
                 return Err(Why::Unmarked);
             }
             Ok(Seen {
@@ -737,7 +736,7 @@ fn oracle(peers: &[Peer], frame: &[u8], beside: Beside, actions: Actions) -> Out
         is_between
             && match &seen.claim {
                 Claim::Number(_) => {
-                    peer.probe() == Probe::Tcp && peer.own_ports().contains(&seen.own_port.into())
+                    peer.probe() == Probe::Tcp && peer.has_port(seen.own_port)
                 }
                 Claim::Stamp(claim) => {
                     let slot = [&[0], &claim[4..7]].concat();
@@ -875,7 +874,7 @@ fn genuine(
             (tracker, sequence, form)
         }
         17 => {
-            let is_reply = be16(packet, above + 2)? >= OWN_PORTS
+            let is_reply = is_own(be16(packet, above + 2)?)
                 && packet.get(stamp + 36..stamp + 38) == Some(&ESTIMATE[..]);
             let (claim, form) = match is_reply {
                 true => (stamp + REFLECTED, Form::Reply),
@@ -991,8 +990,8 @@ fn genuine(
     // A port of the tracker's own: of STAMP any will do, which a NAT has made of another.
     let own = be16(seen, own_at)?;
     let is_own = match is_tcp {
-        true => peer.own_ports().contains(&own.into()),
-        false => own >= OWN_PORTS,
+        true => peer.has_port(own),
+        false => is_own(own),
     };
     wanted[own_at..own_at + 2].copy_from_slice(&own.to_be_bytes());
     let is_long = match (is_tcp, form) {
@@ -1096,7 +1095,7 @@ fn check_round(
             before = object.snapshot()?;
         }
         let (made, frame) = fuzzer.next(&peers);
-        if !object.takes(&frame) {
+        if !object.takes(&frame) || is_challenge(&provable, &frame) {
             continue;
         }
         ran_frames += 1;
@@ -1153,6 +1152,7 @@ fn check_round(
         let row = Row {
             what: what(),
             world: peers[at].world.clone(),
+            is_held: false,
             is_answered: is_tcp && form == Some(Form::Reply) && want != Want::Tagged,
             frame,
             sequence,
@@ -1162,6 +1162,22 @@ fn check_round(
         before = after;
     }
     Ok(ran_frames)
+}
+
+/// Whether a frame is an acknowledgement alone of a probe's number: tables have those.
+fn is_challenge(provable: &HashMap<Vec<u8>, (usize, u64)>, frame: &[u8]) -> bool {
+    let Some(ip) = Ip::of_frame(frame).filter(|ip| ip.protocol == IpNextHeaderProtocols::Tcp) else {
+        return false;
+    };
+    TcpPacket::new(ip.above).is_some_and(|tcp| {
+        let number = tcp.get_acknowledgement().wrapping_sub(1).to_be_bytes();
+        ip.room == Some(20) && tcp.get_flags() & TELLING == ACK && provable.contains_key(&number[..])
+    })
+}
+
+/// Whether a port may be that of a probe.
+fn is_own(port: u16) -> bool {
+    port >= 1_024 && !(32_768..61_000).contains(&port)
 }
 
 /// Whether a frame holds less of a datagram than the program of devices without Ethernet header asks for: it copies

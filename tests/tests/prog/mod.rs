@@ -34,7 +34,9 @@ pub const SLOTS: u32 = 8;
 /// Path slots of the object under test.
 pub const PATHS: u32 = 4;
 /// Words of WINDOWS of the object under test.
-pub const WORDS: u32 = 40;
+pub const WORDS: u32 = 40 + 2 * SLOTS;
+/// First of the words that say which TCP tracker uses which source ports, two for each slot.
+const STREAM_WORDS: u32 = 40;
 /// Bytes of the ring buffer, the least that there is: to see it full.
 pub const EVENTS_BYTES: u32 = 4_096;
 /// The slot of the tracker under test.
@@ -243,9 +245,17 @@ impl Object {
         Ok(object)
     }
 
-    /// Puts slots to send for before the program, and the cursor on the first of them.
+    /// Puts slots to send for before the program, each with the flow of its world, and the cursor on the first of them.
     pub fn set_batch(&mut self, slots: &[u32]) -> Result<()> {
-        let jobs: Vec<_> = slots.iter().map(|slot| abi::Job::probe(*slot)).collect();
+        let mut jobs = Vec::new();
+        let mut next = std::collections::HashMap::new();
+        for slot in slots {
+            let sent = self.states.get(slot, 0).map_or(0, |state| state.send.sent);
+            let tracker = self.trackers.get(slot, 0).unwrap_or_default();
+            let sequence = next.entry(*slot).or_insert(sent);
+            *sequence = sequence.wrapping_add(1);
+            jobs.push(abi::Job::probe(*slot, flow(&tracker, *sequence)));
+        }
         self.set_jobs(&jobs)
     }
 
@@ -599,18 +609,21 @@ impl World {
         };
         object.paths.set(path, self.path, 0)?;
         if self.tracker.probe == abi::Probe::Tcp {
-            let own_port = match self.tracker.flow_first {
-                first @ 63_488.. => first / 64 * 64,
-                first => first,
-            };
             let key = abi::StreamKey {
                 behind: self.tracker.behind,
                 port: self.tracker.port,
-                own_port,
+                zero: 0,
                 family: self.tracker.family,
                 pad: [0; 3],
             };
-            object.streams.insert(key, self.slot, 0)?;
+            // Two shares: of even ports and of odd ones.
+            let first = match object.streams.get(&key, 0) {
+                Ok(word) => word & 0x0fff_ffff,
+                Err(_) => STREAM_WORDS + 2 * (self.slot % SLOTS),
+            };
+            object.streams.insert(key, first | 1 << 28, 0)?;
+            let share = first + u32::from(self.tracker.flow_first) % 2;
+            object.windows.set(share, u64::from(self.slot) + 1, 0)?;
         }
         for (at, word) in (self.tracker.window_first..WORDS).zip(self.words) {
             object.windows.set(at, word, 0)?;
@@ -627,10 +640,7 @@ impl World {
 
     /// Identifier or source port of a probe.
     pub fn flow(&self, sequence: u64) -> u16 {
-        let flows = u64::from(self.tracker.flow_mask) + 1;
-        self.tracker
-            .flow_first
-            .wrapping_add((sequence % flows) as u16)
+        flow(&self.tracker, sequence)
     }
 
     /// Addresses of the hub and of what is behind.
@@ -725,4 +735,10 @@ impl World {
 /// An IPv4 address as the maps hold it.
 pub fn widen([a, b, c, d]: [u8; 4]) -> [u8; 16] {
     [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+/// The identifier or source port that a test gives a probe.
+fn flow(tracker: &abi::Tracker, sequence: u64) -> u16 {
+    let flows = u64::from(tracker.flow_mask) + 1;
+    (tracker.flow_first).wrapping_add((sequence % flows) as u16)
 }

@@ -5,7 +5,7 @@
 
 use aya_ebpf::programs::TcContext;
 use tracker_ebpf::{
-    abi::{Answered, Complaint, Hub, Path, Proof, State, Tracker},
+    abi::{Answered, Complaint, Hub, Path, Proof, State, Streams, Tracker},
     wire::{
         answer::{self, Answer, Message, Proof as Claimed},
         ethernet, icmp, ipv4, ipv6,
@@ -58,8 +58,14 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Answer> {
 #[inline(always)]
 pub fn slot(answer: &Answer) -> Option<u32> {
     match answer.proof {
-        // SAFETY: userspace replaces a value whole.
-        Claimed::Syn(_) => unsafe { STREAMS.get(answer.stream()) }.copied(),
+        Claimed::Syn(_) => {
+            // SAFETY: userspace replaces a value whole.
+            let streams = Streams::of_word(*unsafe { STREAMS.get(answer.stream()) }?);
+            let place = WINDOWS.get_ptr(streams.place(answer.own_port))?;
+            // SAFETY: a valid map value, which userspace writes whole. Zero wraps to no slot.
+            let taken = unsafe { place.read_volatile() } as u32;
+            Some(taken.wrapping_sub(1))
+        }
         Claimed::Stamp(claim) => Some(claim.tracker()),
     }
 }
@@ -94,6 +100,7 @@ pub fn recognise(
         Message::Reply => Proof::Reply,
         Message::Reset if tracker.refused_is_reply != 0 => Proof::Reply,
         Message::Probe => Proof::Arrival,
+        Message::Held => return hold(answer, slot, tracker, state, sequence, sent),
         Message::Reset | Message::Error => return complain(answer, tracker, state, sequence),
     };
     // The one does not stand for the other: whoever sees a probe can answer it.
@@ -126,13 +133,50 @@ pub fn recognise(
         let answered = Answered {
             tracker: slot,
             epoch: tracker.epoch,
-            sequence,
+            sequence: sequence as u32,
+            flow: answer.own_port,
+            is_held: 0,
+            pad: 0,
         };
         if EVENTS.output_untyped::<Answered>(answered, 0).is_err() {
             count(|counters| &mut counters.event_dropped);
         }
     }
     Some(outcome)
+}
+
+/// Reports a connection of an earlier probe that the peer still holds. It proves nothing of the later SYN that was
+/// refused: the daemon resets the connection and sends that SYN once more, and only its own SYN-ACK counts. While the
+/// last probe is answered nothing waits for that, and replayed challenge ACKs wake nothing.
+#[inline(always)]
+fn hold(
+    answer: &Answer,
+    slot: u32,
+    tracker: &Tracker,
+    state: *mut State,
+    sequence: u64,
+    sent: u64,
+) -> Option<Outcome> {
+    if !matches!(tracker.proof, Proof::Reply) || sequence == sent {
+        return None;
+    }
+    let (word, bit) = tracker.window().position(sent);
+    let word = WINDOWS.get_ptr(word)?;
+    // SAFETY: a valid map value, read whole.
+    if unsafe { word.read_volatile() } & bit == 0 {
+        let held = Answered {
+            tracker: slot,
+            epoch: tracker.epoch,
+            sequence: sequence as u32,
+            flow: answer.own_port,
+            is_held: 1,
+            pad: 0,
+        };
+        if EVENTS.output_untyped::<Answered>(held, 0).is_err() {
+            count(|counters| &mut counters.event_dropped);
+        }
+    }
+    Some(receive::note_duplicate(state))
 }
 
 /// The sequence number of the probe that is answered, if the token says so.

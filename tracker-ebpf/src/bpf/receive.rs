@@ -2,7 +2,9 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Complaint, Event, FIXED_PORTS, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker},
+    abi::{
+        Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker, is_own_port,
+    },
     window::Worth,
     wire::{
         ethernet, icmp, ipv4, ipv6,
@@ -118,6 +120,9 @@ pub fn may_be_ours(ctx: &TcContext) -> bool {
     }
 }
 
+/// Bytes that may stand before an IP header in a packet: Ethernet's, or those of a tunnel over IPv6.
+const LOWER_LEN: usize = 56;
+
 /// The same of bytes that begin with the protocol's number and end with the flags of a TCP header, `ip` bytes
 /// after the beginning of the IP header.
 #[inline(always)]
@@ -125,7 +130,9 @@ fn is_suspect<const LEN: usize>(ctx: &TcContext, bytes: &[u8; LEN], icmp: u8, ip
     let above = LEN - 14;
     let carried = bytes[0];
     if carried == tcp::PROTOCOL {
-        return bytes[above + 13] & (tcp::flags::SYN | tcp::flags::RST) != 0;
+        // Without data and options it may be a challenge ACK, whatever a tunnel's headers before it.
+        return bytes[above + 13] & (tcp::flags::SYN | tcp::flags::RST) != 0
+            || ctx.len() as usize <= ip + tcp::LEN + LOWER_LEN;
     }
     if carried != ipv4::UDP {
         return carried == icmp;
@@ -138,8 +145,8 @@ fn is_suspect<const LEN: usize>(ctx: &TcContext, bytes: &[u8; LEN], icmp: u8, ip
         let estimate = packet::network_bytes(ctx, ip + HEADER_LEN + at);
         estimate.is_some_and(|bytes| u16::from_be_bytes(bytes) == stamp::ESTIMATE)
     };
-    (word(2) >= FIXED_PORTS && has_estimate(stamp::REFLECTED_LEN - 2))
-        || (word(0) >= FIXED_PORTS && has_estimate(stamp::CLAIM_LEN - 2))
+    (is_own_port(word(2)) && has_estimate(stamp::REFLECTED_LEN - 2))
+        || (is_own_port(word(0)) && has_estimate(stamp::CLAIM_LEN - 2))
 }
 
 /// What the kernel knows of a packet's protocol.
@@ -295,6 +302,14 @@ pub fn note_late(state: *mut State) -> Outcome {
     Outcome::Late
 }
 
+/// Notes a genuine reply to a probe that was answered before, or to one before the last.
+#[inline(always)]
+pub fn note_duplicate(state: *mut State) -> Outcome {
+    // SAFETY: a valid map value.
+    unsafe { atomic::add32(&raw mut (*state).trouble.duplicate, 1) };
+    Outcome::Duplicate
+}
+
 /// Notes who brought the last counted reply.
 #[inline(always)]
 pub fn note_hop(state: *mut State, hop: Hop) {
@@ -379,11 +394,7 @@ pub fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome
     );
     let rtt_ns = match worth {
         Worth::Counts { rtt_ns } => rtt_ns,
-        Worth::Duplicate => {
-            // SAFETY: a valid map value.
-            unsafe { atomic::add32(&raw mut (*state).trouble.duplicate, 1) };
-            return Outcome::Duplicate;
-        }
+        Worth::Duplicate => return note_duplicate(state),
         Worth::Late => return note_late(state),
         Worth::Nowhere => return Outcome::Stale,
     };

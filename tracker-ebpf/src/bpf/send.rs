@@ -59,8 +59,8 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     // SAFETY: the send program alone writes this part, one call at a time; aligned 64-bit accesses
     // are whole for the daemon that reads along.
     let send = unsafe { &mut (*state).send };
-    let is_reset = job.reset != 0;
-    if is_reset && !matches!(tracker.probe, Probe::Tcp) {
+    let is_reset = job.is_reset();
+    if !job.is_probe() && !matches!(tracker.probe, Probe::Tcp) {
         return Err(Refusal::Inactive);
     }
 
@@ -78,7 +78,7 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
         return Err(Refusal::Failed);
     }
     let mut packet = Packet::new(ctx.data(), ctx.data_end());
-    if is_reset {
+    if !job.is_probe() {
         let sequence = job.answered(send.sent);
         let mark = Mark {
             tracker: slot,
@@ -86,7 +86,11 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
             sent_mono_ns: 0,
             token: token::token(hub.key, slot, tracker.epoch, sequence, 0),
         };
-        probe::emit_reset(&mut packet, path, tracker, &mark).ok_or(Refusal::Failed)?;
+        match is_reset {
+            true => probe::emit_reset(&mut packet, path, tracker, &mark, job.flow()),
+            false => probe::emit(&mut packet, path, tracker, &mark, job.flow()),
+        }
+        .ok_or(Refusal::Failed)?;
         return leave(path);
     }
 
@@ -109,7 +113,7 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
         sent_mono_ns: claimed_mono_ns,
         token: token::token(hub.key, slot, tracker.epoch, sequence, claimed_mono_ns),
     };
-    probe::emit(&mut packet, path, tracker, &mark).ok_or(Refusal::Failed)?;
+    probe::emit(&mut packet, path, tracker, &mark, job.flow()).ok_or(Refusal::Failed)?;
 
     let sent = leave(path)?;
     send.sent_mono_ns = sent_mono_ns;

@@ -9,7 +9,7 @@ use super::{
     tcp::{self, flags},
     udp, vlan,
 };
-use crate::abi::{FIXED_PORTS, Family, Probe, StreamKey, Tracker};
+use crate::abi::{Family, Probe, StreamKey, Tracker, is_own_port};
 
 /// A message to or from one of the ports of our probes: an answer, a probe that came back, or an error about one.
 /// Nothing of it is proven yet.
@@ -48,6 +48,9 @@ pub enum Message {
     Reply,
     /// The peer, or somebody in its name, resets the connection.
     Reset,
+    /// The peer holds a connection that an earlier probe from the same port opened, and says so in answer to a
+    /// later one (RFC 9293 section 3.10.7.4, a challenge ACK of RFC 5961 section 4.2).
+    Held,
     /// A probe.
     Probe,
     /// An ICMP error that quotes a probe as far as what proves it.
@@ -75,14 +78,14 @@ impl Proof {
 }
 
 impl Answer {
-    /// By which the tracker of a SYN is found.
+    /// By which the trackers are found that ask the port of a SYN.
     #[inline(always)]
     pub fn stream(&self) -> StreamKey {
         let [high, low] = self.behind.map(u64::to_ne_bytes);
         let mut behind = [0; 16];
         behind[..8].copy_from_slice(&high);
         behind[8..].copy_from_slice(&low);
-        StreamKey::new(behind, self.port, self.own_port, self.family)
+        StreamKey::new(behind, self.port, self.family)
     }
 
     /// True where it is between the tracker's addresses and ports, and about its kind of probe.
@@ -228,7 +231,7 @@ pub fn parse_ipv6<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
 #[inline(always)]
 fn answer(above: Above, [from, to]: [Address; 2], sender: Address, family: Family) -> Answer {
     let (behind, port, source, own_port) = match above.message {
-        Message::Reply | Message::Reset => (from, above.source, to, above.destination),
+        Message::Reply | Message::Reset | Message::Held => (from, above.source, to, above.destination),
         Message::Probe | Message::Error => (to, above.destination, from, above.source),
     };
     Answer {
@@ -253,8 +256,9 @@ fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) ->
     match protocol {
         tcp::PROTOCOL => {
             let segment: &[u8; tcp::LEN] = packet.at(at)?;
-            // Of a connection that goes on, as nearly all are.
-            if segment[13] & (flags::SYN | flags::RST) == 0 {
+            // Of a connection that goes on, as nearly all are. A challenge ACK has no data, and no options where its
+            // SYN has no timestamp.
+            if segment[13] & (flags::SYN | flags::RST) == 0 && room != tcp::LEN {
                 return None;
             }
             let header = tcp::parse(segment);
@@ -263,9 +267,12 @@ fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) ->
                 ANSWERED => (Message::Reply, acknowledged, header.destination),
                 REFUSED => (Message::Reset, acknowledged, header.destination),
                 flags::SYN => (Message::Probe, header.sequence, header.source),
+                flags::ACK if room == tcp::LEN => {
+                    (Message::Held, acknowledged, header.destination)
+                }
                 _ => return None,
             };
-            if own < FIXED_PORTS {
+            if !is_own_port(own) {
                 return None;
             }
             let proof = Proof::Syn(number);
@@ -277,13 +284,13 @@ fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) ->
         ipv4::UDP => {
             let datagram = udp::parse(packet.at(at)?);
             let (source, destination) = (datagram.source, datagram.destination);
-            let reply = match destination >= FIXED_PORTS {
+            let reply = match is_own_port(destination) {
                 true => packet.at(at + udp::LEN).and_then(Claim::of_reply),
                 false => None,
             };
             let (message, claim) = match reply {
                 Some(claim) => (Message::Reply, claim),
-                None if source >= FIXED_PORTS => {
+                None if is_own_port(source) => {
                     let claim = Claim::of_probe(packet.at(at + udp::LEN)?)?;
                     (Message::Probe, claim)
                 }
@@ -308,7 +315,7 @@ const REFUSED: u8 = flags::RST | flags::ACK;
 fn quote<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) -> Option<Above> {
     let ports: &[u8; tcp::PORTS_LEN] = packet.at(at)?;
     let (source, destination) = (be16(ports, 0), be16(ports, 2));
-    if source < FIXED_PORTS {
+    if !is_own_port(source) {
         return None;
     }
     let (proof, len) = match protocol {
@@ -380,7 +387,7 @@ mod tests {
             };
             let tracker_entry = Tracker {
                 behind: only(behind), source: only(source), payload, port, salt, family, probe,
-                flow_first: FIXED_PORTS | own,
+                flow_first: crate::abi::FIXED_PORTS | own,
                 ..Default::default()
             };
             let path = Path { vlan: if is_tagged { control } else { 0 }, ..Default::default() };
@@ -391,7 +398,7 @@ mod tests {
     fn frame(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
         let len = probe::wire_len(path.vlan != 0, tracker.family, tracker.payload);
         let mut frame = vec![0; len as usize];
-        probe::emit(&mut frame[..], path, tracker, mark).expect("room for it");
+        probe::emit(&mut frame[..], path, tracker, mark, tracker.flow_first).expect("room for it");
         frame
     }
 

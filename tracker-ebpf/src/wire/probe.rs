@@ -92,16 +92,17 @@ pub const fn wire_len(tagged: bool, family: Family, payload: u16) -> u32 {
     (shortest + tag - LEN) as u32 + payload as u32
 }
 
-/// Writes a probe over the first bytes of a frame of [`wire_len`] bytes, whose rest is zeros. `None`
-/// where the frame is too short.
+/// Writes a probe of this ICMP identifier or source port over the first bytes of a frame of [`wire_len`] bytes, whose
+/// rest is zeros. `None` where the frame is too short.
 #[inline(always)]
 pub fn emit<B: BytesMut + ?Sized>(
     frame: &mut B,
     path: &Path,
     tracker: &Tracker,
     mark: &Mark,
+    flow: u16,
 ) -> Option<()> {
-    emit_frame(frame, path, tracker, mark, What::Probe)
+    emit_frame(frame, path, tracker, mark, flow, What::Probe)
 }
 
 /// The same for the end of the connection that the answer to a SYN would open.
@@ -111,8 +112,9 @@ pub fn emit_reset<B: BytesMut + ?Sized>(
     path: &Path,
     tracker: &Tracker,
     mark: &Mark,
+    flow: u16,
 ) -> Option<()> {
-    emit_frame(frame, path, tracker, mark, What::Reset)
+    emit_frame(frame, path, tracker, mark, flow, What::Reset)
 }
 
 /// What is written for a tracker.
@@ -128,6 +130,7 @@ fn emit_frame<B: BytesMut + ?Sized>(
     path: &Path,
     tracker: &Tracker,
     mark: &Mark,
+    flow: u16,
     what: What,
 ) -> Option<()> {
     let ethertype = match tracker.family {
@@ -137,12 +140,12 @@ fn emit_frame<B: BytesMut + ?Sized>(
     if path.vlan == 0 {
         let header = frame.at_mut(0)?;
         ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethertype);
-        return emit_ip::<B, { ethernet::LEN }>(frame, tracker, mark, what);
+        return emit_ip::<B, { ethernet::LEN }>(frame, tracker, mark, flow, what);
     }
     let header = frame.at_mut(0)?;
     ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethernet::VLAN);
     vlan::emit(frame.at_mut(ethernet::LEN)?, path.vlan, ethertype);
-    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, tracker, mark, what)
+    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, tracker, mark, flow, what)
 }
 
 #[inline(always)]
@@ -150,6 +153,7 @@ fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
     frame: &mut B,
     tracker: &Tracker,
     mark: &Mark,
+    flow: u16,
     what: What,
 ) -> Option<()> {
     let message_len = match what {
@@ -174,14 +178,14 @@ fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
                 Probe::Icmp => Sum::new(),
                 _ => ipv4::pseudo_header(source, behind, message_len, protocol),
             };
-            emit_message(frame, AT + ipv4::LEN, tracker, mark, what, pseudo)
+            emit_message(frame, AT + ipv4::LEN, tracker, mark, flow, what, pseudo)
         }
         Family::Ipv6 => {
             let source = ipv6::address(&tracker.source);
             let behind = ipv6::address(&tracker.behind);
             ipv6::emit(frame.at_mut(AT)?, message_len, protocol, source, behind);
             let pseudo = ipv6::pseudo_header(source, behind, message_len, protocol);
-            emit_message(frame, AT + ipv6::LEN, tracker, mark, what, pseudo)
+            emit_message(frame, AT + ipv6::LEN, tracker, mark, flow, what, pseudo)
         }
     }
 }
@@ -193,10 +197,10 @@ fn emit_message<B: BytesMut + ?Sized>(
     at: usize,
     tracker: &Tracker,
     mark: &Mark,
+    flow: u16,
     what: What,
     pseudo: Sum,
 ) -> Option<()> {
-    let flow = tracker.flow(mark.sequence);
     let datagram = udp::Header {
         source: flow,
         destination: tracker.port,
@@ -283,7 +287,7 @@ mod tests {
     prop_compose! {
         fn trackers()(
             behind: [u8; 16], source: [u8; 16], payload in LEN as u16..9_000, is_v6: bool,
-            flow_first: u16, flow_bits in 0u32..=16, port: u16, salt: u8, probe in 0usize..4,
+            flow_first: u16, port: u16, salt: u8, probe in 0usize..4,
         ) -> Tracker {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             let probe = [Probe::Icmp, Probe::Udp, Probe::Tcp, Probe::Stamp][probe];
@@ -293,8 +297,7 @@ mod tests {
                 Probe::Stamp if payload < 1_000 => stamp::LEN as u16,
                 Probe::Stamp => payload,
             };
-            let flow_mask = ((1u32 << flow_bits) - 1) as u16;
-            Tracker { behind, source, payload, flow_first, flow_mask, port, family, probe, salt, ..Default::default() }
+            Tracker { behind, source, payload, flow_first, port, family, probe, salt, ..Default::default() }
         }
     }
 
@@ -309,7 +312,7 @@ mod tests {
     fn built(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
         let len = wire_len(path.vlan != 0, tracker.family, tracker.payload);
         let mut bytes = vec![0; len as usize];
-        emit(bytes.as_mut_slice(), path, tracker, mark).expect("room for it");
+        emit(bytes.as_mut_slice(), path, tracker, mark, tracker.flow_first).expect("room for it");
         bytes
     }
 
@@ -334,8 +337,8 @@ mod tests {
                 };
                 let len = wire_len(vlan != 0, family, tracker.payload) as usize;
                 let mut bytes = vec![0; len];
-                assert!(emit(&mut bytes[..len - 1], &path, &tracker, &mark).is_none());
-                assert!(emit(&mut bytes[..], &path, &tracker, &mark).is_some());
+                assert!(emit(&mut bytes[..len - 1], &path, &tracker, &mark, tracker.flow_first).is_none());
+                assert!(emit(&mut bytes[..], &path, &tracker, &mark, tracker.flow_first).is_some());
             }
         }
     }
@@ -404,7 +407,7 @@ mod tests {
                     (ip.get_next_header(), source, destination, &packet[ipv6::LEN..])
                 }
             };
-            let flow = tracker.flow_first.wrapping_add((mark.sequence % (u64::from(tracker.flow_mask) + 1)) as u16);
+            let flow = tracker.flow_first;
             match tracker.probe {
                 Probe::Icmp => {
                     let right = match (source, destination) {
@@ -445,7 +448,7 @@ mod tests {
                     prop_assert_eq!((tcp.get_sequence(), tcp.get_flags()), (number, tcp::flags::SYN));
                     // Its end fits the same frame, and is a packet of its own length.
                     let mut end = frame.clone();
-                    emit_reset(end.as_mut_slice(), &path, &tracker, &mark).expect("room for it");
+                    emit_reset(end.as_mut_slice(), &path, &tracker, &mark, tracker.flow_first).expect("room for it");
                     let at = frame.len() - message.len();
                     let reset = TcpPacket::new(&end[at..at + tcp::LEN]).expect("a whole header");
                     prop_assert_eq!((reset.get_sequence(), reset.get_flags()), (number.wrapping_add(1), tcp::flags::RST));

@@ -179,19 +179,13 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
 pub fn crowded<'t>(trackers: impl Iterator<Item = &'t Tracker>) -> Option<String> {
     let mut of = HashMap::new();
     for tracker in trackers.filter(|tracker| tracker.probe == Probe::Tcp) {
-        let count = of
-            .entry((tracker.behind, tracker.port, tracker.flow))
-            .or_insert(0);
+        let count = of.entry((tracker.behind, tracker.port)).or_insert(0);
         *count += 1;
-        let most = match tracker.flow {
-            Flow::Fixed => abi::PORTS_MASK + 1,
-            Flow::Rotate => (abi::PORTS_MASK + 1) / (abi::STREAM_PORTS_MASK + 1),
-        };
+        let most = abi::PORTS_MASK + 1;
         if *count > most {
             return Some(format!(
-                "more than {most} trackers with probe \"tcp\" and flow \"{}\" ask port {} of {}, and their replies could \
-                 not be told apart; take some away, or have them ask another port or address",
-                tracker.flow,
+                "more than {most} trackers with probe \"tcp\" ask port {} of {}, and their replies could not be told \
+                 apart; take some away, or have them ask another port or address",
                 tracker.port.unwrap_or_default(),
                 tracker.behind
             ));

@@ -1,7 +1,10 @@
 //! Places in the kernel's maps for the services: at the start, at each reload, and for what is added
 //! and removed in between.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use anyhow::{Result, bail};
 use tracker_ebpf::{
@@ -16,15 +19,20 @@ use crate::{
     config::{self, Addition, Config, Expect, Flow, Member, Origin, Refused, Service},
     desired::diff::{self, Pairs, Used},
     engine::{Command, TrackerSpec},
-    kernel::loader::Sizes,
+    flows::{FlowRule, Share, Turnover},
+    kernel::{loader::Sizes, ports},
     plan::{self, Fault},
     report::words,
     slots::{Slots, Words},
+    streams::StreamPlaces,
 };
 
 /// Words of WINDOWS for each tracker that may be added: what one with a timeout of up to 448 intervals
 /// needs, though most need only half of it.
 const ROOM_WORDS: usize = 8;
+/// Words of WINDOWS for each TCP tracker's share of the source ports: a run of twice as many as there are trackers of one
+/// port, beside the one of half that size before it.
+const STREAM_WORDS: usize = 3;
 
 /// What is free in the maps.
 pub(super) struct Places {
@@ -32,7 +40,7 @@ pub(super) struct Places {
     pub(super) paths: Slots,
     pub(super) words: Words,
     /// By which answers to the probes of TCP trackers are told apart.
-    streams: HashSet<abi::StreamKey>,
+    pub(super) streams: StreamPlaces,
     room: u32,
 }
 
@@ -42,28 +50,9 @@ impl Places {
             slots: Slots::new(sizes.trackers),
             paths: Slots::new(sizes.paths),
             words: Words::new(sizes.words),
-            streams: HashSet::new(),
+            streams: StreamPlaces::default(),
             room,
         }
-    }
-
-    /// The first source port of a TCP tracker, which tells it from others of the same port of the same address. The
-    /// slot spreads those of different ones.
-    fn take_stream(&mut self, tracker: &abi::Tracker, flow: Flow, slot: u32) -> Option<u16> {
-        let (base, step) = match flow {
-            Flow::Fixed => (abi::FIXED_PORTS, 1),
-            Flow::Rotate => (abi::ROTATE_PORTS, abi::STREAM_PORTS_MASK + 1),
-        };
-        let places = (abi::PORTS_MASK + 1) / step;
-        (0..places).find_map(|place| {
-            let place = (slot as u16).wrapping_add(place) & (places - 1);
-            let flow_first = base + place * step;
-            let taken = abi::Tracker {
-                flow_first,
-                ..*tracker
-            };
-            self.streams.insert(taken.stream()).then_some(flow_first)
-        })
     }
 
     /// Says that a place in the maps that an earlier daemon gave is in use; false where it was taken.
@@ -75,19 +64,20 @@ impl Places {
             self.slots.give(slot);
             return false;
         }
-        if entry.probe == abi::Probe::Tcp {
-            self.streams.insert(entry.stream());
+        if entry.probe == abi::Probe::Tcp
+            && !(self.streams).claim(&entry.stream(), slot, entry.flow_first)
+        {
+            self.words.give(entry.window_first, entry.words());
+            self.slots.give(slot);
+            return false;
         }
         true
     }
 
-    /// Gives a tracker's place back.
+    /// Gives a tracker's place back, but for that of its stream.
     fn give(&mut self, slot: u32, entry: &abi::Tracker) {
         self.slots.give(slot);
         self.words.give(entry.window_first, entry.words());
-        if entry.probe == abi::Probe::Tcp {
-            self.streams.remove(&entry.stream());
-        }
     }
 
     /// Whether what comes finds place once what goes has given its own back; nothing is taken.
@@ -102,6 +92,15 @@ impl Places {
         let mut fits = trackers <= slots && coming.paths <= paths;
         for tracker in &coming.trackers {
             fits = fits && words.take(words_of(tracker)).is_some();
+        }
+        let mut streams = HashMap::new();
+        let tcp = coming.trackers.iter();
+        for tracker in tcp.filter(|tracker| tracker.kind() == abi::Probe::Tcp) {
+            *streams.entry(entry(tracker, 0).stream()).or_insert(0) += 1;
+        }
+        for (key, coming) in &streams {
+            let needs = self.streams.needs(key, *coming);
+            fits = fits && needs.is_none_or(|count| words.take(count).is_some());
         }
         if !fits {
             bail!(
@@ -417,7 +416,7 @@ impl Daemon {
             ..entry(tracker, path)
         };
         let entry = abi::Tracker {
-            flow_first: self.flow_first(&entry, tracker.flow, slot)?,
+            flow_first: self.flow_first(&entry, slot)?,
             ..entry
         };
         let (resume, state) = left.unzip();
@@ -425,16 +424,104 @@ impl Daemon {
         Some(self.start_tracker(tracker, slot, entry, resume))
     }
 
-    /// First ICMP identifier or source port of a tracker's probes.
-    fn flow_first(&mut self, entry: &abi::Tracker, flow: Flow, slot: u32) -> Option<u16> {
-        Some(match (entry.probe, flow) {
-            (abi::Probe::Udp | abi::Probe::Stamp, Flow::Fixed) => {
+    /// ICMP identifier or source port with which a tracker begins.
+    fn flow_first(&mut self, entry: &abi::Tracker, slot: u32) -> Option<u16> {
+        Some(match entry.probe {
+            abi::Probe::Icmp => self.icmp_base ^ slot as u16,
+            abi::Probe::Udp | abi::Probe::Stamp => {
                 abi::FIXED_PORTS | (slot as u16 & abi::PORTS_MASK)
             }
-            (abi::Probe::Udp | abi::Probe::Stamp, Flow::Rotate) => abi::ROTATE_PORTS,
-            (abi::Probe::Tcp, _) => self.places.take_stream(entry, flow, slot)?,
-            (abi::Probe::Icmp, _) => self.icmp_base ^ slot as u16,
+            abi::Probe::Tcp => self.take_stream(entry.stream(), slot)?,
         })
+    }
+
+    /// The first source port of a TCP tracker, which tells it from others of the same port of the same address.
+    fn take_stream(&mut self, key: abi::StreamKey, slot: u32) -> Option<u16> {
+        let places = &mut self.places;
+        let placed = places.streams.take(key, slot, &mut places.words)?;
+        let group = places.streams.group(&key)?;
+        match (placed.left, group.slots.len()) {
+            (None, 2..) => {
+                let at = group.streams.first + u32::from(placed.class);
+                self.kernel.set_stream(at, u64::from(slot) + 1);
+            }
+            _ => {
+                if let Err(error) = self.kernel.set_streams(&key, group) {
+                    tracing::warn!("{error:#}");
+                }
+            }
+        }
+        if let Some(left) = placed.left {
+            for (class, other) in (0..).zip(&group.slots) {
+                if let Some(other) = other.filter(|other| *other != slot) {
+                    let share = group.share(class);
+                    self.sender.command(Command::SetShare(other, share));
+                }
+            }
+            places.words.give(left.first, left.mask() + 1);
+        }
+        Some(StreamPlaces::first_port(placed.class))
+    }
+
+    /// Gives back the source ports of a TCP tracker.
+    fn give_stream(&mut self, key: abi::StreamKey, slot: u32) {
+        let places = &mut self.places;
+        if let Some(at) = places.streams.give(&key, slot) {
+            self.kernel.set_stream(at, 0);
+        }
+        if let Some(left) = places.streams.forget_empty(&key) {
+            self.kernel.remove_streams(&key);
+            places.words.give(left.first, left.mask() + 1);
+        }
+    }
+
+    /// Takes over what an earlier daemon wrote of TCP trackers' ports, before its trackers are.
+    pub(super) fn adopt_streams(&mut self) {
+        for (key, streams) in self.kernel.streams() {
+            let places = &mut self.places;
+            if !places.streams.adopt(key, streams, &mut places.words) {
+                self.kernel.remove_streams(&key);
+            }
+        }
+    }
+
+    /// Takes out of the maps what it wrote of trackers that are no more.
+    pub(super) fn settle_streams(&mut self) {
+        let keys: Vec<_> = (self.places.streams.groups().map(|(key, _)| *key)).collect();
+        for key in keys {
+            let places = &mut self.places;
+            if let Some(left) = places.streams.forget_empty(&key) {
+                self.kernel.remove_streams(&key);
+                places.words.give(left.first, left.mask() + 1);
+            } else if let Some(group) = places.streams.group(&key)
+                && let Err(error) = self.kernel.set_streams(&key, group)
+            {
+                tracing::warn!("{error:#}");
+            }
+        }
+    }
+
+    /// By which flows a tracker's probes go.
+    fn flow_rule(&self, tracker: &config::Tracker, entry: &abi::Tracker) -> FlowRule {
+        let share = match entry.probe {
+            abi::Probe::Tcp => {
+                let group = self.places.streams.group(&entry.stream());
+                let class = StreamPlaces::class(entry.flow_first);
+                group.map(|group| group.share(class)).unwrap_or_default()
+            }
+            _ => Share::default(),
+        };
+        FlowRule {
+            turnover: match (tracker.flow, tracker.expect) {
+                (Flow::Rotate, _) => Turnover::Always,
+                (Flow::Fixed, Expect::Reply) => Turnover::OnLoss,
+                (Flow::Fixed, Expect::Silence) => Turnover::Never,
+            },
+            is_connection: entry.probe == abi::Probe::Tcp,
+            is_identifier: entry.probe == abi::Probe::Icmp,
+            first: entry.flow_first,
+            share,
+        }
     }
 
     /// Has the engine take a tracker whose place is prepared, or was its place before.
@@ -460,6 +547,7 @@ impl Daemon {
             window: entry.window(),
             fault: fault.as_ref().map(|fault| fault.cause),
             expects_silence: tracker.expect == Expect::Silence,
+            flows: self.flow_rule(tracker, &entry),
             resume,
         }));
         Tracker {
@@ -497,6 +585,9 @@ impl Daemon {
         }
         if let Some(at) = self.by_slot.remove(&tracker.slot) {
             self.shared.core().slots.remove(&at);
+        }
+        if tracker.entry.probe == abi::Probe::Tcp {
+            self.give_stream(tracker.entry.stream(), tracker.slot);
         }
         self.places.give(tracker.slot, &tracker.entry);
     }
@@ -628,6 +719,7 @@ impl Daemon {
         let used = |place| self.used(place);
         let mut events = self.shared.core().board.replace(&config, stamp(), used);
         self.config = config;
+        self.sender.command(Command::SetPorts(Arc::new(ports::read())));
         let repaced = self.install(&pairs);
         events.extend(self.catch_up(repaced));
         self.begin_journal(events);
@@ -713,11 +805,9 @@ pub(super) fn entry(tracker: &config::Tracker, path: u32) -> abi::Tracker {
         path,
         window_mask: window_words(tracker) - 1,
         payload: tracker.wire_payload(),
-        flow_mask: match (probe, tracker.flow) {
-            (_, Flow::Fixed) => 0,
-            (abi::Probe::Icmp, Flow::Rotate) => u16::MAX,
-            (abi::Probe::Udp | abi::Probe::Stamp, Flow::Rotate) => abi::PORTS_MASK,
-            (abi::Probe::Tcp, Flow::Rotate) => abi::STREAM_PORTS_MASK,
+        flow_mask: match tracker.flow {
+            Flow::Fixed => 0,
+            Flow::Rotate => u16::MAX,
         },
         port: tracker.port.unwrap_or(0),
         expects_silence: u8::from(tracker.expect == Expect::Silence),
@@ -777,7 +867,13 @@ pub(super) fn sizes(config: &Config) -> Sizes {
     let room = config.hub.room as usize;
     let words: usize = trackers
         .clone()
-        .map(|tracker| words_of(tracker) as usize)
+        .map(|tracker| {
+            let streams = match tracker.kind() {
+                abi::Probe::Tcp => STREAM_WORDS,
+                _ => 0,
+            };
+            words_of(tracker) as usize + streams
+        })
         .sum();
     let size = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Sizes {
@@ -785,65 +881,5 @@ pub(super) fn sizes(config: &Config) -> Sizes {
         // Each of them may be a service of its own.
         paths: size(members.count() + room),
         words: size(words + room * ROOM_WORDS),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn places() -> Places {
-        let sizes = Sizes {
-            trackers: 4_096,
-            paths: 1,
-            words: 65_536,
-        };
-        Places::new(sizes, 0)
-    }
-
-    fn tcp(port: u16) -> abi::Tracker {
-        abi::Tracker {
-            probe: abi::Probe::Tcp,
-            port,
-            ..Default::default()
-        }
-    }
-
-    /// As many as the config takes find ports of their own, whatever their slots.
-    #[test]
-    fn trackers_of_one_port_have_source_ports_of_their_own() {
-        for (flow, count, each) in [(Flow::Fixed, 2_048u32, 1u32), (Flow::Rotate, 32, 64)] {
-            let mut places = places();
-            let mut used = HashSet::new();
-            for slot in 0..count {
-                let first = places.take_stream(&tcp(443), flow, slot * 64);
-                let first = u32::from(first.expect("a port"));
-                assert!((0..each).all(|port| used.insert(first + port)), "{first}");
-            }
-            assert!(used.iter().all(|port| (61_440..65_536).contains(port)));
-            assert_eq!(places.take_stream(&tcp(443), flow, 7), None);
-            // Of another port all are free, and one that went makes room.
-            assert!(places.take_stream(&tcp(80), flow, 7).is_some());
-            let slot = places.slots.take().expect("a slot");
-            let window_first = places.words.take(1).expect("words");
-            let gone = abi::Tracker {
-                flow_first: *used.iter().min().expect("a port") as u16,
-                window_first,
-                ..tcp(443)
-            };
-            let words = gone.words();
-            assert_eq!(words, 2);
-            places.words.give(window_first, 1);
-            let window_first = places.words.take(words).expect("words");
-            let gone = abi::Tracker {
-                window_first,
-                ..gone
-            };
-            places.give(slot, &gone);
-            assert_eq!(
-                places.take_stream(&tcp(443), flow, 7),
-                Some(gone.flow_first)
-            );
-        }
     }
 }

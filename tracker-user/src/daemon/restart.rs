@@ -209,6 +209,9 @@ impl Daemon {
         });
         let used = |place| self.left_used(snapshot, paths, &entries, place);
         let pairs = diff::members(old, &self.config.services, used);
+        if !entries.is_empty() {
+            self.adopt_streams();
+        }
         let services = std::mem::take(&mut self.config.services);
         let mut found = Vec::new();
         let mut kept = Vec::new();
@@ -227,6 +230,7 @@ impl Daemon {
             }
         }
         self.deactivate(&entries, &found);
+        self.settle_streams();
         // Read before any slot gets another tenant.
         let mut states: HashMap<u32, abi::State> = HashMap::new();
         for (_, _, member, known, left) in &kept {

@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, HashSet, VecDeque},
     io,
 };
 
@@ -16,7 +16,10 @@ use tracker_ebpf::{
     window::{Window, Worth},
 };
 
-use crate::engine::{Command, Engine, Health, Plane, Report, SendFailure, TrackerSpec};
+use crate::{
+    engine::{Command, Engine, Health, Plane, Report, SendFailure, TrackerSpec},
+    flows::{FlowRule, Moved, Turnover},
+};
 
 pub const US: u64 = 1_000;
 pub const MS: u64 = 1_000_000;
@@ -64,6 +67,20 @@ pub struct Net {
     pub is_corrupting: bool,
     /// ICMP errors arrive instead of replies.
     pub is_unreachable: bool,
+    /// What the service does with flows.
+    pub flows: FlowState,
+}
+
+/// What a service that keeps state does with flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FlowState {
+    /// It passes all.
+    #[default]
+    Passes,
+    /// It drops those that were seen while it dropped, for ever, and passes others.
+    Condemns,
+    /// It passes those that it passed before and drops new ones.
+    KeepsOld,
 }
 
 impl Default for Net {
@@ -76,6 +93,7 @@ impl Default for Net {
             is_wrong_way: false,
             is_corrupting: false,
             is_unreachable: false,
+            flows: FlowState::Passes,
         }
     }
 }
@@ -90,6 +108,8 @@ pub struct Probe {
     pub has_left: bool,
     /// When a genuine reply was counted.
     pub answered_ns: Option<u64>,
+    /// Its ICMP identifier or source port.
+    pub flow: u16,
 }
 
 /// One tracker as the kernel knows it.
@@ -103,6 +123,9 @@ pub struct Slot {
     /// Each reply is reported.
     pub expects_silence: bool,
     pub net: Net,
+    /// Flows that the service passed, and that it dropped.
+    pub passed: HashSet<u16>,
+    pub condemned: HashSet<u16>,
     pub state: abi::State,
     /// By sequence number, from 1.
     pub probes: Vec<Probe>,
@@ -319,7 +342,7 @@ impl Kernel {
     }
 
     /// The send program; false where it refuses.
-    fn send_one(&mut self, index: u32) -> bool {
+    fn send_one(&mut self, index: u32, flow: u16) -> bool {
         let Self {
             slots,
             words,
@@ -356,9 +379,19 @@ impl Kernel {
             deadline_ns: 0,
             has_left,
             answered_ns: None,
+            flow,
         });
         let net = slot.net;
-        if has_left && !net.is_out && !rng.chance(net.loss_per_mille) {
+        let is_stopped = match net.flows {
+            FlowState::Passes => false,
+            FlowState::Condemns => slot.condemned.contains(&flow),
+            FlowState::KeepsOld => !slot.passed.contains(&flow),
+        };
+        match net.is_out || is_stopped {
+            true => slot.condemned.insert(flow),
+            false => slot.passed.insert(flow),
+        };
+        if has_left && !net.is_out && !is_stopped && !rng.chance(net.loss_per_mille) {
             let copies = 1 + u64::from(rng.chance(net.twice_per_mille));
             for _ in 0..copies {
                 self.order += 1;
@@ -381,21 +414,21 @@ impl Plane for Kernel {
         self.slept_ns
     }
 
-    fn send(&mut self, slots: &[u32]) -> io::Result<usize> {
+    fn send(&mut self, jobs: &[abi::Job]) -> io::Result<usize> {
         let taken = match self.calls {
-            Calls::Succeed => slots.len(),
-            Calls::StopAfter(count) => count.min(slots.len()),
+            Calls::Succeed => jobs.len(),
+            Calls::StopAfter(count) => count.min(jobs.len()),
             Calls::Fail(errno) => {
-                for slot in slots {
-                    self.slots[*slot as usize].was_refused = true;
+                for job in jobs {
+                    self.slots[job.tracker as usize].was_refused = true;
                 }
                 return Err(io::Error::from_raw_os_error(errno));
             }
         };
         let mut sent = Vec::new();
-        for &slot in &slots[..taken] {
-            if self.send_one(slot) {
-                sent.push(slot);
+        for job in &jobs[..taken] {
+            if self.send_one(job.tracker, job.flow()) {
+                sent.push(job.tracker);
             }
         }
         self.now_ns += self.send_cost_ns;
@@ -478,6 +511,7 @@ pub struct Change {
     pub cause: Cause,
     pub at_ns: u64,
     pub detection_ns: Option<u64>,
+    pub moved: Option<Moved>,
 }
 
 /// A tick that came late.
@@ -643,6 +677,7 @@ impl World {
                     mono_ns,
                     detection_ns,
                     failure,
+                    moved,
                     ..
                 } => {
                     self.changes.push(Change {
@@ -651,6 +686,7 @@ impl World {
                         cause,
                         at_ns: mono_ns,
                         detection_ns,
+                        moved,
                     });
                     self.failures.extend(failure);
                 }
@@ -731,6 +767,11 @@ pub fn tracker(slot: u32, interval_ns: u64, timeout_ns: u64, fall: u8, rise: u8)
         },
         fault: None,
         expects_silence: false,
+        flows: FlowRule {
+            turnover: Turnover::OnLoss,
+            first: 61_440,
+            ..Default::default()
+        },
         resume: None,
     }
 }

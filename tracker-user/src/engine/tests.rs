@@ -6,8 +6,9 @@ mod sim;
 
 use tracker_ebpf::verdict::{Cause, Rules, Verdict};
 
-use self::sim::{Calls, Change, MS, Net, S, US, World, tracker};
+use self::sim::{Calls, Change, FlowState, MS, Net, S, US, World, tracker};
 use super::{Command, SendFailure, TrackerSpec};
+use crate::flows::Turnover;
 
 /// A world with one path, out of device 7.
 fn world() -> World {
@@ -888,6 +889,7 @@ fn errors_are_its_cause_and_make_no_loss() {
 fn silent() -> TrackerSpec {
     TrackerSpec {
         expects_silence: true,
+        flows: Default::default(),
         ..usual()
     }
 }
@@ -1403,6 +1405,14 @@ mod histories {
                 let rise = history.rng.range(1, 4) as u8;
                 let mut spec = tracker(slot, interval_ns, timeout_ns, fall, rise);
                 spec.path = history.rng.range(0, 1) as u32;
+                spec.flows.turnover = history.rng.pick(&[
+                    Turnover::OnLoss,
+                    Turnover::OnLoss,
+                    Turnover::Always,
+                    Turnover::Never,
+                ]);
+                spec.flows.is_connection = history.rng.chance(300);
+                spec.flows.is_identifier = history.rng.chance(300);
                 let device = history.world.kernel().device(DEVICES[spec.path as usize]);
                 let is_blind = !device.is_counting;
                 history.tracked.push(Tracked {
@@ -1740,6 +1750,12 @@ mod histories {
                         delay_ns: (low_ns, high_ns),
                         is_wrong_way: self.rng.chance(50),
                         is_corrupting: self.rng.chance(50),
+                        flows: self.rng.pick(&[
+                            FlowState::Passes,
+                            FlowState::Passes,
+                            FlowState::Condemns,
+                            FlowState::KeepsOld,
+                        ]),
                         ..Default::default()
                     };
                     self.tracked[at].due = None;
@@ -2014,4 +2030,120 @@ mod before {
             }
         }
     }
+}
+
+/// Flows of the probes of a tracker from the `since`-th on.
+fn flows_since(world: &mut World, since: usize) -> Vec<u16> {
+    let probes = &world.slot(0).probes;
+    probes[since..].iter().map(|probe| probe.flow).collect()
+}
+
+#[test]
+fn a_service_that_condemned_flows_is_up_again_once_it_passes_new_ones() {
+    for (interval_ns, delay_ns) in [(100 * MS, MS), (100 * MS, 40 * MS), (10 * MS, 45 * MS), (S, MS)] {
+        for (fall, rise) in [(1, 1), (3, 2), (5, 4)] {
+            let spec = tracker(0, interval_ns, 50 * MS, fall, rise);
+            let mut world = up(spec);
+            world.net(0).delay_ns = (delay_ns, delay_ns);
+            world.run(2 * S);
+            assert!(flows_since(&mut world, 0).iter().all(|flow| *flow == 61_440));
+            world.net(0).is_out = true;
+            world.run(20 * interval_ns);
+            assert_eq!(world.verdict(0), Verdict::Down);
+            let since = world.slot(0).probes.len();
+            world.changes.clear();
+            world.net(0).is_out = false;
+            world.net(0).flows = FlowState::Condemns;
+            let under_way = delay_ns / interval_ns + 1;
+            world.run((u64::from(rise) + 4 + 2 * under_way) * interval_ns + 50 * MS);
+            assert_eq!(world.verdict(0), Verdict::Up, "{interval_ns} {delay_ns} {fall} {rise}");
+            world.run(50 * interval_ns);
+            assert_eq!(world.verdict(0), Verdict::Up);
+            // It stays on the flow that passes, and says so.
+            let flows = flows_since(&mut world, since);
+            let last = flows[flows.len() - 1];
+            assert!(flows[flows.len() - 30..].iter().all(|flow| *flow == last) && last != 61_440);
+            let moved = world.changes.last().and_then(|change| change.moved);
+            let moved = moved.unwrap_or_else(|| panic!("{:?}", world.changes));
+            assert_eq!((moved.from, moved.to), (61_440, last));
+            assert!(moved.is_old_lost || rise == 1, "{moved:?}");
+            // A successor goes on with it.
+            let before = world.slot(0).probes.len();
+            let mut world = world.restart(MS, &[spec], &[(0, 7, None)]);
+            world.run(20 * interval_ns);
+            assert!(flows_since(&mut world, before).iter().all(|flow| *flow == last));
+            assert_eq!(world.verdict(0), Verdict::Up);
+        }
+    }
+}
+
+#[test]
+fn a_flow_that_passes_again_is_kept() {
+    let mut world = up(usual());
+    world.net(0).is_out = true;
+    world.run(2 * S);
+    world.net(0).is_out = false;
+    let since = world.slot(0).probes.len();
+    world.run(S);
+    assert_eq!(world.verdict(0), Verdict::Up);
+    let flows = flows_since(&mut world, since + 2);
+    assert!(flows.iter().all(|flow| *flow == 61_440), "{flows:?}");
+    assert!(world.changes.iter().all(|change| change.moved.is_none()));
+}
+
+#[test]
+fn what_passes_old_flows_alone_is_up_and_stays_so() {
+    let mut world = up(usual());
+    world.run(S);
+    world.net(0).flows = FlowState::KeepsOld;
+    world.net(0).loss_per_mille = 50;
+    let before = world.slot(0).probes.len();
+    world.changes.clear();
+    world.run(100 * S);
+    // A loss here and there is no reason to try what is known to be dropped.
+    let flows = flows_since(&mut world, before);
+    let others = flows.iter().filter(|flow| **flow != 61_440).count();
+    let downs = downs(&world, 0).len();
+    assert!(others == 0 || downs > 0, "{others} new flows, {downs} times down");
+    world.net(0).loss_per_mille = 0;
+    world.net(0).is_out = true;
+    world.run(S);
+    world.net(0).is_out = false;
+    world.run(S);
+    assert_eq!(world.verdict(0), Verdict::Up);
+    let last = world.slot(0).probes.last().map(|probe| probe.flow);
+    assert_eq!(last, Some(61_440));
+}
+
+#[test]
+fn a_service_that_passes_each_flow_once_is_not_up() {
+    let mut world = up(usual());
+    world.net(0).flows = FlowState::Condemns;
+    world.net(0).is_out = true;
+    world.run(2 * S);
+    world.net(0).is_out = false;
+    world.changes.clear();
+    // Each flow is condemned by its first probe.
+    let end_ns = world.now_ns() + 20 * S;
+    world.run_until(end_ns, |world, _| {
+        let slot = world.slot(0);
+        let seen: Vec<u16> = slot.passed.drain().collect();
+        slot.condemned.extend(seen);
+    });
+    assert!(world.changes.iter().all(|change| change.verdict != Verdict::Up));
+}
+
+#[test]
+fn every_second_probe_of_what_is_down_takes_a_new_flow_and_none_is_more() {
+    let mut world = up(usual());
+    world.net(0).is_out = true;
+    world.run(S);
+    let since = world.slot(0).probes.len();
+    world.run(100 * S);
+    let flows = flows_since(&mut world, since);
+    assert!((999..=1_001).contains(&flows.len()), "{}", flows.len());
+    let new: Vec<u16> = flows.iter().copied().filter(|flow| *flow != 61_440).collect();
+    assert!(new.len().abs_diff(flows.len() / 2) <= 1, "{}", new.len());
+    let different: std::collections::HashSet<u16> = new.iter().copied().collect();
+    assert_eq!(different.len(), new.len(), "none returns within 100 s");
 }

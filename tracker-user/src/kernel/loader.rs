@@ -43,6 +43,7 @@ use crate::{
         link_counters::LinkCounters,
         observed::{Header, Link},
     },
+    streams::Group,
 };
 
 /// Before the filters of others, whose last word may be the end of the packet's way. The kernel's own choice would be
@@ -609,17 +610,42 @@ impl Kernel {
     /// As the kernel answers.
     pub fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()> {
         let written = || format!("cannot write tracker {slot}");
-        let stream = (tracker.probe == abi::Probe::Tcp).then(|| tracker.stream());
-        // First, for a daemon that is killed here: a tracker in use without its stream would see no answer.
-        if let Some(key) = stream.filter(|_| tracker.active != 0) {
-            self.streams.insert(key, slot, 0).with_context(written)?;
+        self.trackers.set(slot, tracker, 0).with_context(written)
+    }
+
+    /// Says which TCP trackers ask a port, and which source ports each uses: first the words, then where they are.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn set_streams(&mut self, key: &abi::StreamKey, group: &Group) -> Result<()> {
+        for (at, word) in group.words() {
+            self.set_stream(at, word);
         }
-        self.trackers.set(slot, tracker, 0).with_context(written)?;
-        if let Some(key) = stream.filter(|_| tracker.active == 0) {
-            // It was not there where the tracker never was in use.
-            let _ = self.streams.remove(&key);
+        self.streams
+            .insert(key, group.streams.word(), 0)
+            .context("cannot write the map STREAMS")
+    }
+
+    /// Writes the word that says whose share of the ports it is.
+    pub fn set_stream(&self, at: u32, word: u64) {
+        if let Some(entry) = self.windows.at(at) {
+            // SAFETY: a valid element; a word is written whole, and no tracker's bit set is there.
+            unsafe { entry.write_volatile(word) };
         }
-        Ok(())
+    }
+
+    /// Says that no tracker asks a port any more.
+    pub fn remove_streams(&mut self, key: &abi::StreamKey) {
+        // It is not there where the kernel refused it.
+        let _ = self.streams.remove(key);
+    }
+
+    /// What STREAMS holds.
+    pub fn streams(&self) -> Vec<(abi::StreamKey, abi::Streams)> {
+        let entries = self.streams.iter().flatten();
+        entries
+            .map(|(key, word)| (key, abi::Streams::of_word(word)))
+            .collect()
     }
 
     /// What hides the sequence numbers of a TCP tracker's probes in those of its SYNs: nobody else can know it.
@@ -789,19 +815,17 @@ fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     let old = pinned_array::<abi::Tracker>(&pins.map(name)).ok_or_else(|| missing(name))?;
     let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
     let mut new: Array<_, abi::Tracker> = Array::try_from(new)?;
-    let mut streams = Vec::new();
     for (at, entry) in (0u32..).zip(old.iter()) {
-        let entry = entry?;
-        new.set(at, entry, 0)?;
-        if entry.active != 0 && entry.probe == abi::Probe::Tcp {
-            streams.push((entry.stream(), at));
-        }
+        new.set(at, entry?, 0)?;
     }
     let name = abi::map::STREAMS;
+    let old = Map::HashMap(MapData::from_pin(pins.map(name))?);
+    let old: BpfHashMap<_, abi::StreamKey, u32> = BpfHashMap::try_from(old)?;
     let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
     let mut new: BpfHashMap<_, abi::StreamKey, u32> = BpfHashMap::try_from(new)?;
-    for (key, slot) in streams {
-        new.insert(key, slot, 0)?;
+    for entry in old.iter() {
+        let (key, word) = entry?;
+        new.insert(key, word, 0)?;
     }
     let name = abi::map::COUNTERS;
     let old = Map::PerCpuArray(MapData::from_pin(pins.map(name))?);

@@ -7,6 +7,7 @@ pub mod links;
 pub mod loader;
 pub mod mapped;
 pub mod plane;
+pub mod ports;
 pub mod preflight;
 pub mod privileges;
 pub mod realtime;

@@ -139,22 +139,8 @@ impl Plane for KernelPlane {
         boot_ns.saturating_sub(monotonic_ns())
     }
 
-    fn send(&mut self, slots: &[u32]) -> io::Result<usize> {
-        self.run(slots.iter().map(|slot| abi::Job::probe(*slot)))
-    }
-
-    fn reset(&mut self, connections: &[abi::Answered]) -> usize {
-        let mut taken = 0;
-        // A batch may be smaller than a ring of events.
-        while taken < connections.len() {
-            let jobs = connections[taken..].iter();
-            match self.run(jobs.map(|one| abi::Job::reset(one.tracker, one.sequence))) {
-                Ok(more) if more > 0 => taken += more,
-                // They end by themselves.
-                Ok(_) | Err(_) => break,
-            }
-        }
-        taken
+    fn send(&mut self, jobs: &[abi::Job]) -> io::Result<usize> {
+        self.run(jobs.iter().copied())
     }
 
     fn sent(&self, slot: u32) -> u64 {
