@@ -8,7 +8,6 @@ use tracker_ebpf::verdict::{Cause, Rules, Verdict};
 
 use self::sim::{Calls, Change, FlowState, MS, Net, S, US, World, tracker};
 use super::{Command, SendFailure, TrackerSpec};
-use crate::flows::Turnover;
 
 /// A world with one path, out of device 7.
 fn world() -> World {
@@ -1189,7 +1188,8 @@ mod histories {
     use tracker_ebpf::verdict::{Cause, Verdict};
 
     use super::super::{Command, TrackerSpec};
-    use super::sim::{Calls, Change, Lateness, MS, Net, Probe, Rng, S, Slot, US, World, tracker};
+    use super::sim::{Calls, Change, FlowState, Lateness, MS, Net, Probe, Rng, S, Slot, US, World, tracker};
+    use crate::flows::Turnover;
 
     /// A tracker and what the history did to it.
     struct Tracked {
