@@ -200,8 +200,8 @@ fn rotation_uses_free_ports_in_turn() -> Result<()> {
     let service = lab.service();
     let behind = service.behind.into();
     let echo = UdpEcho::start(&service.host, &[behind], UDP)?;
-    lab.hub.sysctl("net.ipv4.ip_local_port_range", "20000 60999")?;
-    lab.hub.sysctl("net.ipv4.ip_local_reserved_ports", "61500-62000,1024")?;
+    lab.hub.sysctl("net/ipv4/ip_local_port_range", "20000 60999")?;
+    lab.hub.sysctl("net/ipv4/ip_local_reserved_ports", "61500-62000,1024")?;
     let keys = format!("probe = \"udp\"\nport = {UDP}\nflow = \"rotate\"");
     let toml = service.toml_with("fw-1", &keys);
     let fast = "interval = \"2ms\"\ntimeout = \"100ms\"";
