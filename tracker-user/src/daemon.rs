@@ -50,7 +50,7 @@ use crate::{
     },
     mode::Mode,
     net::{
-        neighbours::Neighbour,
+        neighbours::Neighbours,
         observed::{Link, PRIVATE_PREFIX},
         rtnetlink::Netlink,
     },
@@ -72,12 +72,12 @@ use suspicion::{Counts, Suspicion};
 /// How often what the kernel gave up on (a next hop, an attachment) is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How long the end waits for the kernel to take neighbour entries back.
+const RELEASE: Duration = Duration::from_secs(2);
+
 /// How long a member stays with an interface that works while its endpoint is asked for on the one to
 /// which its route moved.
 const MOVE: Duration = Duration::from_millis(300);
-
-/// How often at most a next hop is asked to confirm its MAC address.
-const CONFIRM: Duration = Duration::from_secs(5);
 
 /// What clients are answered from.
 #[derive(Clone)]
@@ -226,6 +226,8 @@ struct Attachment {
     config: Member,
     path: u32,
     plan: Option<MemberPlan>,
+    /// What PATHS holds of it, or will once the sending thread has obeyed.
+    entry: abi::Path,
     /// Since when the endpoint is asked for on another interface.
     moving: Option<Instant>,
     trackers: Vec<Tracker>,
@@ -247,15 +249,13 @@ struct Daemon {
     places: Places,
     epoch: u32,
     icmp_base: u16,
-    neighbours: HashSet<(u32, IpAddr)>,
-    last_macs: HashMap<(u32, IpAddr), [u8; 6]>,
+    neighbours: Neighbours,
     /// What probes may be redirected to, and since when.
     devices: HashMap<u32, u64>,
     /// More is followed than there are members to need it.
     is_following_more: bool,
     not_leaving: NotLeaving,
     refused: HashMap<u32, (String, Instant)>,
-    confirmed: HashMap<(u32, IpAddr), Instant>,
     /// Members whose last word was that no reply comes: their next hop is asked again and again.
     silent: HashSet<(u32, u32)>,
     suspicion: Suspicion,
@@ -483,8 +483,7 @@ impl Daemon {
             places: Places::new(sizes, config.hub.room),
             epoch: seed as u32 >> 1,
             icmp_base: (seed >> 10) as u16,
-            neighbours: HashSet::new(),
-            last_macs: HashMap::new(),
+            neighbours: Neighbours::new(),
             devices: match maps {
                 Maps::Adopt => kernel.devices().map(|ifindex| (ifindex, 0)).collect(),
                 Maps::Grow | Maps::Anew => HashMap::new(),
@@ -492,7 +491,6 @@ impl Daemon {
             is_following_more: false,
             not_leaving: NotLeaving::new(),
             refused: HashMap::new(),
-            confirmed: HashMap::new(),
             silent: HashSet::new(),
             steering: None,
             steering_fault: None,
@@ -554,11 +552,14 @@ impl Daemon {
 
     /// Takes the instance off the hub; with `keep`, leaves maps and links pinned.
     async fn stop(mut self, keep: bool, pins: &Pins) -> Result<()> {
-        for (ifindex, ip) in std::mem::take(&mut self.neighbours) {
-            if self.netlink.observed.links.contains_key(&ifindex)
-                && let Err(error) = self.netlink.release_neighbour(ifindex, ip).await
-            {
-                tracing::warn!("{error:#}; the kernel goes on refreshing it");
+        if !keep {
+            // The kernel may be busy with others' requests; the end does not wait for that.
+            let released = self.neighbours.release(&self.netlink);
+            if tokio::time::timeout(RELEASE, released).await.is_err() {
+                tracing::warn!(
+                    "the kernel did not take all neighbour entries back within {} s; it goes on refreshing the others",
+                    RELEASE.as_secs()
+                );
             }
         }
         drop(self.sender);
@@ -627,8 +628,10 @@ impl Daemon {
                     return;
                 }
                 let told = self.detail(member, at.tracker, cause);
-                let told = told.or_else(|| self.describe_flows(moved?, at, cause));
-                let detail = told.or_else(|| Some(self.describe(failure?, member)));
+                let detail = told
+                    .or_else(|| self.describe_flows(moved?, at, cause))
+                    .or_else(|| Some(self.describe(failure?, member)))
+                    .or_else(|| self.next_hop_change(member, cause));
                 let state = TrackerState {
                     verdict,
                     cause,
@@ -647,7 +650,7 @@ impl Daemon {
                 self.publish(events);
                 if (verdict, cause) == (Verdict::Down, Cause::NoReply) {
                     self.silent.insert(member);
-                    self.confirm_next_hop(member);
+                    self.solicit_next_hop(member);
                 } else {
                     self.silent.remove(&member);
                 }
@@ -744,29 +747,20 @@ impl Daemon {
         }
     }
 
-    /// A service that stopped answering may have been replaced by a box with another MAC address: has
-    /// the kernel ask, which the hub's own traffic would do only after up to a minute.
-    fn confirm_next_hop(&mut self, member: (u32, u32)) {
+    /// Solicits the next hop of a member that gets no reply: another box may have taken its place without announcing itself.
+    fn solicit_next_hop(&mut self, member: (u32, u32)) {
         let member = self.members.get(&member);
-        let key = member.and_then(|member| member.plan.as_ref()?.neighbour);
-        let now = Instant::now();
-        if let Some((ifindex, ip)) = key
-            && let Some(Neighbour::Resolved(mac)) =
-                self.netlink.observed.neighbours.get(&(ifindex, ip))
-            && self
-                .confirmed
-                .get(&(ifindex, ip))
-                .is_none_or(|last| now - *last >= CONFIRM)
-        {
-            self.confirmed.insert((ifindex, ip), now);
-            // Beside the loop: the next events do not wait for the kernel's answer.
-            let confirmed = self.netlink.confirm_neighbour(ifindex, ip, *mac);
-            tokio::spawn(async move {
-                if let Err(error) = confirmed.await {
-                    tracing::debug!("{error:#}");
-                }
-            });
+        if let Some(key) = member.and_then(|member| member.plan.as_ref()?.neighbour) {
+            self.neighbours.solicit(&self.netlink.observed, key);
         }
+    }
+
+    /// How the next hop's MAC address changed shortly before a verdict did.
+    fn next_hop_change(&self, member: (u32, u32), cause: Cause) -> Option<String> {
+        let plan = self.members.get(&member)?.plan.as_ref()?;
+        let is_explained = matches!(cause, Cause::Replied | Cause::NoReply);
+        self.neighbours
+            .change(plan.neighbour.filter(|_| is_explained)?)
     }
 
     /// Whether a report is about this tracker, not about who had its slot before.

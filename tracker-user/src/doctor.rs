@@ -383,7 +383,41 @@ fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
         "the kernel tells which devices take redirected frames",
         "every device is sent to by TC redirect",
     ));
+    let families = [("ipv4", "neighbours (IPv4)"), ("ipv6", "neighbours (IPv6)")];
+    checks.extend(families.into_iter().filter_map(|(family, name)| {
+        // Only the first network namespace shows the limit, which holds for all of them together.
+        let limit = format!("/proc/sys/net/{family}/neigh/default/gc_thresh3");
+        let limit = std::fs::read_to_string(limit).ok()?.trim().parse().ok()?;
+        neighbours(config?, family == "ipv4", limit).map(|(ok, detail)| Check {
+            name,
+            ok,
+            required: false,
+            detail,
+        })
+    }));
     checks
+}
+
+/// Whether the kernel's neighbour table has room for the endpoints of a family beside the hub's own neighbours; `None` without
+/// such endpoints.
+fn neighbours(config: &Config, is_ipv4: bool, limit: usize) -> Option<(bool, String)> {
+    let members = config.services.iter().flat_map(|service| &service.members);
+    let endpoints: HashSet<_> = members
+        .map(|member| member.endpoint)
+        .filter(|endpoint| endpoint.is_ipv4() == is_ipv4)
+        .collect();
+    let count = endpoints.len();
+    let family = if is_ipv4 { "ipv4" } else { "ipv6" };
+    let key = format!("net.{family}.neigh.default.gc_thresh3");
+    let ok = count <= limit / 2;
+    let detail = match ok {
+        true => format!("{count} endpoints, of {limit} entries ({key})"),
+        false => format!(
+            "{count} endpoints take more than half of the {limit} entries of this host; set {key} to {} or more",
+            4 * count
+        ),
+    };
+    (count > 0).then_some((ok, detail))
 }
 
 /// Loads all programs, pinned nowhere and attached to nothing, and runs one live frame that is dropped.
@@ -455,4 +489,33 @@ pub fn table(report: &Report) -> String {
 /// As [`config::load`].
 pub fn config(path: Option<&std::path::Path>) -> Result<Option<Config>, config::ConfigError> {
     path.map(config::load).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_neighbour_table_has_room_or_not() {
+        let service = |number: u32, endpoint: &str| {
+            format!(
+                "[[service]]\nname = \"fw-{number}\"\nendpoint = \"{endpoint}\"\nbehind = [\"10.20.0.9\"]\n"
+            )
+        };
+        let text: String = ["10.9.0.2", "10.9.0.3", "10.9.0.3"]
+            .into_iter()
+            .zip(1..)
+            .map(|(endpoint, number)| service(number, endpoint))
+            .collect();
+        let config = config::parse(&text, std::path::Path::new("test")).expect("a good config");
+        let found = |is_ipv4, limit| neighbours(&config, is_ipv4, limit);
+        assert_eq!(found(true, 4).map(|(ok, _)| ok), Some(true));
+        let (ok, detail) = found(true, 3).expect("endpoints");
+        assert!(!ok);
+        assert!(
+            detail.ends_with("set net.ipv4.neigh.default.gc_thresh3 to 8 or more"),
+            "{detail}"
+        );
+        assert_eq!(found(false, 3), None);
+    }
 }

@@ -464,7 +464,8 @@ impl<P: Plane> Engine<P> {
         let device = (fault.is_none() && entry.ifindex != 0).then(|| self.device(entry.ifindex));
         let state = self.path_mut(path);
         let before = std::mem::replace(&mut state.fault, fault);
-        state.ifindex = entry.ifindex;
+        // A path that leads nowhere keeps its entry for the replies that are under way, and uses no device.
+        state.ifindex = if fault.is_none() { entry.ifindex } else { 0 };
         let slots = std::mem::take(&mut state.slots);
         for &slot in &slots {
             if let Some(slot) = self.slots[slot as usize].as_mut()

@@ -182,7 +182,7 @@ pub fn member(member: &Member, observed: &Observed, owners: &Owners, ways: Ways<
         .trackers
         .iter()
         .map(|tracker| {
-            let source = source(member, link, tracker)?;
+            let source = source(member, link, tracker, owners)?;
             let at = owners.get(&tracker.behind).map_or(&[][..], Vec::as_slice);
             let proof = proof(member, tracker.behind, at, observed, &mut arrivals)?;
             Ok(Probing {
@@ -452,10 +452,14 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
     (link.index, 0, Via::TcRedirect)
 }
 
-/// The source of probes to `behind`: the configured address, else one of the interface's of that
-/// family, first one that shares a prefix with the endpoint. A link-local source serves only a
-/// link-local destination: nobody would route the reply.
-fn source(member: &Member, link: &Link, tracker: &Tracker) -> Result<IpAddr, Fault> {
+/// The source of a tracker's probes: the configured address, if it is the hub's, else the one of the interface that the kernel
+/// would take ([`address::choose`]). Replies to an address that went elsewhere would be missed, and the service blamed.
+fn source(
+    member: &Member,
+    link: &Link,
+    tracker: &Tracker,
+    owners: &Owners,
+) -> Result<IpAddr, Fault> {
     let behind = tracker.behind;
     let family = Family::from(behind);
     let frame_len = probe::wire_len(link.vlan.is_some(), family, tracker.wire_payload());
@@ -480,6 +484,10 @@ fn source(member: &Member, link: &Link, tracker: &Tracker) -> Result<IpAddr, Fau
     if let Some(source) = member.source
         && source.is_ipv4() == behind.is_ipv4()
     {
+        if !owners.contains_key(&source) {
+            let why = format!("the hub does not have the source address {source}");
+            return Err(Fault::new(Cause::SendFailed, why));
+        }
         return Ok(source);
     }
     address::choose(link, member.endpoint, behind).ok_or_else(|| {
@@ -517,11 +525,7 @@ mod tests {
     }
 
     fn link(index: u32, name: &str) -> Link {
-        let address = |ip: &str, prefix| Address {
-            ip: ip.parse().expect("an address"),
-            prefix,
-            is_usable: true,
-        };
+        let address = |ip: &str, prefix| Address::new(ip.parse().expect("an address"), prefix);
         Link {
             index,
             name: name.to_owned(),
@@ -740,11 +744,7 @@ mod tests {
     /// One of the hub's own addresses is behind: on eth2, on the loopback too, on both.
     #[test]
     fn a_probe_that_comes_back_to_the_hub() {
-        let own = Address {
-            ip: "10.20.0.9".parse().expect("an address"),
-            prefix: 24,
-            is_usable: true,
-        };
+        let own = Address::new("10.20.0.9".parse().expect("an address"), 24);
         let with_owners = |owners: &[u32]| {
             let mut observed = observed();
             let mut lo = link(1, "lo");

@@ -346,11 +346,10 @@ mark = 7
             is_running: true,
             mtu: 1400,
             xdp_features: Some(XDP_ACT_BASIC | XDP_ACT_NDO_XMIT),
-            addresses: vec![Address {
-                ip: format!("10.9.{index}.1").parse().expect("an address"),
-                prefix: 24,
-                is_usable: true,
-            }],
+            addresses: vec![Address::new(
+                format!("10.9.{index}.1").parse().expect("an address"),
+                24,
+            )],
             ..Default::default()
         }
     }
@@ -484,11 +483,7 @@ mark = 7
     #[test]
     fn a_reply_that_would_not_come_back_by_the_service_is_not_asked_for() {
         let mut own = observed();
-        let address = Address {
-            ip: "10.20.0.9".parse().expect("an address"),
-            prefix: 32,
-            is_usable: true,
-        };
+        let address = Address::new("10.20.0.9".parse().expect("an address"), 32);
         own.links.get_mut(&4).expect("eth2").addresses.push(address);
         let plan = usual(&own);
         assert_eq!(

@@ -47,6 +47,13 @@ pub fn all() -> Vec<Row> {
     .collect()
 }
 
+/// The operator's neighbour entry is still permanent.
+fn is_permanent(stage: &mut Stage) -> Result<()> {
+    let entry = stage.lab.hub.run("ip neigh show 10.9.0.2 dev eth1")?;
+    ensure!(entry.contains("PERMANENT"), "the entry is {entry:?}");
+    Ok(())
+}
+
 /// It drops.
 fn drops() -> Vec<Row> {
     vec![
@@ -66,6 +73,22 @@ fn drops() -> Vec<Row> {
                 Ok(())
             })
             .mends(|stage| stage.mend()),
+        Row::new("drops everything, answers no ARP; its neighbour entry is permanent")
+            .icmp(NO_REPLY)
+            .v4()
+            .setup(|lab, _| {
+                let firewall = &lab.service().firewall;
+                firewall.ip("link set eth0 address 02:00:00:00:09:02\n")?;
+                firewall.sysctl("net/ipv4/conf/eth0/arp_ignore", "8")?;
+                lab.hub
+                    .ip("neigh replace 10.9.0.2 lladdr 02:00:00:00:09:02 dev eth1 nud permanent\n")
+            })
+            .breaks(|stage| stage.service().break_forwarding())
+            .proves(is_permanent)
+            .mends(|stage| {
+                is_permanent(stage)?;
+                stage.mend()
+            }),
         Row::new("drops replies, passes probes")
             .icmp(NO_REPLY)
             .breaks(|stage| stage.forbid("iifname eth1 drop"))

@@ -362,6 +362,7 @@ impl Daemon {
                 config: member.clone(),
                 path: self.take_path()?,
                 plan: None,
+                entry: abi::Path::default(),
                 moving: None,
                 trackers: Vec::new(),
             })

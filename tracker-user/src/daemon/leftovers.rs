@@ -7,19 +7,13 @@ use anyhow::Result;
 use super::private_names;
 use crate::{
     kernel::{bpffs::Pins, clsact, loader, preflight},
-    net::rtnetlink::Netlink,
+    net::{neighbours, rtnetlink::Netlink},
 };
 
 /// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
 pub(super) async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
     let paths = loader::pinned_paths(pins);
-    for (ifindex, ip) in paths.iter().filter_map(loader::neighbour) {
-        if netlink.observed.neighbours.contains_key(&(ifindex, ip))
-            && let Err(error) = netlink.release_neighbour(ifindex, ip).await
-        {
-            tracing::debug!("{error:#}");
-        }
-    }
+    neighbours::release_all(netlink, paths.iter().filter_map(loader::neighbour)).await;
 }
 
 /// `tracker cleanup`: removes what a killed daemon left.

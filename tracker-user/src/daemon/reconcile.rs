@@ -1,6 +1,6 @@
 //! The kernel brought in line with what is configured and observed, after each change of either.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::collections::HashSet;
 
 use tokio::time::Instant;
 use tracker_ebpf::{
@@ -48,22 +48,8 @@ impl Daemon {
         }
         self.forget_gone();
         self.keep_private_pair().await;
-        for (key, neighbour) in &self.netlink.observed.neighbours {
-            match neighbour {
-                Neighbour::Resolved(mac) | Neighbour::Permanent(mac)
-                    if self.neighbours.contains(key) =>
-                {
-                    self.last_macs.insert(*key, *mac);
-                }
-                Neighbour::Failed => {
-                    self.last_macs.remove(key);
-                }
-                Neighbour::Resolved(_) | Neighbour::Permanent(_) | Neighbour::Asking => {}
-            }
-        }
+        self.neighbours.observe(&self.netlink.observed);
         let links = &self.netlink.observed.links;
-        self.last_macs
-            .retain(|(ifindex, _), _| links.get(ifindex).is_some_and(|link| link.is_running));
         self.not_leaving.retain(|ifindex, means| {
             links
                 .get(ifindex)
@@ -72,7 +58,7 @@ impl Daemon {
         let ways = Ways {
             mode: self.config.hub.mode,
             not_leaving: &self.not_leaving,
-            last_macs: &self.last_macs,
+            last_macs: self.neighbours.last_macs(),
         };
         let observed = &self.netlink.observed;
         let owners = observed.owners();
@@ -112,7 +98,9 @@ impl Daemon {
         if let Some(plan) = steering {
             self.steer(plan);
         }
-        self.manage_neighbours(&plans, &asked).await;
+        let of_plans = plans.iter().filter_map(|plan| plan.neighbour);
+        let needed = of_plans.chain(asked).collect();
+        self.neighbours.keep(&self.netlink, needed).await;
         let receive = plans.iter().flat_map(|plan| &plan.receive);
         let receive: HashSet<u32> = receive.copied().collect();
         let places: Vec<_> = self.members.keys().copied().collect();
@@ -133,8 +121,7 @@ impl Daemon {
         self.devices.retain(|ifindex, _| !gone.contains(ifindex));
         self.not_leaving
             .retain(|ifindex, _| !gone.contains(ifindex));
-        self.last_macs
-            .retain(|(ifindex, _), _| !gone.contains(ifindex));
+        self.neighbours.forget(&gone);
         self.forget_detached();
     }
 
@@ -299,38 +286,6 @@ impl Daemon {
         });
     }
 
-    /// Has the kernel keep every endpoint's neighbour entry, and those of `asked`, and no other.
-    async fn manage_neighbours(&mut self, plans: &[MemberPlan], asked: &[(u32, IpAddr)]) {
-        let of_plans = plans.iter().filter_map(|plan| plan.neighbour);
-        let wanted: HashSet<(u32, IpAddr)> = of_plans.chain(asked.iter().copied()).collect();
-        for &(ifindex, ip) in &wanted {
-            // An entry that the kernel dropped (interface down, `ip neigh flush`) is made anew.
-            let is_there = self
-                .netlink
-                .observed
-                .neighbours
-                .contains_key(&(ifindex, ip));
-            if (!is_there || !self.neighbours.contains(&(ifindex, ip)))
-                && let Err(error) = self.netlink.manage_neighbour(ifindex, ip).await
-            {
-                tracing::debug!("{error:#}");
-            }
-        }
-        for &(ifindex, ip) in self.neighbours.difference(&wanted) {
-            if self
-                .netlink
-                .observed
-                .links
-                .get(&ifindex)
-                .is_some_and(|link| link.is_running)
-                && let Err(error) = self.netlink.release_neighbour(ifindex, ip).await
-            {
-                tracing::debug!("{error:#}");
-            }
-        }
-        self.neighbours = wanted;
-    }
-
     /// Installs one member's plan where it differs from the present one.
     fn apply(&mut self, place: (u32, u32), plan: MemberPlan) {
         let Some(member) = self.members.get_mut(&place) else {
@@ -378,7 +333,14 @@ impl Daemon {
         }
         let (entry, cause) = match &plan.path {
             Ok(entry) => (*entry, None),
-            Err(fault) => (abi::Path::default(), Some(fault.cause)),
+            // Replies under way came by the last one: they are still expected where they arrive, and count or are late.
+            Err(fault) => {
+                let last = abi::Path {
+                    via: Via::Nowhere,
+                    ..member.entry
+                };
+                (last, Some(fault.cause))
+            }
         };
         let entry = abi::Path {
             endpoint: address_bytes(member.config.endpoint),
@@ -387,6 +349,7 @@ impl Daemon {
             ..entry
         };
         member.plan = Some(plan);
+        member.entry = entry;
         self.sender
             .command(Command::SetPath(member.path, entry, cause));
     }
@@ -397,20 +360,9 @@ impl Daemon {
         let members = &self.members;
         self.silent.retain(|member| members.contains_key(member));
         for member in self.silent.clone() {
-            self.confirm_next_hop(member);
+            self.solicit_next_hop(member);
         }
-        for member in self.members.values() {
-            if let Some(plan) = &member.plan
-                && let Some(key) = plan.neighbour
-                && !matches!(
-                    self.netlink.observed.neighbours.get(&key),
-                    Some(Neighbour::Resolved(_) | Neighbour::Permanent(_))
-                )
-                && let Err(error) = self.netlink.manage_neighbour(key.0, key.1).await
-            {
-                tracing::debug!("{error:#}");
-            }
-        }
+        self.neighbours.retry(&self.netlink).await;
         let detached = self.forget_detached();
         let moving = self.members.values().any(|member| member.moving.is_some());
         let is_refused = !self.refused.is_empty() || self.steering_fault.is_some();

@@ -224,8 +224,12 @@ impl Daemon {
                     Some(Left::new(old, saved.members.get(at as usize)?, member))
                 });
                 let left = left.unwrap_or_default();
-                let known =
+                let mut known =
                     self.adopt_member(place, &service.name, member, &left, &entries, &mut found);
+                if let Some((known, _)) = &mut known {
+                    let entry = paths.get(known.path as usize);
+                    known.entry = entry.copied().unwrap_or_default();
+                }
                 kept.push((place, service, member, known, left));
             }
         }
@@ -340,6 +344,7 @@ impl Daemon {
             config: member.clone(),
             path: saved.path,
             plan: None,
+            entry: abi::Path::default(),
             moving: None,
             trackers: Vec::new(),
         };
@@ -439,8 +444,9 @@ impl Daemon {
         for path in paths {
             if let Some(key) = loader::neighbour(path)
                 && path.next_hop_mac != [0; 6]
+                && path.via != abi::Via::Nowhere
             {
-                self.last_macs.insert(key, path.next_hop_mac);
+                self.neighbours.learn(key, path.next_hop_mac);
             }
             let link = self.netlink.observed.links.get(&path.ifindex);
             if path.via == abi::Via::TcRedirect
@@ -454,15 +460,8 @@ impl Daemon {
 
     /// Gives back those neighbour entries of an earlier daemon that are not needed.
     pub(super) async fn release_left(&self, paths: &[abi::Path]) {
-        for (ifindex, ip) in paths.iter().filter_map(loader::neighbour) {
-            let observed = &self.netlink.observed.neighbours;
-            if observed.contains_key(&(ifindex, ip))
-                && !self.neighbours.contains(&(ifindex, ip))
-                && let Err(error) = self.netlink.release_neighbour(ifindex, ip).await
-            {
-                tracing::debug!("{error:#}");
-            }
-        }
+        let left = paths.iter().filter_map(loader::neighbour);
+        self.neighbours.release_left(&self.netlink, left).await;
     }
 
     /// Reports events: they are in the journal before anybody sees them.

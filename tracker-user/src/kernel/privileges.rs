@@ -17,13 +17,15 @@ pub const RUN: [Capability; 3] = [
 ];
 
 /// What it needs besides while it starts.
-pub const START: [Capability; 4] = [
+pub const START: [Capability; 5] = [
     // The bounding set is emptied.
     Capability::CAP_SETPCAP,
     // A program is taken by its id; the BPF file system may have to be mounted.
     Capability::CAP_SYS_ADMIN,
     // The sending thread's real-time priority.
     Capability::CAP_SYS_NICE,
+    // The packet socket by which next hops are solicited.
+    Capability::CAP_NET_RAW,
     // Metrics on a port below 1024.
     Capability::CAP_NET_BIND_SERVICE,
 ];

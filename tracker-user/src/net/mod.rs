@@ -10,3 +10,4 @@ mod notifications;
 pub mod observed;
 pub mod requests;
 pub mod rtnetlink;
+pub mod solicit;
