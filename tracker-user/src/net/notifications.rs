@@ -333,12 +333,16 @@ impl Kept {
 
     fn keep(&mut self, key: Key, mut change: Change) {
         self.next += 1;
-        if let Some((_, Change::Link { went: before, .. })) = self.changes.get(&key)
+        let mut at = self.next;
+        if let Some((before_at, Change::Link { went: before, .. })) = self.changes.get(&key)
             && let Change::Link { went, .. } = &mut change
+            && *before
+            && !*went
         {
-            *went |= *before;
+            // Addresses of the new interface may have been told since: they come after the old one went.
+            (*went, at) = (true, *before_at);
         }
-        self.changes.insert(key, (self.next, change));
+        self.changes.insert(key, (at, change));
     }
 }
 
@@ -613,4 +617,30 @@ fn read(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_went_and_came_again_keeps_its_new_addresses() {
+        let mut kept = Kept::default();
+        let link = |is_there: bool| Change::Link {
+            now: is_there.then(Box::default),
+            went: !is_there,
+        };
+        let address = Key::Address(3, 24, None, None);
+        kept.keep(Key::Link(3), link(false));
+        kept.keep(Key::Link(3), link(true));
+        let there = Change::Address(AddressMessage::default(), true);
+        kept.keep(address.clone(), there);
+        // It is set up after it got its address.
+        kept.keep(Key::Link(3), link(true));
+        let changes = kept.take_changes().into_iter();
+        let order: Vec<_> = changes
+            .map(|(key, change)| (key, matches!(change, Change::Link { went: true, .. })))
+            .collect();
+        assert_eq!(order, [(Key::Link(3), true), (address, false)]);
+    }
 }
