@@ -518,7 +518,11 @@ impl<'lab> Tracker<'lab> {
         Ok(())
     }
 
-    fn exited(&mut self) -> Result<Option<ExitStatus>> {
+    /// How the daemon ended, once it has.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
         let Some(child) = &mut self.child else {
             return Ok(None);
         };

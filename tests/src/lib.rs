@@ -22,6 +22,7 @@ pub mod clock;
 pub mod daemon;
 pub mod flood;
 pub mod foreign;
+pub mod hang;
 pub mod hog;
 pub mod interrupt;
 pub mod netns;

@@ -88,9 +88,9 @@ const CASES: &[(&str, &str, Option<u32>, &[&str])] = &[
     ),
     (
         "\"eth1\"",
-        "\"a-name-of-more-than-15-bytes\"",
+        "\"a-name-of-more-than-127-bytes-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x-x\"",
         Some(11),
-        &["a-name-of-more-than-15-bytes"],
+        &["a-name-of-more-than-127-bytes"],
     ),
     ("name = \"fw-1\"\n", "", Some(8), &["name"]),
     ("name = \"fw-1\"", "name = \"\"", Some(9), &["name"]),

@@ -202,10 +202,11 @@ fn use_it(config: &Config) {
     }
     let now = Stamp {
         mono_ns: 1,
+        boot_ns: 1,
         wall: Timestamp::UNIX_EPOCH,
     };
     let board = Board::new(config, now);
-    let status = board.status(|_| Counters::default());
+    let status = board.whole_status(now, |_| Counters::default());
     let json = serde_json::to_string(&status).expect("JSON");
     assert_eq!(
         serde_json::from_str::<Status>(&json).expect("itself"),
@@ -569,11 +570,12 @@ fn fuzz_journals() -> Result<()> {
             }
             let now = Stamp {
                 mono_ns: 1,
+                boot_ns: 1,
                 wall: Timestamp::UNIX_EPOCH,
             };
             let mut board = Board::resume(&before, now, |_| None);
             let _ = board.replace(&config, now, |_| Used::default());
-            let _ = board.status(|_| Counters::default());
+            let _ = board.whole_status(now, |_| Counters::default());
             let next = snapshot.next;
             let mut log = EventLog::resume(8, snapshot.events, next);
             assert_eq!(log.next(), next);
@@ -595,9 +597,11 @@ fn fuzz_answers() -> Result<()> {
     let config = config::parse(EVERYTHING, Path::new("hub.toml")).context("the corpus")?;
     let now = Stamp {
         mono_ns: 1,
+        boot_ns: 1,
         wall: Timestamp::UNIX_EPOCH,
     };
-    let status = serde_json::to_vec(&Board::new(&config, now).status(|_| Counters::default()))?;
+    let status =
+        serde_json::to_vec(&Board::new(&config, now).whole_status(now, |_| Counters::default()))?;
     let mut tally = Tally::default();
     let mut rounds = Rounds::new(20);
     while let Some(mut round) = rounds.next() {

@@ -33,13 +33,16 @@ fn tcp_loses_what_the_path_loses() -> Result<()> {
     let kinds = [
         ("icmp", String::new()),
         ("fixed", format!("probe = \"tcp\"\nport = {TCP}\n")),
-        ("rotate", format!("probe = \"tcp\"\nport = {TCP}\nflow = \"rotate\"\n")),
+        (
+            "rotate",
+            format!("probe = \"tcp\"\nport = {TCP}\nflow = \"rotate\"\n"),
+        ),
     ];
     let services: String = (0..TRACKERS)
         .flat_map(|number| {
-            kinds.iter().map(move |(kind, keys)| {
-                service.toml_with(&format!("{kind}-{number}"), keys)
-            })
+            kinds
+                .iter()
+                .map(move |(kind, keys)| service.toml_with(&format!("{kind}-{number}"), keys))
         })
         .collect();
     let fast = "interval = \"10ms\"\ntimeout = \"100ms\"";
@@ -57,7 +60,9 @@ fn tcp_loses_what_the_path_loses() -> Result<()> {
     let since = tracker.events()?.len();
     let patience = Duration::from_secs(60);
     let after = tracker.wait_for("20,000 probes of each kind", patience, |status| {
-        kinds.iter().all(|(kind, _)| sums(status, kind)[0] - sums(&before, kind)[0] >= PROBES)
+        kinds
+            .iter()
+            .all(|(kind, _)| sums(status, kind)[0] - sums(&before, kind)[0] >= PROBES)
     })?;
     let losses = kinds.each_ref().map(|(kind, _)| {
         let [before, after] = [&before, &after].map(|status| sums(status, kind));
@@ -67,7 +72,12 @@ fn tcp_loses_what_the_path_loses() -> Result<()> {
     let events = tracker.events()?.split_off(since);
     let downs = kinds.each_ref().map(|(kind, _)| {
         let of_kind = events.iter().filter(|event| {
-            event.to == "down" && event.behind.is_none() && event.service.as_deref().is_some_and(|name| name.starts_with(kind))
+            event.to == "down"
+                && event.behind.is_none()
+                && event
+                    .service
+                    .as_deref()
+                    .is_some_and(|name| name.starts_with(kind))
         });
         of_kind.count()
     });
@@ -148,7 +158,10 @@ fn condemned_flows_do_not_keep_a_mended_service_down() -> Result<()> {
     let kinds = [
         ("icmp", String::new()),
         ("udp", format!("probe = \"udp\"\nport = {UDP}")),
-        ("stamp", format!("probe = \"udp\"\nprotocol = \"stamp\"\nport = {STAMP}")),
+        (
+            "stamp",
+            format!("probe = \"udp\"\nprotocol = \"stamp\"\nport = {STAMP}"),
+        ),
         ("tcp", format!("probe = \"tcp\"\nport = {TCP}")),
     ];
     let services: String = (kinds.iter())
@@ -200,8 +213,10 @@ fn rotation_uses_free_ports_in_turn() -> Result<()> {
     let service = lab.service();
     let behind = service.behind.into();
     let echo = UdpEcho::start(&service.host, &[behind], UDP)?;
-    lab.hub.sysctl("net/ipv4/ip_local_port_range", "20000 60999")?;
-    lab.hub.sysctl("net/ipv4/ip_local_reserved_ports", "61500-62000,1024")?;
+    lab.hub
+        .sysctl("net/ipv4/ip_local_port_range", "20000 60999")?;
+    lab.hub
+        .sysctl("net/ipv4/ip_local_reserved_ports", "61500-62000,1024")?;
     let keys = format!("probe = \"udp\"\nport = {UDP}\nflow = \"rotate\"");
     let toml = service.toml_with("fw-1", &keys);
     let fast = "interval = \"2ms\"\ntimeout = \"100ms\"";
@@ -212,7 +227,11 @@ fn rotation_uses_free_ports_in_turn() -> Result<()> {
     })?;
     let received = status.count("fw-1", "received");
     let ports: Vec<u16> = echo.seen().iter().map(|from| from.port()).collect();
-    assert!(ports.len() as u64 >= received, "{} ports for {received}", ports.len());
+    assert!(
+        ports.len() as u64 >= received,
+        "{} ports for {received}",
+        ports.len()
+    );
     let is_free = |port: &u16| {
         (1_025..20_000).contains(port) || *port >= 61_000 && !(61_500..=62_000).contains(port)
     };

@@ -293,11 +293,13 @@ fn the_source_is_the_one_that_the_kernel_would_take() -> Result<()> {
     // A deprecated address, newer, is none to send from; nor is it after a restart.
     hub.ip("address add 2001:db8:9::100/64 dev eth1 preferred_lft 0 nodad\n")?;
     tracker.wait_alive(SOON, "v6")?;
+    // The first IPv6 probes of new namespaces may be lost.
+    let before = tracker.history("v6")?.len();
     tracker.kill()?;
     tracker.run()?;
     tracker.wait_alive(SOON, "v6")?;
     tracker.wait_alive(SOON, "fw-1")?;
-    assert_eq!(tracker.history("v6")?.len(), 1, "{}", tracker.log());
+    assert_eq!(tracker.history("v6")?.len(), before, "{}", tracker.log());
     // The one in use is deprecated while there is another.
     hub.ip(
         "address change 2001:db8:9::100/64 dev eth1 preferred_lft forever valid_lft forever\n\

@@ -140,7 +140,7 @@ fn a_trunk_flaps() -> Result<()> {
             "link add link eth1 name m{at} type macvlan mode bridge\n\
              address add 10.40.{at}.1/24 dev m{at}\nlink set m{at} up\n"
         );
-        let _ = write!(far, "address add 10.40.{at}.2/24 dev eth0\n");
+        let _ = writeln!(far, "address add 10.40.{at}.2/24 dev eth0");
         let _ = write!(
             config,
             "[[service]]\nname = \"m{at}\"\nendpoint = \"10.40.{at}.2\"\ninterface = \"m{at}\"\nbehind = [\"10.20.1.{at}\"]\n"

@@ -224,10 +224,7 @@ fn a_start_that_fails_leaves_nothing() -> Result<()> {
             "socket = \"/proc/nowhere/tracker.sock\"",
             "cannot listen on /proc/nowhere",
         ),
-        (
-            "metrics = \"192.0.2.1:9469\"",
-            "cannot serve metrics on 192.0.2.1:9469",
-        ),
+        ("bpffs = \"/proc/nowhere\"", "cannot make /proc/nowhere"),
     ];
     for (line, message) in refused {
         let socket = directory.path().join("tracker.sock");

@@ -225,10 +225,24 @@ fn the_unit_grants_what_the_code_names() -> Result<()> {
         ("ProtectSystem", "strict"),
         ("RuntimeDirectory", "tracker"),
         ("Restart", "on-failure"),
-        ("ExecReload", "/bin/kill -HUP $MAINPID"),
+        ("Type", "notify"),
+        ("NotifyAccess", "main"),
+        ("RuntimeDirectoryPreserve", "yes"),
     ] {
         assert_eq!(value(key)?, wanted, "{key}");
     }
+    let reload: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("ExecReload="))
+        .collect();
+    let [check, signal] = reload[..] else {
+        anyhow::bail!("{reload:?}");
+    };
+    assert!(
+        check.contains("tracker check /etc/tracker/tracker.toml"),
+        "{check}"
+    );
+    assert_eq!(signal, "/bin/kill -HUP $MAINPID");
     assert!(words(value("SystemCallFilter")?).contains("bpf"));
     assert!(words(value("RestrictAddressFamilies")?).contains("AF_NETLINK"));
     Ok(())

@@ -314,7 +314,12 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
                 assert_eq!(ran.action, XDP_DROP, "{what}: there is no SYN");
                 should.counters.send_inactive += 1;
             }
-            assert_same(&what, "maps after a SYN sent again", &object.snapshot()?, &should);
+            assert_same(
+                &what,
+                "maps after a SYN sent again",
+                &object.snapshot()?,
+                &should,
+            );
         }
     }
     assert!(object.events()?.is_empty());

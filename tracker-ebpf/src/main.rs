@@ -168,7 +168,7 @@ fn finish_at_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
     }
     match outcome.is_done() {
         true => TC_ACT_SHOT,
-        // Not ours, or not ours alone: the next program, or the stack, decides.
+        // Not ours: the next program, or the stack, decides.
         false => TC_ACT_UNSPEC,
     }
 }

@@ -22,11 +22,14 @@ use crate::report::status::{
     RttUs, ServiceStatus, Status, TrackerStatus,
 };
 
-/// A moment, by both clocks that matter.
+/// A moment, by the clocks that matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// `CLOCK_MONOTONIC`, in nanoseconds: for durations.
     pub mono_ns: u64,
+    /// `CLOCK_BOOTTIME`, in nanoseconds, which is never set and goes on while the machine is suspended: what tells a wall
+    /// clock that was set.
+    pub boot_ns: u64,
     /// For people.
     pub wall: Timestamp,
 }
@@ -40,6 +43,25 @@ pub struct TrackerRef {
     pub member: u32,
     /// Position in [`Member::trackers`].
     pub tracker: u32,
+}
+
+/// How far a status that is put together in slices has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor {
+    /// Position in the list of services.
+    service: usize,
+    member: usize,
+    tracker: usize,
+}
+
+impl Cursor {
+    const fn next_service(&mut self) {
+        *self = Self {
+            service: self.service + 1,
+            member: 0,
+            tracker: 0,
+        };
+    }
 }
 
 /// What is known of one tracker.
@@ -77,10 +99,12 @@ pub struct Board {
     next: u32,
     chains: Vec<ChainState>,
     flap_window_ns: u64,
+    /// The wall clock less the boot clock, nanoseconds, by which every `since` was told.
+    wall_offset_ns: Option<i128>,
+    /// Changes when numbers may mean other services than before.
+    generation: u64,
     /// When each change that is held down becomes due, by the monotonic clock.
     due: BTreeSet<(u64, TrackerRef)>,
-    /// When [`Self::age`] was last called, by the monotonic clock.
-    aged_mono_ns: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +117,8 @@ struct ServiceState {
     flaps: Flaps,
 }
 
+/// A wall clock that is off by so much was set, and did not just run a little faster or slower.
+const CLOCK_STEP_NS: i128 = 1_000_000_000;
 /// Most flaps of a service that are remembered one by one.
 pub const FLAPS_MAX: usize = 1024;
 
@@ -114,12 +140,11 @@ impl Flaps {
         self.recent_mono_ns.push_back(now_mono_ns);
     }
 
-    fn age(&mut self, now_mono_ns: u64, window_ns: u64) {
-        while let Some(flap_ns) = self.recent_mono_ns.front()
-            && now_mono_ns.saturating_sub(*flap_ns) > window_ns
-        {
-            self.recent_mono_ns.pop_front();
-        }
+    /// How many were in the last `window_ns`.
+    fn recent(&self, now_mono_ns: u64, window_ns: u64) -> u64 {
+        let is_old = |flap_ns: &u64| now_mono_ns.saturating_sub(*flap_ns) > window_ns;
+        let old = self.recent_mono_ns.partition_point(is_old);
+        (self.recent_mono_ns.len() - old) as u64
     }
 }
 
@@ -382,8 +407,9 @@ impl Board {
             next: 0,
             chains: Vec::new(),
             flap_window_ns: 0,
+            wall_offset_ns: None,
+            generation: 0,
             due: BTreeSet::new(),
-            aged_mono_ns: now.mono_ns,
         };
         // Nothing was known before, so nothing can have changed.
         let _ = board.replace(config, now, |_| Used::default());
@@ -479,6 +505,8 @@ impl Board {
         now: Stamp,
         used: impl Fn(diff::Place) -> Used,
     ) -> Vec<Event> {
+        self.generation += 1;
+        self.keep_clock(now);
         self.hub.clone_from(&config.hub.name);
         self.instance.clone_from(&config.hub.instance);
         self.flap_window_ns = config.hub.flap_window.as_nanos() as u64;
@@ -602,6 +630,22 @@ impl Board {
         events
     }
 
+    /// Moves every `since` along with a wall clock that was set, so that it tells the time of the change by the clock of
+    /// now. Slewing (`adjtimex(2)`) is left alone until it adds up to a second: a time that is told stays the same.
+    pub fn keep_clock(&mut self, now: Stamp) {
+        let offset_ns = now.wall.as_nanosecond() - i128::from(now.boot_ns);
+        let before_ns = *self.wall_offset_ns.get_or_insert(offset_ns);
+        let step_ns = offset_ns - before_ns;
+        if step_ns.abs() < CLOCK_STEP_NS {
+            return;
+        }
+        self.wall_offset_ns = Some(offset_ns);
+        for service in self.services.values_mut() {
+            let since_ns = service.since.as_nanosecond() + step_ns;
+            service.since = Timestamp::from_nanosecond(since_ns).unwrap_or(now.wall);
+        }
+    }
+
     /// Takes what was found of a tracker. `detection_ns` is the time from the first probe that
     /// showed it. Nothing happens when there is no such tracker (any more).
     pub fn tracker_changed(
@@ -611,6 +655,7 @@ impl Board {
         now: Stamp,
         detection_ns: Option<u64>,
     ) -> Vec<Event> {
+        self.keep_clock(now);
         let mut events = Vec::new();
         let Some((hold_down, slot)) = self.slot(at) else {
             return events;
@@ -687,66 +732,138 @@ impl Board {
         }
     }
 
-    /// Tells what the time is, for the status: flaps that are no longer recent are forgotten.
-    pub fn age(&mut self, now_mono_ns: u64) {
-        self.aged_mono_ns = now_mono_ns;
-        for service in self.services.values_mut() {
-            service.flaps.age(now_mono_ns, self.flap_window_ns);
-        }
+    /// A number that is different after each [`Self::replace`], which may give services other numbers.
+    pub const fn generation(&self) -> u64 {
+        self.generation
     }
 
-    /// Everything that is known. `counters` is asked for each tracker once.
-    pub fn status(&self, counters: impl Fn(TrackerRef) -> Counters) -> Status {
-        Status {
-            hub: self.hub.clone(),
-            instance: self.instance.clone(),
-            services: self
-                .services
-                .keys()
-                .map(|service| self.service_status(*service, &counters))
-                .collect(),
-            chains: self.chains.iter().map(ChainState::status).collect(),
-            steering: None,
-            lateness_us: LatenessUs::default(),
-            stalls: 0,
-            run: String::new(),
-        }
+    /// The services by their numbers, in the order in which they are reported.
+    pub fn numbers(&self) -> Vec<u32> {
+        self.services.keys().copied().collect()
     }
 
-    /// What is known of the service `name`, or of the chain `name` and its services; the error
-    /// names what there is.
-    pub fn status_of(
-        &self,
-        name: &str,
-        counters: impl Fn(TrackerRef) -> Counters,
-    ) -> Result<Status, String> {
+    /// Everything that is known, put together at once. `counters` is asked for each tracker once.
+    pub fn whole_status(&self, now: Stamp, counters: impl Fn(TrackerRef) -> Counters) -> Status {
+        let (mut status, numbers) = self.outline_of(None, self.numbers());
+        let (mut cursor, into) = (Cursor::default(), &mut status.services);
+        while self.status_slice(&numbers, &mut cursor, usize::MAX, now, &counters, into) {}
+        status
+    }
+
+    /// A status of everything, or of the service `name`, or of the chain `name` and its services, that lacks the
+    /// services: these are to be added by [`Self::status_slice`], by their numbers, while the generation is the same.
+    ///
+    /// # Errors
+    /// When nothing has this name; the error says what there is.
+    pub fn outline(&self, name: Option<&str>) -> Result<(Status, Vec<u32>, u64), String> {
+        let Some(name) = name else {
+            let (status, numbers) = self.outline_of(None, self.numbers());
+            return Ok((status, numbers, self.generation));
+        };
         let chain = self.chains.iter().find(|chain| &*chain.name == name);
         let service = self.find(name);
         if chain.is_none() && service.is_none() {
             return Err(self.no_such(name));
         }
-        let mut services: Vec<u32> = chain
+        let mut numbers: Vec<u32> = chain
             .map(|chain| chain.services.clone())
             .unwrap_or_default();
-        services.extend(service.filter(|service| !services.contains(service)));
-        Ok(Status {
+        numbers.extend(service.filter(|service| !numbers.contains(service)));
+        let (status, numbers) = self.outline_of(Some(chain), numbers);
+        Ok((status, numbers, self.generation))
+    }
+
+    fn outline_of(
+        &self,
+        chain: Option<Option<&ChainState>>,
+        numbers: Vec<u32>,
+    ) -> (Status, Vec<u32>) {
+        let chains = match chain {
+            None => self.chains.iter().map(ChainState::status).collect(),
+            Some(chain) => chain.map(ChainState::status).into_iter().collect(),
+        };
+        let status = Status {
             hub: self.hub.clone(),
             instance: self.instance.clone(),
-            services: services
-                .into_iter()
-                .map(|service| self.service_status(service, &counters))
-                .collect(),
-            chains: chain.map(ChainState::status).into_iter().collect(),
+            services: Vec::with_capacity(numbers.len()),
+            chains,
             steering: None,
             lateness_us: LatenessUs::default(),
             stalls: 0,
             run: String::new(),
-        })
+            as_of_ms: 0,
+        };
+        (status, numbers)
     }
 
-    /// What `tracker service list` shows.
-    pub fn list(&self) -> Vec<ListedService> {
-        self.services.values().map(ServiceState::listed).collect()
+    /// Adds the next services of `numbers` to a status, about `limit` trackers at a time; a service of more trackers
+    /// is taken up in the middle. Returns whether there is more. `counters` is asked for each tracker once.
+    pub fn status_slice(
+        &self,
+        numbers: &[u32],
+        cursor: &mut Cursor,
+        limit: usize,
+        now: Stamp,
+        counters: impl Fn(TrackerRef) -> Counters,
+        into: &mut Vec<ServiceStatus>,
+    ) -> bool {
+        let mut left = limit;
+        while let Some(number) = numbers.get(cursor.service) {
+            if left == 0 {
+                return true;
+            }
+            let Some(service) = self.services.get(number) else {
+                // Removed meanwhile; what was taken of it is still what it was.
+                cursor.next_service();
+                continue;
+            };
+            if (cursor.member, cursor.tracker) == (0, 0) {
+                // It has at least one tracker, which is taken in the same slice.
+                into.push(self.service_status(service, now));
+            }
+            let status = into.last_mut();
+            let status = status.and_then(|status| status.members.get_mut(cursor.member));
+            let (Some(member), Some(status)) = (service.members.get(cursor.member), status) else {
+                cursor.next_service();
+                continue;
+            };
+            let from = cursor.tracker.min(member.trackers.len());
+            let to = from.saturating_add(left).min(member.trackers.len());
+            for at in from..to {
+                let (Some(config), Some(slot)) =
+                    (member.config.trackers.get(at), member.trackers.get(at))
+                else {
+                    break;
+                };
+                let proof = member.path.proofs.get(at).copied().unwrap_or_default();
+                let at = TrackerRef {
+                    service: *number,
+                    member: cursor.member as u32,
+                    tracker: at as u32,
+                };
+                let counters = counters(at);
+                status
+                    .trackers
+                    .push(tracker_status(config, slot, now.mono_ns, proof, &counters));
+            }
+            left -= to - from;
+            cursor.tracker = to;
+            if to == member.trackers.len() {
+                (cursor.member, cursor.tracker) = (cursor.member + 1, 0);
+                if cursor.member == service.members.len() {
+                    cursor.next_service();
+                }
+            }
+        }
+        false
+    }
+
+    /// What `tracker service list` shows of these services.
+    pub fn list(&self, numbers: &[u32]) -> Vec<ListedService> {
+        let services = numbers
+            .iter()
+            .filter_map(|number| self.services.get(number));
+        services.map(ServiceState::listed).collect()
     }
 
     fn no_such(&self, name: &str) -> String {
@@ -891,44 +1008,21 @@ impl Board {
         }
     }
 
-    fn service_status(
-        &self,
-        number: u32,
-        counters: &impl Fn(TrackerRef) -> Counters,
-    ) -> ServiceStatus {
-        let service = &self.services[&number];
-        let members = service
-            .members
-            .iter()
-            .enumerate()
-            .map(|(position, member)| {
-                let trackers = member.config.trackers.iter().zip(&member.trackers);
-                let trackers = trackers.enumerate().map(|(tracker, (config, slot))| {
-                    tracker_status(
-                        config,
-                        slot,
-                        self.aged_mono_ns,
-                        member.path.proofs.get(tracker).copied().unwrap_or_default(),
-                        &counters(TrackerRef {
-                            service: number,
-                            member: position as u32,
-                            tracker: tracker as u32,
-                        }),
-                    )
-                });
-                MemberStatus {
-                    role: member.config.role,
-                    endpoint: member.config.endpoint,
-                    interface: member.interface().cloned(),
-                    mode: member.path.mode,
-                    verdict: member.verdict,
-                    cause: member.deciding().cause,
-                    trackers: trackers.collect(),
-                    send: member.path.send,
-                    steered: None,
-                    replied: None,
-                }
-            });
+    /// The status of a service without its trackers.
+    fn service_status(&self, service: &ServiceState, now: Stamp) -> ServiceStatus {
+        let members = service.members.iter().map(|member| MemberStatus {
+            role: member.config.role,
+            endpoint: member.config.endpoint,
+            interface: member.interface().cloned(),
+            mode: member.path.mode,
+            verdict: member.verdict,
+            cause: member.deciding().cause,
+            trackers: Vec::new(),
+            send: member.path.send,
+            steered: None,
+            replied: None,
+            last_verdict: None,
+        });
         ServiceStatus {
             name: service.name.to_string(),
             verdict: service.verdict,
@@ -938,8 +1032,9 @@ impl Board {
             members: members.collect(),
             steered: None,
             replied: None,
-            flaps: service.flaps.recent_mono_ns.len() as u64,
+            flaps: service.flaps.recent(now.mono_ns, self.flap_window_ns),
             flaps_total: service.flaps.total,
+            last_verdict: None,
         }
     }
 }
@@ -949,6 +1044,7 @@ impl ChainState {
         ChainStatus {
             name: self.name.to_string(),
             verdict: self.verdict,
+            last_verdict: None,
         }
     }
 }
@@ -984,6 +1080,7 @@ fn tracker_status(
         protocol: Some(config.protocol).filter(|protocol| *protocol != Protocol::default()),
         detail: state.detail.clone(),
         held: held.map(|held| held.status(config.hold_down, now_mono_ns)),
+        last_verdict: None,
     }
 }
 
@@ -1047,11 +1144,51 @@ mod tests {
     use super::*;
     use crate::config;
 
+    impl Board {
+        /// Everything that is known, at a time of the monotonic clock.
+        fn status_at(&self, mono_ns: u64, counters: impl Fn(TrackerRef) -> Counters) -> Status {
+            self.status_by(None, usize::MAX, mono_ns, counters).unwrap()
+        }
+
+        /// Everything that is known.
+        fn status(&self, counters: impl Fn(TrackerRef) -> Counters) -> Status {
+            self.status_at(0, counters)
+        }
+
+        fn status_of(
+            &self,
+            name: &str,
+            counters: impl Fn(TrackerRef) -> Counters,
+        ) -> Result<Status, String> {
+            self.status_by(Some(name), usize::MAX, 0, counters)
+        }
+
+        /// Puts a status together in slices of so many trackers.
+        fn status_by(
+            &self,
+            name: Option<&str>,
+            limit: usize,
+            mono_ns: u64,
+            counters: impl Fn(TrackerRef) -> Counters,
+        ) -> Result<Status, String> {
+            let now = Stamp {
+                mono_ns,
+                boot_ns: mono_ns,
+                wall: Timestamp::UNIX_EPOCH,
+            };
+            let (mut status, numbers, _) = self.outline(name)?;
+            let (mut cursor, into) = (Cursor::default(), &mut status.services);
+            while self.status_slice(&numbers, &mut cursor, limit, now, &counters, into) {}
+            Ok(status)
+        }
+    }
+
     const MS: u64 = 1_000_000;
 
     fn at(ms: u64) -> Stamp {
         Stamp {
             mono_ns: ms * MS,
+            boot_ns: ms * MS,
             wall: Timestamp::from_millisecond(1_767_225_600_000 + ms as i64).unwrap(),
         }
     }
@@ -1138,8 +1275,7 @@ behind = ["10.20.2.9"]
         let config = read(&text);
         let mut board = Board::new(&config, at(0));
         let flaps = |board: &mut Board, ms: u64| {
-            board.age(ms * MS);
-            let status = board.status(|_| Counters::default());
+            let status = board.status_at(ms * MS, |_| Counters::default());
             (status.services[0].flaps, status.services[0].flaps_total)
         };
         let verdicts = [Verdict::Up, Verdict::Down, Verdict::Up, Verdict::Unknown];
@@ -1161,6 +1297,57 @@ behind = ["10.20.2.9"]
             board.tracker_changed(place(0, 0, 0), state(verdict), at(15_000 + flap), None);
         }
         assert_eq!(flaps(&mut board, 17_100), (1024, 2051));
+    }
+
+    /// A status put together in slices of any size is the one that is put together at once.
+    #[test]
+    fn slices_make_the_whole_status() {
+        let mut text = String::new();
+        for (name, trackers) in [("a", 1), ("b", 7), ("c", 1), ("d", 3)] {
+            text.push_str(&single(name, "\"any\"", trackers));
+        }
+        text.push_str("[[chain]]\nname = \"net\"\nservices = [\"b\", \"d\"]\n");
+        let mut board = Board::new(&read(&text), at(0));
+        board.tracker_changed(place(1, 0, 3), state(Verdict::Up), at(1), None);
+        let counters = |at: TrackerRef| Counters {
+            sent: u64::from(at.service * 100 + at.tracker),
+            ..Counters::default()
+        };
+        for name in [None, Some("net"), Some("b")] {
+            let whole = board.status_by(name, usize::MAX, 0, counters).unwrap();
+            for limit in 1..12 {
+                let sliced = board.status_by(name, limit, 0, counters).unwrap();
+                assert_eq!(sliced, whole, "{limit}");
+            }
+        }
+        // No slice looks at more trackers than it is allowed to.
+        let (mut status, numbers, _) = board.outline(None).unwrap();
+        let (mut cursor, asked) = (Cursor::default(), std::cell::Cell::new(0));
+        let counted = |at: TrackerRef| {
+            asked.set(asked.get() + 1);
+            counters(at)
+        };
+        let mut slices = 0;
+        loop {
+            asked.set(0);
+            let into = &mut status.services;
+            let more = board.status_slice(&numbers, &mut cursor, 3, at(0), counted, into);
+            assert!(asked.get() <= 3, "{}", asked.get());
+            slices += 1;
+            if !more {
+                break;
+            }
+        }
+        assert!(slices >= 4, "{slices}");
+        // A service that goes meanwhile leaves the others whole.
+        let (mut status, numbers, _) = board.outline(None).unwrap();
+        let (mut cursor, into) = (Cursor::default(), &mut status.services);
+        board.status_slice(&numbers, &mut cursor, 4, at(0), counters, into);
+        board.remove(1, at(2));
+        while board.status_slice(&numbers, &mut cursor, 4, at(0), counters, into) {}
+        let names: Vec<_> = into.iter().map(|service| service.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c", "d"]);
+        assert_eq!(into[3].members[0].trackers.len(), 3);
     }
 
     #[test]
@@ -1582,7 +1769,7 @@ behind = ["10.20.2.9"]
         assert_eq!((board.next_due(), board.find("c")), (None, None));
         assert_eq!(board.add(c, at(5)), 3);
         let names = |board: &Board| -> Vec<_> {
-            let list = board.list().into_iter();
+            let list = board.list(&board.numbers()).into_iter();
             list.map(|service| (service.name, service.verdict))
                 .collect()
         };

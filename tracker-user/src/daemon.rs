@@ -1,5 +1,7 @@
 //! The loop that joins everything: what the kernel says, what the engine finds, what clients ask.
 
+mod answers;
+mod clients;
 mod install;
 mod leftovers;
 mod reconcile;
@@ -13,20 +15,21 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
     sync::{
         mpsc::{self, UnboundedReceiver, UnboundedSender},
         oneshot,
     },
+    task::JoinHandle,
     time::{Instant, MissedTickBehavior},
 };
+use tracing::Level;
 use tracker_ebpf::{
     abi,
     verdict::{Cause, Verdict},
@@ -39,12 +42,16 @@ use crate::{
     engine::{Command, Report, SendFailure},
     flows::Moved,
     health::Health,
+    host::{
+        clock::{boot_ns, monotonic_ns},
+        instance, limits, repeats,
+        watchdog::{Phase, Watchdog},
+    },
     kernel::{
         bpffs::{self, Pins},
         clsact,
         journal::Journal,
         loader::{self, Kernel, Maps, StateReader},
-        plane::monotonic_ns,
         ports, preflight, privileges,
         steering::{self, SteeredReader, Steering},
     },
@@ -57,9 +64,8 @@ use crate::{
     plan::{Fault, MemberPlan, NotLeaving, Probing},
     report::{
         events::{CAPACITY, EventFeed, EventLog},
-        metrics,
-        protocol::{self, Api, Control},
-        status::{Counters, LatenessUs, List, Status, UplinkStatus},
+        protocol,
+        status::{Counters, UplinkStatus},
         verdict_log::VerdictLog,
     },
     sender::Sender,
@@ -109,71 +115,17 @@ struct Core {
 }
 
 /// What `status` shows of steering.
+#[derive(Clone)]
 struct SteeringCore {
     counters: SteeredReader,
     /// Path slots, by service and role.
-    members: HashMap<(String, Role), u32>,
+    members: Arc<HashMap<(String, Role), u32>>,
     uplinks: Vec<UplinkStatus>,
 }
 
 impl Shared {
-    async fn change(&self, wanted: Wanted) -> Result<String, String> {
-        let (answer, answered) = oneshot::channel();
-        let ends = |()| "the daemon ends; nothing was changed".to_owned();
-        let sent = self.changes.send(Change { wanted, answer });
-        sent.map_err(|_| ends(()))?;
-        answered.await.map_err(|_| ends(()))?
-    }
-
     fn core(&self) -> MutexGuard<'_, Core> {
-        // A panic in another task leaves the board as it was; answering from it is better than not.
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Api for Shared {
-    async fn status(&self, name: Option<&str>) -> Result<Status, String> {
-        let mut core = self.core();
-        let now_ns = monotonic_ns();
-        core.board.age(now_ns);
-        let counters = |at: TrackerRef| {
-            core.slots
-                .get(&at)
-                .map_or_else(Default::default, |slot| counters(&core.states.state(*slot)))
-        };
-        let mut status = match name {
-            Some(name) => core.board.status_of(name, counters)?,
-            None => core.board.status(counters),
-        };
-        if let Some(steering) = &core.steering {
-            steering.complete(&mut status);
-        }
-        status.lateness_us = LatenessUs::new(&core.health, now_ns);
-        status.stalls = core.health.stalls.load(Ordering::Relaxed);
-        status.run = self.feed.run().to_string();
-        Ok(status)
-    }
-
-    fn events(&self) -> EventFeed {
-        self.feed.clone()
-    }
-}
-
-impl Control for Shared {
-    fn services(&self) -> List {
-        let core = self.core();
-        List {
-            services: core.board.list(),
-            free: core.free,
-        }
-    }
-
-    async fn add_service(&self, service: Addition) -> Result<String, String> {
-        self.change(Wanted::Add(Box::new(service))).await
-    }
-
-    async fn remove_service(&self, name: String) -> Result<String, String> {
-        self.change(Wanted::Remove(name)).await
+        self.core.lock()
     }
 }
 
@@ -254,6 +206,8 @@ struct Daemon {
     devices: HashMap<u32, u64>,
     /// More is followed than there are members to need it.
     is_following_more: bool,
+    /// Some interfaces on which no reply is expected are not watched yet.
+    is_watching_less: bool,
     not_leaving: NotLeaving,
     refused: HashMap<u32, (String, Instant)>,
     /// Members whose last word was that no reply comes: their next hop is asked again and again.
@@ -278,6 +232,7 @@ pub fn private_names(instance: &str) -> [String; 2] {
 fn stamp() -> Stamp {
     Stamp {
         mono_ns: monotonic_ns(),
+        boot_ns: boot_ns(),
         wall: jiff::Timestamp::now(),
     }
 }
@@ -286,19 +241,32 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// How long what the main loop is at may go on after SIGTERM, before it is cut short.
+const GRACE: Duration = Duration::from_millis(1_500);
+
+/// Makes this process ready to become a daemon: to be called before any thread is started and any file is opened. What
+/// cannot be read or removed later fails early like this, and no signal is lost.
+///
+/// # Errors
+/// When the kernel or the process lacks what a daemon needs.
+pub fn prepare() -> Result<Watchdog> {
+    preflight::require()?;
+    limits::raise_open_files();
+    privileges::limit_to_start()?;
+    Watchdog::start()
+}
+
 /// Runs the daemon until a signal ends it.
 ///
 /// # Errors
 /// Whatever keeps it from starting, or from leaving a clean hub behind.
-pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
-    preflight::require()?;
+pub async fn run(file: &Path, config: Config, keep: bool, watchdog: Watchdog) -> Result<()> {
+    watchdog.phase(Phase::Starting);
     let hub = &config.hub;
     bpffs::ensure_mounted(&hub.bpffs)?;
-    // Before any file is opened or made: what cannot be read or removed later fails now.
-    privileges::limit_to_start()?;
     let pins = Pins::new(&hub.bpffs, &hub.instance);
     pins.create()?;
-    let result = run_locked(file, config, keep, &pins).await;
+    let result = run_locked(file, config, keep, &pins, &watchdog).await;
     if result.is_err() {
         // A start that failed leaves nothing that was not there before.
         pins.remove_empty();
@@ -306,75 +274,119 @@ pub async fn run(file: &Path, config: Config, keep: bool) -> Result<()> {
     result
 }
 
-async fn run_locked(file: &Path, config: Config, keep: bool, pins: &Pins) -> Result<()> {
+async fn run_locked(
+    file: &Path,
+    config: Config,
+    keep: bool,
+    pins: &Pins,
+    watchdog: &Watchdog,
+) -> Result<()> {
     let hub = &config.hub;
     let _lock = pins.lock()?;
-    let (listener, _socket) = protocol::bind(&hub.socket)?;
-    let metrics = match hub.metrics {
-        Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
-            anyhow!("cannot serve metrics on {address}: {error}; set hub.metrics to a free address")
-        })?),
-        None => None,
-    };
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let _instance = instance::lock(&hub.instance)?;
+    let socket = protocol::bind(&hub.socket)?;
+    let name = hub.instance.clone();
+    let is_first = !pins.journal().exists();
 
     let (changes, mut wanted) = mpsc::unbounded_channel();
-    let (mut daemon, mut reports) = Daemon::start(config, pins, changes).await?;
+    let started = tokio::select! {
+        biased;
+        () = watchdog.ended() => None,
+        started = Daemon::start(config, pins, changes, watchdog.health().clone()) => Some(started?),
+    };
+    let Some((mut daemon, mut reports)) = started else {
+        watchdog.phase(Phase::Ending);
+        tracing::info!("ended while it started");
+        if is_first || !keep {
+            leftovers::remove(pins, &name).await?;
+        }
+        return Ok(());
+    };
+    let clients = clients::start(socket, daemon.config.hub.metrics, daemon.shared.clone())?;
     privileges::limit_to_run()?;
-    let clients = tokio::spawn(protocol::serve(listener, daemon.shared.clone()));
-    let scrapes =
-        metrics.map(|listener| tokio::spawn(metrics::serve(listener, daemon.shared.clone())));
     tracing::info!("watching {}", daemon.extent());
+    watchdog.status(format!("watching {}", daemon.extent()));
+    watchdog.phase(Phase::Running);
 
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut loading = None;
     let result = loop {
+        watchdog.health().main.turn(monotonic_ns());
         let due = daemon.shared.core().board.next_due();
         let due = due.map(|due_ns| {
             Instant::now() + Duration::from_nanos(due_ns.saturating_sub(monotonic_ns()))
         });
-        tokio::select! {
-            _ = terminate.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
-            _ = hangup.recv() => match config::load(file) {
-                Ok(config) => daemon.reload(config).await,
-                Err(error) => {
-                    for line in error.to_string().lines() {
-                        tracing::error!("not reloaded, the running config stays: {line}");
+        let turn = async {
+            tokio::select! {
+                // A file may be large, and others' verdicts do not wait for it.
+                () = watchdog.hung_up(), if loading.is_none() => {
+                    let file = file.to_owned();
+                    loading = Some(tokio::task::spawn_blocking(move || config::load(&file)));
+                }
+                loaded = loaded(&mut loading) => match loaded {
+                    Ok(config) => {
+                        daemon.reload(config).await;
+                        watchdog.status(format!("watching {}", daemon.extent()));
                     }
+                    Err(error) => {
+                        for line in error.to_string().lines() {
+                            tracing::error!("not reloaded, the running config stays: {line}");
+                        }
+                    }
+                },
+                changed = daemon.netlink.changed() => {
+                    changed?;
+                    daemon.reconcile().await;
                 }
-            },
-            changed = daemon.netlink.changed() => {
-                if let Err(error) = changed {
-                    break Err(error);
+                report = reports.recv() => match report {
+                    Some(report) => daemon.take(report).await,
+                    None => return Err(anyhow!("the sending thread ended; this is a bug, please report the log")),
+                },
+                Some(change) = wanted.recv() => daemon.change(change, &mut wanted).await,
+                at = retry.tick() => {
+                    daemon.sender.health.timer.note(monotonic_ns(), nanoseconds(at.elapsed()));
+                    daemon.shared.core().board.keep_clock(stamp());
+                    daemon.look_for_forgery();
+                    daemon.end_log_window();
+                    daemon.retry().await;
                 }
-                daemon.reconcile().await;
+                () = sleep_until(due) => {
+                    let events = daemon.shared.core().board.tick(stamp());
+                    daemon.publish(events);
+                }
             }
-            report = reports.recv() => match report {
-                Some(report) => daemon.take(report).await,
-                None => break Err(anyhow!("the sending thread ended; this is a bug, please report the log")),
-            },
-            Some(change) = wanted.recv() => daemon.change(change, &mut wanted).await,
-            at = retry.tick() => {
-                daemon.sender.health.timer.note(monotonic_ns(), nanoseconds(at.elapsed()));
-                daemon.look_for_forgery();
-                daemon.end_log_window();
-                daemon.retry().await;
-            }
-            () = sleep_until(due) => {
-                let events = daemon.shared.core().board.tick(stamp());
-                daemon.publish(events);
-            }
+            Ok(())
+        };
+        let ended = async {
+            watchdog.ended().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            turn = turn => if let Err(error) = turn { break Err(error) },
+            () = ended => break Ok(()),
+        }
+        if watchdog.is_ended() {
+            break Ok(());
         }
     };
-    clients.abort();
-    if let Some(scrapes) = scrapes {
-        scrapes.abort();
-    }
+    watchdog.phase(Phase::Ending);
+    clients.stop();
     let ended = daemon.stop(keep, pins).await;
     result.and(ended)
+}
+
+/// What was read of a configuration, once it is; waits for ever while none is read.
+async fn loaded(
+    loading: &mut Option<JoinHandle<Result<Config, config::ConfigError>>>,
+) -> Result<Config> {
+    let Some(task) = loading else {
+        return std::future::pending().await;
+    };
+    let loaded = task.await;
+    *loading = None;
+    Ok(loaded.context("reading it failed; this is a bug, please report it")??)
 }
 
 async fn sleep_until(due: Option<Instant>) {
@@ -389,15 +401,16 @@ impl Daemon {
         config: Config,
         pins: &Pins,
         changes: UnboundedSender<Change>,
+        health: Arc<Health>,
     ) -> Result<(Self, UnboundedReceiver<Report>)> {
         pins.mend()?;
         let is_first = !pins.journal().exists();
-        let mut started = Self::follow(&config, pins, &changes, None).await;
+        let mut started = Self::follow(&config, pins, &changes, &health, None).await;
         if let Ok(None) = started {
             tracing::warn!(
                 "the maps that an earlier daemon left have no room for what is new; taking new ones"
             );
-            started = Self::follow(&config, pins, &changes, Some(Maps::Anew)).await;
+            started = Self::follow(&config, pins, &changes, &health, Some(Maps::Anew)).await;
         }
         let started = started.and_then(|started| {
             started.context("no place was found for all trackers; this is a bug, please report it")
@@ -419,6 +432,7 @@ impl Daemon {
         config: &Config,
         pins: &Pins,
         changes: &UnboundedSender<Change>,
+        health: &Arc<Health>,
         maps: Option<Maps>,
     ) -> Result<Option<(Self, UnboundedReceiver<Report>)>> {
         let mut netlink = Netlink::connect().await?;
@@ -455,7 +469,8 @@ impl Daemon {
             _ => Vec::new(),
         };
         let (kernel, plane) = Kernel::load(pins, maps, sizes, private)?;
-        let (sender, reports) = Sender::start(plane).context("cannot start the sending thread")?;
+        let (sender, reports) =
+            Sender::start(plane, health.clone()).context("cannot start the sending thread")?;
         sender.command(Command::SetPorts(Arc::new(ports::read())));
         let board = match &snapshot {
             Some(snapshot) => restart::board(snapshot, &config),
@@ -489,6 +504,7 @@ impl Daemon {
                 Maps::Grow | Maps::Anew => HashMap::new(),
             },
             is_following_more: false,
+            is_watching_less: false,
             not_leaving: NotLeaving::new(),
             refused: HashMap::new(),
             silent: HashSet::new(),
@@ -678,9 +694,10 @@ impl Daemon {
             }
             Report::SendFailed(errno) => {
                 let error = std::io::Error::from_raw_os_error(errno);
-                tracing::error!(
+                let text = format_args!(
                     "cannot send any probe: {error}; `tracker doctor` tells what is missing"
                 );
+                repeats::log(Level::ERROR, "send failed", text);
             }
             Report::Slept(ns) => {
                 tracing::warn!(
@@ -689,10 +706,11 @@ impl Daemon {
                 );
             }
             Report::Stalled(late_ns) => {
-                tracing::warn!(
+                let text = format_args!(
                     "the hub did not keep up: {} ms late; unanswered probes of that time count as nothing",
                     late_ns / 1_000_000
                 );
+                repeats::warn("stalled", text);
             }
         }
     }

@@ -5,7 +5,7 @@
 //! simulated one. Each tracker's [`Docket`] is its own; nobody else decides a verdict.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     io,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -19,8 +19,8 @@ use tracker_ebpf::{
 
 use crate::{
     docket::Docket,
-    flows::{FlowRule, Moved, Ports, Share},
     flights::{Flights, Landed, STALL_MIN_NS},
+    flows::{FlowRule, Moved, Ports, Share},
     health::Health,
     ledger::{Ledger, Trust},
     schedule::{self, Cohort, TICK_NS, Turn},
@@ -239,6 +239,9 @@ struct Device {
 pub struct Engine<P> {
     plane: P,
     slots: Vec<Option<Box<Slot>>>,
+    /// Slots of trackers that went, and their paths, until the next sweep.
+    gone: HashSet<u32>,
+    gone_paths: HashSet<u32>,
     paths: Vec<PathState>,
     groups: Vec<Group>,
     devices: Vec<Device>,
@@ -263,6 +266,8 @@ impl<P: Plane> Engine<P> {
             slept_ns: plane.slept_ns(),
             plane,
             slots: Vec::new(),
+            gone: HashSet::new(),
+            gone_paths: HashSet::new(),
             paths: Vec::new(),
             groups: Vec::new(),
             devices: Vec::new(),
@@ -321,6 +326,10 @@ impl<P: Plane> Engine<P> {
     fn install(&mut self, spec: TrackerSpec) {
         let now_ns = self.plane.now_ns();
         let index = spec.slot as usize;
+        if self.gone.contains(&spec.slot) || self.gone_paths.contains(&spec.path) {
+            // Lists that name the slot mean its last tracker, and what a path has seen is of its last member.
+            self.sweep();
+        }
         if self.slots.len() <= index {
             self.slots.resize_with(index + 1, || None);
         }
@@ -432,19 +441,32 @@ impl<P: Plane> Engine<P> {
         }
     }
 
+    /// Takes a tracker out at once; lists that may name it are swept once for all that went since the last tick, so that
+    /// the removal of n trackers is one walk over these and not n.
     fn remove(&mut self, slot: u32) {
-        let Some(gone) = self.slots.get_mut(slot as usize).and_then(Option::take) else {
-            return;
-        };
-        let group = &mut self.groups[gone.cohort];
-        group.cohort.remove(slot);
-        if gone.is_prompt {
-            group.prompt.retain(|&entry| entry != slot);
+        let gone = self.slots.get_mut(slot as usize).and_then(Option::take);
+        if let Some(gone) = gone {
+            self.gone.insert(slot);
+            self.gone_paths.insert(gone.spec.path);
         }
-        group.flights.forget(slot);
-        self.paths[gone.spec.path as usize]
-            .slots
-            .retain(|&other| other != slot);
+    }
+
+    /// Takes those that went out of all lists.
+    fn sweep(&mut self) {
+        if self.gone.is_empty() {
+            return;
+        }
+        let gone = std::mem::take(&mut self.gone);
+        for group in &mut self.groups {
+            group.cohort.remove_all(|slot| gone.contains(&slot));
+            group.prompt.retain(|slot| !gone.contains(slot));
+            group.flights.forget_all(|slot| gone.contains(&slot));
+        }
+        for path in self.gone_paths.drain() {
+            if let Some(path) = self.paths.get_mut(path as usize) {
+                path.slots.retain(|slot| !gone.contains(slot));
+            }
+        }
     }
 
     fn path_mut(&mut self, path: u32) -> &mut PathState {
@@ -546,6 +568,7 @@ impl<P: Plane> Engine<P> {
 
     /// Does what is due and says when the next tick should be.
     pub fn tick(&mut self, health: &Health) -> u64 {
+        self.sweep();
         let now_ns = self.plane.now_ns();
         self.note_lateness(now_ns, health);
         self.take_replies(now_ns, health);

@@ -113,16 +113,22 @@ impl Flights {
 
     /// Forgets all probes of a slot.
     pub fn forget(&mut self, slot: u32) {
+        self.forget_all(|entry| entry == slot);
+    }
+
+    /// Forgets all probes of the slots that are gone, however many, in one walk over what is under way.
+    pub fn forget_all(&mut self, is_gone: impl Fn(u32) -> bool) {
         let mut entries = std::mem::take(&mut self.slots).into_iter();
         for flight in &mut self.flights {
             let before = self.slots.len();
             let of_flight = entries.by_ref().take(flight.count as usize);
-            self.slots.extend(of_flight.filter(|&entry| entry != slot));
+            self.slots
+                .extend(of_flight.filter(|&entry| !is_gone(entry)));
             flight.count = (self.slots.len() - before) as u32;
         }
         self.flights.retain(|flight| flight.count > 0);
         self.counted = self.slots.len();
-        self.slots.extend(entries.filter(|&entry| entry != slot));
+        self.slots.extend(entries.filter(|&entry| !is_gone(entry)));
     }
 
     /// Empties it, and keeps its memory.

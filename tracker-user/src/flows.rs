@@ -119,7 +119,9 @@ impl Ports {
                 u16::try_from(next).ok().filter(|next| next <= high)
             })
         };
-        next(u32::from(flow) + 1).or_else(|| next(0)).unwrap_or(flow)
+        next(u32::from(flow) + 1)
+            .or_else(|| next(0))
+            .unwrap_or(flow)
     }
 
     /// The one of a share that was used before another.
@@ -328,12 +330,7 @@ impl Flows {
 
     /// The flow of the next probe: the same until that is sent.
     #[inline]
-    pub fn choose(
-        &mut self,
-        ports: &Ports,
-        is_up: bool,
-        is_replied: impl Fn(u64) -> bool,
-    ) -> u16 {
+    pub fn choose(&mut self, ports: &Ports, is_up: bool, is_replied: impl Fn(u64) -> bool) -> u16 {
         self.chosen = match self.rule.turnover {
             Turnover::Never => self.kept(),
             Turnover::Always => self.new_flow(ports),
@@ -544,8 +541,8 @@ impl Flows {
                     self.go_on(ports, passed, !self.is_held);
                     return;
                 }
-                let is_of_it = sequence > passed.known_at
-                    && passed.test.is_none_or(|test| sequence != test);
+                let is_of_it =
+                    sequence > passed.known_at && passed.test.is_none_or(|test| sequence != test);
                 if is_of_it && since <= sequence && !is_up {
                     self.begin();
                 }
@@ -563,9 +560,8 @@ impl Flows {
         }
         let flow = self.recent[(sequence % RECENT) as usize];
         let mut later = sequence + 1..=self.sent;
-        let passes = later.any(|later| {
-            self.recent[(later % RECENT) as usize] != flow && is_replied(later)
-        });
+        let passes =
+            later.any(|later| self.recent[(later % RECENT) as usize] != flow && is_replied(later));
         if passes {
             self.note_reuse_failure();
         }
@@ -719,7 +715,9 @@ mod tests {
 
     /// Sends one probe; which flow it has.
     fn send(flows: &mut Flows, is_up: bool, replied: &HashSet<u64>) -> u16 {
-        let flow = flows.choose(&Ports::default(), is_up, |sequence| replied.contains(&sequence));
+        let flow = flows.choose(&Ports::default(), is_up, |sequence| {
+            replied.contains(&sequence)
+        });
         flows.sent();
         flow
     }
@@ -753,7 +751,9 @@ mod tests {
         send(&mut flows, true, &replied);
         assert_eq!(send(&mut flows, true, &replied), 61_440);
         let again = |flows: &mut Flows, held, flow, replied: &HashSet<u64>| {
-            flows.again(&ports, held, flow, 0, |sequence| replied.contains(&sequence))
+            flows.again(&ports, held, flow, 0, |sequence| {
+                replied.contains(&sequence)
+            })
         };
         assert_eq!(again(&mut flows, 1, 61_440, &replied), Some((2, 61_441)));
         assert_eq!(again(&mut flows, 1, 61_440, &replied), None);
@@ -786,6 +786,9 @@ mod tests {
         assert_eq!(again, Some((3, 61_442)));
         flows.lost(&ports, 3, false, |sequence| replied.contains(&sequence));
         let moved = flows.moved().expect("it moved");
-        assert_eq!((moved.from, moved.to, moved.is_old_lost), (61_440, 61_441, false));
+        assert_eq!(
+            (moved.from, moved.to, moved.is_old_lost),
+            (61_440, 61_441, false)
+        );
     }
 }

@@ -7,9 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// How long at least, and at most twice as long, a lateness counts as recent.
 const RECENT_NS: u64 = 10_000_000_000;
 
+/// Above this age of what the threads know, nothing that was known counts any more: verdicts are then
+/// `unknown`, with cause `stalled`.
+pub const STALLED_NS: u64 = 3_000_000_000;
+
 /// How well a daemon keeps up.
 #[derive(Debug, Default)]
 pub struct Health {
+    /// Turns of the main loop.
+    pub main: Beat,
+    /// Turns of the sending thread.
+    pub send: Beat,
     /// How long after its time the sending thread woke up.
     pub tick: Lateness,
     /// How long a reply that is waited for lay in the ring buffer.
@@ -18,6 +26,45 @@ pub struct Health {
     pub timer: Lateness,
     /// Ticks so late that probes under way proved nothing.
     pub stalls: AtomicU64,
+}
+
+/// The turns of one thread, noted by that thread alone.
+#[derive(Debug, Default)]
+pub struct Beat {
+    turned_mono_ns: AtomicU64,
+    signs: AtomicU64,
+}
+
+impl Beat {
+    /// Notes the end of a turn, at a time of the monotonic clock.
+    pub fn turn(&self, now_mono_ns: u64) {
+        self.turned_mono_ns.store(now_mono_ns, Ordering::Relaxed);
+        self.progress();
+    }
+
+    /// Notes progress within a turn that takes long: the thread is late, and does not hang.
+    pub fn progress(&self) {
+        self.signs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// When the last turn ended, by the monotonic clock; 0 before the first.
+    pub fn turned_mono_ns(&self) -> u64 {
+        self.turned_mono_ns.load(Ordering::Relaxed)
+    }
+
+    /// A number that is different after each turn and each progress.
+    pub fn signs(&self) -> u64 {
+        self.signs.load(Ordering::Relaxed)
+    }
+}
+
+impl Health {
+    /// How old what the daemon knows is: the time since the sending thread and the main loop both last ended a
+    /// turn, in nanoseconds.
+    pub fn age_ns(&self, now_mono_ns: u64) -> u64 {
+        let turned_ns = self.main.turned_mono_ns().min(self.send.turned_mono_ns());
+        now_mono_ns.saturating_sub(turned_ns)
+    }
 }
 
 /// Latenesses of one kind.
@@ -105,6 +152,20 @@ mod tests {
         lateness.note(150 * S, 0);
         assert_eq!(lateness.figure(150 * S).recent_ns, 0);
         assert_eq!(lateness.figure(150 * S).max_ns, 7);
+    }
+
+    #[test]
+    fn the_age_is_that_of_the_thread_that_turned_longest_ago() {
+        let health = Health::default();
+        health.main.turn(100 * S);
+        health.send.turn(102 * S);
+        assert_eq!(health.age_ns(103 * S), 3 * S);
+        health.main.progress();
+        assert_eq!(health.age_ns(103 * S), 3 * S, "progress is no turn");
+        health.main.turn(103 * S);
+        assert_eq!(health.age_ns(103 * S), S);
+        // A reader whose clock was read before the turn.
+        assert_eq!(health.age_ns(101 * S), 0);
     }
 
     #[test]

@@ -450,7 +450,7 @@ mod tests {
         let after = Record::of(&[own], 99).after_snapshot().line();
         let read = Snapshot::read(&[&journal[..], &after].concat()).unwrap();
         assert_eq!(read.services[0].flaps, flaps);
-        assert_eq!((second, read.next, read.events.len()), (&other, 10, 3));
+        assert_eq!((second, read.next, read.events.len()), (&other, 11, 4));
 
         let gone = Record::Removed {
             service: "fw-1".to_owned(),

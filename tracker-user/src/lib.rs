@@ -14,6 +14,8 @@ pub mod doctor;
 pub mod engine;
 pub mod flights;
 pub mod flows;
+#[cfg(test)]
+mod growth;
 pub mod health;
 pub mod host;
 pub mod journal;

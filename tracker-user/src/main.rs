@@ -26,8 +26,12 @@ fn main() -> ExitCode {
         Command::Service(args) => cli::service(args),
         Command::Run(args) => {
             host::log::to_stderr();
+            let watchdog = match daemon::prepare() {
+                Ok(watchdog) => watchdog,
+                Err(error) => return cli::fail(format_args!("{error:#}")),
+            };
             match config::load(&args.config) {
-                Ok(config) => block_on(daemon::run(&args.config, config, args.keep)),
+                Ok(config) => block_on(daemon::run(&args.config, config, args.keep, watchdog)),
                 Err(error) => {
                     eprintln!("{error}");
                     ExitCode::FAILURE

@@ -102,27 +102,34 @@ impl Cohort {
 
     /// Removes a tracker; false where it is not a member.
     pub fn remove(&mut self, tracker: u32) -> bool {
-        let Some(at) = self.members.iter().position(|&member| member == tracker) else {
-            return false;
-        };
+        let before = self.members.len();
+        self.remove_all(|member| member == tracker);
+        self.members.len() < before
+    }
+
+    /// Removes the trackers that are gone, however many, in one walk over the members.
+    pub fn remove_all(&mut self, is_gone: impl Fn(u32) -> bool) {
+        if self.members.is_empty() {
+            return;
+        }
         // Whose turn is next from now on keeps the time that it had.
-        let heir = if at == self.next { at + 1 } else { self.next };
-        let due_ns = if heir == self.members.len() {
-            self.round_ns + self.interval_ns
-        } else {
-            self.round_ns + self.offset_ns(heir)
-        };
-        self.members.remove(at);
-        if at < self.next {
-            self.next -= 1;
-        }
-        if self.next == self.members.len() {
-            self.next = 0;
-        }
-        if !self.members.is_empty() {
+        let stays = |at: &usize| !is_gone(self.members[*at]);
+        let in_round = (self.next..self.members.len()).find(stays);
+        let heir = in_round.or_else(|| (0..self.next).find(stays));
+        let due_ns = heir.map(|heir| {
+            let round_ns = if in_round.is_some() {
+                self.round_ns
+            } else {
+                self.round_ns + self.interval_ns
+            };
+            round_ns + self.offset_ns(heir)
+        });
+        let before = heir.map_or(0, |heir| (0..heir).filter(stays).count());
+        self.members.retain(|&member| !is_gone(member));
+        self.next = before;
+        if let Some(due_ns) = due_ns {
             self.anchor(due_ns);
         }
-        true
     }
 
     /// Makes the next member's turn be at `due_ns`.

@@ -5,6 +5,7 @@ use std::{
     os::fd::AsFd as _,
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use nix::{
@@ -19,8 +20,12 @@ use tokio::sync::mpsc as tokio_mpsc;
 use crate::{
     engine::{Command, Engine, Report},
     health::Health,
+    host::clock::monotonic_ns,
     kernel::{plane::KernelPlane, privileges, realtime},
 };
+
+/// Commands that are obeyed between two ticks: ten thousands that come at once, as by a reload, delay no probe.
+const COMMANDS: usize = 512;
 
 /// The running thread, seen from the daemon.
 pub struct Sender {
@@ -32,17 +37,19 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Starts the thread, which waits for [`Command::Begin`]; reports come by the returned channel, which closes
-    /// when the thread ends.
+    /// Starts the thread, which waits for [`Command::Begin`] and notes its turns in `health`; reports come by the
+    /// returned channel, which closes when the thread ends.
     ///
     /// # Errors
     /// Where the system has no thread or descriptor left.
-    pub fn start(plane: KernelPlane) -> io::Result<(Self, tokio_mpsc::UnboundedReceiver<Report>)> {
+    pub fn start(
+        plane: KernelPlane,
+        health: Arc<Health>,
+    ) -> io::Result<(Self, tokio_mpsc::UnboundedReceiver<Report>)> {
         let (commands, inbox) = mpsc::channel();
         let (outbox, reports) = tokio_mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_flags(flags)?);
-        let health = Arc::new(Health::default());
         let thread = std::thread::Builder::new()
             .name("tracker-send".to_owned())
             .spawn({
@@ -60,7 +67,7 @@ impl Sender {
         ))
     }
 
-    /// Hands over a command. It is obeyed before the next tick, in order.
+    /// Hands over a command. All are obeyed in order, and soon: as many as `COMMANDS` before a tick.
     pub fn command(&self, command: Command) {
         // A thread that ended takes nothing more; the daemon learns it by the closed reports.
         let _ = self.commands.send(command);
@@ -106,16 +113,25 @@ fn run(
         }
     }
     loop {
-        for command in inbox.try_iter() {
+        let mut obeyed = 0;
+        for command in inbox.try_iter().take(COMMANDS) {
             if !engine.command(command) {
                 return;
             }
+            obeyed += 1;
         }
         engine.tick(health);
         for report in engine.reports() {
             let _ = outbox.send(report);
         }
-        let nap = TimeSpec::from_duration(engine.sleep());
+        health.send.turn(monotonic_ns());
+        // Where more commands wait, only what is due comes before them.
+        let nap = if obeyed == COMMANDS {
+            Duration::ZERO
+        } else {
+            engine.sleep()
+        };
+        let nap = TimeSpec::from_duration(nap);
         let mut events = [
             PollFd::new(engine.plane().events_fd(), PollFlags::POLLIN),
             PollFd::new(wake.as_fd(), PollFlags::POLLIN),

@@ -192,7 +192,10 @@ mod tests {
             let port = StreamPlaces::first_port(class);
             assert!(ports.has(share, port) && ports.count(share) >= 16);
             assert_eq!(group.streams.place(port), at);
-            assert_eq!(u64::from(group.slots[usize::from(class)].expect("a slot")) + 1, word);
+            assert_eq!(
+                u64::from(group.slots[usize::from(class)].expect("a slot")) + 1,
+                word
+            );
         }
         // One that goes makes room.
         assert!(places.give(&KEY, 5).is_some());

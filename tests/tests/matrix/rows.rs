@@ -16,7 +16,7 @@ use tracker_tests::pace::{pause, slow};
 use tracker_tests::tun::Tunnel;
 
 use super::line;
-use super::stage::{Expected, Props, Row, forwards};
+use super::stage::{Expected, Props, Row, Stage, forwards};
 use crate::forge;
 
 const NO_REPLY: Expected = Expected::down("no-reply");

@@ -240,8 +240,15 @@ impl Table {
         let frame = segment(&world, ACK, number);
         let what = "one is held, and nothing waits for it";
         self.row(what, &answered, frame.clone(), Want::Duplicate);
-        let arriving = world.clone().with(|world| world.tracker.proof = abi::Proof::Arrival);
-        self.row("one is held of what arrives", &arriving, frame, Want::Foreign);
+        let arriving = world
+            .clone()
+            .with(|world| world.tracker.proof = abi::Proof::Arrival);
+        self.row(
+            "one is held of what arrives",
+            &arriving,
+            frame,
+            Want::Foreign,
+        );
         // Of more than 256 probes the number of one is not told from that of another, but their tokens are.
         for (sequence, want) in [(745, Some(Want::Late)), (744, None), (1_001, None)] {
             let what = format!("an answer to probe {sequence} of 1000");
@@ -763,7 +770,11 @@ impl Row {
 
 /// The port to which a segment is addressed.
 fn own_port(frame: &[u8]) -> Option<u16> {
-    let tag = if frame.get(12..ETHERNET)? == [0x81, 0x00] { 4 } else { 0 };
+    let tag = if frame.get(12..ETHERNET)? == [0x81, 0x00] {
+        4
+    } else {
+        0
+    };
     let head = match frame.get(ETHERNET + tag)? >> 4 {
         4 => packets::IPV4,
         _ => packets::IPV6,

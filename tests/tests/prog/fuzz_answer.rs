@@ -735,9 +735,7 @@ fn oracle(peers: &[Peer], frame: &[u8], beside: Beside, actions: Actions) -> Out
             && peer.world.tracker.active == 1;
         is_between
             && match &seen.claim {
-                Claim::Number(_) => {
-                    peer.probe() == Probe::Tcp && peer.has_port(seen.own_port)
-                }
+                Claim::Number(_) => peer.probe() == Probe::Tcp && peer.has_port(seen.own_port),
                 Claim::Stamp(claim) => {
                     let slot = [&[0], &claim[4..7]].concat();
                     peer.probe() == Probe::Stamp && peer.world.slot.to_be_bytes() == slot[..]
@@ -1166,12 +1164,15 @@ fn check_round(
 
 /// Whether a frame is an acknowledgement alone of a probe's number: tables have those.
 fn is_challenge(provable: &HashMap<Vec<u8>, (usize, u64)>, frame: &[u8]) -> bool {
-    let Some(ip) = Ip::of_frame(frame).filter(|ip| ip.protocol == IpNextHeaderProtocols::Tcp) else {
+    let Some(ip) = Ip::of_frame(frame).filter(|ip| ip.protocol == IpNextHeaderProtocols::Tcp)
+    else {
         return false;
     };
     TcpPacket::new(ip.above).is_some_and(|tcp| {
         let number = tcp.get_acknowledgement().wrapping_sub(1).to_be_bytes();
-        ip.room == Some(20) && tcp.get_flags() & TELLING == ACK && provable.contains_key(&number[..])
+        ip.room == Some(20)
+            && tcp.get_flags() & TELLING == ACK
+            && provable.contains_key(&number[..])
     })
 }
 

@@ -79,7 +79,7 @@ macro_rules! needs_root {
 
 /// Now, on the programs' clock.
 pub fn now_mono_ns() -> u64 {
-    tracker_user::kernel::plane::monotonic_ns()
+    tracker_user::host::clock::monotonic_ns()
 }
 
 /// What a program answered to one frame.

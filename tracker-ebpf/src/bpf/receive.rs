@@ -2,9 +2,7 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{
-        Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker, is_own_port,
-    },
+    abi::{Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker, is_own_port},
     window::Worth,
     wire::{
         ethernet, icmp, ipv4, ipv6,

@@ -231,7 +231,9 @@ pub fn parse_ipv6<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
 #[inline(always)]
 fn answer(above: Above, [from, to]: [Address; 2], sender: Address, family: Family) -> Answer {
     let (behind, port, source, own_port) = match above.message {
-        Message::Reply | Message::Reset | Message::Held => (from, above.source, to, above.destination),
+        Message::Reply | Message::Reset | Message::Held => {
+            (from, above.source, to, above.destination)
+        }
         Message::Probe | Message::Error => (to, above.destination, from, above.source),
     };
     Answer {
@@ -267,9 +269,7 @@ fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) ->
                 ANSWERED => (Message::Reply, acknowledged, header.destination),
                 REFUSED => (Message::Reset, acknowledged, header.destination),
                 flags::SYN => (Message::Probe, header.sequence, header.source),
-                flags::ACK if room == tcp::LEN => {
-                    (Message::Held, acknowledged, header.destination)
-                }
+                flags::ACK if room == tcp::LEN => (Message::Held, acknowledged, header.destination),
                 _ => return None,
             };
             if !is_own_port(own) {

@@ -312,7 +312,14 @@ mod tests {
     fn built(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
         let len = wire_len(path.vlan != 0, tracker.family, tracker.payload);
         let mut bytes = vec![0; len as usize];
-        emit(bytes.as_mut_slice(), path, tracker, mark, tracker.flow_first).expect("room for it");
+        emit(
+            bytes.as_mut_slice(),
+            path,
+            tracker,
+            mark,
+            tracker.flow_first,
+        )
+        .expect("room for it");
         bytes
     }
 
@@ -337,7 +344,16 @@ mod tests {
                 };
                 let len = wire_len(vlan != 0, family, tracker.payload) as usize;
                 let mut bytes = vec![0; len];
-                assert!(emit(&mut bytes[..len - 1], &path, &tracker, &mark, tracker.flow_first).is_none());
+                assert!(
+                    emit(
+                        &mut bytes[..len - 1],
+                        &path,
+                        &tracker,
+                        &mark,
+                        tracker.flow_first
+                    )
+                    .is_none()
+                );
                 assert!(emit(&mut bytes[..], &path, &tracker, &mark, tracker.flow_first).is_some());
             }
         }

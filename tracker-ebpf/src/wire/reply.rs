@@ -404,7 +404,14 @@ mod tests {
             } = self;
             let len = probe::wire_len(path.vlan != 0, tracker.family, tracker.payload);
             let mut bytes = vec![0; len as usize];
-            probe::emit(bytes.as_mut_slice(), path, tracker, mark, tracker.flow_first).expect("room for it");
+            probe::emit(
+                bytes.as_mut_slice(),
+                path,
+                tracker,
+                mark,
+                tracker.flow_first,
+            )
+            .expect("room for it");
             bytes
         }
 

@@ -3,7 +3,8 @@
 //! The document is walked rather than deserialised, so that one pass finds every problem, each with
 //! its own line, and so that a value can be judged together with where it was written.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -25,6 +26,9 @@ pub(super) struct Sink<'a> {
     file: Option<&'a Path>,
     /// Byte offset and text.
     problems: RefCell<Vec<(usize, String)>>,
+    /// Where each line begins, once that is asked for: a walk over the file for each of ten thousand problems would take
+    /// minutes.
+    lines: OnceCell<Vec<usize>>,
 }
 
 impl<'a> Sink<'a> {
@@ -33,6 +37,7 @@ impl<'a> Sink<'a> {
             text,
             file: Some(file),
             problems: RefCell::default(),
+            lines: OnceCell::new(),
         }
     }
 
@@ -74,8 +79,11 @@ impl<'a> Sink<'a> {
 
     /// The line of a byte offset, from 1.
     pub(super) fn line(&self, at: usize) -> usize {
-        let before = &self.text.as_bytes()[..at.min(self.text.len())];
-        1 + before.iter().filter(|byte| **byte == b'\n').count()
+        let lines = self.lines.get_or_init(|| {
+            let ends = self.text.match_indices('\n').map(|(end, _)| end + 1);
+            std::iter::once(0).chain(ends).collect()
+        });
+        lines.partition_point(|begin| *begin <= at.min(self.text.len()))
     }
 
     /// The source text of a span, on one line and not too long.
@@ -85,29 +93,26 @@ impl<'a> Sink<'a> {
 
     /// What was found wrong, in the order of the file, each once.
     pub(super) fn into_error(self) -> Option<ConfigError> {
-        let mut problems: Vec<Problem> = Vec::new();
-        for (at, text) in self.found() {
-            let problem = Problem {
+        // A value that several trackers inherit is wrong once.
+        let mut told = HashSet::new();
+        let found = self.found().into_iter();
+        let found = found.map(|(at, text)| (self.line(at), text));
+        let problems: Vec<_> = found
+            .filter(|problem| told.insert(problem.clone()))
+            .map(|(line, text)| Problem {
                 file: self.file.unwrap_or(Path::new("")).to_owned(),
-                line: Some(self.line(at)),
+                line: Some(line),
                 text,
-            };
-            // A value that several trackers inherit is wrong once.
-            if !problems.contains(&problem) {
-                problems.push(problem);
-            }
-        }
+            })
+            .collect();
         (!problems.is_empty()).then_some(ConfigError { problems })
     }
 
     /// What was found wrong, on one line.
     pub(super) fn into_line(self) -> Option<String> {
-        let mut texts: Vec<String> = Vec::new();
-        for (_, text) in self.found() {
-            if !texts.contains(&text) {
-                texts.push(text);
-            }
-        }
+        let mut told = HashSet::new();
+        let texts = self.found().into_iter().map(|(_, text)| text);
+        let texts: Vec<_> = texts.filter(|text| told.insert(text.clone())).collect();
         (!texts.is_empty()).then(|| texts.join("; and "))
     }
 

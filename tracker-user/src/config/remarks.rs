@@ -49,8 +49,13 @@ fn soon_again(config: &Config) -> Option<String> {
         trackers.map(move |tracker| (name, tracker))
     });
     let mut shares = HashMap::new();
-    for (_, tracker) in trackers.clone().filter(|(_, tracker)| tracker.probe == Probe::Tcp) {
-        *shares.entry((tracker.behind, tracker.port)).or_insert(0usize) += 1;
+    for (_, tracker) in trackers
+        .clone()
+        .filter(|(_, tracker)| tracker.probe == Probe::Tcp)
+    {
+        *shares
+            .entry((tracker.behind, tracker.port))
+            .or_insert(0usize) += 1;
     }
     let (ports, identifiers) = (Ports::default(), Ports::identifiers());
     let rest = |tracker: &super::Tracker| {
@@ -106,11 +111,17 @@ mod tests {
         let udp = "probe = \"udp\"\nprotocol = \"echo\"\ntimeout = \"1ms\"\ninterval = ";
         assert_eq!(of(&format!("{udp}\"4ms\""), 1), [""; 0]);
         let found = of(&format!("{udp}\"3ms\""), 1);
-        assert!(found[0].contains("service fw-0 return after 108 s, when"), "{found:?}");
+        assert!(
+            found[0].contains("service fw-0 return after 108 s, when"),
+            "{found:?}"
+        );
         let tcp = "probe = \"tcp\"\ninterval = \"100ms\"";
         assert_eq!(of(tcp, 16), [""; 0]);
         let found = of(tcp, 17);
-        assert!(found[0].contains("return after 113 s, and so do those of 16 more"), "{found:?}");
+        assert!(
+            found[0].contains("return after 113 s, and so do those of 16 more"),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -895,7 +895,10 @@ fn more_tcp_trackers_than_can_be_told_apart_are_refused() {
     valid(&asking_one_port(2_048, ""));
     let more = asking_one_port(1, "flow = \"rotate\"").replace("fw-0", "rotating");
     let error = problem(&(asking_one_port(2_048, "") + &more));
-    assert!(error.contains("more than 2048 trackers with probe \"tcp\" ask port 443 of 10.20.0.9"), "{error}");
+    assert!(
+        error.contains("more than 2048 trackers with probe \"tcp\" ask port 443 of 10.20.0.9"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -1174,4 +1177,23 @@ fn room_is_checked() {
         error.contains("give a whole number from 0 to 1000000"),
         "{error}"
     );
+}
+
+#[test]
+fn a_mistake_that_many_trackers_inherit_is_told_once_and_soon() {
+    let text = |count: usize| {
+        let behind =
+            (0..count as u32).map(|at| format!("\"{}\"", Ipv4Addr::from(0x0a14_0000 + at)));
+        let behind: Vec<_> = behind.collect();
+        format!(
+            "[[service]]\nname = \"fw\"\nendpoint = \"10.9.0.2\"\nbehind = [{}]\nprobe = \"udp\"\n",
+            behind.join(",\n")
+        )
+    };
+    let error = parse(&text(3_000), Path::new("test.toml")).unwrap_err();
+    assert_eq!(error.to_string().lines().count(), 1, "{error}");
+    crate::growth::assert_linear("errors", 3_000, |count| {
+        let text = text(count);
+        crate::growth::processor_time(|| parse(&text, Path::new("test.toml")))
+    });
 }

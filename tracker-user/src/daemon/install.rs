@@ -720,7 +720,8 @@ impl Daemon {
         let used = |place| self.used(place);
         let mut events = self.shared.core().board.replace(&config, stamp(), used);
         self.config = config;
-        self.sender.command(Command::SetPorts(Arc::new(ports::read())));
+        self.sender
+            .command(Command::SetPorts(Arc::new(ports::read())));
         let repaced = self.install(&pairs);
         events.extend(self.catch_up(repaced));
         self.begin_journal(events);

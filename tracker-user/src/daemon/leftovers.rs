@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::private_names;
 use crate::{
+    host::instance,
     kernel::{bpffs::Pins, clsact, loader, preflight},
     net::{neighbours, rtnetlink::Netlink},
 };
@@ -16,27 +17,38 @@ pub(super) async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
     neighbours::release_all(netlink, paths.iter().filter_map(loader::neighbour)).await;
 }
 
+/// Removes what an instance left whose pins this process has locked; says how many pins there were, and whether there
+/// were private interfaces.
+///
+/// # Errors
+/// When something can't be removed.
+pub(super) async fn remove(pins: &Pins, instance: &str) -> Result<(usize, bool)> {
+    let netlink = Netlink::connect().await?;
+    let mut count = 0;
+    if pins.exist() {
+        release_pinned_neighbours(&netlink, pins).await;
+        clsact::remove_left(pins);
+        count = pins.remove()?;
+    }
+    let names = private_names(instance);
+    Ok((count, netlink.delete_private_pair(&names).await?))
+}
+
 /// `tracker cleanup`: removes what a killed daemon left.
 ///
 /// # Errors
-/// Where the daemon still runs, or something can't be removed.
+/// When the daemon still runs, whatever BPF file system it sees, or something can't be removed.
 pub async fn cleanup(bpffs: &Path, instance: &str) -> Result<String> {
     preflight::require_root()?;
     let pins = Pins::new(bpffs, instance);
-    let netlink = Netlink::connect().await?;
-    let mut removed = Vec::new();
-    if pins.exist() {
-        let lock = pins.lock()?;
-        release_pinned_neighbours(&netlink, &pins).await;
-        clsact::remove_left(&pins);
-        let count = pins.remove()?;
-        drop(lock);
-        removed.push(format!("{count} pins"));
-    }
-    let names = private_names(instance);
-    if netlink.delete_private_pair(&names).await? {
-        removed.push("the private interfaces".to_owned());
-    }
+    let had_pins = pins.exist();
+    let locked = had_pins.then(|| pins.lock()).transpose()?;
+    let name = instance::lock(instance)?;
+    let (count, had_interfaces) = remove(&pins, instance).await?;
+    drop((locked, name));
+    let pins = had_pins.then(|| format!("{count} pins"));
+    let interfaces = had_interfaces.then(|| "the private interfaces".to_owned());
+    let removed: Vec<_> = pins.into_iter().chain(interfaces).collect();
     if removed.is_empty() {
         return Ok(format!("instance {instance}: nothing was left"));
     }

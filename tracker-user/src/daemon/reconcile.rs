@@ -1,8 +1,9 @@
 //! The kernel brought in line with what is configured and observed, after each change of either.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
+use tracing::Level;
 use tracker_ebpf::{
     abi::{self, Via},
     verdict::Cause,
@@ -13,6 +14,7 @@ use crate::{
     board::MemberPath,
     config::{Member, ModeChoice},
     engine::Command,
+    host::repeats,
     kernel::{
         loader::{Kernel, Purpose},
         steering::Steering,
@@ -26,6 +28,9 @@ use crate::{
     plan::{self, Fault, MemberPlan, Probing, Ways},
     sender::Sender,
 };
+
+/// How long the attachment of programs that only watch may take at a time.
+const WATCH: Duration = Duration::from_millis(50);
 
 impl Daemon {
     /// Has the kernel's changes of what the members depend on reported, and no others.
@@ -175,9 +180,16 @@ impl Daemon {
         match moved {
             Ok(private) => {
                 self.sender.command(Command::SetPrivate(private));
-                tracing::warn!("the private interface {} was gone; made it anew", names[0]);
+                repeats::warn(
+                    "private interface made anew",
+                    format_args!("the private interface {} was gone; made it anew", names[0]),
+                );
             }
-            Err(error) => tracing::error!("{error:#}; no probe can be sent until it exists"),
+            Err(error) => repeats::log(
+                Level::ERROR,
+                "private interface",
+                format_args!("{error:#}; no probe can be sent until it exists"),
+            ),
         }
     }
 
@@ -225,7 +237,14 @@ impl Daemon {
             }
         }
         let attached: HashSet<_> = self.kernel.attached().into_iter().collect();
+        // Each attachment waits for RCU, about 12 ms: the rest follows by and by, and what members need does not wait.
+        let until = Instant::now() + WATCH;
+        self.is_watching_less = false;
         for ifindex in &watched {
+            if Instant::now() >= until {
+                self.is_watching_less = true;
+                break;
+            }
             if !attached.contains(&(*ifindex, Purpose::Watch))
                 && let Some(link) = links.get(ifindex)
                 && let Err(error) = self.kernel.watch(link)
@@ -366,7 +385,7 @@ impl Daemon {
         let detached = self.forget_detached();
         let moving = self.members.values().any(|member| member.moving.is_some());
         let is_refused = !self.refused.is_empty() || self.steering_fault.is_some();
-        if moving || is_refused || detached {
+        if moving || is_refused || detached || self.is_watching_less {
             self.reconcile().await;
         } else {
             self.retry_steering();

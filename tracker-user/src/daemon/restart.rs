@@ -1,7 +1,7 @@
 //! Going on where an earlier daemon of the instance ended, and leaving what the next one needs for that.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     os::{
         fd::AsRawFd as _,
@@ -277,7 +277,7 @@ impl Daemon {
             );
         }
         self.config.services = services;
-        let used: Vec<u32> = self.members.values().map(|member| member.path).collect();
+        let used: HashSet<u32> = self.members.values().map(|member| member.path).collect();
         for (path, _) in (0..).zip(paths).filter(|(_, path)| path.interface != 0) {
             if !used.contains(&path) {
                 self.clear_path(path);

@@ -1,6 +1,6 @@
 //! Steering, as the daemon keeps it: loaded while the config has it, planned with everything else.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -8,7 +8,7 @@ use super::{Daemon, SteeringCore};
 use crate::{
     kernel::steering::Steering,
     plan::MemberPlan,
-    report::status::{Status, SteeringStatus, UplinkStatus},
+    report::status::UplinkStatus,
     steering::{self, Plan, Planned, Room},
 };
 
@@ -33,7 +33,7 @@ impl Daemon {
         let steering = Steering::load(&self.kernel, needed.with_more())?;
         self.shared.core().steering = Some(SteeringCore {
             counters: steering.counters(),
-            members: HashMap::new(),
+            members: Arc::default(),
             uplinks: Vec::new(),
         });
         self.steering = Some(steering);
@@ -65,7 +65,7 @@ impl Daemon {
             (name, member.path)
         });
         if let Some(core) = &mut self.shared.core().steering {
-            core.members = members.collect();
+            core.members = Arc::new(members.collect());
         }
         self.show_uplinks();
     }
@@ -98,29 +98,6 @@ impl Daemon {
         let uplinks = uplinks.collect();
         if let Some(core) = &mut self.shared.core().steering {
             core.uplinks = uplinks;
-        }
-    }
-}
-
-impl SteeringCore {
-    /// Adds what is known of steering to a status.
-    pub(super) fn complete(&self, status: &mut Status) {
-        status.steering = Some(SteeringStatus {
-            uplinks: self.uplinks.clone(),
-        });
-        for service in &mut status.services {
-            let mut sum = (0, 0);
-            for member in &mut service.members {
-                let slot = self.members.get(&(service.name.clone(), member.role));
-                let counters = slot
-                    .map(|slot| self.counters.get(*slot))
-                    .unwrap_or_default();
-                member.steered = Some(counters.steered);
-                member.replied = Some(counters.replied);
-                sum = (sum.0 + counters.steered, sum.1 + counters.replied);
-            }
-            service.steered = Some(sum.0);
-            service.replied = Some(sum.1);
         }
     }
 }

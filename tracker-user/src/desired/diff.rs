@@ -31,6 +31,9 @@ impl Pairs {
     }
 }
 
+/// What names a member over all services: its service, role and endpoint.
+type Name<'a> = (&'a str, Role, IpAddr);
+
 /// Pairs the members of `new` services, whose numbers are their positions, with `old` ones: place, name of the
 /// service, configuration. `used` says what an old member uses. Linear in the number of members.
 pub fn members<'o>(
@@ -38,7 +41,7 @@ pub fn members<'o>(
     new: &[Service],
     used: impl Fn(Place) -> Used,
 ) -> Pairs {
-    let mut left: HashMap<(&str, Role, IpAddr), Vec<(Place, &Member)>> = HashMap::new();
+    let mut left: HashMap<Name<'_>, Vec<(Place, &Member)>> = HashMap::new();
     for (place, service, member) in old {
         let key = (service, member.role, member.endpoint);
         left.entry(key).or_default().push((place, member));

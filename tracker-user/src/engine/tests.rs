@@ -89,6 +89,27 @@ fn a_flapping_interface_leaves_nothing_behind() {
     assert!(sent.sum::<u64>() >= u64::from(TRACKERS));
 }
 
+// --- Many at once ------------------------------------------------------------------------------------
+
+#[test]
+fn a_removal_grows_in_proportion_to_the_trackers() {
+    crate::growth::assert_linear("a removal", 2_000, |count| {
+        let mut world = World::new(1);
+        world.path(0, 7, None);
+        for slot in 0..count as u32 {
+            world.install(tracker(slot, 100 * MS, 50 * MS, 3, 2));
+        }
+        world.run(300 * MS);
+        let stays = count as u32 / 2;
+        crate::growth::processor_time(|| {
+            for slot in (0..count as u32).filter(|slot| *slot != stays) {
+                world.command(Command::Remove(slot));
+            }
+            world.run(20 * MS);
+        })
+    });
+}
+
 // --- Another daemon goes on ----------------------------------------------------------------------
 
 /// Interval 10 ms, timeout 200 ms: some twenty probes are under way at any time.
@@ -1188,7 +1209,9 @@ mod histories {
     use tracker_ebpf::verdict::{Cause, Verdict};
 
     use super::super::{Command, TrackerSpec};
-    use super::sim::{Calls, Change, FlowState, Lateness, MS, Net, Probe, Rng, S, Slot, US, World, tracker};
+    use super::sim::{
+        Calls, Change, FlowState, Lateness, MS, Net, Probe, Rng, S, Slot, US, World, tracker,
+    };
     use crate::flows::Turnover;
 
     /// A tracker and what the history did to it.
@@ -2040,13 +2063,22 @@ fn flows_since(world: &mut World, since: usize) -> Vec<u16> {
 
 #[test]
 fn a_service_that_condemned_flows_is_up_again_once_it_passes_new_ones() {
-    for (interval_ns, delay_ns) in [(100 * MS, MS), (100 * MS, 40 * MS), (10 * MS, 45 * MS), (S, MS)] {
+    for (interval_ns, delay_ns) in [
+        (100 * MS, MS),
+        (100 * MS, 40 * MS),
+        (10 * MS, 45 * MS),
+        (S, MS),
+    ] {
         for (fall, rise) in [(1, 1), (3, 2), (5, 4)] {
             let spec = tracker(0, interval_ns, 50 * MS, fall, rise);
             let mut world = up(spec);
             world.net(0).delay_ns = (delay_ns, delay_ns);
             world.run(2 * S);
-            assert!(flows_since(&mut world, 0).iter().all(|flow| *flow == 61_440));
+            assert!(
+                flows_since(&mut world, 0)
+                    .iter()
+                    .all(|flow| *flow == 61_440)
+            );
             world.net(0).is_out = true;
             world.run(20 * interval_ns);
             assert_eq!(world.verdict(0), Verdict::Down);
@@ -2056,7 +2088,11 @@ fn a_service_that_condemned_flows_is_up_again_once_it_passes_new_ones() {
             world.net(0).flows = FlowState::Condemns;
             let under_way = delay_ns / interval_ns + 1;
             world.run((u64::from(rise) + 4 + 2 * under_way) * interval_ns + 50 * MS);
-            assert_eq!(world.verdict(0), Verdict::Up, "{interval_ns} {delay_ns} {fall} {rise}");
+            assert_eq!(
+                world.verdict(0),
+                Verdict::Up,
+                "{interval_ns} {delay_ns} {fall} {rise}"
+            );
             world.run(50 * interval_ns);
             assert_eq!(world.verdict(0), Verdict::Up);
             // It stays on the flow that passes, and says so.
@@ -2071,7 +2107,11 @@ fn a_service_that_condemned_flows_is_up_again_once_it_passes_new_ones() {
             let before = world.slot(0).probes.len();
             let mut world = world.restart(MS, &[spec], &[(0, 7, None)]);
             world.run(20 * interval_ns);
-            assert!(flows_since(&mut world, before).iter().all(|flow| *flow == last));
+            assert!(
+                flows_since(&mut world, before)
+                    .iter()
+                    .all(|flow| *flow == last)
+            );
             assert_eq!(world.verdict(0), Verdict::Up);
         }
     }
@@ -2104,7 +2144,10 @@ fn what_passes_old_flows_alone_is_up_and_stays_so() {
     let flows = flows_since(&mut world, before);
     let others = flows.iter().filter(|flow| **flow != 61_440).count();
     let downs = downs(&world, 0).len();
-    assert!(others == 0 || downs > 0, "{others} new flows, {downs} times down");
+    assert!(
+        others == 0 || downs > 0,
+        "{others} new flows, {downs} times down"
+    );
     world.net(0).loss_per_mille = 0;
     world.net(0).is_out = true;
     world.run(S);
@@ -2130,7 +2173,12 @@ fn a_service_that_passes_each_flow_once_is_not_up() {
         let seen: Vec<u16> = slot.passed.drain().collect();
         slot.condemned.extend(seen);
     });
-    assert!(world.changes.iter().all(|change| change.verdict != Verdict::Up));
+    assert!(
+        world
+            .changes
+            .iter()
+            .all(|change| change.verdict != Verdict::Up)
+    );
 }
 
 #[test]
@@ -2142,7 +2190,11 @@ fn every_second_probe_of_what_is_down_takes_a_new_flow_and_none_is_more() {
     world.run(100 * S);
     let flows = flows_since(&mut world, since);
     assert!((999..=1_001).contains(&flows.len()), "{}", flows.len());
-    let new: Vec<u16> = flows.iter().copied().filter(|flow| *flow != 61_440).collect();
+    let new: Vec<u16> = flows
+        .iter()
+        .copied()
+        .filter(|flow| *flow != 61_440)
+        .collect();
     assert!(new.len().abs_diff(flows.len() / 2) <= 1, "{}", new.len());
     let different: std::collections::HashSet<u16> = new.iter().copied().collect();
     assert_eq!(different.len(), new.len(), "none returns within 100 s");

@@ -1,3 +1,9 @@
-//! What the daemon needs of the host beside the kernel's network.
+//! What the daemon has to do with the host that runs it: its supervisor, signals, limits and log.
 
+pub mod clock;
+pub mod instance;
+pub mod limits;
 pub mod log;
+pub mod notify;
+pub mod repeats;
+pub mod watchdog;

@@ -11,11 +11,14 @@ use aya::{
     maps::{MapData, RingBuf},
     programs::Xdp,
 };
-use nix::time::ClockId;
 use tracker_ebpf::{abi, verdict::Verdict, window::Window, wire::probe};
 
 use super::mapped::Mapped;
-use crate::{engine::Plane, net::link_counters::LinkCounters};
+use crate::{
+    engine::Plane,
+    host::clock::{self, monotonic_ns},
+    net::link_counters::LinkCounters,
+};
 
 /// Frames per round inside the kernel; 256 is the most it takes, and more than 64 gained nothing.
 const LIVE_BATCH: u32 = 64;
@@ -32,17 +35,6 @@ pub struct KernelPlane {
     pub(super) events: RingBuf<MapData>,
     pub(super) answered: VecDeque<abi::Answered>,
     pub(super) counters: LinkCounters,
-}
-
-/// Now on `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
-pub fn monotonic_ns() -> u64 {
-    clock_ns(ClockId::CLOCK_MONOTONIC)
-}
-
-fn clock_ns(clock: ClockId) -> u64 {
-    clock.now().map_or(0, |now| {
-        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
-    })
 }
 
 /// Context of a live-frames call (`struct xdp_md`): the frames come from the private veth, so that
@@ -135,7 +127,7 @@ impl Plane for KernelPlane {
     fn slept_ns(&self) -> u64 {
         // CLOCK_BOOTTIME goes on while the machine is suspended (Linux 2.6.39). It is read first: what passes before
         // the other one is read makes the difference smaller, and is not taken for sleep.
-        let boot_ns = clock_ns(ClockId::CLOCK_BOOTTIME);
+        let boot_ns = clock::boot_ns();
         boot_ns.saturating_sub(monotonic_ns())
     }
 

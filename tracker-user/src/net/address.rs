@@ -319,7 +319,8 @@ mod tests {
             is_secondary: true,
             ..at(text)
         };
-        let cases: [(&str, Vec<Address>, &str, &str, Option<&str>); 10] = [
+        type Case<'a> = (&'a str, Vec<Address>, &'a str, &'a str, Option<&'a str>);
+        let cases: [Case<'_>; 10] = [
             (
                 "rule 3: a deprecated address comes after others",
                 vec![deprecated("2001:db8:9::2/64"), at("2001:db8:7::1/64")],

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        InfoData, InfoKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage, LinkXdp, Prop,
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, Prop,
     },
 };
 use tokio::time::Instant;
@@ -634,8 +634,20 @@ impl Netlink {
         for name in names {
             // No IPv6 address means no neighbour discovery and no router solicitation on them.
             let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-            if std::path::Path::new(&path).exists() {
-                std::fs::write(&path, "1").with_context(|| format!("cannot write {path}"))?;
+            if !std::path::Path::new(&path).exists() {
+                continue;
+            }
+            // In a container /proc/sys may be read-only; then the kernel is told by netlink to give them none.
+            if let Err(error) = std::fs::write(&path, "1") {
+                let mut message = named(name);
+                let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+                let none = AfSpecUnspec::Inet6(vec![none]);
+                let attribute = LinkAttribute::AfSpecUnspec(vec![none]);
+                message.attributes.push(attribute);
+                let set = self.requests.change(RouteNetlinkMessage::SetLink(message));
+                set.await.with_context(|| {
+                    format!("cannot write {path} ({error}), nor keep IPv6 off {name} by netlink")
+                })?;
             }
         }
         for name in names {

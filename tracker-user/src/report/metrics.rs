@@ -1,7 +1,9 @@
 //! The status in the Prometheus text format, and a server for it that does nothing else.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +16,15 @@ use tracker_ebpf::verdict::Verdict;
 
 use super::protocol::Api;
 use super::status::{Late, MemberStatus, ServiceStatus, Status, TrackerStatus};
+use crate::config::{Probe, Protocol};
+use crate::host::repeats;
 
 /// A client has this long for its request and for the answer together.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A request line and headers of more bytes are refused.
 const MAX_REQUEST: usize = 8192;
+/// Time between two attempts to listen on an address that is not there.
+pub const BIND_AGAIN: Duration = Duration::from_secs(1);
 /// More clients at a time wait in the listener's own queue.
 const MAX_CLIENTS: usize = 32;
 
@@ -128,13 +134,31 @@ fn seconds(us: Option<u64>) -> Option<f64> {
     us.map(|us| us as f64 / 1e6)
 }
 
+/// What tells two trackers of a member apart for people, if anything does.
+type Key = (IpAddr, Probe, Option<u16>, Option<Protocol>);
+
+fn key(tracker: &TrackerStatus) -> Key {
+    (
+        tracker.behind,
+        tracker.probe,
+        tracker.port,
+        tracker.protocol,
+    )
+}
+
 /// The status in the Prometheus text format, version 0.0.4.
 pub fn render(status: &Status) -> String {
     let mut trackers = Vec::new();
     for service in &status.services {
         for member in &service.members {
+            // Two series with the same labels would make the whole page invalid.
+            let mut alike: HashMap<Key, u32> = HashMap::new();
+            for tracker in &member.trackers {
+                *alike.entry(key(tracker)).or_default() += 1;
+            }
             for (index, tracker) in member.trackers.iter().enumerate() {
-                trackers.push((labels(service, member, tracker, index), tracker));
+                let twin = (alike[&key(tracker)] > 1).then_some(index);
+                trackers.push((labels(service, member, tracker, twin), tracker));
             }
         }
     }
@@ -268,6 +292,13 @@ pub fn render(status: &Status) -> String {
     );
     family(
         &mut text,
+        "tracker_hub_age_seconds",
+        "gauge",
+        "Time since the daemon's threads both last ended a turn; above 3 every verdict is unknown.",
+        [("", status.as_of_ms as f64 / 1e3)].into_iter(),
+    );
+    family(
+        &mut text,
         "tracker_hub_stalls_total",
         "counter",
         "How often the hub was so late that probes proved nothing.",
@@ -307,7 +338,7 @@ fn labels(
     service: &ServiceStatus,
     member: &MemberStatus,
     tracker: &TrackerStatus,
-    index: usize,
+    twin: Option<usize>,
 ) -> String {
     let mut labels = member_labels(service, member);
     // Writing to a String cannot fail.
@@ -319,20 +350,7 @@ fn labels(
     if let Some(protocol) = tracker.protocol {
         let _ = write!(labels, ",protocol=\"{protocol}\"");
     }
-    // Two series with the same labels would make the whole page invalid.
-    let key = |tracker: &TrackerStatus| {
-        (
-            tracker.behind,
-            tracker.probe,
-            tracker.port,
-            tracker.protocol,
-        )
-    };
-    let twins = member
-        .trackers
-        .iter()
-        .filter(|other| key(other) == key(tracker));
-    if twins.count() > 1 {
+    if let Some(index) = twin {
         let _ = write!(labels, ",tracker=\"{index}\"");
     }
     labels
@@ -342,6 +360,16 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('"', "\\\"")
         .replace('\n', "\\n")
+}
+
+/// Listens on an address.
+///
+/// # Errors
+/// One line that says what to do; the address may come later.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| {
+        format!("cannot serve metrics on {address}: {error}; set hub.metrics to a free address of this hub")
+    })
 }
 
 /// Answers `GET /metrics` for ever. Dropping the future ends every connection.
@@ -369,7 +397,9 @@ pub async fn serve(listener: TcpListener, api: impl Api) {
                 });
             }
             Err(error) => {
-                tracing::warn!("cannot accept a client of the metrics: {error}; trying again");
+                let text =
+                    format_args!("cannot accept a client of the metrics: {error}; trying again");
+                repeats::warn("accept a client of the metrics", text);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -394,7 +424,11 @@ async fn answer(mut stream: TcpStream, api: impl Api) -> io::Result<()> {
     let (code, body) = match (valid, method, path) {
         (false, ..) => ("400 Bad Request", "not an HTTP/1 request\n".to_owned()),
         (true, Some("GET" | "HEAD"), Some("/metrics")) => match api.status(None).await {
-            Ok(status) => ("200 OK", render(&status)),
+            Ok(status) => {
+                // Of many trackers it takes a while, and others' answers do not wait for it.
+                let page = tokio::task::spawn_blocking(move || render(&status));
+                ("200 OK", page.await.map_err(io::Error::other)?)
+            }
             Err(error) => ("503 Service Unavailable", format!("{error}\n")),
         },
         (true, Some("GET" | "HEAD"), _) => ("404 Not Found", "see /metrics\n".to_owned()),
@@ -425,6 +459,22 @@ mod tests {
     use super::super::events::EventFeed;
     use super::super::status::tests::example;
     use super::*;
+
+    #[test]
+    fn a_page_grows_in_proportion_to_the_trackers() {
+        crate::growth::assert_linear("a page", 2_000, |count| {
+            let mut status = example();
+            let trackers = &mut status.services[0].members[0].trackers;
+            let first = trackers[0].clone();
+            *trackers = (0..count as u32)
+                .map(|behind| TrackerStatus {
+                    behind: std::net::Ipv4Addr::from(behind).into(),
+                    ..first.clone()
+                })
+                .collect();
+            crate::growth::processor_time(|| render(&status))
+        });
+    }
 
     #[test]
     fn the_page_says_what_the_status_says() {

@@ -52,6 +52,27 @@ pub(crate) mod words {
             }
         };
     }
+    /// A verdict that may not be known.
+    pub(crate) mod known_verdict {
+        use super::*;
+
+        pub(crate) fn serialize<S: Serializer>(
+            value: &Option<Verdict>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match value {
+                Some(value) => verdict::serialize(value, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<Verdict>, D::Error> {
+            // What is absent is the default, so what is there is a verdict.
+            verdict::deserialize(deserializer).map(Some)
+        }
+    }
     word!(verdict, Verdict, VERDICTS);
     word!(proof, Proof, PROOFS);
     word!(cause, Cause, CAUSES);

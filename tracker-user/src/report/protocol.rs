@@ -16,23 +16,27 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::future::Future;
 use std::io::{self, BufRead, BufReader, Write};
 use std::ops::ControlFlow;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::unix::net::{UnixListener as BlockingListener, UnixStream as BlockingStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use super::events::{EventFeed, Missed, Place, Reset};
 use super::status::{List, Status};
 use crate::config::{Addition, MAX_NAME};
+use crate::host::repeats;
 
 /// A request is a line of at most this many bytes: a service with a thousand addresses behind it.
 const MAX_REQUEST: u64 = 1 << 16;
@@ -44,8 +48,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// The same where something is to be changed: not knowing whether it was is worse than waiting.
 const CHANGE_WAIT: Duration = Duration::from_secs(60);
+/// An answer about more services or trackers is written down by a thread of its own.
+const LONG: usize = 1_000;
 /// More clients at a time are turned away.
 const MAX_CLIENTS: usize = 256;
+/// How often the socket's file is looked for.
+const SOCKET_LOOK: Duration = Duration::from_secs(1);
 /// So many events are copied out of the log at a time.
 const BATCH: usize = 256;
 
@@ -108,7 +116,7 @@ pub trait Api: Clone + Send + Sync + 'static {
 /// What the daemon's owner may do besides.
 pub trait Control: Api {
     /// The services.
-    fn services(&self) -> List;
+    fn services(&self) -> impl Future<Output = Result<List, String>> + Send;
     /// Adds a service, and says so; the error says why nothing was changed.
     fn add_service(&self, service: Addition)
     -> impl Future<Output = Result<String, String>> + Send;
@@ -116,22 +124,38 @@ pub trait Control: Api {
     fn remove_service(&self, name: String) -> impl Future<Output = Result<String, String>> + Send;
 }
 
-/// Answers clients for ever. Dropping the future ends every connection.
-pub async fn serve(listener: UnixListener, api: impl Control) {
+/// Answers clients for ever; makes the socket anew when its file was removed. Dropping the future ends every connection.
+pub async fn serve(socket: Socket, api: impl Control) {
+    let Socket { listener, mut file } = socket;
+    let Ok(mut listener) = UnixListener::from_std(listener) else {
+        tracing::error!(
+            "this thread has no runtime for the daemon's socket; this is a bug, please report it"
+        );
+        return;
+    };
     let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut clients = JoinSet::new();
+    let mut look = tokio::time::interval(SOCKET_LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = clients.join_next() => continue,
+            _ = look.tick() => {
+                if file.is_gone() && let Some(made) = again(&file.path) {
+                    (listener, file) = made;
+                }
+                continue;
+            }
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Most likely out of file descriptors, which only time can mend.
-                tracing::warn!(
+                let text = format_args!(
                     "cannot accept a client on the daemon's socket: {error}; trying again"
                 );
+                repeats::warn("accept on the socket", text);
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -152,6 +176,27 @@ pub async fn serve(listener: UnixListener, api: impl Control) {
                 // Into an empty buffer, so this does not wait; if it would, the client does without.
                 let _ = stream.try_write(&line);
             }
+        }
+    }
+}
+
+/// Makes the socket anew, if that is possible now.
+fn again(path: &Path) -> Option<(UnixListener, SocketFile)> {
+    let made = bind(path)
+        .map_err(anyhow::Error::new)
+        .and_then(|socket| Ok((UnixListener::from_std(socket.listener)?, socket.file)));
+    match made {
+        Ok(made) => {
+            tracing::warn!("the socket {} was removed; made it anew", path.display());
+            Some(made)
+        }
+        Err(error) => {
+            let text = format_args!(
+                "the socket {} was removed, and cannot be made anew: {error:#}; trying again",
+                path.display()
+            );
+            repeats::warn("make the socket anew", text);
+            None
         }
     }
 }
@@ -177,7 +222,20 @@ async fn answer(stream: UnixStream, api: impl Control) -> io::Result<()> {
     match request {
         Request::Status { name } => {
             let bytes = match api.status(name.as_deref()).await {
-                Ok(status) => line(&status),
+                Ok(status) => {
+                    let is_long = status.services.len() > LONG
+                        || status
+                            .services
+                            .iter()
+                            .any(|service| service.is_longer(LONG));
+                    if is_long {
+                        // Others' answers do not wait for it.
+                        let line = tokio::task::spawn_blocking(move || line(&status));
+                        line.await.map_err(io::Error::other)?
+                    } else {
+                        line(&status)
+                    }
+                }
                 Err(error) => refusal(error),
             };
             write_within(&mut write, &bytes).await
@@ -186,7 +244,13 @@ async fn answer(stream: UnixStream, api: impl Control) -> io::Result<()> {
             let since = since.map(|seq| Place { run, seq });
             events(&mut read, &mut write, &api.events(), since, follow).await
         }
-        Request::ServiceList => write_within(&mut write, &line(&api.services())).await,
+        Request::ServiceList => {
+            let bytes = match api.services().await {
+                Ok(list) => line(&list),
+                Err(error) => refusal(error),
+            };
+            write_within(&mut write, &bytes).await
+        }
         Request::ServiceAdd { service } => {
             let answer = done(api.add_service(*service).await);
             write_within(&mut write, &answer).await
@@ -332,6 +396,13 @@ pub enum BindError {
     },
 }
 
+/// A socket that listens, and its file.
+#[derive(Debug)]
+pub struct Socket {
+    listener: BlockingListener,
+    file: SocketFile,
+}
+
 /// Owns the socket's file, which is removed with it unless another daemon has replaced it.
 #[derive(Debug)]
 pub struct SocketFile {
@@ -340,12 +411,18 @@ pub struct SocketFile {
     inode: File,
 }
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
+impl SocketFile {
+    /// Whether the path leads elsewhere, or nowhere.
+    fn is_gone(&self) -> bool {
         let identity = |meta: io::Result<Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
         let there = identity(fs::symlink_metadata(&self.path));
-        let ours = there.is_some() && there == identity(self.inode.metadata());
-        if ours {
+        there.is_none() || there != identity(self.inode.metadata())
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if !self.is_gone() {
             // Best effort: a stale socket is replaced by the next daemon.
             let _ = fs::remove_file(&self.path);
         }
@@ -353,8 +430,10 @@ impl Drop for SocketFile {
 }
 
 /// Listens on `path`, for root alone: makes its directory, and replaces what a killed daemon left.
-/// Needs a tokio runtime.
-pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
+///
+/// # Errors
+/// When another daemon answers there, something else is there, or the system refuses.
+pub fn bind(path: &Path) -> Result<Socket, BindError> {
     let system = |attempt| {
         move |why| BindError::System {
             path: path.to_owned(),
@@ -383,8 +462,12 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(system("look at it")(error)),
     }
-    let socket = UnixSocket::new_stream().map_err(system("make a socket"))?;
-    socket.bind(path).map_err(system("bind"))?;
+    let refused = |attempt| move |errno: Errno| system(attempt)(errno.into());
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .map_err(refused("make a socket"))?;
+    let address = UnixAddr::new(path).map_err(refused("bind"))?;
+    socket::bind(socket.as_raw_fd(), &address).map_err(refused("bind"))?;
     // Before it listens, so that nobody else can connect in between.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .map_err(system("set its permissions"))?;
@@ -398,8 +481,9 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
         path: path.to_owned(),
         inode,
     };
-    let listener = socket.listen(128).map_err(system("listen"))?;
-    Ok((listener, file))
+    socket::listen(&socket, Backlog::MAXCONN).map_err(refused("listen"))?;
+    let listener = BlockingListener::from(socket);
+    Ok(Socket { listener, file })
 }
 
 /// Why a client has no answer.
@@ -551,11 +635,11 @@ mod tests {
     }
 
     impl Control for Fixed {
-        fn services(&self) -> List {
-            List {
+        async fn services(&self) -> Result<List, String> {
+            Ok(List {
                 services: Vec::new(),
                 free: 7,
-            }
+            })
         }
 
         async fn add_service(&self, service: Addition) -> Result<String, String> {
@@ -592,9 +676,9 @@ mod tests {
             // Ends with the test's process.
             std::thread::spawn(move || {
                 runtime().block_on(async {
-                    let (listener, _file) = bind(&path).unwrap();
+                    let socket = bind(&path).unwrap();
                     ready.send(()).unwrap();
-                    serve(listener, Fixed(feed)).await;
+                    serve(socket, Fixed(feed)).await;
                 });
             });
             wait.recv().unwrap();
@@ -836,10 +920,13 @@ mod tests {
 
         let stale = daemon.dir.path().join("stale.sock");
         drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-        let (listener, first) = bind(&stale).unwrap();
+        let Socket {
+            listener,
+            file: first,
+        } = bind(&stale).unwrap();
         // One that lost its place leaves the new one's alone.
         drop(listener);
-        let (_listener, second) = bind(&stale).unwrap();
+        let second = bind(&stale).unwrap();
         drop(first);
         assert!(stale.exists());
         drop(second);

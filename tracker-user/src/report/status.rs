@@ -11,7 +11,7 @@ use tracker_ebpf::{
 
 use super::words;
 use crate::config::{Origin, Probe, Protocol, Role};
-use crate::health::{Health, Lateness};
+use crate::health::{Health, Lateness, STALLED_NS};
 use crate::mode::{Mode, SendWay};
 
 /// What is known of a hub's services and chains.
@@ -37,6 +37,10 @@ pub struct Status {
     /// Names the sequence of event numbers; see [`super::events::Numbered`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub run: String,
+    /// How old it is: milliseconds since the sending thread and the main loop both last ended a turn. Above 3,000
+    /// every verdict is `unknown`, with cause `stalled`, and `last_verdict` says what it was.
+    #[serde(default)]
+    pub as_of_ms: u64,
 }
 
 /// Steering.
@@ -94,6 +98,34 @@ impl LatenessUs {
 }
 
 impl Status {
+    /// Whether it is so old that no verdict counts.
+    pub const fn is_stalled(&self) -> bool {
+        self.as_of_ms > STALLED_NS / 1_000_000
+    }
+
+    /// Takes back every verdict, because the daemon does not keep up: what it last knew may no longer be so.
+    pub fn stall(&mut self) {
+        let stall = |verdict: &mut Verdict, last: &mut Option<Verdict>| {
+            *last = Some(std::mem::take(verdict));
+        };
+        for service in &mut self.services {
+            stall(&mut service.verdict, &mut service.last_verdict);
+            service.cause = Cause::Stalled;
+            for member in &mut service.members {
+                stall(&mut member.verdict, &mut member.last_verdict);
+                member.cause = Cause::Stalled;
+                for tracker in &mut member.trackers {
+                    stall(&mut tracker.verdict, &mut tracker.last_verdict);
+                    tracker.cause = Cause::Stalled;
+                    tracker.detail = None;
+                }
+            }
+        }
+        for chain in &mut self.chains {
+            stall(&mut chain.verdict, &mut chain.last_verdict);
+        }
+    }
+
     /// Whether everything in it is up; so it is when there is nothing.
     pub fn all_up(&self) -> bool {
         let services = self.services.iter().map(|service| service.verdict);
@@ -131,6 +163,21 @@ pub struct ServiceStatus {
     /// The same since the daemon knows the service.
     #[serde(default)]
     pub flaps_total: u64,
+    /// The last verdict that was known; present while the daemon stalls.
+    #[serde(
+        default,
+        with = "words::known_verdict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last_verdict: Option<Verdict>,
+}
+
+impl ServiceStatus {
+    /// Whether it has more trackers than this.
+    pub fn is_longer(&self, trackers: usize) -> bool {
+        let counts = self.members.iter().map(|member| member.trackers.len());
+        counts.sum::<usize>() > trackers
+    }
 }
 
 /// A member of a service.
@@ -160,6 +207,13 @@ pub struct MemberStatus {
     /// Replies to them that went back as from the endpoint; present while they are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replied: Option<u64>,
+    /// The last verdict that was known; present while the daemon stalls.
+    #[serde(
+        default,
+        with = "words::known_verdict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last_verdict: Option<Verdict>,
 }
 
 /// The services of a hub, as `tracker service list --json` prints them.
@@ -257,6 +311,13 @@ pub struct TrackerStatus {
     /// A change that `hold_down` does not report yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HeldStatus>,
+    /// The last verdict that was known; present while the daemon stalls.
+    #[serde(
+        default,
+        with = "words::known_verdict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last_verdict: Option<Verdict>,
 }
 
 /// A change of verdict that is reported if it lasts.
@@ -308,6 +369,13 @@ pub struct ChainStatus {
     /// Up when all its services are.
     #[serde(with = "words::verdict")]
     pub verdict: Verdict,
+    /// The last verdict that was known; present while the daemon stalls.
+    #[serde(
+        default,
+        with = "words::known_verdict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last_verdict: Option<Verdict>,
 }
 
 /// What the kernel counted for one tracker.
@@ -362,7 +430,7 @@ pub(crate) mod tests {
         r#","send":"xdp-redirect""#,
         r#"}],"flaps":0,"flaps_total":2}],"#,
         r#""chains":[{"name":"internet","verdict":"up"}]"#,
-        r#","lateness_us":{"tick":{"recent":61,"max":912},"ring":{"recent":0,"max":0},"timer":{"recent":0,"max":0}},"stalls":1}"#,
+        r#","lateness_us":{"tick":{"recent":61,"max":912},"ring":{"recent":0,"max":0},"timer":{"recent":0,"max":0}},"stalls":1,"as_of_ms":12}"#,
     );
 
     pub(crate) fn example() -> Status {
@@ -410,19 +478,23 @@ pub(crate) mod tests {
                         return_mac: Some("02:00:00:00:00:01".to_owned()),
                         protocol: None,
                         detail: None,
+                        last_verdict: None,
                     }],
                     send: Some(SendWay::XdpRedirect),
                     steered: None,
                     replied: None,
+                    last_verdict: None,
                 }],
                 steered: None,
                 replied: None,
                 flaps: 0,
                 flaps_total: 2,
+                last_verdict: None,
             }],
             chains: vec![ChainStatus {
                 name: "internet".to_owned(),
                 verdict: Verdict::Up,
+                last_verdict: None,
             }],
             steering: None,
             lateness_us: LatenessUs {
@@ -434,7 +506,30 @@ pub(crate) mod tests {
             },
             stalls: 1,
             run: String::new(),
+            as_of_ms: 12,
         }
+    }
+
+    #[test]
+    fn a_stalled_daemon_knows_no_verdict() {
+        let mut status = example();
+        status.as_of_ms = 3_000;
+        assert!(!status.is_stalled());
+        status.as_of_ms = 3_001;
+        assert!(status.is_stalled() && status.all_up());
+        status.stall();
+        assert!(!status.all_up());
+        let json = serde_json::to_value(&status).unwrap();
+        let service = &json["services"][0];
+        let member = &service["members"][0];
+        for one in [service, member, &member["trackers"][0]] {
+            assert_eq!(one["verdict"], "unknown");
+            assert_eq!(one["cause"], "stalled");
+            assert_eq!(one["last_verdict"], "up");
+        }
+        assert_eq!(json["chains"][0]["verdict"], "unknown");
+        assert_eq!(json["chains"][0]["last_verdict"], "up");
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
     }
 
     #[test]

@@ -71,6 +71,14 @@ pub fn status(status: &Status, colour: bool) -> String {
         text.push('\n');
         print(&mut text, &table);
     }
+    if status.is_stalled() {
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            text,
+            "\nthe daemon has not kept up for {} s: no verdict is known; its log says more",
+            status.as_of_ms / 1_000
+        );
+    }
     text
 }
 
@@ -159,7 +167,7 @@ fn rows(table: &mut Table, service: &ServiceStatus, more: &[More]) {
     if service.members.len() > 1 {
         cells[1] = format!("selected: {}", service.selected);
     }
-    cells[8] = cause(service.cause);
+    cells[8] = cause(service.cause, service.last_verdict);
     cells[9] = since;
     add(table, cells, service.verdict, values);
     for member in &service.members {
@@ -185,7 +193,7 @@ fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13]
     };
     let why = match &tracker.detail {
         Some(detail) => format!("{} ({})", tracker.cause.as_str(), printable(detail)),
-        None => cause(tracker.cause),
+        None => cause(tracker.cause, tracker.last_verdict),
     };
     let why = match &tracker.held {
         Some(held) => format!(
@@ -236,8 +244,12 @@ fn verdict(verdict: Verdict) -> Cell {
     })
 }
 
-fn cause(cause: Cause) -> String {
-    cause.as_str().to_owned()
+/// A cause, with the verdict that it took the place of.
+fn cause(cause: Cause, last: Option<Verdict>) -> String {
+    match last {
+        Some(last) => format!("{} (was {})", cause.as_str(), last.as_str()),
+        None => cause.as_str().to_owned(),
+    }
 }
 
 /// To the second: finer is noise to people, and in the JSON.
