@@ -220,7 +220,7 @@ pub struct Flows {
     /// Flows of the latest probes, by sequence number, and which of them were used before; only of connections.
     recent: [u16; RECENT as usize],
     reused: u16,
-    /// The first probe of which that is known.
+    /// The first probe for which that is known.
     recent_from: u64,
     trial: Option<Trial>,
     /// What is lost up to this probe says nothing of the flow in use.
@@ -258,7 +258,7 @@ impl Default for Flows {
 }
 
 impl Flows {
-    /// Of a tracker of which `sent` probes were sent.
+    /// Of a tracker after `sent` probes.
     pub fn new(rule: FlowRule, sent: u64) -> Self {
         Self {
             rule,

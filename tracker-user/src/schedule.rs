@@ -30,7 +30,7 @@ pub fn next_tick_ns(planned_ns: u64, now_ns: u64, next_ns: u64) -> u64 {
 pub enum Turn {
     /// It has come: send.
     Take,
-    /// It, and those after it up to this number of turns in all, are so long past that they are dropped.
+    /// It, and those after it up to this number of turns in all, are too long past and are dropped.
     Skip(u64),
 }
 

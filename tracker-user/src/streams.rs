@@ -62,7 +62,7 @@ impl StreamPlaces {
         FIXED_PORTS + class
     }
 
-    /// The place of which this is the first source port.
+    /// The place whose first source port this is.
     pub const fn class(first_port: u16) -> u16 {
         first_port.wrapping_sub(FIXED_PORTS) & PORTS_MASK
     }

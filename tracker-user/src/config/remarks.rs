@@ -35,7 +35,7 @@ pub fn remarks(config: &Config) -> Vec<String> {
     remarks
 }
 
-/// So long a firewall may remember a flow that it condemned.
+/// For how long a firewall may remember a flow that it condemned.
 const FLOW_MEMORY: Duration = Duration::from_secs(120);
 
 /// Trackers whose rotating flows return before a firewall has forgotten them.

@@ -1,5 +1,5 @@
 //! The thread that answers clients. It shares with the main loop no more than what it answers from, so a main loop
-//! that hangs keeps nobody from learning that it does.
+//! that hangs does not hide that it does.
 
 use std::{net::SocketAddr, thread};
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Ports below this one need a capability (`ip_unprivileged_port_start` is 1,024 unless somebody set it).
+/// Ports below this one need a capability (`ip_unprivileged_port_start` is 1,024 by default).
 const FIRST_FREE_PORT: u16 = 1_024;
 
 /// The running thread, seen from the main loop.

@@ -187,7 +187,7 @@ pub(super) fn change(message: &[u8]) -> Option<(Key, Change)> {
 /// What is of interest to the daemon, so that other changes do not wake it.
 #[derive(Debug, Default)]
 pub(super) struct Interest {
-    /// Endpoints, of which neighbour entries are followed.
+    /// Endpoints whose neighbour entries are followed.
     pub(super) endpoints: HashSet<IpAddr>,
     /// Endpoints to which a way out is found by route.
     routed: HashSet<IpAddr>,

@@ -62,7 +62,7 @@ impl Solicitor {
     }
 
     fn send(&self, ifindex: u32, protocol: u16, to: [u8; 6], packet: &[u8]) -> io::Result<()> {
-        // SAFETY: plain numbers and bytes, for all of which zero is a value.
+        // SAFETY: plain numbers and bytes, and zero is a value of each.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = protocol.to_be();
