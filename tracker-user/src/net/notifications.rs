@@ -335,12 +335,10 @@ impl Kept {
         self.next += 1;
         let mut at = self.next;
         if let Some((before_at, Change::Link { went: before, .. })) = self.changes.get(&key)
-            && let Change::Link { went, .. } = &mut change
-            && *before
-            && !*went
+            && let Change::Link { now: Some(_), went } = &mut change
         {
-            // Addresses of the new interface may have been told since: they come after the old one went.
-            (*went, at) = (true, *before_at);
+            // Addresses told since belong to this interface: they come after it, and after one of the same index went.
+            (*went, at) = (*went || *before, *before_at);
         }
         self.changes.insert(key, (at, change));
     }
@@ -622,6 +620,25 @@ fn read(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An address that is told before its interface has nowhere to be kept.
+    #[test]
+    fn a_new_interface_comes_before_its_addresses() {
+        let mut kept = Kept::default();
+        let up = || Change::Link {
+            now: Some(Box::default()),
+            went: false,
+        };
+        let address = Key::Address(3, 24, None, None);
+        kept.keep(Key::Link(3), up());
+        let there = Change::Address(AddressMessage::default(), true);
+        kept.keep(address.clone(), there);
+        // It is set up after it got its address.
+        kept.keep(Key::Link(3), up());
+        let changes = kept.take_changes().into_iter();
+        let order: Vec<_> = changes.map(|(key, _)| key).collect();
+        assert_eq!(order, [Key::Link(3), address]);
+    }
 
     #[test]
     fn an_interface_that_went_and_came_again_keeps_its_new_addresses() {
