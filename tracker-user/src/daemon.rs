@@ -311,6 +311,7 @@ async fn run_locked(
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut loading = None;
+    let mut looking = None;
     let result = loop {
         watchdog.health().main.turn(monotonic_ns());
         let due = daemon.shared.core().board.next_due();
@@ -324,7 +325,7 @@ async fn run_locked(
                     let file = file.to_owned();
                     loading = Some(tokio::task::spawn_blocking(move || config::load(&file)));
                 }
-                loaded = loaded(&mut loading) => match loaded {
+                loaded = joined(&mut loading) => match loaded.and_then(|loaded| Ok(loaded?)) {
                     Ok(config) => {
                         daemon.reload(config).await;
                         watchdog.status(format!("watching {}", daemon.extent()));
@@ -350,7 +351,12 @@ async fn run_locked(
                     daemon.look_for_forgery();
                     daemon.end_log_window();
                     daemon.retry().await;
+                    if looking.is_none() {
+                        let checks = daemon.checks();
+                        looking = Some(tokio::task::spawn_blocking(move || checks.look()));
+                    }
                 }
+                detached = joined(&mut looking) => daemon.attach_detached(detached?).await,
                 () = sleep_until(due) => {
                     let events = daemon.shared.core().board.tick(stamp());
                     daemon.publish(events);
@@ -377,16 +383,14 @@ async fn run_locked(
     result.and(ended)
 }
 
-/// What was read of a configuration, once it is; waits for ever while none is read.
-async fn loaded(
-    loading: &mut Option<JoinHandle<Result<Config, config::ConfigError>>>,
-) -> Result<Config> {
-    let Some(task) = loading else {
+/// What a task on a thread of its own returns, once it does; never ready while there is none.
+async fn joined<T>(task: &mut Option<JoinHandle<T>>) -> Result<T> {
+    let Some(running) = task else {
         return std::future::pending().await;
     };
-    let loaded = task.await;
-    *loading = None;
-    Ok(loaded.context("reading it failed; this is a bug, please report it")??)
+    let result = running.await;
+    *task = None;
+    result.context("a background task failed; this is a bug, please report it")
 }
 
 async fn sleep_until(due: Option<Instant>) {
@@ -489,6 +493,7 @@ impl Daemon {
             changes: changes.clone(),
         };
         let seed = monotonic_ns();
+        let neighbours = Neighbours::new(netlink.requests().clone());
         let mut daemon = Self {
             netlink,
             sender,
@@ -498,7 +503,7 @@ impl Daemon {
             places: Places::new(sizes, config.hub.room),
             epoch: seed as u32 >> 1,
             icmp_base: (seed >> 10) as u16,
-            neighbours: Neighbours::new(),
+            neighbours,
             devices: match maps {
                 Maps::Adopt => kernel.devices().map(|ifindex| (ifindex, 0)).collect(),
                 Maps::Grow | Maps::Anew => HashMap::new(),
@@ -561,7 +566,7 @@ impl Daemon {
         if daemon.steering.is_none() {
             steering::forget_left(pins);
         }
-        daemon.release_left(&paths).await;
+        daemon.release_left(&paths);
         daemon.sender.command(Command::Begin);
         Ok(Some((daemon, reports)))
     }
@@ -570,7 +575,7 @@ impl Daemon {
     async fn stop(mut self, keep: bool, pins: &Pins) -> Result<()> {
         if !keep {
             // The kernel may be busy with others' requests; the end does not wait for that.
-            let released = self.neighbours.release(&self.netlink);
+            let released = self.neighbours.release();
             if tokio::time::timeout(RELEASE, released).await.is_err() {
                 tracing::warn!(
                     "the kernel did not take all neighbour entries back within {} s; it goes on refreshing the others",

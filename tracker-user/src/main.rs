@@ -70,7 +70,12 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(work),
+        Ok(runtime) => {
+            let result = runtime.block_on(work);
+            // A background task may still wait for the kernel, as long as another process holds its locks.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => Err(anyhow::Error::new(error).context("cannot start the runtime")),
     };
     match result {

@@ -18,7 +18,7 @@ use crate::{
     mode::SendWay,
     net::{
         address,
-        neighbours::Neighbour,
+        neighbour_entries::Neighbour,
         observed::{Header, Link, Means, Observed, Owners, RouteKey},
     },
 };

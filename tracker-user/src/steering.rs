@@ -298,7 +298,7 @@ mod tests {
     use crate::{
         net::{
             address::Address,
-            neighbours::Neighbour,
+            neighbour_entries::Neighbour,
             observed::{Vlan, XDP_ACT_NDO_XMIT},
         },
         plan::{self, Ways},

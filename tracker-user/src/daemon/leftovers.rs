@@ -8,13 +8,17 @@ use super::private_names;
 use crate::{
     host::instance,
     kernel::{bpffs::Pins, clsact, loader, preflight},
-    net::{neighbours, rtnetlink::Netlink},
+    net::{neighbour_entries, rtnetlink::Netlink},
 };
 
 /// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
 pub(super) async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
     let paths = loader::pinned_paths(pins);
-    neighbours::release_all(netlink, paths.iter().filter_map(loader::neighbour)).await;
+    neighbour_entries::release_all(
+        netlink.requests(),
+        paths.iter().filter_map(loader::neighbour),
+    )
+    .await;
 }
 
 /// Removes what an instance left whose pins this process has locked; says how many pins there were, and whether there

@@ -16,21 +16,48 @@ use crate::{
     engine::Command,
     host::repeats,
     kernel::{
-        loader::{Kernel, Purpose},
+        loader::{Check, Kernel, Purpose},
         steering::Steering,
     },
     mode::Mode,
     net::{
-        neighbours::Neighbour,
+        neighbour_entries::Neighbour,
         observed::{Observed, Owners},
         rtnetlink::Followed,
     },
     plan::{self, Fault, MemberPlan, Probing, Ways},
     sender::Sender,
+    steering::Point,
 };
 
 /// How long the attachment of programs that only watch may take at a time.
 const WATCH: Duration = Duration::from_millis(50);
+
+/// What tells of each attached program whether it still is.
+pub(super) struct Checks {
+    receive: Vec<((u32, Purpose), Check)>,
+    steering: Vec<(Point, Check)>,
+}
+
+/// Programs that others detached.
+pub(super) struct Detached {
+    receive: Vec<(u32, Purpose)>,
+    steering: Vec<Point>,
+}
+
+impl Checks {
+    /// Asks the kernel. That may wait for RTNL: not to be called by the daemon's loop.
+    pub(super) fn look(self) -> Detached {
+        fn detached<K>(checks: Vec<(K, Check)>) -> Vec<K> {
+            let detached = checks.into_iter().filter(|(_, check)| check.is_detached());
+            detached.map(|(key, _)| key).collect()
+        }
+        Detached {
+            receive: detached(self.receive),
+            steering: detached(self.steering),
+        }
+    }
+}
 
 impl Daemon {
     /// Has the kernel's changes of what the members depend on reported, and no others.
@@ -105,7 +132,7 @@ impl Daemon {
         }
         let of_plans = plans.iter().filter_map(|plan| plan.neighbour);
         let needed = of_plans.chain(asked).collect();
-        self.neighbours.keep(&self.netlink, needed).await;
+        self.neighbours.keep(&self.netlink.observed, needed);
         let receive = plans.iter().flat_map(|plan| &plan.receive);
         let receive: HashSet<u32> = receive.copied().collect();
         let places: Vec<_> = self.members.keys().copied().collect();
@@ -127,12 +154,39 @@ impl Daemon {
         self.not_leaving
             .retain(|ifindex, _| !gone.contains(ifindex));
         self.neighbours.forget(&gone);
-        self.forget_detached();
+        let Checks { receive, steering } = self.checks();
+        let of_gone = |ifindex: &u32| gone.contains(ifindex);
+        let receive = receive.into_iter().map(|(key, _)| key);
+        let steering = steering.into_iter().map(|(point, _)| point);
+        let suspects = Detached {
+            receive: receive.filter(|(ifindex, _)| of_gone(ifindex)).collect(),
+            steering: steering.filter(|point| of_gone(&point.ifindex)).collect(),
+        };
+        self.forget_detached(suspects);
     }
 
-    /// Forgets receive programs that are attached no longer; true where there were any.
-    fn forget_detached(&mut self) -> bool {
-        let detached = self.kernel.detached();
+    /// What tells of each attached program whether it still is.
+    pub(super) fn checks(&self) -> Checks {
+        let steering = self.steering.iter().flat_map(Steering::checks);
+        Checks {
+            receive: self.kernel.checks().collect(),
+            steering: steering.collect(),
+        }
+    }
+
+    /// Attaches anew what others detached.
+    pub(super) async fn attach_detached(&mut self, suspects: Detached) {
+        if self.forget_detached(suspects) {
+            self.reconcile().await;
+        }
+    }
+
+    /// Forgets those of these programs that are attached no longer; true if there are any. A program that was attached anew
+    /// since they were looked at is asked for again.
+    fn forget_detached(&mut self, suspects: Detached) -> bool {
+        let mut detached = suspects.receive;
+        let kernel = &self.kernel;
+        detached.retain(|key| kernel.check(*key).is_some_and(|check| check.is_detached()));
         for (ifindex, purpose) in &detached {
             // No notification tells of it; the interface itself may be gone, which one does.
             if let Some(link) = self.netlink.observed.links.get(ifindex) {
@@ -153,7 +207,8 @@ impl Daemon {
             }
         }
         let steering = self.steering.as_mut();
-        let unsteered = steering.map(Steering::forget_detached).unwrap_or_default();
+        let unsteered = steering.map(|steering| steering.forget_detached(&suspects.steering));
+        let unsteered = unsteered.unwrap_or_default();
         for point in &unsteered {
             if let Some(link) = self.netlink.observed.links.get(&point.ifindex) {
                 tracing::warn!("{}: somebody detached a steering program", link.name);
@@ -381,11 +436,10 @@ impl Daemon {
         for member in self.silent.clone() {
             self.solicit_next_hop(member);
         }
-        self.neighbours.retry(&self.netlink).await;
-        let detached = self.forget_detached();
+        self.neighbours.retry(&self.netlink.observed);
         let moving = self.members.values().any(|member| member.moving.is_some());
         let is_refused = !self.refused.is_empty() || self.steering_fault.is_some();
-        if moving || is_refused || detached || self.is_watching_less {
+        if moving || is_refused || self.is_watching_less {
             self.reconcile().await;
         } else {
             self.retry_steering();

@@ -459,9 +459,9 @@ impl Daemon {
     }
 
     /// Gives back those neighbour entries of an earlier daemon that are not needed.
-    pub(super) async fn release_left(&self, paths: &[abi::Path]) {
+    pub(super) fn release_left(&self, paths: &[abi::Path]) {
         let left = paths.iter().filter_map(loader::neighbour);
-        self.neighbours.release_left(&self.netlink, left).await;
+        self.neighbours.release_left(left);
     }
 
     /// Reports events: they are in the journal before anybody sees them.

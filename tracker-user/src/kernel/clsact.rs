@@ -54,6 +54,22 @@ struct At {
     program: Option<u32>,
 }
 
+/// Where a filter was attached.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    ifindex: u32,
+    parent: u32,
+    at: At,
+}
+
+impl Place {
+    /// Whether the filter is still there; false also if its interface is gone.
+    pub fn is_attached(&self) -> bool {
+        filters(self.ifindex, self.parent)
+            .is_ok_and(|filters| filters.iter().any(|filter| filter.is(&self.at)))
+    }
+}
+
 impl Filter {
     /// Attaches with that priority, and pins the program at `pin`. Filters of another kind may have the priority
     /// already; then the kernel chooses one.
@@ -117,10 +133,13 @@ impl Filter {
         }
     }
 
-    /// False where somebody took the filter away, or its interface.
-    pub fn is_attached(&self) -> bool {
-        filters(self.ifindex, self.parent)
-            .is_ok_and(|filters| filters.iter().any(|filter| filter.is(&self.at)))
+    /// Where the filter is.
+    pub const fn place(&self) -> Place {
+        Place {
+            ifindex: self.ifindex,
+            parent: self.parent,
+            at: self.at,
+        }
     }
 
     /// Leaves the program attached and pinned.

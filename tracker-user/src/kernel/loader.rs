@@ -191,6 +191,28 @@ impl Purpose {
     }
 }
 
+/// Asks the kernel whether a program is still attached.
+#[derive(Debug)]
+pub enum Check {
+    /// By its link, pinned there, on this interface.
+    Link(PathBuf, u32),
+    /// By its filter.
+    Filter(clsact::Place),
+}
+
+impl Check {
+    /// Whether the program was detached by others. Waits as long as another process holds the kernel's lock of network
+    /// configuration: `bpf_xdp_link_fill_link_info` and a list of filters take RTNL (Linux 6.18).
+    pub fn is_detached(&self) -> bool {
+        match self {
+            Self::Link(pin, ifindex) => {
+                links::attached_to(pin).is_ok_and(|attached| attached != *ifindex)
+            }
+            Self::Filter(place) => !place.is_attached(),
+        }
+    }
+}
+
 /// What keeps a program attached; dropping it detaches.
 pub(super) enum Hold {
     Pinned(Option<PinnedLink>),
@@ -208,11 +230,11 @@ impl Hold {
         }
     }
 
-    /// Whether somebody detached what is pinned at `pin` from `ifindex`.
-    pub(super) fn is_detached(&self, pin: &Path, ifindex: u32) -> bool {
+    /// What tells whether the program is still attached to `ifindex`, with its link pinned at `pin`.
+    pub(super) fn check(&self, pin: PathBuf, ifindex: u32) -> Check {
         match self {
-            Self::Pinned(_) => links::attached_to(pin).is_ok_and(|attached| attached != ifindex),
-            Self::Clsact(filter) => !filter.is_attached(),
+            Self::Pinned(_) => Check::Link(pin, ifindex),
+            Self::Clsact(filter) => Check::Filter(filter.place()),
         }
     }
 }
@@ -504,16 +526,20 @@ impl Kernel {
         )
     }
 
-    /// Interfaces from which somebody detached the receive program under us.
-    pub fn detached(&self) -> Vec<(u32, Purpose)> {
-        let detached = self
-            .receives
-            .iter()
-            .filter(|((ifindex, purpose), receive)| {
-                let pin = self.pins.link(&purpose.pin(*ifindex, receive.mode));
-                receive.hold.is_detached(&pin, *ifindex)
-            });
-        detached.map(|(key, _)| *key).collect()
+    /// What tells of each receive program whether it is still attached.
+    pub fn checks(&self) -> impl Iterator<Item = ((u32, Purpose), Check)> {
+        self.receives.iter().map(|(key, receive)| {
+            let (ifindex, purpose) = *key;
+            let pin = self.pins.link(&purpose.pin(ifindex, receive.mode));
+            (*key, receive.hold.check(pin, ifindex))
+        })
+    }
+
+    /// What tells whether one receive program is still attached; `None` if there is none by now.
+    pub fn check(&self, (ifindex, purpose): (u32, Purpose)) -> Option<Check> {
+        let receive = self.receives.get(&(ifindex, purpose))?;
+        let pin = self.pins.link(&purpose.pin(ifindex, receive.mode));
+        Some(receive.hold.check(pin, ifindex))
     }
 
     fn attach_in(&mut self, link: &Link, mode: Mode, purpose: Purpose) -> Result<Hold> {

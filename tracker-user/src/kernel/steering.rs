@@ -22,7 +22,7 @@ use tracker_ebpf::abi;
 use super::{
     OBJECT,
     bpffs::Pins,
-    loader::{self, Hold, Kernel, TcPlace},
+    loader::{self, Check, Hold, Kernel, TcPlace},
 };
 use crate::{
     config::ModeChoice,
@@ -291,16 +291,21 @@ impl Steering {
         }
     }
 
-    /// Programs that somebody detached under us; they are to be attached again.
-    pub fn forget_detached(&mut self) -> Vec<Point> {
-        let detached: Vec<Point> = self
-            .holds
-            .iter()
-            .filter(|(point, hold)| {
-                hold.is_detached(&self.pins.link(&name(**point)), point.ifindex)
-            })
-            .map(|(point, _)| *point)
-            .collect();
+    /// What tells of each program whether it is still attached.
+    pub fn checks(&self) -> impl Iterator<Item = (Point, Check)> {
+        let points = self.holds.keys();
+        points.filter_map(|point| Some((*point, self.check(*point)?)))
+    }
+
+    fn check(&self, point: Point) -> Option<Check> {
+        let hold = self.holds.get(&point)?;
+        Some(hold.check(self.pins.link(&name(point)), point.ifindex))
+    }
+
+    /// Forgets those of these programs that are detached, so that they are attached again; says which.
+    pub fn forget_detached(&mut self, suspects: &[Point]) -> Vec<Point> {
+        let mut detached = suspects.to_vec();
+        detached.retain(|point| self.check(*point).is_some_and(|check| check.is_detached()));
         for point in &detached {
             self.holds.remove(point);
         }

@@ -4,6 +4,7 @@
 pub mod address;
 mod exchange;
 pub mod link_counters;
+pub mod neighbour_entries;
 pub mod neighbours;
 mod netdev;
 mod notifications;

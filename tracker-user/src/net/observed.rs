@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{address::Address, neighbours::Neighbour};
+use super::{address::Address, neighbour_entries::Neighbour};
 
 /// `NETDEV_XDP_ACT_NDO_XMIT` of the netdev family (Linux 6.3): the device takes redirected frames.
 pub const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
