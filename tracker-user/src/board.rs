@@ -1077,7 +1077,7 @@ fn tracker_status(
         port: config.port,
         return_ttl: counters.return_ttl,
         return_mac: counters.return_mac.map(mac),
-        protocol: Some(config.protocol).filter(|protocol| *protocol != Protocol::default()),
+        protocol: Some(config.protocol).filter(|protocol| *protocol != Protocol::Echo),
         detail: state.detail.clone(),
         held: held.map(|held| held.status(config.hold_down, now_mono_ns)),
         last_verdict: None,

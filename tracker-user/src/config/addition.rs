@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, Origin, Service, document, validate};
+use super::{Config, Origin, Service, document, file};
 
 /// What is known of a service that is to be added; endpoint and behind are enough. What is not given
 /// is as in `[defaults]`.
@@ -102,7 +102,7 @@ impl Addition {
         let text = toml::to_string(self).map_err(|error| error.to_string())?;
         let sink = document::Sink::of_command(&text);
         let service =
-            document::root(&sink).map(|section| validate::addition(section, &config.defaults));
+            document::root(&sink).map(|section| file::addition(section, &config.defaults));
         match (sink.into_line(), service) {
             (None, Some(service)) => Ok(Service {
                 origin: Origin::RunTime,

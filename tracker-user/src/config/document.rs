@@ -13,7 +13,10 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use super::{ConfigError, Problem};
+use super::{
+    ConfigError, Problem,
+    keys::{self, Key, Table, Value},
+};
 
 /// Longer values are cut where an error quotes them.
 const QUOTED_CHARS: usize = 60;
@@ -55,14 +58,16 @@ impl<'a> Sink<'a> {
     }
 
     /// A key as the reader wrote it.
-    pub(super) fn key(&self, key: &str) -> String {
-        self.wording(format!("`{key}`"), option(key))
+    pub(super) fn key(&self, key: &Key) -> String {
+        let name = key.name;
+        self.wording(format!("`{name}`"), option(name))
     }
 
     /// A key with a value, as the reader would write it.
-    pub(super) fn setting(&self, key: &str, value: &str) -> String {
-        let in_file = format!("{key} = {value}");
-        self.wording(in_file, format!("{} {}", option(key), unquoted(value)))
+    pub(super) fn setting(&self, key: &Key, value: &str) -> String {
+        let name = key.name;
+        let in_file = format!("{name} = {value}");
+        self.wording(in_file, format!("{} {}", option(name), unquoted(value)))
     }
 
     /// What stands at a byte offset, for the reader to find.
@@ -187,6 +192,14 @@ pub(super) struct At<T> {
     pub(super) at: usize,
 }
 
+/// A value of a key whose type is a whole number, a time or a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Setting {
+    Integer(u32),
+    Duration(Duration),
+    Word(&'static str),
+}
+
 /// One table of the document.
 pub(super) struct Section<'a> {
     pub(super) sink: &'a Sink<'a>,
@@ -199,22 +212,20 @@ pub(super) struct Section<'a> {
 /// One value of a table, or one element of a list that is a value.
 pub(super) struct Entry<'s> {
     pub(super) sink: &'s Sink<'s>,
-    key: &'s str,
+    key: &'static Key,
     title: &'s str,
     value: &'s Spanned<DeValue<'s>>,
 }
 
 impl<'a> Section<'a> {
-    /// Reports every key outside `known`. `elsewhere` says where a key that is known in another
-    /// table belongs.
-    pub(super) fn only(&self, known: &[&[&str]], elsewhere: &dyn Fn(&str) -> Option<String>) {
+    /// Reports every key that `table` does not have.
+    pub(super) fn only(&self, table: Table) {
         for key in self.table.keys() {
             let (name, at) = (key.get_ref().as_ref(), key.span().start);
-            if known.iter().any(|group| group.contains(&name)) {
+            if keys::of(table).any(|known| known.name == name) {
                 continue;
             }
-            let known = known.iter().copied().flatten().copied();
-            let hint = nearest(name, known).unwrap_or_default();
+            let hint = nearest(name, keys::of(table).map(|known| known.name)).unwrap_or_default();
             let belongs = elsewhere(name).unwrap_or_default();
             let text = format!(
                 "unknown key `{}` in {}; {hint}{belongs}",
@@ -231,21 +242,21 @@ impl<'a> Section<'a> {
         self.sink.problem(at, text);
     }
 
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.table.contains_key(key)
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.table.contains_key(key.name)
     }
 
-    pub(super) fn entry<'s>(&'s self, key: &'s str) -> Option<Entry<'s>> {
+    pub(super) fn entry<'s>(&'s self, key: &'static Key) -> Option<Entry<'s>> {
         Some(Entry {
             sink: self.sink,
             key,
             title: &self.title,
-            value: self.table.get(key)?,
+            value: self.table.get(key.name)?,
         })
     }
 
-    /// As [`Self::entry`]; a missing key is a problem of the table.
-    pub(super) fn required<'s>(&'s self, key: &'s str, example: &str) -> Option<Entry<'s>> {
+    /// The value of a key; a missing key is a problem of the table.
+    pub(super) fn required<'s>(&'s self, key: &'static Key, example: &str) -> Option<Entry<'s>> {
         let entry = self.entry(key);
         if entry.is_none() {
             self.missing(key, example, "");
@@ -254,18 +265,20 @@ impl<'a> Section<'a> {
     }
 
     /// Reports a key that is missing.
-    pub(super) fn missing(&self, key: &str, example: &str, what: &str) {
+    pub(super) fn missing(&self, key: &Key, example: &str, what: &str) {
         let sink = self.sink;
+        let name = key.name;
         let setting = sink.setting(key, example);
         let text = sink.wording(
-            format!("missing key `{key}` in {}; add {setting}{what}", self.title),
-            format!("missing {}; give {setting}{what}", option(key)),
+            format!("missing key `{name}` in {}; add {setting}{what}", self.title),
+            format!("missing {}; give {setting}{what}", option(name)),
         );
         sink.problem(self.at, text);
     }
 
     /// Takes the table `[key]` out of this one.
-    pub(super) fn take_table(&mut self, key: &'static str) -> Option<Section<'a>> {
+    pub(super) fn take_table(&mut self, key: &Key) -> Option<Section<'a>> {
+        let key = key.name;
         let value = self.table.remove(key)?;
         let at = value.span().start;
         match value.into_inner() {
@@ -284,13 +297,25 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Takes the tables `[[key]]` out of this one, each called by its name, or by its number if it has none.
+    pub(super) fn take_named(&mut self, key: &Key, name: &Key) -> Vec<Section<'a>> {
+        self.take_tables(key, key.name, |index, table| {
+            let name = table.get(name.name).and_then(|name| name.get_ref().as_str());
+            match name {
+                Some(name) => format!("[[{}]] \"{}\"", key.name, name.escape_debug()),
+                None => format!("[[{}]] {}", key.name, index + 1),
+            }
+        })
+    }
+
     /// Takes the tables `[[key]]` out of this one, each with its title.
     pub(super) fn take_tables(
         &mut self,
-        key: &'static str,
+        key: &Key,
         path: &str,
         title: impl Fn(usize, &DeTable<'_>) -> String,
     ) -> Vec<Section<'a>> {
+        let key = key.name;
         let Some(value) = self.table.remove(key) else {
             return Vec::new();
         };
@@ -391,7 +416,26 @@ impl<'s> Entry<'s> {
             .collect()
     }
 
-    pub(super) fn integer(&self, range: RangeInclusive<u32>) -> Option<At<u32>> {
+    /// A whole number within the key's range.
+    pub(super) fn integer(&self) -> Option<At<u32>> {
+        let range = self.key.integers();
+        let Value::Integer {
+            why_least: Some(why),
+            ..
+        } = self.key.value
+        else {
+            return self.integer_of(range);
+        };
+        let (least, most) = (*range.start(), *range.end());
+        let found = self.integer_of(0..=most)?;
+        if found.value < least {
+            self.refuse(format_args!("too small: {why}; give {least} to {most}"));
+            return None;
+        }
+        Some(found)
+    }
+
+    pub(super) fn integer_of(&self, range: RangeInclusive<u32>) -> Option<At<u32>> {
         let (low, high) = (range.start(), range.end());
         let DeValue::Integer(integer) = self.value.get_ref() else {
             self.wrong_type(&format!("a whole number from {low} to {high}"));
@@ -408,7 +452,9 @@ impl<'s> Entry<'s> {
         }
     }
 
-    pub(super) fn duration(&self, range: RangeInclusive<Duration>) -> Option<At<Duration>> {
+    /// A time within the key's range.
+    pub(super) fn duration(&self) -> Option<At<Duration>> {
+        let range = self.key.durations();
         let low = humantime::format_duration(*range.start());
         let high = humantime::format_duration(*range.end());
         let wanted = self.sink.wording(
@@ -427,6 +473,27 @@ impl<'s> Entry<'s> {
                 None
             }
         }
+    }
+
+    /// A value of a whole number, a time or a word.
+    pub(super) fn setting(&self) -> Option<At<Setting>> {
+        let (value, at) = match self.key.value {
+            Value::Integer { .. } => {
+                let At { value, at } = self.integer()?;
+                (Setting::Integer(value), at)
+            }
+            Value::Duration { .. } => {
+                let At { value, at } = self.duration()?;
+                (Setting::Duration(value), at)
+            }
+            Value::Word(words) => {
+                let words: Vec<_> = words().into_iter().map(|word| (word, word)).collect();
+                let At { value, at } = self.word(&words)?;
+                (Setting::Word(value), at)
+            }
+            _ => return None,
+        };
+        Some(At { value, at })
     }
 
     /// One of a key's words.
@@ -471,6 +538,23 @@ fn kind(value: &DeValue<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     }
+}
+
+/// Where a key that is unknown in one table belongs, if it is known in another.
+fn elsewhere(name: &str) -> Option<String> {
+    let places = [
+        (Table::Defaults, "[defaults] or a [[service]]"),
+        (Table::Service, "a [[service]]"),
+        (Table::Member, "a [[service.member]]"),
+        (Table::Chain, "a [[chain]]"),
+        (Table::Hub, "[hub]"),
+        (Table::Steering, "[steering]"),
+        (Table::Root, "the top level of the file"),
+    ];
+    let (_, place) = places
+        .iter()
+        .find(|(table, _)| keys::of(*table).any(|key| key.name == name))?;
+    Some(format!(" (`{name}` belongs in {place})"))
 }
 
 /// Of these, the name that is most like `name`; the first of several.

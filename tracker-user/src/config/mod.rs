@@ -5,11 +5,18 @@
 //! line each, `FILE:LINE: ...`, that names the key, says why and what to do.
 
 mod addition;
+mod chain;
 mod document;
+mod file;
+mod hub;
+pub mod keys;
 mod remarks;
+mod service;
+mod settings;
+mod steering;
 #[cfg(test)]
 mod tests;
-mod validate;
+mod values;
 
 use std::fmt;
 use std::io::Read;
@@ -23,8 +30,12 @@ use tracker_ebpf::{abi, wire::probe};
 
 pub use addition::{Addition, PolicyWord};
 pub use remarks::remarks;
-pub(crate) use validate::MAX_NAME;
-pub use validate::{Defaults, checked_instance, crowded};
+pub use file::{Defaults, crowded};
+pub(crate) use keys::NAME_MAX;
+pub use values::checked_instance;
+
+/// What Tracker's own mark, sequence, time and token take of a probe, bytes.
+const PROBE_HEADER: u32 = 32;
 
 /// Larger files are refused: no sensible configuration is, and `FILE` may be a device.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -77,10 +88,9 @@ pub struct Hub {
 }
 
 /// How the programs are to be attached to interfaces.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ModeChoice {
     /// The fastest that each interface can really do.
-    #[default]
     Auto,
     /// XDP in the driver.
     XdpNative,
@@ -107,7 +117,7 @@ impl Service {
     /// # Errors
     /// What of it no document could say.
     pub fn check(&self) -> Result<(), String> {
-        validate::checked_service(self)
+        service::check(self)
     }
 }
 
@@ -152,10 +162,9 @@ pub enum Role {
 }
 
 /// Who may bring a reply on a member's own interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReturnHop {
     /// Anybody.
-    #[default]
     Any,
     /// Only who has the endpoint's MAC address.
     Endpoint,
@@ -212,28 +221,27 @@ impl Default for Tracker {
     fn default() -> Self {
         Self {
             behind: Ipv4Addr::UNSPECIFIED.into(),
-            probe: Probe::default(),
+            probe: keys::PROBE.default_word(Probe::WORDS),
             port: None,
-            protocol: Protocol::default(),
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(500),
-            fall: 3,
-            rise: 2,
-            payload: 32,
-            expect: Expect::default(),
-            flow: Flow::default(),
-            refused: Refused::default(),
-            hold_down: Duration::ZERO,
+            protocol: keys::PROTOCOL.default_word(Protocol::WORDS),
+            interval: keys::INTERVAL.default_duration(),
+            timeout: keys::TIMEOUT.default_duration(),
+            fall: keys::FALL.default_integer() as u8,
+            rise: keys::RISE.default_integer() as u8,
+            payload: PROBE_HEADER as u16,
+            expect: keys::EXPECT.default_word(Expect::WORDS),
+            flow: keys::FLOW.default_word(Flow::WORDS),
+            refused: keys::REFUSED.default_word(Refused::WORDS),
+            hold_down: keys::HOLD_DOWN.default_duration(),
             return_ttl: None,
         }
     }
 }
 
 /// The kind of probe.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Probe {
     /// ICMP or ICMPv6 echo.
-    #[default]
     Icmp,
     /// A UDP datagram.
     Udp,
@@ -242,10 +250,9 @@ pub enum Probe {
 }
 
 /// What the datagrams of UDP probes are, and who answers them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// An echo service sends them back (RFC 862).
-    #[default]
     Echo,
     /// A STAMP reflector answers (RFC 8762).
     Stamp,
@@ -272,30 +279,27 @@ impl Tracker {
 }
 
 /// Whether a reply is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Expect {
     /// A reply means up.
-    #[default]
     Reply,
     /// The service must stop the probe: a reply means down.
     Silence,
 }
 
 /// Whether each probe is a flow of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Flow {
     /// One ICMP identifier or source port for all probes.
-    #[default]
     Fixed,
     /// A new one for each probe.
     Rotate,
 }
 
 /// What a TCP reset from the behind address means.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refused {
     /// The probe was stopped.
-    #[default]
     Down,
     /// The probe passed.
     Up,
@@ -470,7 +474,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// Validates the configuration in `text`; `file` is only what errors call it.
 pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
     let sink = document::Sink::new(text, file);
-    let config = document::root(&sink).map(|root| validate::config(root));
+    let config = document::root(&sink).map(|root| file::config(root));
     match (sink.into_error(), config) {
         (None, Some(config)) => Ok(config),
         (Some(error), _) => Err(error),

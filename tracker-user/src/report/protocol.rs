@@ -35,7 +35,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::events::{EventFeed, Missed, Place, Reset};
 use super::status::{List, Status};
-use crate::config::{Addition, MAX_NAME};
+use crate::config::{Addition, NAME_MAX};
 use crate::host::repeats;
 
 /// A request is a line of at most this many bytes: a service with a thousand addresses behind it.
@@ -292,9 +292,9 @@ async fn request(read: &mut OwnedReadHalf) -> Result<Request, String> {
         Request::ServiceRemove { name } => Some(name.as_str()),
         Request::Events { .. } | Request::ServiceList => None,
     };
-    match name.map(str::len).filter(|len| *len > MAX_NAME) {
+    match name.map(str::len).filter(|len| *len > NAME_MAX) {
         Some(len) => Err(format!(
-            "a name of {len} bytes: the longest has {MAX_NAME}; give a shorter one"
+            "a name of {len} bytes: the longest has {NAME_MAX}; give a shorter one"
         )),
         None => Ok(request),
     }

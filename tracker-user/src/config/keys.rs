@@ -1,0 +1,787 @@
+//! Every key of the configuration: where it may stand, its type, range and default, and what it means.
+//!
+//! This table is the only place with a key's name, range and default. From it come the known keys of each table of the file, the
+//! checks of files, of services added at run time and of journals, the options of `tracker service add`, the JSON schema and the
+//! reference page.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use tracker_ebpf::{abi, wire::stamp};
+
+use super::{
+    Expect, Flow, ModeChoice, PROBE_HEADER, Probe, Protocol, Refused, ReturnHop, Role,
+};
+
+/// A table of the file.
+///
+/// Inner tables follow outer ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// The top level.
+    Root,
+    /// `[hub]`.
+    Hub,
+    /// `[defaults]`.
+    Defaults,
+    /// `[[service]]`.
+    Service,
+    /// `[[service.member]]`.
+    Member,
+    /// `[[service.member.tracker]]`.
+    Tracker,
+    /// `[[chain]]`.
+    Chain,
+    /// `[steering]`.
+    Steering,
+}
+
+impl Table {
+    /// Every table, in the order of the reference page.
+    pub const ALL: [Self; 8] = [
+        Self::Root,
+        Self::Hub,
+        Self::Defaults,
+        Self::Service,
+        Self::Member,
+        Self::Tracker,
+        Self::Chain,
+        Self::Steering,
+    ];
+
+    /// How the file writes it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Root => "top level",
+            Self::Hub => "[hub]",
+            Self::Defaults => "[defaults]",
+            Self::Service => "[[service]]",
+            Self::Member => "[[service.member]]",
+            Self::Tracker => "[[service.member.tracker]]",
+            Self::Chain => "[[chain]]",
+            Self::Steering => "[steering]",
+        }
+    }
+}
+
+/// Settings of trackers: an inner table's value replaces that of an outer one.
+const SETTING: &[Table] = &[
+    Table::Defaults,
+    Table::Service,
+    Table::Member,
+    Table::Tracker,
+];
+/// Settings of members, which a service may have for all of its members.
+const OF_MEMBER: &[Table] = &[Table::Service, Table::Member];
+
+/// Type and range of a value.
+#[derive(Clone, Copy, Debug)]
+pub enum Value {
+    /// A whole number.
+    Integer {
+        /// The least.
+        least: u32,
+        /// The greatest.
+        most: u32,
+        /// Why it cannot be less, if that is not evident.
+        why_least: Option<&'static str>,
+    },
+    /// A time with its unit.
+    Duration {
+        /// The shortest.
+        least: Duration,
+        /// The longest.
+        most: Duration,
+    },
+    /// One of some words.
+    Word(fn() -> Vec<&'static str>),
+    /// `any`, `all`, or a number of trackers.
+    Policy,
+    /// A name of so many bytes at most.
+    Name(usize),
+    /// A directory name of the BPF file system, of so many bytes at most.
+    Instance(usize),
+    /// An absolute path.
+    Path,
+    /// The absolute path of a Unix socket, of so many bytes at most.
+    Socket(usize),
+    /// An address and a port.
+    SocketAddress,
+    /// The address of one host.
+    Host,
+    /// A list of addresses of hosts.
+    Hosts,
+    /// The name of an interface, of so many bytes at most.
+    Interface(usize),
+    /// A list of interface names, of so many elements at most.
+    Interfaces(Option<usize>),
+    /// A list of prefixes.
+    Prefixes,
+    /// A list of services.
+    Services,
+    /// A table or a list of tables.
+    Tables(Table),
+}
+
+/// What holds if a key is not given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Default {
+    /// It must be given.
+    Required,
+    /// This value, written as in the file but without quotes.
+    Is(&'static str),
+    /// What this says.
+    Text(&'static str),
+}
+
+/// A key of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// The tables that may have it.
+    pub tables: &'static [Table],
+    /// Type and range.
+    pub value: Value,
+    /// What holds if it is not given.
+    pub default: Default,
+    /// What it means, in one sentence.
+    pub doc: &'static str,
+    /// Whether the programs in the kernel read it.
+    pub is_read_by_kernel: bool,
+}
+
+/// What the fields of most keys are.
+const PLAIN: Key = Key {
+    name: "",
+    tables: &[],
+    value: Value::Path,
+    default: Default::Required,
+    doc: "",
+    is_read_by_kernel: false,
+};
+
+const fn integer(least: u32, most: u32) -> Value {
+    Value::Integer {
+        least,
+        most,
+        why_least: None,
+    }
+}
+
+const fn duration(least: Duration, most: Duration) -> Value {
+    Value::Duration { least, most }
+}
+
+const MS: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Of a hub, a service or a chain, bytes: names stand in every line of output.
+pub(crate) const NAME_MAX: usize = 255;
+/// `ALTIFNAMSIZ` less the terminating zero (linux/if.h): an interface's alternative names are longer than its name.
+const INTERFACE_MAX: usize = 127;
+/// `sun_path` less the terminating zero (unix(7)).
+const SOCKET_MAX: usize = 107;
+/// An IPv4 packet of 65,535 bytes less its header (20) and that of ICMP or UDP (8).
+const PAYLOAD_MAX: u32 = 65_507;
+
+macro_rules! words {
+    ($type:ident) => {
+        Value::Word(|| $type::WORDS.iter().map(|(word, _)| *word).collect())
+    };
+}
+
+/// `[hub]`
+pub static HUB: Key = Key {
+    name: "hub",
+    tables: &[Table::Root],
+    value: Value::Tables(Table::Hub),
+    default: Default::Text("defaults"),
+    doc: "The host and its daemon.",
+    ..PLAIN
+};
+/// `[defaults]`
+pub static DEFAULTS: Key = Key {
+    name: "defaults",
+    tables: &[Table::Root],
+    value: Value::Tables(Table::Defaults),
+    default: Default::Text("defaults"),
+    doc: "Settings of all trackers that say nothing else.",
+    ..PLAIN
+};
+/// `[[service]]`
+pub static SERVICE: Key = Key {
+    name: "service",
+    tables: &[Table::Root],
+    value: Value::Tables(Table::Service),
+    default: Default::Text("none"),
+    doc: "The services.",
+    ..PLAIN
+};
+/// `[[chain]]`
+pub static CHAIN: Key = Key {
+    name: "chain",
+    tables: &[Table::Root],
+    value: Value::Tables(Table::Chain),
+    default: Default::Text("none"),
+    doc: "The chains.",
+    ..PLAIN
+};
+/// `[steering]`
+pub static STEERING: Key = Key {
+    name: "steering",
+    tables: &[Table::Root],
+    value: Value::Tables(Table::Steering),
+    default: Default::Text("nothing is steered"),
+    doc: "Tracker packets that others send, brought into the services.",
+    ..PLAIN
+};
+
+/// `[hub] name`
+pub static HUB_NAME: Key = Key {
+    name: "name",
+    tables: &[Table::Hub],
+    value: Value::Name(NAME_MAX),
+    default: Default::Text("the hostname"),
+    doc: "What the hub calls itself in reports.",
+    ..PLAIN
+};
+/// `[hub] instance`
+pub static INSTANCE: Key = Key {
+    name: "instance",
+    tables: &[Table::Hub],
+    value: Value::Instance(64),
+    default: Default::Is("default"),
+    doc: "Tells several daemons on one host apart.",
+    ..PLAIN
+};
+/// `[hub] socket`
+pub static SOCKET: Key = Key {
+    name: "socket",
+    tables: &[Table::Hub],
+    value: Value::Socket(SOCKET_MAX),
+    default: Default::Text("/run/tracker/INSTANCE.sock"),
+    doc: "The daemon's Unix socket.",
+    ..PLAIN
+};
+/// `[hub] metrics`
+pub static METRICS: Key = Key {
+    name: "metrics",
+    tables: &[Table::Hub],
+    value: Value::SocketAddress,
+    default: Default::Text("not served"),
+    doc: "Address and port on which metrics are served.",
+    ..PLAIN
+};
+/// `[hub] bpffs`
+pub static BPFFS: Key = Key {
+    name: "bpffs",
+    tables: &[Table::Hub],
+    value: Value::Path,
+    default: Default::Is("/sys/fs/bpf"),
+    doc: "Where the BPF file system is, or is to be, mounted.",
+    ..PLAIN
+};
+/// `[hub] mode`
+pub static MODE: Key = Key {
+    name: "mode",
+    tables: &[Table::Hub],
+    value: words!(ModeChoice),
+    default: Default::Is("auto"),
+    doc: "How replies are received: the best that each interface can do, or this way or not at all; `tc` also sends by TC.",
+    is_read_by_kernel: true,
+};
+/// `[hub] room`
+pub static ROOM: Key = Key {
+    name: "room",
+    tables: &[Table::Hub],
+    value: integer(0, 1_000_000),
+    default: Default::Is("1024"),
+    doc: "So many trackers can be added beside those of the file, without a restart.",
+    is_read_by_kernel: true,
+};
+/// `[hub] flap_window`
+pub static FLAP_WINDOW: Key = Key {
+    name: "flap_window",
+    tables: &[Table::Hub],
+    value: duration(Duration::from_secs(1), DAY),
+    default: Default::Is("10m"),
+    doc: "How long a change of a service's verdict counts as one of its `flaps`.",
+    ..PLAIN
+};
+
+/// `[[service]] name`
+pub static SERVICE_NAME: Key = Key {
+    name: "name",
+    tables: &[Table::Service],
+    value: Value::Name(NAME_MAX),
+    doc: "What the service is called; unique among services.",
+    ..PLAIN
+};
+/// `role`
+pub static ROLE: Key = Key {
+    name: "role",
+    tables: &[Table::Member],
+    value: words!(Role),
+    default: Default::Text("`active`, of an only member"),
+    doc: "A member's part in a high-availability pair.",
+    ..PLAIN
+};
+/// `endpoint`
+pub static ENDPOINT: Key = Key {
+    name: "endpoint",
+    tables: OF_MEMBER,
+    value: Value::Host,
+    doc: "The service's own address, the next hop of its probes.",
+    is_read_by_kernel: true,
+    ..PLAIN
+};
+/// `interface`
+pub static INTERFACE: Key = Key {
+    name: "interface",
+    tables: OF_MEMBER,
+    value: Value::Interface(INTERFACE_MAX),
+    default: Default::Text("found from the endpoint's own route"),
+    doc: "The only way out for its probes.",
+    is_read_by_kernel: true,
+    ..PLAIN
+};
+/// `behind`, a list
+pub static BEHIND: Key = Key {
+    name: "behind",
+    tables: OF_MEMBER,
+    value: Value::Hosts,
+    doc: "Addresses that are reached only through the service; each becomes a tracker.",
+    is_read_by_kernel: true,
+    ..PLAIN
+};
+/// `policy`
+pub static POLICY: Key = Key {
+    name: "policy",
+    tables: OF_MEMBER,
+    value: Value::Policy,
+    default: Default::Is("any"),
+    doc: "How many of a member's trackers must be up: one, all, or at least so many.",
+    ..PLAIN
+};
+/// `returns`
+pub static RETURNS: Key = Key {
+    name: "returns",
+    tables: OF_MEMBER,
+    value: Value::Interfaces(Some(abi::RETURNS_MAX)),
+    default: Default::Text("the outgoing interface"),
+    doc: "Interfaces on which a reply may arrive.",
+    is_read_by_kernel: true,
+    ..PLAIN
+};
+/// `return_hop`
+pub static RETURN_HOP: Key = Key {
+    name: "return_hop",
+    tables: OF_MEMBER,
+    value: words!(ReturnHop),
+    default: Default::Is("any"),
+    doc: "Which MAC address may bring a reply on the member's own interface: any, or the endpoint's.",
+    is_read_by_kernel: true,
+    ..PLAIN
+};
+/// `source`
+pub static SOURCE: Key = Key {
+    name: "source",
+    tables: OF_MEMBER,
+    value: Value::Host,
+    default: Default::Text("the address that the kernel would take for this next hop"),
+    doc: "The source address of probes of its family.",
+    is_read_by_kernel: true,
+    ..PLAIN
+};
+/// `[[service.member]]`
+pub static MEMBER: Key = Key {
+    name: "member",
+    tables: &[Table::Service],
+    value: Value::Tables(Table::Member),
+    default: Default::Text("one member, with the service's own keys"),
+    doc: "The members of the long form: an active and a standby one.",
+    ..PLAIN
+};
+/// `[[service.member.tracker]]`
+pub static TRACKER: Key = Key {
+    name: "tracker",
+    tables: &[Table::Member],
+    value: Value::Tables(Table::Tracker),
+    default: Default::Text("none beside those of `behind`"),
+    doc: "Trackers with settings of their own.",
+    ..PLAIN
+};
+/// `behind` of a tracker
+pub static TRACKER_BEHIND: Key = Key {
+    name: "behind",
+    tables: &[Table::Tracker],
+    value: Value::Host,
+    doc: "The address that is reached only through the service.",
+    is_read_by_kernel: true,
+    ..PLAIN
+};
+
+/// `probe`
+pub static PROBE: Key = Key {
+    name: "probe",
+    tables: SETTING,
+    value: words!(Probe),
+    default: Default::Is("icmp"),
+    doc: "The kind of probe.",
+    is_read_by_kernel: true,
+};
+/// `port`
+pub static PORT: Key = Key {
+    name: "port",
+    tables: SETTING,
+    value: integer(1, u16::MAX as u32),
+    default: Default::Text("862 of `stamp`; `tcp` and `udp` with `echo` need it"),
+    doc: "The destination port of probes that have one.",
+    is_read_by_kernel: true,
+};
+/// `protocol`
+pub static PROTOCOL: Key = Key {
+    name: "protocol",
+    tables: SETTING,
+    value: words!(Protocol),
+    default: Default::Is("echo"),
+    doc: "What the datagrams of `udp` are: those of an echo service (RFC 862) or of STAMP (RFC 8762).",
+    is_read_by_kernel: true,
+};
+/// `interval`
+pub static INTERVAL: Key = Key {
+    name: "interval",
+    tables: SETTING,
+    value: duration(MS, HOUR),
+    default: Default::Is("1s"),
+    doc: "From one probe to the next.",
+    ..PLAIN
+};
+/// `timeout`
+pub static TIMEOUT: Key = Key {
+    name: "timeout",
+    tables: SETTING,
+    value: duration(MS, Duration::from_secs(60)),
+    default: Default::Is("500ms"),
+    doc: "How long a reply may take; may exceed the interval.",
+    is_read_by_kernel: true,
+};
+/// `fall`
+pub static FALL: Key = Key {
+    name: "fall",
+    tables: SETTING,
+    value: integer(1, 60),
+    default: Default::Is("3"),
+    doc: "So many losses in a row make it down.",
+    is_read_by_kernel: true,
+};
+/// `rise`
+pub static RISE: Key = Key {
+    name: "rise",
+    tables: SETTING,
+    value: integer(1, 60),
+    default: Default::Is("2"),
+    doc: "So many replies in a row make it up.",
+    is_read_by_kernel: true,
+};
+/// `payload`
+pub static PAYLOAD: Key = Key {
+    name: "payload",
+    tables: SETTING,
+    value: Value::Integer {
+        least: PROBE_HEADER,
+        most: PAYLOAD_MAX,
+        why_least: Some("the probe's own mark, sequence, time and token take 32 bytes"),
+    },
+    default: Default::Text("32, 44 of `stamp`"),
+    doc: "Bytes after the ICMP or UDP header; none of `tcp`; of `stamp` 44, or 48 and more with padding.",
+    is_read_by_kernel: true,
+};
+/// `expect`
+pub static EXPECT: Key = Key {
+    name: "expect",
+    tables: SETTING,
+    value: words!(Expect),
+    default: Default::Is("reply"),
+    doc: "What the service must do with the probe: pass it, or stop it.",
+    ..PLAIN
+};
+/// `flow`
+pub static FLOW: Key = Key {
+    name: "flow",
+    tables: SETTING,
+    value: words!(Flow),
+    default: Default::Is("fixed"),
+    doc: "One ICMP identifier or source port while it passes, or another for each probe.",
+    is_read_by_kernel: true,
+};
+/// `refused`
+pub static REFUSED: Key = Key {
+    name: "refused",
+    tables: SETTING,
+    value: words!(Refused),
+    default: Default::Is("down"),
+    doc: "What a refusal by the behind address means: the probe was stopped, or it passed.",
+    is_read_by_kernel: true,
+};
+/// `hold_down`
+pub static HOLD_DOWN: Key = Key {
+    name: "hold_down",
+    tables: SETTING,
+    value: duration(Duration::ZERO, DAY),
+    default: Default::Is("0s"),
+    doc: "How long a change must last before it is reported.",
+    ..PLAIN
+};
+/// `return_ttl`
+pub static RETURN_TTL: Key = Key {
+    name: "return_ttl",
+    tables: SETTING,
+    value: integer(1, u8::MAX as u32),
+    default: Default::Text("any"),
+    doc: "TTL (hop limit) with which a reply must arrive.",
+    is_read_by_kernel: true,
+};
+
+/// `[[chain]] name`
+pub static CHAIN_NAME: Key = Key {
+    name: "name",
+    tables: &[Table::Chain],
+    value: Value::Name(NAME_MAX),
+    doc: "What the chain is called; unique among chains.",
+    ..PLAIN
+};
+/// `[[chain]] services`
+pub static SERVICES: Key = Key {
+    name: "services",
+    tables: &[Table::Chain],
+    value: Value::Services,
+    doc: "Names of services, in the order of the chain.",
+    ..PLAIN
+};
+
+/// `[steering] uplinks`
+pub static UPLINKS: Key = Key {
+    name: "uplinks",
+    tables: &[Table::Steering],
+    value: Value::Interfaces(None),
+    default: Default::Text("none"),
+    doc: "Interfaces on which remote probers' packets arrive.",
+    is_read_by_kernel: true,
+};
+/// `[steering] sources`
+pub static SOURCES: Key = Key {
+    name: "sources",
+    tables: &[Table::Steering],
+    value: Value::Prefixes,
+    default: Default::Text("none; `uplinks` need it"),
+    doc: "Prefixes from which remote probers send.",
+    is_read_by_kernel: true,
+};
+/// `[steering] mark`
+pub static MARK: Key = Key {
+    name: "mark",
+    tables: &[Table::Steering],
+    value: integer(1, u32::MAX),
+    default: Default::Text("local programs' packets are not steered"),
+    doc: "`SO_MARK` of local programs' tracker packets.",
+    is_read_by_kernel: true,
+};
+
+/// Every key, in the order of the reference page.
+pub static ALL: &[&Key] = &[
+    &HUB,
+    &DEFAULTS,
+    &SERVICE,
+    &CHAIN,
+    &STEERING,
+    &HUB_NAME,
+    &INSTANCE,
+    &SOCKET,
+    &METRICS,
+    &BPFFS,
+    &MODE,
+    &ROOM,
+    &FLAP_WINDOW,
+    &SERVICE_NAME,
+    &ROLE,
+    &ENDPOINT,
+    &INTERFACE,
+    &BEHIND,
+    &POLICY,
+    &RETURNS,
+    &RETURN_HOP,
+    &SOURCE,
+    &MEMBER,
+    &TRACKER,
+    &TRACKER_BEHIND,
+    &PROBE,
+    &PORT,
+    &PROTOCOL,
+    &INTERVAL,
+    &TIMEOUT,
+    &FALL,
+    &RISE,
+    &PAYLOAD,
+    &EXPECT,
+    &FLOW,
+    &REFUSED,
+    &HOLD_DOWN,
+    &RETURN_TTL,
+    &CHAIN_NAME,
+    &SERVICES,
+    &UPLINKS,
+    &SOURCES,
+    &MARK,
+];
+
+/// What a STAMP packet takes, and one with padding at least, bytes.
+pub const STAMP_PAYLOAD: u32 = stamp::LEN as u32;
+/// A STAMP packet with the least padding, bytes: a TLV of its own.
+pub const STAMP_PADDED: u32 = (stamp::LEN + stamp::TLV_LEN) as u32;
+
+/// Sequence numbers tell probes in flight apart; the ranges of `timeout`, `interval` and `fall` keep within them.
+const IN_FLIGHT_MAX: u128 = 65_000;
+const _: () = {
+    let longest = TIMEOUT
+        .durations()
+        .end()
+        .as_nanos()
+        .div_ceil(INTERVAL.durations().start().as_nanos());
+    assert!(longest + *FALL.integers().end() as u128 <= IN_FLIGHT_MAX);
+};
+
+/// The keys of a table.
+pub fn of(table: Table) -> impl Iterator<Item = &'static Key> {
+    ALL.iter()
+        .copied()
+        .filter(move |key| key.tables.contains(&table))
+}
+
+/// The settings of trackers, which inner tables inherit from outer ones.
+pub fn settings() -> impl Iterator<Item = &'static Key> {
+    of(Table::Defaults)
+}
+
+impl Key {
+    /// The range of whole numbers, empty of another type.
+    pub const fn integers(&self) -> RangeInclusive<u32> {
+        match self.value {
+            Value::Integer { least, most, .. } => least..=most,
+            _ => 1..=0,
+        }
+    }
+
+    /// The range of times, empty of another type.
+    pub const fn durations(&self) -> RangeInclusive<Duration> {
+        match self.value {
+            Value::Duration { least, most } => least..=most,
+            _ => MS..=Duration::ZERO,
+        }
+    }
+
+    /// The most bytes or elements of a name, a path or a list; 0 if the type has no such limit.
+    pub const fn most(&self) -> usize {
+        match self.value {
+            Value::Name(most)
+            | Value::Instance(most)
+            | Value::Socket(most)
+            | Value::Interface(most)
+            | Value::Interfaces(Some(most)) => most,
+            _ => 0,
+        }
+    }
+
+    /// The default as the file would have it, without quotes; empty if there is none.
+    pub const fn default_text(&self) -> &'static str {
+        match self.default {
+            Default::Is(text) => text,
+            Default::Required | Default::Text(_) => "",
+        }
+    }
+
+    /// The default of a whole number; 0 if there is none.
+    pub fn default_integer(&self) -> u32 {
+        self.default_text().parse().unwrap_or_default()
+    }
+
+    /// The default of a time; zero if there is none.
+    pub fn default_duration(&self) -> Duration {
+        humantime::parse_duration(self.default_text()).unwrap_or_default()
+    }
+
+    /// The default among these words, which must be the key's.
+    pub fn default_word<T: Copy>(&self, words: &[(&str, T)]) -> T {
+        let text = self.default_text();
+        let found = words.iter().find(|(word, _)| *word == text);
+        found.unwrap_or(&words[0]).1
+    }
+
+    /// Whether inner tables inherit it.
+    pub fn is_setting(&self) -> bool {
+        self.tables.contains(&Table::Defaults)
+    }
+
+    /// What stands for its value in usage texts; `None` of tables.
+    pub fn placeholder(&self) -> Option<String> {
+        Some(match self.value {
+            Value::Integer { .. } => "N".to_owned(),
+            Value::Duration { .. } => "D".to_owned(),
+            Value::Word(words) => words().join("|"),
+            Value::Policy => "any|all|N".to_owned(),
+            Value::Name(_) | Value::Instance(_) | Value::Services => "NAME".to_owned(),
+            Value::Path | Value::Socket(_) => "PATH".to_owned(),
+            Value::SocketAddress => "ADDRESS:PORT".to_owned(),
+            Value::Host | Value::Hosts => "IP".to_owned(),
+            Value::Interface(_) | Value::Interfaces(_) => "IF".to_owned(),
+            Value::Prefixes => "PREFIX".to_owned(),
+            Value::Tables(_) => return None,
+        })
+    }
+
+    /// Whether its value is a list.
+    pub const fn is_list(&self) -> bool {
+        matches!(
+            self.value,
+            Value::Hosts | Value::Interfaces(_) | Value::Prefixes | Value::Services
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_in_each_table() {
+        for table in Table::ALL {
+            let mut names: Vec<_> = of(table).map(|key| key.name).collect();
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), count, "{}", table.title());
+            assert!(count > 0, "{}", table.title());
+        }
+    }
+
+    #[test]
+    fn defaults_are_values_of_their_keys() {
+        for key in ALL {
+            assert!(key.doc.ends_with('.'), "{}", key.name);
+            let Default::Is(text) = key.default else {
+                continue;
+            };
+            let is_value = match key.value {
+                Value::Integer { .. } => text.parse().is_ok_and(|n| key.integers().contains(&n)),
+                Value::Duration { .. } => humantime::parse_duration(text)
+                    .is_ok_and(|duration| key.durations().contains(&duration)),
+                Value::Word(words) => words().contains(&text),
+                Value::Policy => text == "any",
+                Value::Path => text.starts_with('/'),
+                Value::Instance(most) => (1..=most).contains(&text.len()),
+                _ => false,
+            };
+            assert!(is_value, "{} = {text}", key.name);
+        }
+    }
+}

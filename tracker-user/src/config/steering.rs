@@ -1,0 +1,54 @@
+//! `[steering]`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{
+    Steering,
+    document::Section,
+    keys::{self, Table},
+    values::{checked_interface, distinct},
+};
+
+/// Reads the table.
+pub(super) fn read(section: &Section<'_>) -> Steering {
+    section.only(Table::Steering);
+    let uplinks = section.entry(&keys::UPLINKS).map(|entry| {
+        distinct(&entry, "a list of interface names", |element| {
+            element.parsed("an interface name", checked_interface)
+        })
+    });
+    let sources = section.entry(&keys::SOURCES).map(|entry| {
+        distinct(&entry, "a list of prefixes", |element| {
+            element.parsed("a prefix", |text| {
+                text.parse::<IpNet>()
+                    .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+                    .map_err(|_| "not a prefix; give one such as \"192.0.2.0/24\"".to_owned())
+            })
+        })
+    });
+    let mark = section
+        .entry(&keys::MARK)
+        .and_then(|entry| entry.integer());
+    if section.has(&keys::UPLINKS) && !section.has(&keys::SOURCES) {
+        let _ = section.required(&keys::SOURCES, "[\"PREFIX\"], who may send tracker packets");
+    }
+    if let (Some(entry), false) = (section.entry(&keys::SOURCES), section.has(&keys::UPLINKS))
+        && section.has(&keys::MARK)
+    {
+        entry.refuse("there are no `uplinks` on which their packets could arrive; add `uplinks`, or delete it");
+    }
+    if !section.has(&keys::UPLINKS) && !section.has(&keys::MARK) {
+        section.problem(
+            section.at,
+            "neither `uplinks` nor `mark`, so nothing would be steered; add one",
+        );
+    }
+    Steering {
+        uplinks: uplinks.unwrap_or_default(),
+        sources: sources.unwrap_or_default(),
+        mark: mark.map(|mark| mark.value),
+    }
+}
+
