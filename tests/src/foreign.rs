@@ -26,6 +26,38 @@ pub enum Hook {
     Xdp,
     /// TC, classic filter or TCX, which leaves the decision to the next.
     Tc,
+    /// TC at egress: as [`Hook::Tc`], but the program sees IPv4 echo replies only, and puts them into a VLAN by this tag
+    /// control information.
+    Tag(u16),
+}
+
+/// Instructions that leave the program, by the exit code at its end, where a packet is no IPv4 echo reply. `rest` is how
+/// many instructions of the program follow these.
+fn only_echo_replies(rest: i16) -> Vec<u64> {
+    vec![
+        instruction(0xb7, 0x02, 0, 12),       // r2 = 12: the EtherType
+        instruction(0xbf, 0xa3, 0, 0),        // r3 = r10
+        instruction(0x07, 0x03, 0, -32),      // r3 += -32
+        instruction(0xb7, 0x04, 0, 23),       // r4 = 23: up to the ICMP type
+        instruction(0x85, 0, 0, 26),          // r0 = bpf_skb_load_bytes(r1, r2, r3, r4)
+        instruction(0x55, 0x00, rest + 6, 0), // if r0 != 0 leave
+        instruction(0x69, 0xa0, -32, 0),      // r0 = *(u16 *)(r10 - 32)
+        instruction(0x55, 0x00, rest + 4, i32::from(0x0800u16.to_be())), // if r0 != IPv4 leave
+        instruction(0x71, 0xa0, -21, 0),      // r0 = *(u8 *)(r10 - 21)
+        instruction(0x55, 0x00, rest + 2, 1), // if r0 != ICMP leave
+        instruction(0x71, 0xa0, -10, 0),      // r0 = *(u8 *)(r10 - 10)
+        instruction(0x55, 0x00, rest, 0),     // if r0 != echo reply leave
+    ]
+}
+
+/// Instructions that put the packet into a VLAN.
+fn push_tag(control: u16) -> Vec<u64> {
+    vec![
+        instruction(0xbf, 0x61, 0, 0),                            // r1 = r6
+        instruction(0xb7, 0x02, 0, i32::from(0x8100u16.to_be())), // r2 = 802.1Q
+        instruction(0xb7, 0x03, 0, i32::from(control)),           // r3 = control
+        instruction(0x85, 0, 0, 18),                              // bpf_skb_vlan_push(r1, r2, r3)
+    ]
 }
 
 /// A TCX hook (Linux 6.6).
@@ -135,10 +167,10 @@ impl Foreign {
         };
         let counter = owned(bpf(MAP_CREATE, &mut create).context("make a map")?);
         let (prog_type, result) = match hook {
-            Hook::Xdp => (6, 2), // BPF_PROG_TYPE_XDP, XDP_PASS
-            Hook::Tc => (3, -1), // BPF_PROG_TYPE_SCHED_CLS, TC_ACT_UNSPEC
+            Hook::Xdp => (6, 2),                // BPF_PROG_TYPE_XDP, XDP_PASS
+            Hook::Tc | Hook::Tag(_) => (3, -1), // BPF_PROG_TYPE_SCHED_CLS, TC_ACT_UNSPEC
         };
-        let instructions = [
+        let count = [
             instruction(0x62, 0x0a, -4, 0), // *(u32 *)(r10 - 4) = 0
             instruction(0xbf, 0xa2, 0, 0),  // r2 = r10
             instruction(0x07, 0x02, 0, -4), // r2 += -4
@@ -148,9 +180,22 @@ impl Foreign {
             instruction(0x15, 0x00, 2, 0),  // if r0 == 0 skip 2
             instruction(0xb7, 0x01, 0, 1),  // r1 = 1
             instruction(0xdb, 0x10, 0, 0),  // lock *(u64 *)r0 += r1
-            instruction(0xb7, 0x00, 0, result), // r0 = result
-            instruction(0x95, 0, 0, 0),     // exit
         ];
+        let leave = [
+            instruction(0xb7, 0x00, 0, result), // r0 = result
+            instruction(0x95, 0, 0, 0),         // exit
+        ];
+        let mut instructions = vec![instruction(0xbf, 0x16, 0, 0)]; // r6 = r1
+        match hook {
+            Hook::Xdp | Hook::Tc => instructions.extend(count),
+            Hook::Tag(control) => {
+                let tag = push_tag(control);
+                instructions.extend(only_echo_replies((count.len() + tag.len()) as i16));
+                instructions.extend(count);
+                instructions.extend(tag);
+            }
+        }
+        instructions.extend(leave);
         let mut load = ProgLoad {
             prog_type,
             count: instructions.len() as u32,

@@ -11,7 +11,7 @@
 mod bpf;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::bpf_skb_pull_data,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -20,19 +20,13 @@ use bpf::{
     answer,
     maps::count,
     packet::{self, Packet},
-    receive::{self, Arrival, Outcome},
+    receive::{self, Arrival, Outcome, Parsed},
     send::{self, Refusal, Sent},
     steer::{self, BARE, ETHERNET},
 };
 use tracker_ebpf::{
     abi::Path,
-    wire::{
-        self, Bytes as _,
-        answer::Answer,
-        flow,
-        reply::{self, Reply},
-        vlan,
-    },
+    wire::{self, Bytes as _, answer::Answer, flow, reply, vlan},
 };
 
 /// `PACKET_OTHERHOST` of linux/if_packet.h: the frame's destination is not this device.
@@ -117,8 +111,11 @@ fn finish_in_xdp(ctx: &XdpContext, outcome: Outcome) -> u32 {
 /// The same at TC ingress.
 #[classifier]
 pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
-    let reply = receive::parse_skb(&ctx);
-    settle_at_tc(&ctx, reply, || answer::parse_skb(&ctx))
+    if packet::is_scattered(&ctx) && !gather_ours(ctx.skb.skb) {
+        return TC_ACT_UNSPEC;
+    }
+    let parsed = receive::parse_skb(&ctx);
+    settle_at_tc(&ctx, parsed, || answer::parse_skb(&ctx))
 }
 
 /// The same of a device whose packets have no Ethernet header.
@@ -127,26 +124,26 @@ pub fn tracker_tc_ip(ctx: TcContext) -> i32 {
     if !receive::may_be_ours(&ctx) {
         return TC_ACT_UNSPEC;
     }
-    let reply = receive::parse_bare_skb(&ctx);
-    settle_at_tc(&ctx, reply, || answer::parse_bare_skb(&ctx))
+    let parsed = receive::parse_bare_skb(&ctx);
+    settle_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx))
 }
 
 #[inline(always)]
 fn settle_at_tc(
     ctx: &TcContext,
-    reply: Option<Reply>,
+    parsed: Parsed,
     parse_answer: impl FnOnce() -> Option<Answer>,
 ) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let skb = unsafe { &*ctx.skb.skb };
     let arrival = Arrival {
         ifindex: skb.ifindex,
-        is_tagged: skb.vlan_tci as u16 & vlan::ID_MASK != 0,
+        is_tagged: skb.vlan_present != 0 && skb.vlan_tci as u16 & vlan::ID_MASK != 0,
     };
     // The device says for whom the frame is; a tunnel's packet is for this host.
     let is_as_sent = |_: &Path| skb.pkt_type == PACKET_OTHERHOST;
-    if let Some(reply) = reply
-        && let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent)
+    if let Some(reply) = parsed.reply()
+        && let Some(outcome) = receive::recognise(reply, arrival, is_as_sent)
     {
         return finish_at_tc(ctx, outcome);
     }
@@ -230,6 +227,21 @@ fn steered(outcome: Option<steer::Outcome>) -> i32 {
         // The next program, or the stack, goes on with it.
         Some(steer::Outcome::Changed) | None => TC_ACT_UNSPEC,
     }
+}
+
+/// Has the kernel put the head of a scattered packet where a program can read it, if the packet may be ours. What is large
+/// is somebody else's mostly, and stays as it is: false.
+///
+/// A function of its own: the compiler merges its ways with those of the caller otherwise, and words that mean nothing on
+/// one of them are refused by the verifier.
+#[inline(never)]
+fn gather_ours(skb: *mut __sk_buff) -> bool {
+    let ctx = TcContext::new(skb);
+    if !receive::may_be_ours(&ctx) {
+        return false;
+    }
+    packet::gather(&ctx);
+    true
 }
 
 /// The same where outer headers may come before.

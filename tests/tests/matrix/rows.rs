@@ -11,6 +11,7 @@ use tracker_tests::Lab;
 use tracker_tests::clock::SteppedClock;
 use tracker_tests::daemon::SOON;
 use tracker_tests::flood::flood;
+use tracker_tests::foreign::{Foreign, Hook};
 use tracker_tests::hog;
 use tracker_tests::pace::{pause, slow};
 use tracker_tests::tun::Tunnel;
@@ -538,6 +539,37 @@ fn says_so() -> Vec<Row> {
 /// Replies come another way.
 fn passes_elsewhere() -> Vec<Row> {
     vec![
+        Row::new("is passed by: replies come on the hub's interface, in a VLAN")
+            .icmp(NO_REPLY)
+            .v4()
+            .setup(|lab, props| {
+                // In the frame: of a tag beside the packet, native XDP is told nothing.
+                lab.service().firewall.run("ethtool -K eth0 txvlan off")?;
+                props.tag = Some(Foreign::new(lab, Hook::Tag(200), "tag")?);
+                Ok(())
+            })
+            .breaks(|stage| {
+                let tag = stage.props.tag.as_ref().context("find the program")?;
+                let firewall = &stage.service().firewall;
+                firewall.run("tc qdisc add dev eth0 clsact")?;
+                firewall.run(&format!(
+                    "tc filter add dev eth0 egress bpf direct-action pinned {}",
+                    tag.pin()
+                ))?;
+                Ok(())
+            })
+            .proves(|stage| {
+                let tag = stage.props.tag.as_ref().context("find the program")?;
+                ensure!(tag.seen()? >= 3, "no reply was tagged");
+                let shown = stage.tracker.status()?;
+                let wrong = shown.count("icmp-4", "wrong_path");
+                ensure!(wrong == 0, "{wrong} are told to be on the wrong path");
+                Ok(())
+            })
+            .mends(|stage| {
+                let firewall = &stage.service().firewall;
+                firewall.run("tc qdisc del dev eth0 clsact").map(drop)
+            }),
         Row::new("is passed by: replies come around it")
             .icmp(WRONG_PATH)
             .counts("wrong_path")

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use tracker_tests::clock::SteppedClock;
 use tracker_tests::daemon::{Follower, LATER, SOON, lines};
+use tracker_tests::foreign::Foreign;
 use tracker_tests::servers::{Reflector, TcpEcho, UdpEcho};
 use tracker_tests::tun::{Carrier, Tunnel};
 use tracker_tests::{Config, Event, Lab, Service, Status, Tracker};
@@ -203,6 +204,8 @@ pub struct Props {
     /// What answers on the host: UDP, TCP, STAMP.
     pub servers: Option<(UdpEcho, TcpEcho, Reflector)>,
     pub clock: Option<SteppedClock>,
+    /// A program that puts the replies into a VLAN.
+    pub tag: Option<Foreign>,
 }
 
 impl Props {

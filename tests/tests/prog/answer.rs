@@ -316,12 +316,33 @@ impl Table {
         let leak = eager.with(|world| world.path.returns = [901, 0, 0, 0]);
         let (frame, want) = (genuine.clone(), Want::CountedWithEvent);
         add("that must not come at all", &leak, frame, SEQUENCE, want);
+        let priority = Link {
+            tags: vec![Tag::dot1q(0xe000)],
+            ..world.inbound()
+        };
+        let frame = priority.ip(&genuine[ETHERNET..]);
+        add(
+            "with a priority tag",
+            &world,
+            frame,
+            SEQUENCE,
+            Want::Counted,
+        );
         let tagged = Link {
             tags: vec![Tag::dot1q(100)],
             ..world.inbound()
         };
         let frame = tagged.ip(&genuine[ETHERNET..]);
-        add("with a tag", &world, frame, SEQUENCE, Want::Counted);
+        add("with a tag", &world, frame, SEQUENCE, Want::Tagged);
+        let frame = tagged.ip(&genuine[ETHERNET..]);
+        let want = Want::CountedWithEvent;
+        add(
+            "that must not come, with a tag",
+            &leak,
+            frame,
+            SEQUENCE,
+            want,
+        );
         let trailer = with(genuine.clone(), |frame| frame.extend([0xee; 6]));
         add(
             "with padding behind it",
@@ -661,7 +682,8 @@ impl Row {
         } else {
             &self.want
         };
-        let is_answered = self.is_answered && !is_unseen;
+        // The connection of what is in a VLAN is that interface's own to reset.
+        let is_answered = self.is_answered && !is_unseen && *want != Want::Tagged;
         let is = object.snapshot()?;
         let action = match want {
             Want::Foreign | Want::Corrupt | Want::Tagged | Want::WrongPath => actions.pass,

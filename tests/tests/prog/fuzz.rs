@@ -240,11 +240,11 @@ pub fn oracle(
         true => world.path.arrivals,
         false => world.path.returns,
     };
+    if is_tagged(frame, beside) {
+        return Want::Tagged;
+    }
     if !is_of_right_way(world, frame, is_probe, expected) {
-        return match is_tagged(frame, beside) {
-            true => Want::Tagged,
-            false => Want::WrongPath,
-        };
+        return Want::WrongPath;
     }
     if world.tracker.timeout_ns == 0 {
         return Want::Late;

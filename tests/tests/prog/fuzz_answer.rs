@@ -784,11 +784,11 @@ fn oracle(peers: &[Peer], frame: &[u8], beside: Beside, actions: Actions) -> Out
         true => world.path.arrivals,
         false => world.path.returns,
     };
+    if fuzz::is_tagged(frame, beside) {
+        return proven(Want::Tagged);
+    }
     if !fuzz::is_of_right_way(world, frame, is_probe, expected) {
-        return proven(match fuzz::is_tagged(frame, beside) {
-            true => Want::Tagged,
-            false => Want::WrongPath,
-        });
+        return proven(Want::WrongPath);
     }
     // The time of an older one is forgotten.
     if peer.sent() - sequence >= WORDS || world.tracker.timeout_ns == 0 {

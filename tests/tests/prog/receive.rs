@@ -205,6 +205,15 @@ pub fn rows() -> Vec<Row> {
     table.rows
 }
 
+/// What is to become of a reply, or probe, by the right interface with this tag: one whose identifier is zero tells the
+/// priority alone.
+fn counted_unless_in_vlan(control: u16) -> Want {
+    match control & 0xfff {
+        0 => Want::Counted,
+        _ => Want::Tagged,
+    }
+}
+
 struct Table {
     rows: Vec<Row>,
     sent: u64,
@@ -241,7 +250,7 @@ impl Table {
                 .clone()
                 .with(|reply| reply.link.tags = vec![Tag::dot1q(control)]);
             let what = format!("a reply with tag {control:#x}");
-            self.row(what, &tagged, Want::Counted);
+            self.row(what, &tagged, counted_unless_in_vlan(control));
         }
         for payload in [33, 34, 63, 64, 1_000, 1_472] {
             let larger = reply
@@ -339,6 +348,9 @@ impl Table {
         let reply = self.reply(&silent);
         let what = "the way of what must not come";
         self.row(what, &reply, Want::CountedWithEvent);
+        let tagged = reply.with(|reply| reply.link.tags = vec![Tag::dot1q(100)]);
+        let what = "what must not come, in a VLAN";
+        self.row(what, &tagged, Want::CountedWithEvent);
         for (what, ttl, want) in [
             ("as many hops as it must have", 64, Want::Counted),
             ("a hop more than that", 63, Want::WrongPath),
@@ -363,11 +375,12 @@ impl Table {
         });
         let probe = Reply::arrived(&world, world.mark(SEQUENCE, self.sent));
         self.row("a probe", &probe, Want::Counted);
-        for control in [1, 0xe064] {
+        for control in [0, 0xe000, 1, 0xe064] {
             let tagged = probe
                 .clone()
                 .with(|probe| probe.link.tags = vec![Tag::dot1q(control)]);
-            self.row(format!("a probe, tag {control:#x}"), &tagged, Want::Counted);
+            let want = counted_unless_in_vlan(control);
+            self.row(format!("a probe, tag {control:#x}"), &tagged, want);
         }
         let larger = probe
             .clone()
@@ -584,7 +597,7 @@ impl Table {
         let tagged = reply
             .clone()
             .with(|reply| reply.link.tags = vec![Tag::dot1q(0xe064)]);
-        self.row("UDP: a reply with a tag", &tagged, Want::Counted);
+        self.row("UDP: a reply with a tag", &tagged, Want::Tagged);
         for payload in [33, 64, 1_000, 1_472] {
             let larger = reply
                 .clone()
@@ -1037,7 +1050,7 @@ impl Table {
     /// Every length that is too short for the mark passes, tagged or not. What is cut after the mark is only
     /// zeros, and counts.
     fn truncated(&mut self, family: Family) {
-        for tags in [Vec::new(), vec![Tag::dot1q(100)]] {
+        for tags in [Vec::new(), vec![Tag::dot1q(0xe000)]] {
             let reply = self
                 .reply(&World::new(family))
                 .with(|reply| reply.link.tags = tags);

@@ -29,8 +29,8 @@ pub enum Outcome {
     Late,
     /// Ours, but on an interface outside `returns`.
     WrongPath,
-    /// Ours, on an interface outside `returns`, but tagged: on its way to the VLAN device, whose own
-    /// program judges it next.
+    /// Ours, but in a VLAN: of no concern to the interface that it arrives on. Where a VLAN device takes it, that one's
+    /// own program judges it next.
     Tagged,
     /// An ICMP error about one of ours.
     Error,
@@ -49,23 +49,48 @@ pub struct Arrival {
     pub is_tagged: bool,
 }
 
-/// Looks for a reply in a packet at TC ingress, where the kernel has taken the outer tag of a tagged frame
-/// out of its bytes.
-#[inline(always)]
-pub fn parse_skb(ctx: &TcContext) -> Option<Reply> {
-    if packet::is_scattered(ctx) {
-        // What is large is somebody else's mostly; it stays as it is.
-        if !may_be_ours(ctx) {
-            return None;
+/// What a packet was found to carry; of a foreign one, words that are set and mean nothing. The compiler leaves the words of
+/// an [`Option`] unset where it is `None`, and may store them nevertheless, which the verifier refuses.
+pub struct Parsed {
+    reply: Reply,
+    is_some: bool,
+}
+
+impl Parsed {
+    #[inline(always)]
+    fn new(reply: Option<Reply>) -> Self {
+        match reply {
+            Some(reply) => Self {
+                reply,
+                is_some: true,
+            },
+            None => Self {
+                reply: Reply::ZERO,
+                is_some: false,
+            },
         }
-        packet::gather(ctx);
     }
-    reply::parse(&Packet::new(ctx.data(), ctx.data_end()))
+
+    /// The reply, if there is one.
+    #[inline(always)]
+    pub fn reply(&self) -> Option<&Reply> {
+        match self.is_some {
+            true => Some(&self.reply),
+            false => None,
+        }
+    }
+}
+
+/// Looks for a reply in a packet at TC ingress, where the kernel has taken the outer tag of a tagged frame
+/// out of its bytes. What is scattered was gathered, if it may be ours.
+#[inline(always)]
+pub fn parse_skb(ctx: &TcContext) -> Parsed {
+    Parsed::new(reply::parse(&Packet::new(ctx.data(), ctx.data_end())))
 }
 
 /// The same of a device whose packets have no Ethernet header, of one that may be ours.
 #[inline(always)]
-pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
+pub fn parse_bare_skb(ctx: &TcContext) -> Parsed {
     if packet::is_scattered(ctx) {
         packet::gather(ctx);
     }
@@ -75,26 +100,30 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Reply> {
         ethernet::IPV4 => {
             const LEN: usize = ipv4::LEN + HEADER_LEN + probe::LEN;
             const ERROR_LEN: usize = ipv4::LEN + HEADER_LEN + LEN;
-            let head = packet::head::<4, LEN>(ctx, &mut memory)?;
+            let Some(head) = packet::head::<4, LEN>(ctx, &mut memory) else {
+                return Parsed::new(None);
+            };
             let kind = head[ipv4::LEN];
             if head[ipv4::PROTOCOL_AT] == ipv4::ICMP && icmp::is_error(kind) {
-                let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory)?;
-                return reply::parse_error_ipv4::<[u8], 0>(head);
+                let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory);
+                return Parsed::new(head.and_then(|head| reply::parse_error_ipv4::<[u8], 0>(head)));
             }
-            reply::parse_ipv4::<[u8], 0>(head, 0)
+            Parsed::new(reply::parse_ipv4::<[u8], 0>(head, 0))
         }
         ethernet::IPV6 => {
             const LEN: usize = ipv6::LEN + HEADER_LEN + probe::LEN;
             const ERROR_LEN: usize = ipv6::LEN + HEADER_LEN + LEN;
-            let head = packet::head::<0, LEN>(ctx, &mut memory)?;
+            let Some(head) = packet::head::<0, LEN>(ctx, &mut memory) else {
+                return Parsed::new(None);
+            };
             let kind = head[ipv6::LEN];
             if head[ipv6::NEXT_HEADER_AT] == ipv6::ICMP && icmp::is_error_v6(kind) {
-                let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory)?;
-                return reply::parse_error_ipv6::<[u8], 0>(head);
+                let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory);
+                return Parsed::new(head.and_then(|head| reply::parse_error_ipv6::<[u8], 0>(head)));
             }
-            reply::parse_ipv6::<[u8], 0>(head, 0)
+            Parsed::new(reply::parse_ipv6::<[u8], 0>(head, 0))
         }
-        _ => None,
+        _ => Parsed::new(None),
     }
 }
 
@@ -350,14 +379,14 @@ pub fn refused_way(
         && arrival.ifindex == path.interface
         && way.hop.mac() != path.next_hop_mac;
     let is_of_another_way = tracker.return_ttl != 0 && way.hop.ttl() != tracker.return_ttl;
-    if !is_brought_by_another && !is_of_another_way && expects(expected, arrival.ifindex) {
+    // What must be stopped was not, wherever its reply arrives.
+    if tracker.expects_silence != 0 {
         return None;
     }
     if arrival.is_tagged || way.vlan & vlan::ID_MASK != 0 {
         return Some(Outcome::Tagged);
     }
-    // What must be stopped was not, wherever its reply arrives.
-    if tracker.expects_silence != 0 {
+    if !is_brought_by_another && !is_of_another_way && expects(expected, arrival.ifindex) {
         return None;
     }
     // SAFETY: a valid map value; whole stores, of which the last one counts.

@@ -93,6 +93,28 @@ pub enum Message {
 }
 
 impl Reply {
+    /// A message without meaning, every word of which is zero.
+    pub const ZERO: Self = Self {
+        message: Message::EchoReply,
+        mark: Mark {
+            tracker: 0,
+            sequence: 0,
+            sent_mono_ns: 0,
+            token: 0,
+        },
+        vlan: 0,
+        is_intact: false,
+        hop: Hop::new(0),
+        kind: [0; 2],
+        family: Family::Ipv4,
+        sender: [0; 2],
+        receiver: [0; 2],
+        ports: Ports {
+            source: 0,
+            destination: 0,
+        },
+    };
+
     /// What it is to a tracker: the reply to one of its probes, or the probe itself. `None` for what is
     /// nothing to it.
     #[inline(always)]
