@@ -1,7 +1,7 @@
 //! What people, programs and earlier daemons hand to the parsers of the daemon and its command line: whatever it is, it is
 //! taken as something that the daemon can work with, or refused in one line that says what is wrong.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -12,7 +12,10 @@ use tracker_ebpf::verdict::{Cause, Verdict};
 use tracker_tests::random::{Random, Rounds, Tally};
 use tracker_user::board::{Board, Stamp};
 use tracker_user::cli::{Cli, Command, ServiceCommand};
-use tracker_user::config::{self, Addition, Config, ConfigError, PolicyWord};
+use tracker_user::config::{
+    self, Addition, Config, ConfigError, Given,
+    keys::{Default, Value},
+};
 use tracker_user::desired::diff::Used;
 use tracker_user::journal::{
     Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
@@ -302,49 +305,56 @@ fn addition(random: &mut Random) -> Addition {
         true => word(random),
         false => usual.to_owned(),
     };
+    let mut keys = BTreeMap::new();
+    for key in config::options() {
+        let is_asked = key.default == Default::Required || random.is_one_in(4);
+        if !is_asked {
+            continue;
+        }
+        let value = match (key.value, random.is_one_in(12)) {
+            (_, true) => Given::Text(word(random)),
+            (Value::Integer { .. }, _) => Given::Number(number(random)),
+            (Value::Duration { .. }, _) => Given::Text(or(random, "10ms")),
+            (Value::Word(words), _) => {
+                let words = words();
+                let at = random.below(words.len());
+                Given::Text(or(random, words[at]))
+            }
+            (Value::Policy, _) => match random.is_one_in(2) {
+                true => Given::Number(number(random)),
+                false => Given::Text(or(random, "all")),
+            },
+            (Value::Hosts, _) => {
+                let count = random.below(4);
+                let hosts = (0..count).map(|at| or(random, &format!("10.20.0.{at}9")));
+                Given::List(hosts.collect())
+            }
+            (_, _) if key.is_list() => {
+                let count = random.below(3);
+                Given::List((0..count).map(|_| or(random, "eth1")).collect())
+            }
+            (_, _) => {
+                let usual = match key.name {
+                    "endpoint" => "10.9.0.2",
+                    "source" => "10.9.0.1",
+                    _ => "eth1",
+                };
+                Given::Text(or(random, usual))
+            }
+        };
+        keys.insert(key.name.to_owned(), value);
+    }
     Addition {
         name: or(random, "fw-9"),
-        endpoint: or(random, "10.9.0.2"),
-        behind: (0..random.below(4))
-            .map(|at| or(random, &format!("10.20.0.{at}9")))
-            .collect(),
-        interface: maybe(random, |random| or(random, "eth1")),
-        source: maybe(random, |random| or(random, "10.9.0.1")),
-        probe: maybe(random, |random| or(random, "udp")),
-        port: maybe(random, number),
-        protocol: maybe(random, |random| or(random, "stamp")),
-        interval: maybe(random, |random| or(random, "10ms")),
-        timeout: maybe(random, |random| or(random, "1s")),
-        fall: maybe(random, number),
-        rise: maybe(random, number),
-        payload: maybe(random, number),
-        returns: (0..random.below(3)).map(|_| word(random)).collect(),
-        policy: maybe(random, |random| match random.is_one_in(2) {
-            true => PolicyWord::Number(number(random)),
-            false => PolicyWord::Word(or(random, "all")),
-        }),
+        keys,
     }
 }
 
 #[test]
 fn fuzz_additions_and_command_lines() -> Result<()> {
     let config = config::parse(EVERYTHING, Path::new("hub.toml")).context("the corpus")?;
-    const OPTIONS: [&str; 14] = [
-        "--endpoint",
-        "--behind",
-        "--interface",
-        "--source",
-        "--probe",
-        "--port",
-        "--interval",
-        "--timeout",
-        "--fall",
-        "--rise",
-        "--payload",
-        "--returns",
-        "--policy",
-        "--socket",
-    ];
+    let options = config::options().map(|key| format!("--{}", key.name.replace('_', "-")));
+    let options: Vec<String> = options.chain(["--socket".to_owned()]).collect();
     let mut tally = Tally::default();
     let mut rounds = Rounds::new(20);
     while let Some(mut round) = rounds.next() {
@@ -362,8 +372,8 @@ fn fuzz_additions_and_command_lines() -> Result<()> {
             ];
             let mut words: Vec<String> = line.map(str::to_owned).into();
             for _ in 0..random.below(5) {
-                let option = *random.pick(&OPTIONS);
-                words.extend([option.to_owned(), word(random)]);
+                let option = random.pick(&options).clone();
+                words.extend([option, word(random)]);
             }
             if random.is_one_in(4) {
                 let at = 1 + random.below(words.len() - 1);

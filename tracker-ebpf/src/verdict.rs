@@ -320,6 +320,8 @@ impl Machine {
         self.verdict = match self.verdict {
             Verdict::Up | Verdict::Unknown if self.was_up && proves => Verdict::Down,
             Verdict::Up => Verdict::Unknown,
+            // It is down by such a fault alone, which is over: no probe found anything wrong with the service.
+            Verdict::Down if self.was_up && !proves => Verdict::Unknown,
             verdict => verdict,
         };
     }
@@ -425,6 +427,18 @@ mod tests {
         assert_eq!(unsendable.verdict(), Verdict::Unknown);
         unsendable.fault(Cause::InterfaceDown, 2);
         assert_eq!(unsendable.verdict(), Verdict::Down);
+        // The interface is up again without its address: nothing is known of the service.
+        unsendable.fault(Cause::SendFailed, 2);
+        assert_eq!(unsendable.verdict(), Verdict::Unknown);
+        unsendable.fault(Cause::InterfaceMissing, 2);
+        assert_eq!(unsendable.verdict(), Verdict::Down);
+        // What probes found stays.
+        let mut found = run(&[Outcome::Lost, Outcome::Lost, Outcome::Lost]);
+        found.fault(Cause::SendFailed, 3);
+        assert_eq!(
+            (found.verdict(), found.cause()),
+            (Verdict::Down, Cause::SendFailed)
+        );
         // Once probes decided, what was before does not count.
         let mut decided = run(&[Outcome::Replied, Outcome::Replied]);
         decided.fault(Cause::SendFailed, 2);

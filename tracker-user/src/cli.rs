@@ -420,7 +420,7 @@ mod tests {
     use clap::error::ErrorKind;
 
     use super::*;
-    use crate::config::PolicyWord;
+    use crate::config::Given;
 
     fn parse(arguments: &[&str]) -> Result<Command, ErrorKind> {
         let arguments = std::iter::once(&"tracker").chain(arguments);
@@ -483,7 +483,8 @@ mod tests {
         assert!(matches!(parse(&["check", "f"]), Ok(Command::Check(_))));
         let add = "service add fw-9 --endpoint 10.9.0.2 --behind 10.20.0.9 10.20.0.8 --behind ::1 \
                    --interface eth1 --source 10.9.0.1 --probe udp --port 9 --protocol stamp --interval 10ms --timeout 1s \
-                   --fall 4 --rise 5 --payload 64 --returns eth1 eth2 --policy 2 --socket /x";
+                   --fall 4 --rise 5 --payload 64 --returns eth1 eth2 --policy 2 --expect silence --flow rotate --refused up \
+                   --hold-down 3s --return-hop endpoint --return-ttl -7 --socket /x";
         let words: Vec<_> = add.split_whitespace().collect();
         let Ok(Command::Service(ServiceArgs {
             command: ServiceCommand::Add(add),
@@ -491,23 +492,34 @@ mod tests {
         else {
             panic!("service add");
         };
-        let own = |text: &str| Some(text.to_owned());
+        let list =
+            |names: &[&str]| Given::List(names.iter().map(|name| (*name).to_owned()).collect());
+        let keys = [
+            ("endpoint", "10.9.0.2".into()),
+            ("behind", list(&["10.20.0.9", "10.20.0.8", "::1"])),
+            ("interface", "eth1".into()),
+            ("source", "10.9.0.1".into()),
+            ("probe", "udp".into()),
+            ("port", Given::Number(9)),
+            ("protocol", "stamp".into()),
+            ("interval", "10ms".into()),
+            ("timeout", "1s".into()),
+            ("fall", Given::Number(4)),
+            ("rise", Given::Number(5)),
+            ("payload", Given::Number(64)),
+            ("returns", list(&["eth1", "eth2"])),
+            ("policy", Given::Number(2)),
+            ("expect", "silence".into()),
+            ("flow", "rotate".into()),
+            ("refused", "up".into()),
+            ("hold_down", "3s".into()),
+            ("return_hop", "endpoint".into()),
+            ("return_ttl", Given::Number(-7)),
+        ];
+        let keys = keys.map(|(key, value)| (key.to_owned(), value));
         let wanted = Addition {
             name: "fw-9".to_owned(),
-            endpoint: "10.9.0.2".to_owned(),
-            behind: ["10.20.0.9", "10.20.0.8", "::1"].map(str::to_owned).into(),
-            interface: own("eth1"),
-            source: own("10.9.0.1"),
-            probe: own("udp"),
-            port: Some(9),
-            protocol: own("stamp"),
-            interval: own("10ms"),
-            timeout: own("1s"),
-            fall: Some(4),
-            rise: Some(5),
-            payload: Some(64),
-            returns: ["eth1", "eth2"].map(str::to_owned).into(),
-            policy: Some(PolicyWord::Number(2)),
+            keys: keys.into(),
         };
         assert_eq!(*add.service, wanted);
         assert_eq!(add.socket.path, Path::new("/x"));

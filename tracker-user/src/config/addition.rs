@@ -1,105 +1,166 @@
-//! A service that is added at run time: the short form of `[[service]]`, as options of a command and
-//! as the request that carries them. Both are validated by what validates the file.
+//! A service that is added at run time: the short form of `[[service]]`, as options of a command and as the request that
+//! carries them. The table of keys makes the options, and what validates the file validates both.
 
-use std::convert::Infallible;
-use std::str::FromStr;
+use std::collections::BTreeMap;
 
-use clap::Args;
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, error::ErrorKind, value_parser,
+};
 use serde::{Deserialize, Serialize};
 
-use super::{Config, Origin, Service, document, file};
+use super::{
+    Config, Origin, Service, document, file,
+    keys::{self, Default as KeyDefault, Key, SERVICE_NAME, Table, Value},
+};
 
-/// What is known of a service that is to be added; endpoint and behind are enough. What is not given
-/// is as in `[defaults]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A service that is to be added; endpoint and behind are enough. What is not given is as in `[defaults]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Request")]
 pub struct Addition {
-    /// What the service is called; no other service of the hub may have this name
-    #[arg(value_name = "NAME")]
+    /// What the service is called; no other service of the hub may have this name.
     pub name: String,
-    /// The service's own address, the next hop of its probes
-    #[arg(long, value_name = "IP")]
-    pub endpoint: String,
-    /// Addresses that are reached only through the service; each becomes a tracker
-    #[arg(long, value_name = "IP", num_args = 1.., required = true)]
-    pub behind: Vec<String>,
-    /// The only way out for its probes; unless given, found from the endpoint's own route
-    #[arg(long, value_name = "IF")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interface: Option<String>,
-    /// The source address of probes of its family
-    #[arg(long, value_name = "IP")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// The kind of probe: icmp, udp or tcp
-    #[arg(long, value_name = "P")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub probe: Option<String>,
-    /// The destination port, for probes that have one
-    #[arg(long, value_name = "N")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<i64>,
-    /// What the datagrams of udp probes are: echo or stamp
-    #[arg(long, value_name = "P")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<String>,
-    /// From one probe to the next, such as 100ms
-    #[arg(long, value_name = "D")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interval: Option<String>,
-    /// How long a reply may take, such as 500ms
-    #[arg(long, value_name = "D")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<String>,
-    /// So many losses in a row make it down
-    #[arg(long, value_name = "N")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fall: Option<i64>,
-    /// So many replies in a row make it up
-    #[arg(long, value_name = "N")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rise: Option<i64>,
-    /// Bytes after the probe's own header
-    #[arg(long, value_name = "N")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payload: Option<i64>,
-    /// Interfaces on which a reply may arrive; unless given, the outgoing one
-    #[arg(long, value_name = "IF", num_args = 1..)]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub returns: Vec<String>,
-    /// How many of its trackers must be up: any, all, or a number
-    #[arg(long, value_name = "any|all|N")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub policy: Option<PolicyWord>,
+    /// Its keys, valid or not.
+    #[serde(flatten)]
+    pub keys: BTreeMap<String, Given>,
 }
 
-/// A policy as it was given, valid or not.
+/// An [`Addition`] as it is read, with any keys.
+#[derive(Deserialize)]
+struct Request {
+    name: String,
+    #[serde(flatten)]
+    keys: BTreeMap<String, Given>,
+}
+
+impl TryFrom<Request> for Addition {
+    type Error = String;
+
+    fn try_from(Request { name, keys }: Request) -> Result<Self, String> {
+        let is_known = |name: &String| options().any(|key| key.name == name);
+        if let Some(unknown) = keys.keys().find(|name| !is_known(name)) {
+            return Err(format!("unknown key `{}`", unknown.escape_debug()));
+        }
+        let mut required = options().filter(|key| key.default == KeyDefault::Required);
+        match required.find(|key| !keys.contains_key(key.name)) {
+            Some(missing) => Err(format!("missing key `{}`", missing.name)),
+            None => Ok(Self { name, keys }),
+        }
+    }
+}
+
+/// A value as it was given, valid or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum PolicyWord {
-    /// At least so many trackers.
+pub enum Given {
+    /// A whole number.
     Number(i64),
-    /// What should be `any` or `all`.
-    Word(String),
+    /// A word, an address, a time.
+    Text(String),
+    /// A list of addresses or names.
+    List(Vec<String>),
 }
 
-impl FromStr for PolicyWord {
-    type Err = Infallible;
+impl From<&str> for Given {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
 
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        let number = text.parse().map(Self::Number);
-        Ok(number.unwrap_or_else(|_| Self::Word(text.to_owned())))
+/// The keys that a service added at run time may have, beside its name.
+pub fn options() -> impl Iterator<Item = &'static Key> {
+    let keys = keys::of(Table::Service).filter(|key| key.name != SERVICE_NAME.name);
+    keys.filter(|key| !matches!(key.value, Value::Tables(_)))
+}
+
+fn option(key: &'static Key) -> Arg {
+    let default = match key.default {
+        KeyDefault::Required => String::new(),
+        KeyDefault::Is(text) | KeyDefault::Text(text) => format!(" [default: {text}]"),
+    };
+    let argument = Arg::new(key.name)
+        .long(key.name.replace('_', "-"))
+        .value_name(key.placeholder().unwrap_or_default())
+        .help(format!("{}{default}", key.doc.trim_end_matches('.')))
+        .required(key.default == KeyDefault::Required);
+    match key.value {
+        Value::Integer { .. } => argument
+            .value_parser(value_parser!(i64))
+            .allow_negative_numbers(true),
+        _ if key.is_list() => argument.num_args(1..).action(ArgAction::Append),
+        _ => argument,
+    }
+}
+
+impl Args for Addition {
+    fn augment_args(command: Command) -> Command {
+        let name = Arg::new(SERVICE_NAME.name)
+            .value_name("NAME")
+            .help(SERVICE_NAME.doc.trim_end_matches('.'))
+            .required(true);
+        command.arg(name).args(options().map(option))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Addition {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let missing = || clap::Error::new(ErrorKind::MissingRequiredArgument);
+        let name = matches.get_one::<String>(SERVICE_NAME.name);
+        let given = options().filter_map(|key| Some((key.name.to_owned(), given(matches, key)?)));
+        Ok(Self {
+            name: name.ok_or_else(missing)?.clone(),
+            keys: given.collect(),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// What was given for a key on the command line.
+fn given(matches: &ArgMatches, key: &Key) -> Option<Given> {
+    let text = || matches.get_one::<String>(key.name).cloned();
+    match key.value {
+        Value::Integer { .. } => matches.get_one(key.name).copied().map(Given::Number),
+        Value::Policy => {
+            let text = text()?;
+            let number = text.parse().map(Given::Number);
+            Some(number.unwrap_or(Given::Text(text)))
+        }
+        _ if key.is_list() => {
+            let list = matches.get_many::<String>(key.name)?;
+            Some(Given::List(list.cloned().collect()))
+        }
+        _ => text().map(Given::Text),
     }
 }
 
 impl Addition {
+    /// The service as a document, in the order of the table of keys: so are the problems that are found in it.
+    fn document(&self) -> Result<String, String> {
+        let name = Given::Text(self.name.clone());
+        let known = options().filter_map(|key| Some((key.name, self.keys.get(key.name)?)));
+        let all = [(SERVICE_NAME.name, &name)].into_iter().chain(known);
+        let mut text = String::new();
+        for (key, given) in all {
+            let value = toml::Value::try_from(given).map_err(|error| error.to_string())?;
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+        Ok(text)
+    }
+
     /// Completes and validates the service, as one of the configuration's file would be. The error is
     /// one line that names what is wrong as the command's options.
     ///
     /// # Errors
     /// What is wrong and what to do.
     pub fn service(&self, config: &Config) -> Result<Service, String> {
-        let text = toml::to_string(self).map_err(|error| error.to_string())?;
+        let text = self.document()?;
         let sink = document::Sink::of_command(&text);
         let service =
             document::root(&sink).map(|section| file::addition(section, &config.defaults));

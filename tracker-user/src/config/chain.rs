@@ -28,4 +28,3 @@ pub(super) fn read(section: &Section<'_>, services: &Names, names: &mut Names) -
         .unwrap_or_default();
     Chain { name, services }
 }
-

@@ -270,7 +270,10 @@ impl<'a> Section<'a> {
         let name = key.name;
         let setting = sink.setting(key, example);
         let text = sink.wording(
-            format!("missing key `{name}` in {}; add {setting}{what}", self.title),
+            format!(
+                "missing key `{name}` in {}; add {setting}{what}",
+                self.title
+            ),
             format!("missing {}; give {setting}{what}", option(name)),
         );
         sink.problem(self.at, text);
@@ -300,7 +303,9 @@ impl<'a> Section<'a> {
     /// Takes the tables `[[key]]` out of this one, each called by its name, or by its number if it has none.
     pub(super) fn take_named(&mut self, key: &Key, name: &Key) -> Vec<Section<'a>> {
         self.take_tables(key, key.name, |index, table| {
-            let name = table.get(name.name).and_then(|name| name.get_ref().as_str());
+            let name = table
+                .get(name.name)
+                .and_then(|name| name.get_ref().as_str());
             match name {
                 Some(name) => format!("[[{}]] \"{}\"", key.name, name.escape_debug()),
                 None => format!("[[{}]] {}", key.name, index + 1),

@@ -81,4 +81,3 @@ pub(super) fn addition(mut section: Section<'_>, defaults: &Defaults) -> Service
     section.title = "the service".to_owned();
     service::read(section, &defaults.0, &mut Names::default())
 }
-

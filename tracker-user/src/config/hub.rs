@@ -61,4 +61,3 @@ fn hostname() -> String {
         _ => "hub".to_owned(),
     }
 }
-

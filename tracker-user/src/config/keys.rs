@@ -8,9 +8,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use tracker_ebpf::{abi, wire::stamp};
 
-use super::{
-    Expect, Flow, ModeChoice, PROBE_HEADER, Probe, Protocol, Refused, ReturnHop, Role,
-};
+use super::{Expect, Flow, ModeChoice, PROBE_HEADER, Probe, Protocol, Refused, ReturnHop, Role};
 
 /// A table of the file.
 ///

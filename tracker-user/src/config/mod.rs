@@ -28,10 +28,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tracker_ebpf::{abi, wire::probe};
 
-pub use addition::{Addition, PolicyWord};
-pub use remarks::remarks;
+pub use addition::{Addition, Given, options};
 pub use file::{Defaults, crowded};
 pub(crate) use keys::NAME_MAX;
+pub use remarks::remarks;
 pub use values::checked_instance;
 
 /// What Tracker's own mark, sequence, time and token take of a probe, bytes.

@@ -242,7 +242,10 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
         interface,
         source,
         returns: returns.unwrap_or_default(),
-        return_hop: return_hop.map_or_else(|| keys::RETURN_HOP.default_word(ReturnHop::WORDS), |word| word.value),
+        return_hop: return_hop.map_or_else(
+            || keys::RETURN_HOP.default_word(ReturnHop::WORDS),
+            |word| word.value,
+        ),
         policy: policy.unwrap_or_default(),
         trackers,
     })
@@ -333,4 +336,3 @@ fn checked_member(member: &Member) -> Result<(), String> {
     }
     Ok(())
 }
-

@@ -28,9 +28,7 @@ pub(super) fn read(section: &Section<'_>) -> Steering {
             })
         })
     });
-    let mark = section
-        .entry(&keys::MARK)
-        .and_then(|entry| entry.integer());
+    let mark = section.entry(&keys::MARK).and_then(|entry| entry.integer());
     if section.has(&keys::UPLINKS) && !section.has(&keys::SOURCES) {
         let _ = section.required(&keys::SOURCES, "[\"PREFIX\"], who may send tracker packets");
     }
@@ -51,4 +49,3 @@ pub(super) fn read(section: &Section<'_>) -> Steering {
         mark: mark.map(|mark| mark.value),
     }
 }
-

@@ -1005,12 +1005,19 @@ proptest! {
     }
 }
 
-fn addition() -> Addition {
+fn list(names: &[&str]) -> Given {
+    Given::List(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+fn addition<const N: usize>(keys: [(&str, Given); N]) -> Addition {
+    let least = [
+        ("endpoint", "10.9.0.2".into()),
+        ("behind", list(&["10.20.0.9"])),
+    ];
+    let keys = least.into_iter().chain(keys);
     Addition {
         name: "fw-9".to_owned(),
-        endpoint: "10.9.0.2".to_owned(),
-        behind: vec!["10.20.0.9".to_owned()],
-        ..Default::default()
+        keys: keys.map(|(key, value)| (key.to_owned(), value)).collect(),
     }
 }
 
@@ -1018,133 +1025,97 @@ fn addition() -> Addition {
 fn an_addition_is_as_in_the_file() {
     let file = "[defaults]\ninterval = \"20ms\"\nrise = 7\n[[service]]\nname = \"fw-9\"\nendpoint = \"10.9.0.2\"\n\
                 interface = \"eth1\"\nbehind = [\"10.20.0.9\", \"2001:db8:20::9\"]\nsource = \"10.9.0.1\"\n\
-                timeout = \"1s\"\nfall = 5\npayload = 64\nreturns = [\"eth1\", \"eth2\"]\npolicy = 2\n";
+                timeout = \"1s\"\nfall = 5\npayload = 64\nreturns = [\"eth1\", \"eth2\"]\npolicy = 2\n\
+                expect = \"silence\"\nflow = \"rotate\"\nrefused = \"up\"\nhold_down = \"3s\"\n\
+                return_hop = \"endpoint\"\nreturn_ttl = 63\n";
     let config = valid(file);
-    let own = |text: &str| Some(text.to_owned());
-    let mut given = Addition {
-        interface: own("eth1"),
-        source: own("10.9.0.1"),
-        timeout: own("1s"),
-        fall: Some(5),
-        payload: Some(64),
-        returns: vec!["eth1".to_owned(), "eth2".to_owned()],
-        policy: Some(PolicyWord::Number(2)),
-        ..addition()
-    };
-    given.behind.push("2001:db8:20::9".to_owned());
+    let given = addition([
+        ("interface", "eth1".into()),
+        ("source", "10.9.0.1".into()),
+        ("timeout", "1s".into()),
+        ("fall", Given::Number(5)),
+        ("payload", Given::Number(64)),
+        ("returns", list(&["eth1", "eth2"])),
+        ("policy", Given::Number(2)),
+        ("behind", list(&["10.20.0.9", "2001:db8:20::9"])),
+        ("expect", "silence".into()),
+        ("flow", "rotate".into()),
+        ("refused", "up".into()),
+        ("hold_down", "3s".into()),
+        ("return_hop", "endpoint".into()),
+        ("return_ttl", Given::Number(63)),
+    ]);
     let expected = Service {
         origin: Origin::RunTime,
         ..config.services[0].clone()
     };
     assert_eq!(given.service(&config), Ok(expected));
-    let least = addition().service(&valid("")).unwrap();
+    let least = addition([]).service(&valid("")).unwrap();
     assert_eq!(least.members[0].trackers, [tracker("10.20.0.9")]);
 }
 
 #[test]
 fn a_wrong_addition_is_refused_in_the_words_of_a_command_line() {
-    let own = |text: &str| Some(text.to_owned());
-    let plain = addition;
+    let named = |name: &str| Addition {
+        name: name.to_owned(),
+        ..addition([])
+    };
     let cases = [
         (
-            Addition {
-                interval: own("0ms"),
-                ..plain()
-            },
+            addition([("interval", "0ms".into())]),
             "--interval 0ms: out of range; give 1ms to 1h",
         ),
         (
-            Addition {
-                interval: own("5"),
-                fall: Some(0),
-                ..plain()
-            },
+            addition([("interval", "5".into()), ("fall", Given::Number(0))]),
             "--interval 5: not a duration (time unit needed, for example 5sec or 5ms); give a duration with its unit, \
              such as 100ms; and --fall 0: out of range; give a whole number from 1 to 60",
         ),
         (
-            Addition {
-                name: "fw 9".to_owned(),
-                ..plain()
-            },
+            named("fw 9"),
             "NAME fw 9: a name has no spaces, control characters or '/'; leave them out",
         ),
         (
-            Addition {
-                name: "fw\n9\"".to_owned(),
-                ..plain()
-            },
+            named("fw\n9\""),
             "NAME fw...: a name has no spaces, control characters or '/'; leave them out",
         ),
         (
-            Addition {
-                endpoint: "10.9.0.2/24".to_owned(),
-                ..plain()
-            },
+            addition([("endpoint", "10.9.0.2/24".into())]),
             "--endpoint 10.9.0.2/24: not an IP address; give an address alone, without a prefix length",
         ),
         (
-            Addition {
-                behind: vec!["10.20.0.9".to_owned(); 2],
-                ..plain()
-            },
+            addition([("behind", list(&["10.20.0.9", "10.20.0.9"]))]),
             "--behind 10.20.0.9: an earlier one has the same tracker in the same member; delete one",
         ),
         (
-            Addition {
-                behind: vec![],
-                ..plain()
-            },
+            addition([("behind", list(&[]))]),
             "--behind []: an empty list; give a list of addresses, such as [\"192.0.2.9\"] or leave it out",
         ),
         (
-            Addition {
-                endpoint: "fe80::2".to_owned(),
-                ..plain()
-            },
+            addition([("endpoint", "fe80::2".into())]),
             "endpoint fe80::2 is link-local, so its interface cannot be found from a route; give --interface NAME",
         ),
         (
-            Addition {
-                port: Some(70_000),
-                ..plain()
-            },
+            addition([("port", Given::Number(70_000))]),
             "--port 70000: out of range; give a whole number from 1 to 65535",
         ),
         (
-            Addition {
-                port: Some(7),
-                probe: own("icmp"),
-                ..plain()
-            },
+            addition([("port", Given::Number(7)), ("probe", "icmp".into())]),
             "--port 7 but --probe icmp has no ports; delete --port or set --probe udp or \"tcp\"",
         ),
         (
-            Addition {
-                probe: own("ping"),
-                ..plain()
-            },
+            addition([("probe", "ping".into())]),
             "--probe ping: not one of \"icmp\", \"udp\", \"tcp\"",
         ),
         (
-            Addition {
-                policy: Some(PolicyWord::Number(2)),
-                ..plain()
-            },
+            addition([("policy", Given::Number(2))]),
             "--policy 2: more than the 1 trackers of the service; give \"any\", \"all\" or a number of trackers from 1 to 1",
         ),
         (
-            Addition {
-                policy: Some(PolicyWord::Word("most".to_owned())),
-                ..plain()
-            },
+            addition([("policy", "most".into())]),
             "--policy most: not a policy; give \"any\", \"all\" or a number of trackers from 1 to 1",
         ),
         (
-            Addition {
-                interface: own("an interface"),
-                ..plain()
-            },
+            addition([("interface", "an interface".into())]),
             "--interface an interface: an interface name has no spaces, control characters, '/' or ':'; give one that `ip link` shows",
         ),
     ];

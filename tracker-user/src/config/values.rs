@@ -131,11 +131,7 @@ pub fn checked_instance(text: &str) -> Result<String, String> {
     let most = keys::INSTANCE.most();
     let allowed = |char: char| char.is_ascii_alphanumeric() || char == '-' || char == '_';
     // It is a directory of the BPF file system, which refuses dots in names.
-    if text.is_empty()
-        || text.len() > most
-        || text.starts_with('-')
-        || !text.chars().all(allowed)
-    {
+    if text.is_empty() || text.len() > most || text.starts_with('-') || !text.chars().all(allowed) {
         Err(format!(
             "not usable as a directory name in the BPF file system; give 1 to {most} letters, digits, '_' or '-', not '-' first"
         ))

@@ -1232,6 +1232,8 @@ mod histories {
         reported: Verdict,
         /// It was up when the hub stopped being able to send, and nothing was decided since.
         was_up: bool,
+        /// Probes may have found it down since then: its device was not reliable.
+        may_be_lost: bool,
         epochs: u32,
     }
 
@@ -1449,6 +1451,7 @@ mod histories {
                     due: None,
                     reported: Verdict::Unknown,
                     was_up: false,
+                    may_be_lost: false,
                     epochs: 0,
                 });
                 history.install(slot as usize);
@@ -1598,10 +1601,12 @@ mod histories {
             let up = decided.up_at_once.max(decided.up_in_order);
             let mut at_once = decided.verdict(base, up);
             let mut in_order = decided.verdict(base, decided.up_in_order);
-            if slot.was_refused {
-                // Sending comes after judging: what was up by then is undecided now.
+            let (is_lost, was_refused) = (decided.down.is_some(), slot.was_refused);
+            let is_by_fault = tracked.was_up && !is_lost;
+            if was_refused {
+                // Sending comes after judging: what was up by then is undecided now, and what a fault alone took down.
                 for verdict in [&mut at_once, &mut in_order] {
-                    if *verdict == Verdict::Up {
+                    if *verdict == Verdict::Up || *verdict == Verdict::Down && is_by_fault {
                         *verdict = Verdict::Unknown;
                     }
                 }
@@ -1615,6 +1620,10 @@ mod histories {
             self.require(is_right || tracked.is_excusable, index, || {
                 format!("is {got:?}, must be {at_once:?}: {decided:?}")
             });
+            let tracked = &mut self.tracked[at];
+            tracked.may_be_lost |= is_lost && tracked.is_excusable;
+            tracked.was_up &= !is_lost || tracked.is_excusable;
+            let tracked = &self.tracked[at];
             self.require(got == tracked.reported, index, || {
                 format!("is {got:?}, but {:?} was reported", tracked.reported)
             });
@@ -1671,8 +1680,11 @@ mod histories {
                 );
             }
             let tracked = &mut self.tracked[at];
-            tracked.was_up = change.verdict == Verdict::Unknown
-                && (tracked.was_up || tracked.reported == Verdict::Up);
+            if turned {
+                tracked.was_up = change.verdict == Verdict::Unknown
+                    && (tracked.was_up || tracked.reported == Verdict::Up);
+                tracked.may_be_lost &= tracked.was_up;
+            }
             tracked.reported = change.verdict;
         }
 
@@ -1683,10 +1695,12 @@ mod histories {
             let got = self.world.verdict(index);
             let tracked = &mut self.tracked[at];
             let was_up = before == Verdict::Up || tracked.was_up;
-            tracked.was_up = was_up && got == Verdict::Unknown;
+            tracked.was_up = was_up;
             let expected = match (before, cause) {
                 (Verdict::Up, Cause::SendFailed) => Verdict::Unknown,
                 (Verdict::Unknown, Cause::SendFailed) => Verdict::Unknown,
+                (Verdict::Down, Cause::SendFailed) if was_up && tracked.may_be_lost => got,
+                (Verdict::Down, Cause::SendFailed) if was_up => Verdict::Unknown,
                 (Verdict::Up | Verdict::Unknown, _) if was_up => Verdict::Down,
                 (other, _) => other,
             };

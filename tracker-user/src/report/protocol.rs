@@ -617,6 +617,7 @@ mod tests {
     use super::super::events::{Event, EventLog, Numbered};
     use super::super::{events, status};
     use super::*;
+    use crate::config::Given;
 
     #[derive(Clone)]
     struct Fixed(EventFeed);
@@ -643,9 +644,9 @@ mod tests {
         }
 
         async fn add_service(&self, service: Addition) -> Result<String, String> {
-            match service.port {
+            match service.keys.get("port") {
                 None => Ok(format!("added {}", service.name)),
-                Some(port) => Err(format!("no {port}")),
+                Some(port) => Err(format!("no {port:?}")),
             }
         }
 
@@ -768,17 +769,22 @@ mod tests {
         );
         let mut service = Addition {
             name: "fw-1".to_owned(),
-            endpoint: "10.9.0.2".to_owned(),
-            behind: vec!["10.20.0.9".to_owned()],
-            ..Default::default()
+            keys: [
+                ("endpoint".to_owned(), "10.9.0.2".into()),
+                (
+                    "behind".to_owned(),
+                    Given::List(vec!["10.20.0.9".to_owned()]),
+                ),
+            ]
+            .into(),
         };
         let add = |service: &Addition| {
             let service = Box::new(service.clone());
             ask_change(&daemon.socket(), &Request::ServiceAdd { service })
         };
         assert_eq!(add(&service).unwrap(), "added fw-1");
-        service.port = Some(9);
-        assert_eq!(add(&service).unwrap_err().to_string(), "no 9");
+        service.keys.insert("port".to_owned(), Given::Number(9));
+        assert_eq!(add(&service).unwrap_err().to_string(), "no Number(9)");
         let name = "fw-1".to_owned();
         let gone = ask_change(&daemon.socket(), &Request::ServiceRemove { name });
         assert_eq!(gone.unwrap_err().to_string(), "no fw-1");
