@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     bpf::{self, Toolchain, Way},
-    build, setup, sh,
+    build, docs, setup, sh,
     toolchain::{self, Need},
 };
 
@@ -59,8 +59,12 @@ pub fn run(cli: &clap::Command) -> Result<()> {
                 .env("RUSTDOCFLAGS", "--deny warnings"),
         )
     });
+    check("generated documentation", &mut docs::check);
     let tree = Tree::read()?;
     check("tree", &mut || report(tree.problems()));
+    check("keys stand in the table of keys alone", &mut || {
+        report(tree.keys_elsewhere())
+    });
     check("README.md names every command and map", &mut || {
         let tracker = build::tracker(&[])?;
         report(tree.unnamed_in_readme(commands(&tracker, &[])?, cli))
@@ -253,6 +257,34 @@ impl Tree {
         problems
     }
 
+    /// Names of configuration keys that stand in the configuration's code outside of the table of keys.
+    fn keys_elsewhere(&self) -> Vec<String> {
+        const DIR: &str = "tracker-user/src/config/";
+        let names: Vec<String> = key_names(self.text(&format!("{DIR}keys.rs")))
+            .map(|name| format!("\"{name}\""))
+            .collect();
+        let product = self.0.iter().filter(|(file, _)| {
+            file.starts_with(DIR) && !file.ends_with("/keys.rs") && !file.ends_with("/tests.rs")
+        });
+        let mut problems = Vec::new();
+        if names.len() < 30 {
+            problems.push(format!("{DIR}keys.rs: has no table of keys any more"));
+        }
+        for (file, bytes) in product {
+            let text = String::from_utf8_lossy(bytes);
+            let code = text.split("#[cfg(test)]\nmod tests {").next();
+            for (number, line) in code.unwrap_or_default().lines().enumerate() {
+                if let Some(name) = names.iter().find(|name| line.contains(name.as_str())) {
+                    problems.push(format!(
+                        "{file}:{}: the key {name} by name; take it from config/keys.rs",
+                        number + 1
+                    ));
+                }
+            }
+        }
+        problems
+    }
+
     /// Commands and maps that an operator or a developer has, and README.md does not name.
     fn unnamed_in_readme(&self, tracker: Vec<String>, cli: &clap::Command) -> Vec<String> {
         let readme = self.text("README.md");
@@ -272,6 +304,16 @@ impl Tree {
             .map(|name| format!("README.md: does not name `{name}`"))
             .collect()
     }
+}
+
+/// The names in the table of keys, but for tables: `hub` is a word too.
+fn key_names(source: &str) -> impl Iterator<Item = &str> {
+    let keys = source.split("pub static ").skip(1);
+    let keys = keys.filter(|key| !key.contains("value: Value::Tables("));
+    keys.filter_map(|key| {
+        let (_, name) = key.split_once("name: \"")?;
+        Some(name.split_once('"')?.0)
+    })
 }
 
 /// The commands of `tracker` below `path`, and theirs, each as one types it.
@@ -513,6 +555,27 @@ mod tests {
         for (name, text) in good {
             assert_eq!(problems(name, &text), [""; 0], "{name} {text:?}");
         }
+    }
+
+    #[test]
+    fn a_key_by_name_is_found_outside_the_table() {
+        let keys: String = (0..30)
+            .map(|at| format!("pub static KEY: Key = Key {{\n    name: \"key{at}\",\n}};\n"))
+            .collect();
+        let file = |name: &str, text: &str| {
+            (
+                format!("tracker-user/src/config/{name}"),
+                text.as_bytes().to_vec(),
+            )
+        };
+        let tests = "#[cfg(test)]\nmod tests {\n    \"key7\"\n}\n";
+        let mut tree = Tree(vec![file("keys.rs", &keys), file("hub.rs", tests)]);
+        assert_eq!(tree.keys_elsewhere(), [""; 0]);
+        tree.0.push(file("file.rs", "\nread(\"key7\")\n"));
+        let problems = tree.keys_elsewhere();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with("tracker-user/src/config/file.rs:2: the key \"key7\""));
+        assert_eq!(Tree(Vec::new()).keys_elsewhere().len(), 1);
     }
 
     #[test]

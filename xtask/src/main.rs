@@ -4,6 +4,7 @@ mod bench;
 mod bpf;
 mod build;
 mod demo;
+mod docs;
 mod kernel;
 mod lint;
 mod load;
@@ -68,6 +69,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write the generated documentation: docs/reference, man pages, shell completions, tracker.schema.json
+    Docs,
     /// Check formatting, clippy, documentation, and what keeps the tree honest
     Lint,
 }
@@ -116,6 +119,7 @@ fn run(command: Command) -> Result<()> {
             )?;
             bench::run(json, &build::tracker(&[Need::Build, Need::Run])?)
         }
+        Command::Docs => docs::run(),
         Command::Lint => lint::run(&Cli::command()),
     }
 }

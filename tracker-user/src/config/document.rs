@@ -147,7 +147,7 @@ fn one_line(text: &str) -> String {
 
 /// A key as a command's option; the name of a service needs none.
 fn option(key: &str) -> String {
-    if key == "name" {
+    if key == keys::SERVICE_NAME.name {
         "NAME".to_owned()
     } else {
         format!("--{}", key.replace('_', "-"))

@@ -10,6 +10,7 @@ mod document;
 mod file;
 mod hub;
 pub mod keys;
+pub mod reference;
 mod remarks;
 mod service;
 mod settings;
