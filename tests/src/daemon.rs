@@ -42,10 +42,11 @@ pub fn binary() -> PathBuf {
 }
 
 /// A config for [`Tracker::start`]: the services, and what differs from the defaults of tests (20 ms interval, 200 ms
-/// timeout).
+/// timeout, native XDP).
 #[derive(Debug, Clone)]
 pub struct Config {
     services: String,
+    mode: String,
     hub: String,
     defaults: String,
     binary: PathBuf,
@@ -58,6 +59,8 @@ impl Config {
     pub fn new(services: impl Into<String>) -> Self {
         Self {
             services: services.into(),
+            // `auto` takes TC on each veth: tests would hardly run the XDP programs.
+            mode: "xdp-native".into(),
             hub: String::new(),
             defaults: "interval = \"20ms\"\ntimeout = \"200ms\"".into(),
             binary: binary(),
@@ -72,7 +75,14 @@ impl Config {
         self
     }
 
-    /// More lines for `[hub]`, which has name, instance and socket already.
+    /// Another `hub.mode` than native XDP.
+    #[must_use]
+    pub fn mode(mut self, mode: impl Into<String>) -> Self {
+        self.mode = mode.into();
+        self
+    }
+
+    /// More lines for `[hub]`, which has name, instance, socket and mode already.
     #[must_use]
     pub fn hub(mut self, lines: impl Into<String>) -> Self {
         self.hub = lines.into();
@@ -168,10 +178,16 @@ impl<'lab> Tracker<'lab> {
     }
 
     fn write_config(&self, config: &Config) -> Result<()> {
+        let is_in_hub = config.hub.lines().any(|line| line.starts_with("mode"));
+        let mode = match is_in_hub {
+            true => String::new(),
+            false => format!("mode = \"{}\"", config.mode),
+        };
         let text = format!(
-            "[hub]\nname = \"hub-1\"\ninstance = \"{}\"\nsocket = \"{}\"\n{}\n[defaults]\n{}\n{}",
+            "[hub]\nname = \"hub-1\"\ninstance = \"{}\"\nsocket = \"{}\"\n{}\n{}\n[defaults]\n{}\n{}",
             self.instance,
             self.socket().display(),
+            mode,
             config.hub,
             config.defaults,
             config.services

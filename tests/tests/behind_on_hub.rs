@@ -105,13 +105,13 @@ fn the_arriving_probe_is_the_proof() -> Result<()> {
 #[test]
 fn a_syn_and_a_stamp_packet_arrive() -> Result<()> {
     let lab = lab()?;
-    for mode in ["auto", "tc"] {
+    for mode in ["xdp-native", "tc"] {
         for probe in [
             "probe = \"tcp\"\nport = 443",
             "probe = \"udp\"\nprotocol = \"stamp\"",
         ] {
             let config = format!("{SERVICE}{probe}\n");
-            let config = tracker_tests::Config::new(config).hub(format!("mode = \"{mode}\""));
+            let config = tracker_tests::Config::new(config).mode(mode);
             let tracker = Tracker::start(&lab.hub, config)?;
             follows_the_firewall(&lab, &tracker)?;
         }
@@ -126,7 +126,7 @@ fn a_syn_and_a_stamp_packet_arrive() -> Result<()> {
 fn in_every_mode() -> Result<()> {
     let lab = lab()?;
     for mode in ["xdp-native", "xdp-generic", "tc"] {
-        let config = tracker_tests::Config::new(SERVICE).hub(format!("mode = \"{mode}\""));
+        let config = tracker_tests::Config::new(SERVICE).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         follows_the_firewall(&lab, &tracker)?;
     }
@@ -194,7 +194,7 @@ fn a_flooded_copy_is_no_proof() -> Result<()> {
             skip!("this kernel has no nftables copies at ingress (`dup to`)");
         }
         lab.service().break_forwarding()?;
-        let config = tracker_tests::Config::new(SERVICE).hub(format!("mode = \"{mode}\""));
+        let config = tracker_tests::Config::new(SERVICE).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         let down = tracker.wait_verdict("fw-1", "down", "no-reply")?;
         assert!(each_is(&down, "proof", "arrival"), "{down:?}");

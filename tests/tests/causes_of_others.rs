@@ -24,14 +24,14 @@ fn the_firewall_rejects() -> Result<()> {
     let no_port = "reject with icmp type port-unreachable";
     for (mode, behind, probe, rule, detail) in [
         (
-            "auto",
+            "xdp-native",
             &v4,
             "",
             by_icmp,
             format!("ICMP type 3 code 13 from {from}"),
         ),
         (
-            "auto",
+            "xdp-native",
             &v6,
             "",
             by_icmpv6,
@@ -52,7 +52,7 @@ fn the_firewall_rejects() -> Result<()> {
             format!("ICMPv6 type 1 code 1 from {from6}"),
         ),
     ] {
-        let config = config(&lab, behind, probe).hub(format!("mode = \"{mode}\""));
+        let config = config(&lab, behind, probe).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         tracker.wait_verdict("fw-1", "up", "replied")?;
         let family = if behind.contains(':') { "ip6" } else { "ip" };

@@ -54,7 +54,7 @@ fn vlan() -> Result<()> {
     lab.hub
         .ip("address add 10.9.7.1/24 dev eth1.10\nlink set eth1.10 up\n")?;
     forward_from_anywhere(&lab)?;
-    let tracker = Tracker::start(&lab.hub, &on("eth1.10"))?;
+    let tracker = Tracker::start(&lab.hub, Config::new(on("eth1.10")).mode("auto"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let before = redirected(&lab)?;
     let status = tracker.wait_alive(SOON, "fw-1")?;
@@ -73,6 +73,67 @@ fn vlan() -> Result<()> {
     tracker.wait_verdict("fw-1", "down", "interface-down")?;
     lab.hub.ip("link set eth1 up\n")?;
     tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    Ok(())
+}
+
+/// By default, offloads and the largest MTU of the service's interface and of its peer are left as they were, and the log
+/// says once why a faster way to receive was not taken.
+#[test]
+fn auto_switches_nothing_off() -> Result<()> {
+    let lab = Lab::new()?;
+    let firewall = &lab.service().firewall;
+    let look = || -> Result<[String; 3]> {
+        Ok([
+            lab.hub.run("ethtool -k eth1")?,
+            firewall.run("ethtool -k eth0")?,
+            firewall.run("ip -details link show dev eth0")?,
+        ])
+    };
+    // Neither counters nor states, but the lines with limits.
+    let limits = |shown: &[String; 3]| -> Vec<String> {
+        let words = shown[2].split_whitespace().collect::<Vec<_>>();
+        let limit = words.windows(2).filter(|pair| pair[0] == "maxmtu");
+        let limit = limit.map(|pair| pair.join(" "));
+        let offloads = shown[..2].iter().flat_map(|shown| shown.lines());
+        offloads.map(str::to_owned).chain(limit).collect()
+    };
+    let before = limits(&look()?);
+    assert!(
+        before
+            .iter()
+            .any(|line| line.contains("tcp-segmentation-offload: on")),
+        "{before:?}"
+    );
+    let mut tracker = Tracker::start(
+        &lab.hub,
+        Config::new(lab.service().toml("fw-1")).mode("auto"),
+    )?;
+    let status = tracker.wait_verdict("fw-1", "up", "replied")?;
+    assert_eq!(status.member("fw-1", "active")["mode"], "tc");
+    assert_eq!(limits(&look()?), before);
+    let why = "eth1: receiving by tc; on a veth, native XDP switches off the peer's TSO";
+    assert_eq!(tracker.log().matches(why).count(), 1, "{}", tracker.log());
+    let doctor = tracker.command(&["doctor"]).output()?;
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    assert!(
+        doctor.contains("interface eth1: receive tc")
+            && doctor.contains("switches off the peer's TSO"),
+        "{doctor}"
+    );
+    // A larger MTU, with the daemon running.
+    firewall.ip("link set eth0 mtu 9000\n")?;
+    lab.hub.ip("link set eth1 mtu 9000\n")?;
+    tracker.wait_alive(SOON, "fw-1")?;
+    assert_eq!(tracker.events()?.len(), 2, "{:?}", tracker.events()?);
+    firewall.ip("link set eth0 mtu 1500\n")?;
+    lab.hub.ip("link set eth1 mtu 1500\n")?;
+    assert!(tracker.terminate()?.success());
+
+    // What is asked for is done, and costs that.
+    tracker.write(&lab.service().toml("fw-1"))?;
+    tracker.run()?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    assert_ne!(limits(&look()?), before);
     Ok(())
 }
 
@@ -120,7 +181,9 @@ fn bond_of_two_legs() -> Result<()> {
     )?;
     forward_from_anywhere(&lab)?;
     // Slow enough that the bond has moved to its other leg before `fall` losses had their timeout.
-    let config = Config::new(on("bond1")).defaults("interval = \"200ms\"\ntimeout = \"200ms\"");
+    let config = Config::new(on("bond1"))
+        .mode("auto")
+        .defaults("interval = \"200ms\"\ntimeout = \"200ms\"");
     let tracker = Tracker::start(&lab.hub, config)?;
     let up = tracker.wait_verdict("fw-1", "up", "replied")?;
     // Its driver would run an XDP program on the legs.

@@ -89,12 +89,23 @@ fn for_every_kind_of_interface() -> Result<()> {
         (
             "auto",
             [
-                ("eth1", "xdp-native", "tc-redirect"),
-                ("vx1", "xdp-generic", "tc-redirect"),
-                ("eth2", "xdp-native", "xdp-redirect"),
-                ("br1", "xdp-generic", "tc-redirect"),
-                ("mac1", "xdp-generic", "tc-redirect"),
+                ("eth1", "tc", "tc-redirect"),
+                ("vx1", "tc", "tc-redirect"),
+                ("eth2", "tc", "xdp-redirect"),
+                ("br1", "tc", "tc-redirect"),
+                ("mac1", "tc", "tc-redirect"),
                 ("eth5", "tc", "tc-redirect"),
+            ],
+        ),
+        (
+            "xdp-native",
+            [
+                ("eth1", "xdp-native", "tc-redirect"),
+                ("vx1", "", ""),
+                ("eth2", "xdp-native", "xdp-redirect"),
+                ("br1", "", ""),
+                ("mac1", "", ""),
+                ("eth5", "", ""),
             ],
         ),
         (
@@ -113,7 +124,7 @@ fn for_every_kind_of_interface() -> Result<()> {
             ],
         ),
     ] {
-        let config = Config::new(&services).hub(format!("mode = \"{mode}\""));
+        let config = Config::new(&services).mode(mode);
         let mut tracker = Tracker::start(hub, config)?;
         // Before it runs, and while it does.
         tracker.terminate()?;

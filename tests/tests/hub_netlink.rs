@@ -150,7 +150,8 @@ fn a_trunk_flaps() -> Result<()> {
     lab.hub.ip(&hub)?;
     firewall.ip(&far)?;
     let config = tracker_tests::Config::new(lab.service().toml("fw-1") + &config);
-    let tracker = Tracker::start(&lab.hub, config.defaults("interval = \"200ms\""))?;
+    let config = config.mode("auto").defaults("interval = \"200ms\"");
+    let tracker = Tracker::start(&lab.hub, config)?;
     let all_are = |verdict: &str| {
         let what = format!("all to be {verdict}");
         let patience = Duration::from_secs(20);

@@ -54,7 +54,7 @@ fn is_clean(lab: &Lab, tracker: &Tracker, before: &str) -> Result<()> {
 }
 
 fn in_mode(lab: &Lab, mode: &str) -> Config {
-    Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""))
+    Config::new(lab.service().toml("fw-1")).mode(mode)
 }
 
 fn sigterm_leaves_nothing_of(mode: &str) -> Result<()> {
@@ -74,7 +74,7 @@ fn sigterm_leaves_nothing_of(mode: &str) -> Result<()> {
 
 #[test]
 fn sigterm_leaves_nothing() -> Result<()> {
-    sigterm_leaves_nothing_of("auto")
+    sigterm_leaves_nothing_of("xdp-native")
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn sigkill_and_cleanup_leave_nothing_of(mode: &str) -> Result<()> {
 
 #[test]
 fn sigkill_and_cleanup_leave_nothing() -> Result<()> {
-    sigkill_and_cleanup_leave_nothing_of("auto")
+    sigkill_and_cleanup_leave_nothing_of("xdp-native")
 }
 
 #[test]

@@ -20,13 +20,13 @@ fn toml(service: &Service, name: &str, behind: IpAddr, more: &str) -> String {
 
 #[test]
 fn a_reflector_answers_until_the_firewall_does_not_pass() -> Result<()> {
-    for mode in ["auto", "xdp-generic", "tc"] {
+    for mode in ["xdp-native", "xdp-generic", "tc"] {
         let lab = Lab::new()?;
         let service = lab.service();
         let _reflector = Reflector::start(&service.host, &service.behinds(), PORT)?;
         for behind in service.behinds() {
             let toml = toml(service, "fw-1", behind, "");
-            let config = Config::new(toml).hub(format!("mode = \"{mode}\""));
+            let config = Config::new(toml).mode(mode);
             let tracker = Tracker::start(&lab.hub, config)?;
             tracker.wait_verdict("fw-1", "up", "replied")?;
             let status = tracker.wait_alive(SOON, "fw-1")?;

@@ -48,7 +48,7 @@ fn loses_nothing(tracker: &Tracker, name: &str) -> Result<()> {
 
 #[test]
 fn a_server_answers_and_keeps_no_connection() -> Result<()> {
-    for (mode, family) in ["auto", "xdp-generic", "tc"]
+    for (mode, family) in ["xdp-native", "xdp-generic", "tc"]
         .into_iter()
         .flat_map(|mode| [(mode, 0), (mode, 1)])
     {
@@ -57,7 +57,7 @@ fn a_server_answers_and_keeps_no_connection() -> Result<()> {
         let behind = service.behinds()[family];
         let server = TcpEcho::start(&service.host, &service.behinds(), PORT)?;
         let toml = toml(service, "fw-1", behind, "");
-        let config = Config::new(toml).hub(format!("mode = \"{mode}\""));
+        let config = Config::new(toml).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         let up = tracker.wait_verdict("fw-1", "up", "replied")?;
         let shown = up.tracker("fw-1", behind);
@@ -275,8 +275,8 @@ fn the_hubs_own_connections_are_left_alone() -> Result<()> {
         ),
     ]
     .concat();
-    for mode in ["auto", "tc"] {
-        let config = Config::new(services.as_str()).hub(format!("mode = \"{mode}\""));
+    for mode in ["xdp-native", "tc"] {
+        let config = Config::new(services.as_str()).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         for name in ["fixed", "rotate"] {
             tracker.wait_verdict(name, "up", "replied")?;

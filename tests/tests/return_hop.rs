@@ -26,8 +26,7 @@ fn a_reply_by_another_router_of_the_segment() -> Result<()> {
     for mode in ["auto", "tc"] {
         let lab = lab()?;
         let service = lab.service();
-        let config = Config::new(service.toml_with("fw-1", "return_hop = \"endpoint\""))
-            .hub(format!("mode = \"{mode}\""));
+        let config = Config::new(service.toml_with("fw-1", "return_hop = \"endpoint\"")).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         tracker.wait_verdict("fw-1", "up", "replied")?;
         answer_by_another(&lab, true)?;

@@ -166,7 +166,7 @@ fn the_hubs_own_filters_do_not_disturb() -> Result<()> {
 
     for mode in ["xdp-native", "xdp-generic", "tc"] {
         service.reply_directly()?;
-        let config = Config::new(every_way(&lab)).hub(format!("mode = \"{mode}\""));
+        let config = Config::new(every_way(&lab)).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         let direct = ["same", "same6", "either", "either6"];
         tracker.wait_for("up by eth1", LATER, |status| {

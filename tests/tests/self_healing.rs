@@ -52,10 +52,10 @@ fn orphan_of_the_private_interfaces_does_not_stop_a_start() -> Result<()> {
 #[test]
 fn receive_program_detached() -> Result<()> {
     let lab = Lab::new()?;
-    for mode in ["auto", "xdp-generic", "tc"] {
+    for mode in ["xdp-native", "xdp-generic", "tc"] {
         // Slow enough that the daemon notices before `fall` losses had their timeout.
         let config = Config::new(lab.service().toml("fw-1"))
-            .hub(format!("mode = \"{mode}\""))
+            .mode(mode)
             .defaults("interval = \"500ms\"\ntimeout = \"1s\"\nrise = 1");
         let tracker = Tracker::start(&lab.hub, config)?;
         tracker.wait_verdict("fw-1", "up", "replied")?;

@@ -110,7 +110,7 @@ fn what_cannot_leave_is_send_failed_and_nobodys_fault() -> Result<()> {
 fn every_mode_of_receiving_works() -> Result<()> {
     let lab = Lab::new()?;
     for mode in ["xdp-native", "xdp-generic", "tc"] {
-        let config = Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
+        let config = Config::new(lab.service().toml("fw-1")).mode(mode);
         let tracker = Tracker::start(&lab.hub, &config)?;
         let status = tracker.wait_verdict("fw-1", "up", "replied")?;
         assert_eq!(status.member("fw-1", "active")["mode"], mode);
@@ -146,7 +146,7 @@ fn works_over(interface: &str, hub: &str, firewall: &str) -> Result<()> {
     let config = format!(
         "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.7.2\"\ninterface = \"{interface}\"\nbehind = [\"10.20.0.9\"]\n"
     );
-    let tracker = Tracker::start(&lab.hub, &config)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(config).mode("auto"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let status = tracker.wait_alive(SOON, "fw-1")?;
     assert_eq!(status.count("fw-1", "lost"), 0);
@@ -217,7 +217,8 @@ fn one_service_above_another() -> Result<()> {
         let above = format!(
             "[[service]]\nname = \"above\"\nendpoint = \"10.9.7.2\"\ninterface = \"{upper}\"\nbehind = [\"10.20.0.9\"]\n"
         );
-        let tracker = Tracker::start(&lab.hub, &(above + &service.toml("below")))?;
+        let config = Config::new(above + &service.toml("below")).mode("auto");
+        let tracker = Tracker::start(&lab.hub, config)?;
         tracker.wait_verdict("above", "up", "replied")?;
         tracker.wait_alive(SOON, "above")?;
         service.break_forwarding()?;

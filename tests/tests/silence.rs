@@ -8,7 +8,7 @@ const PORT: u16 = 7_007;
 
 #[test]
 fn a_firewall_that_fails_open() -> Result<()> {
-    for mode in ["auto", "tc"] {
+    for mode in ["xdp-native", "tc"] {
         let lab = Lab::new()?;
         let service = lab.service();
         let _echo = UdpEcho::start(&service.host, &[service.behind.into()], PORT)?;
@@ -23,7 +23,7 @@ fn a_firewall_that_fails_open() -> Result<()> {
             service.interface,
             behind = service.behind,
         ))
-        .hub(format!("mode = \"{mode}\""));
+        .mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         let up = tracker.wait_for(
             "both to be as they should",

@@ -20,7 +20,7 @@ fn a_reply_in_a_vlan_does_not_count() -> Result<()> {
         let firewall = &lab.service().firewall;
         firewall.run(&format!("ethtool -K eth0 txvlan {offload}"))?;
         let tag = Foreign::new(&lab, Hook::Tag(BYPASS), "tag")?;
-        let config = Config::new(lab.service().toml("fw-1")).hub(format!("mode = \"{mode}\""));
+        let config = Config::new(lab.service().toml("fw-1")).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         tracker.wait_verdict("fw-1", "up", "replied")?;
 

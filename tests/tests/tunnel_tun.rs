@@ -62,7 +62,7 @@ macro_rules! lab_with_tunnel {
 fn down_and_up_through_a_tunnel() -> Result<()> {
     let (lab, _tunnel) = lab_with_tunnel!();
     let service = lab.service();
-    let tracker = Tracker::start(&lab.hub, SERVICE)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(SERVICE).mode("auto"))?;
     let up = tracker.wait_verdict("fw-1", "up", "replied")?;
     let before = service.forwarded()?;
     let status = tracker.wait_alive(SOON, "fw-1")?;
@@ -115,7 +115,7 @@ fn tcp_and_stamp_through_a_tunnel() -> Result<()> {
         ("udp", "probe = \"udp\"\nport = 9"),
     ]
     .map(|(name, probe)| SERVICE.replace("fw-1", name) + probe + "\n");
-    let tracker = Tracker::start(&lab.hub, &services.concat())?;
+    let tracker = Tracker::start(&lab.hub, Config::new(services.concat()).mode("auto"))?;
     for name in ["tcp", "stamp"] {
         tracker.wait_verdict(name, "up", "replied")?;
         tracker.wait_alive(SOON, name)?;
@@ -141,7 +141,7 @@ fn tcp_and_stamp_through_a_tunnel() -> Result<()> {
 #[test]
 fn the_tunnels_process_ends_and_comes_back() -> Result<()> {
     let (lab, mut tunnel) = lab_with_tunnel!();
-    let tracker = Tracker::start(&lab.hub, SERVICE)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(SERVICE).mode("auto"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     for _ in 0..2 {
         drop(tunnel);
@@ -162,7 +162,7 @@ fn a_persistent_device_loses_its_carrier() -> Result<()> {
         namespace.ip("tuntap add dev tun0 mode tun\n")?;
     }
     let tunnel = connect(&lab)?;
-    let tracker = Tracker::start(&lab.hub, SERVICE)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(SERVICE).mode("auto"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     drop(tunnel);
     tracker.wait_verdict("fw-1", "down", "interface-down")?;
@@ -186,7 +186,7 @@ fn the_hubs_own_filters_do_not_matter() -> Result<()> {
            chain output { type filter hook output priority filter; policy drop; }
          }",
     )?;
-    let tracker = Tracker::start(&lab.hub, SERVICE)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(SERVICE).mode("auto"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     tracker.wait_alive(SOON, "fw-1")?;
     Ok(())
@@ -205,7 +205,7 @@ fn a_tunnel_in_returns() -> Result<()> {
     };
     reply_by("10.9.0.1/32", "dev tun0")?;
     let config = service.toml_with("fw-1", "returns = [\"tun0\"]");
-    let tracker = Tracker::start(&lab.hub, &config)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(config).mode("auto"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     drop(tracker);
 
@@ -230,7 +230,7 @@ fn a_probe_comes_back_by_the_tunnel() -> Result<()> {
         .replace("10.20.0.9", "10.9.7.1\", \"2001:db8:97::1");
     let tracker = Tracker::start(
         &lab.hub,
-        &config.replace("behind", "policy = \"all\"\nbehind"),
+        Config::new(config.replace("behind", "policy = \"all\"\nbehind")).mode("auto"),
     )?;
     let status = tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
     assert_eq!(status.tracker("fw-1", "10.9.7.1")["proof"], "arrival");
@@ -252,7 +252,7 @@ fn xdp_is_refused() -> Result<()> {
         ("tc", "tc".into()),
         ("auto", "tc".into()),
     ] {
-        let config = Config::new(SERVICE).hub(format!("mode = \"{mode}\""));
+        let config = Config::new(SERVICE).mode(mode);
         let tracker = Tracker::start(&lab.hub, &config)?;
         let config = tracker.config();
         let config = config.to_string_lossy();
@@ -295,13 +295,13 @@ fn as_large_as_the_mtu() -> Result<()> {
     }
     let fits = Tracker::start(
         &lab.hub,
-        &SERVICE.replace("policy", "payload = 1352\npolicy"),
+        Config::new(SERVICE.replace("policy", "payload = 1352\npolicy")).mode("auto"),
     )?;
     fits.wait_verdict("fw-1", "up", "replied")?;
     drop(fits);
     let exceeds = Tracker::start(
         &lab.hub,
-        &SERVICE.replace("policy", "payload = 1353\npolicy"),
+        Config::new(SERVICE.replace("policy", "payload = 1353\npolicy")).mode("auto"),
     )?;
     let status = exceeds.wait_for("the larger header not to fit", SOON, |status| {
         status.tracker("fw-1", "2001:db8:20::9")["cause"] == "send-failed"

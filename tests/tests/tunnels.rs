@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::{Lab, Namespace, Tracker, skip};
+use tracker_tests::{Config, Lab, Namespace, Tracker, skip};
 
 const V4: &str = r#"
 [[service]]
@@ -80,7 +80,7 @@ fn holds(lab: &Lab, carries: Carries) -> Result<()> {
         .nft("add rule inet firewall forward iifname \"tun7\" counter name forwarded accept\n")?;
     let names = carries.services();
     let config: String = names.iter().map(|(_, toml)| *toml).collect();
-    let tracker = Tracker::start(&lab.hub, &config)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(config).mode("auto"))?;
     let all_are = |verdict: &str, cause: &str| -> Result<()> {
         for (name, _) in names {
             tracker.wait_verdict_within(LATER, name, verdict, cause)?;
@@ -196,7 +196,7 @@ fn wireguard() -> Result<()> {
     holds(&lab, Carries::Both)?;
 
     // The other end no longer knows the hub: encrypted packets arrive and are nobody's.
-    let tracker = Tracker::start(&lab.hub, V4)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(V4).mode("auto"))?;
     tracker.wait_verdict_within(LATER, "v4", "up", "replied")?;
     let firewall = &lab.service().firewall;
     firewall.run(&format!("wg set tun7 peer {} remove", pairs[0].1))?;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tracker_tests::daemon::SOON;
 use tracker_tests::servers::{Reflector, TcpEcho};
-use tracker_tests::{Lab, Tracker};
+use tracker_tests::{Config, Lab, Tracker};
 
 /// Connects the hub's `bypass` and the host directly, past the firewall.
 fn lay_bypass(lab: &Lab) -> Result<()> {
@@ -33,7 +33,7 @@ fn watches(tracker: &Tracker) -> Result<usize> {
 
 #[test]
 fn a_reply_on_an_interface_that_nobody_named() -> Result<()> {
-    for mode in ["auto", "tc"] {
+    for mode in ["xdp-native", "tc"] {
         let lab = Lab::new()?;
         let service = lab.service();
         let behind = [service.behind.into()];
@@ -50,8 +50,7 @@ fn a_reply_on_an_interface_that_nobody_named() -> Result<()> {
             ),
         ];
         let leaks = ["closed", "closed-tcp"];
-        let config =
-            tracker_tests::Config::new(services.concat()).hub(format!("mode = \"{mode}\""));
+        let config = tracker_tests::Config::new(services.concat()).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         for name in ["fw-1", "tcp", "stamp"] {
             tracker.wait_verdict(name, "up", "replied")?;
@@ -90,7 +89,7 @@ fn only_what_cannot_be_on_the_way_is_watched() -> Result<()> {
     let service = lab.service();
     service.firewall.ip("address add 10.9.7.2/24 dev eth0\n")?;
     let config = "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.7.2\"\ninterface = \"br1\"\nbehind = [\"10.20.0.9\"]\n";
-    let tracker = Tracker::start(&lab.hub, config)?;
+    let tracker = Tracker::start(&lab.hub, Config::new(config).mode("auto"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let status = tracker.wait_alive(SOON, "fw-1")?;
     // Not the bridge's port eth1, which sees each reply first; only eth2.

@@ -20,7 +20,8 @@ use crate::{
     kernel::{OBJECT, bpffs, loader, preflight},
     mode::{Mode, SendWay},
     net::{
-        observed::{Header, Link, Observed, XDP_ACT_BASIC},
+        ethtool,
+        observed::{Header, Link, Observed},
         rtnetlink::{Followed, Netlink},
     },
     plan::{self, Ways},
@@ -162,7 +163,11 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
         };
         if uplinks.contains(&name) {
             let is_receiving = receiving.contains(&link.index);
-            interface.steer = Some(steer(link, is_receiving, config.hub.mode));
+            let (mode, why) = steer(link, is_receiving, config.hub.mode);
+            interface.steer = Some(mode);
+            if let (Some(why), false) = (why, of_members.contains(&name)) {
+                interface.detail = format!("{}; {why}", interface.detail);
+            }
         }
         interface
     }));
@@ -242,8 +247,6 @@ pub async fn here(config: &Config) -> Result<Vec<String>> {
 }
 
 fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
-    let features = link.xdp_features;
-    let has = |bit: u64| features.is_some_and(|features| features & bit != 0);
     let foreign = link.xdp_program.filter(|id| !is_ours(*id));
     if let (ModeChoice::XdpNative | ModeChoice::XdpGeneric, Some(id)) = (choice, foreign) {
         return Interface::unusable(
@@ -253,37 +256,27 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
             ),
         );
     }
-    let modes = match Mode::allowed(link, choice) {
+    let modes = match Mode::allowed(link, choice, ethtool::merging) {
         Ok(modes) => modes,
         Err(why) => return Interface::unusable(&link.name, why),
     };
     if link.header == Header::Other {
         return Interface::unusable(&link.name, plan::OTHER_HEADER);
     }
-    let (mode, why) = match (choice, foreign) {
-        (ModeChoice::Auto, _) if link.is_bond => (
-            Mode::Tc,
-            "a bond runs XDP programs on its legs, not on itself".to_owned(),
-        ),
-        (ModeChoice::Auto, _) if modes == [Mode::Tc] => (
-            Mode::Tc,
-            "it has no Ethernet header, which XDP needs".to_owned(),
-        ),
-        (ModeChoice::Tc, _) => (Mode::Tc, "chosen by hub.mode".to_owned()),
-        (ModeChoice::XdpNative, _) => (Mode::XdpNative, "chosen by hub.mode".to_owned()),
-        (ModeChoice::XdpGeneric, _) => (Mode::XdpGeneric, "chosen by hub.mode".to_owned()),
-        (ModeChoice::Auto, Some(id)) => (
-            Mode::Tc,
-            format!("XDP program {id} of somebody else stays where it is"),
-        ),
-        (ModeChoice::Auto, None) if has(XDP_ACT_BASIC) => {
-            (Mode::XdpNative, "the driver runs XDP".to_owned())
+    let (mode, why) = match (choice, modes.not_native, foreign) {
+        (ModeChoice::Tc, ..) => (Mode::Tc, "chosen by hub.mode".to_owned()),
+        (ModeChoice::XdpNative, ..) => (Mode::XdpNative, "chosen by hub.mode".to_owned()),
+        (ModeChoice::XdpGeneric, ..) => (Mode::XdpGeneric, "chosen by hub.mode".to_owned()),
+        (ModeChoice::Auto, not_native, Some(id)) => {
+            let reason = not_native.map(|why| format!("{why}; ")).unwrap_or_default();
+            let why = format!("{reason}XDP program {id} of somebody else stays where it is");
+            (Mode::Tc, why)
         }
-        (ModeChoice::Auto, None) if features.is_none() => (
+        (ModeChoice::Auto, Some(why), None) => (Mode::Tc, why),
+        (ModeChoice::Auto, None, None) => (
             Mode::XdpNative,
-            "this kernel does not tell; tried when attached".to_owned(),
+            "native XDP costs no offload here".to_owned(),
         ),
-        (ModeChoice::Auto, None) => (Mode::XdpGeneric, "the driver does not run XDP".to_owned()),
     };
     let (_, _, via) = plan::way_out(link, observed, Ways::at_start(choice));
     let how = match via {
@@ -304,11 +297,18 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
     }
 }
 
-/// How an uplink's packets would be steered: by TC, and by XDP where its place is free.
-fn steer(link: &Link, is_receiving: bool, choice: ModeChoice) -> Mode {
-    let is_taken = link.xdp_program.is_some_and(|id| !is_ours(id));
-    let fast = steering::fast(link, is_receiving, choice);
-    fast.filter(|_| !is_taken).unwrap_or(Mode::Tc)
+/// How an uplink's packets would be steered: by TC, and by XDP if its place is free; and why `auto` does not take XDP.
+fn steer(link: &Link, is_receiving: bool, choice: ModeChoice) -> (Mode, Option<String>) {
+    if link.xdp_program.is_some_and(|id| !is_ours(id)) {
+        return (Mode::Tc, None);
+    }
+    let not_native = (choice == ModeChoice::Auto)
+        .then(|| Mode::why_not_native(link, ethtool::merging))
+        .flatten();
+    match (steering::fast(link, is_receiving, choice), not_native) {
+        (Some(mode), None) => (mode, None),
+        (_, why) => (Mode::Tc, why),
+    }
 }
 
 /// True for the programs of any instance.

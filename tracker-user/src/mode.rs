@@ -4,7 +4,7 @@ use tracker_ebpf::abi::Via;
 
 use crate::{
     config::{ModeChoice, words},
-    net::observed::{Header, Link},
+    net::observed::{Header, Link, XDP_ACT_BASIC, XDP_ACT_RX_SG},
 };
 
 /// How the receive program is attached.
@@ -18,26 +18,80 @@ pub enum Mode {
     Tc,
 }
 
+/// The modes in which the receive program may be attached to an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Modes {
+    /// The modes to try, best first.
+    pub order: &'static [Mode],
+    /// Why `auto` does not try native XDP; `None` if it does, or if the mode was configured.
+    pub not_native: Option<String>,
+}
+
 impl Mode {
-    /// The modes of an interface that `choice` allows, best first; or why there is none.
-    pub fn allowed(link: &Link, choice: ModeChoice) -> Result<&'static [Self], String> {
+    /// The modes of an interface that `choice` allows, or why there is none. `merging` names the offload, if any, by which
+    /// the interface of that name merges received packets in hardware now.
+    pub fn allowed(
+        link: &Link,
+        choice: ModeChoice,
+        merging: impl FnOnce(&str) -> Option<&'static str>,
+    ) -> Result<Modes, String> {
+        let only = |order| Modes {
+            order,
+            not_native: None,
+        };
         match (choice, link.header) {
+            (ModeChoice::Auto, _) => Ok(match Self::why_not_native(link, merging) {
+                None => only(&[Self::XdpNative, Self::Tc]),
+                not_native => Modes {
+                    order: &[Self::Tc],
+                    not_native,
+                },
+            }),
+            (ModeChoice::Tc, _) => Ok(only(&[Self::Tc])),
             // A bond hands a native program to its legs (Linux 5.15), where it sees the leg's index: all replies would
             // seem to come a wrong way.
-            (ModeChoice::Auto, Header::Ethernet) if link.is_bond => Ok(&[Self::Tc]),
             (ModeChoice::XdpNative, Header::Ethernet) if link.is_bond => {
                 Err("a bond runs XDP programs on its legs; set hub.mode to auto or tc".to_owned())
             }
-            (ModeChoice::Auto, Header::Ethernet) => {
-                Ok(&[Self::XdpNative, Self::XdpGeneric, Self::Tc])
+            (ModeChoice::XdpNative, Header::Ethernet)
+                if link
+                    .xdp_features
+                    .is_some_and(|features| features & XDP_ACT_BASIC == 0) =>
+            {
+                Err("the driver does not run XDP; set hub.mode to auto or tc".to_owned())
             }
-            (ModeChoice::Auto | ModeChoice::Tc, _) => Ok(&[Self::Tc]),
-            (ModeChoice::XdpNative, Header::Ethernet) => Ok(&[Self::XdpNative]),
-            (ModeChoice::XdpGeneric, Header::Ethernet) => Ok(&[Self::XdpGeneric]),
+            (ModeChoice::XdpNative, Header::Ethernet) => Ok(only(&[Self::XdpNative])),
+            (ModeChoice::XdpGeneric, Header::Ethernet) => Ok(only(&[Self::XdpGeneric])),
             // The generic hook would run on such a device, at bytes that mean something else.
             (ModeChoice::XdpNative | ModeChoice::XdpGeneric, Header::Ip | Header::Other) => Err(
                 "it has no Ethernet header, which XDP needs; set hub.mode to auto or tc".to_owned(),
             ),
+        }
+    }
+
+    /// Why native XDP is missing on an interface, or which offload of the device or of its peer it would switch off; `None` if
+    /// it costs the interface's other traffic nothing. Parameters as in [`Self::allowed`].
+    pub fn why_not_native(
+        link: &Link,
+        merging: impl FnOnce(&str) -> Option<&'static str>,
+    ) -> Option<String> {
+        let fixed = |why: &str| Some(why.to_owned());
+        let has = |features: u64, bit: u64| features & bit != 0;
+        match link.xdp_features {
+            _ if link.header != Header::Ethernet => {
+                fixed("it has no Ethernet header, which XDP needs")
+            }
+            _ if link.is_bond => fixed("a bond runs XDP programs on its legs, not on itself"),
+            // `veth_xdp_set` clears NETIF_F_GSO_SOFTWARE of the peer, whatever the program can do.
+            _ if link.is_veth => fixed("on a veth, native XDP switches off the peer's TSO"),
+            None => fixed("the kernel does not tell what the driver's XDP can do"),
+            Some(features) if !has(features, XDP_ACT_BASIC) => fixed("the driver does not run XDP"),
+            // Such drivers limit the MTU to one buffer, and merge no packets, while they run XDP.
+            Some(features) if !has(features, XDP_ACT_RX_SG) => fixed(
+                "the driver's XDP takes no packets of several buffers, so it would limit MTU and merging",
+            ),
+            Some(_) => merging(&link.name)
+                .map(|offload| format!("native XDP would switch off {offload} (ethtool -k)")),
         }
     }
 }
@@ -65,4 +119,97 @@ impl SendWay {
 words! {
     Mode { XdpNative = "xdp-native", XdpGeneric = "xdp-generic", Tc = "tc" }
     SendWay { XdpRedirect = "xdp-redirect", TcRedirect = "tc-redirect" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auto(link: &Link, merging: Option<&'static str>) -> Modes {
+        Mode::allowed(link, ModeChoice::Auto, |_| merging).expect("modes")
+    }
+
+    fn capable() -> Link {
+        Link {
+            name: "eth1".to_owned(),
+            xdp_features: Some(XDP_ACT_BASIC | XDP_ACT_RX_SG),
+            ..Link::default()
+        }
+    }
+
+    /// `auto` takes native XDP only if no offload pays for it, never generic XDP, and gives its reason.
+    #[test]
+    fn auto_costs_no_offload() {
+        assert_eq!(
+            auto(&capable(), None),
+            Modes {
+                order: &[Mode::XdpNative, Mode::Tc],
+                not_native: None
+            }
+        );
+        let with = |change: &dyn Fn(&mut Link)| {
+            let mut link = capable();
+            change(&mut link);
+            link
+        };
+        for (link, merging, why) in [
+            (capable(), Some("rx-lro"), "rx-lro"),
+            (with(&|link| link.is_veth = true), None, "peer's TSO"),
+            (with(&|link| link.is_bond = true), None, "on its legs"),
+            (
+                with(&|link| link.header = Header::Ip),
+                None,
+                "no Ethernet header",
+            ),
+            (
+                with(&|link| link.xdp_features = Some(0)),
+                None,
+                "does not run XDP",
+            ),
+            (
+                with(&|link| link.xdp_features = Some(XDP_ACT_BASIC)),
+                None,
+                "several buffers",
+            ),
+            (
+                with(&|link| link.xdp_features = None),
+                None,
+                "does not tell",
+            ),
+        ] {
+            let modes = auto(&link, merging);
+            assert_eq!(modes.order, [Mode::Tc]);
+            let said = modes.not_native.expect("a reason");
+            assert!(said.contains(why), "{said}");
+        }
+    }
+
+    /// What the operator asks for is done, whatever it costs, unless it cannot work.
+    #[test]
+    fn a_configured_mode_is_the_only_one() {
+        let veth = Link {
+            is_veth: true,
+            ..capable()
+        };
+        for (choice, mode) in [
+            (ModeChoice::XdpNative, Mode::XdpNative),
+            (ModeChoice::XdpGeneric, Mode::XdpGeneric),
+            (ModeChoice::Tc, Mode::Tc),
+        ] {
+            let modes = Mode::allowed(&veth, choice, |_| Some("rx-lro")).expect("modes");
+            assert_eq!((modes.order, modes.not_native), (&[mode][..], None));
+        }
+        for link in [
+            Link {
+                is_bond: true,
+                ..capable()
+            },
+            Link {
+                header: Header::Ip,
+                ..capable()
+            },
+        ] {
+            Mode::allowed(&link, ModeChoice::XdpNative, |_| None).expect_err("no such mode");
+        }
+    }
 }

@@ -189,8 +189,8 @@ pub fn plan(
     plan
 }
 
-/// How XDP would be attached to an uplink, where it would. The receive program goes before, there and in the
-/// generic hook XDP gains nothing over TC.
+/// The mode in which XDP is attached to an uplink; `None` if only TC is. The receive program has precedence for an
+/// interface's one place for XDP.
 pub fn fast(link: &Link, is_receiving: bool, mode: ModeChoice) -> Option<Mode> {
     let runs_xdp = link
         .xdp_features
@@ -199,7 +199,12 @@ pub fn fast(link: &Link, is_receiving: bool, mode: ModeChoice) -> Option<Mode> {
         return None;
     }
     match mode {
-        ModeChoice::Auto | ModeChoice::XdpNative => runs_xdp.then_some(Mode::XdpNative),
+        // Which offloads are switched on is asked when the program is attached.
+        ModeChoice::Auto => {
+            let refusal = Mode::why_not_native(link, |_| None);
+            refusal.is_none().then_some(Mode::XdpNative)
+        }
+        ModeChoice::XdpNative => runs_xdp.then_some(Mode::XdpNative),
         ModeChoice::XdpGeneric => Some(Mode::XdpGeneric),
         ModeChoice::Tc => None,
     }
@@ -299,7 +304,7 @@ mod tests {
         net::{
             address::Address,
             neighbour_entries::Neighbour,
-            observed::{Vlan, XDP_ACT_NDO_XMIT},
+            observed::{Vlan, XDP_ACT_NDO_XMIT, XDP_ACT_RX_SG},
         },
         plan::{self, Ways},
     };
@@ -345,7 +350,7 @@ mark = 7
             mac: [2, 0, 0, 0, 0, index as u8],
             is_running: true,
             mtu: 1400,
-            xdp_features: Some(XDP_ACT_BASIC | XDP_ACT_NDO_XMIT),
+            xdp_features: Some(XDP_ACT_BASIC | XDP_ACT_RX_SG | XDP_ACT_NDO_XMIT),
             addresses: vec![Address::new(
                 format!("10.9.{index}.1").parse().expect("an address"),
                 24,
@@ -532,12 +537,26 @@ mark = 7
     #[test]
     fn xdp_serves_uplinks_that_have_it_to_spare() {
         let is_fast = |plan: &Plan| points(plan).contains(&(2, Hook::Fast));
-        let mut without = observed();
-        without.links.get_mut(&2).expect("eth0").xdp_features = Some(0);
-        assert!(!is_fast(&usual(&without)));
-        without.links.get_mut(&2).expect("eth0").xdp_features = None;
-        assert!(is_fast(&usual(&without)));
         let text = format!("{SERVICES}{STEERING}");
+        let mut uplink = observed();
+        let both = Some(XDP_ACT_BASIC | XDP_ACT_RX_SG);
+        for (features, is_veth, by_auto, by_native) in [
+            (both, false, true, true),
+            (both, true, false, true),
+            (Some(XDP_ACT_BASIC), false, false, true),
+            (Some(0), false, false, false),
+            (None, false, false, true),
+        ] {
+            let eth0 = uplink.links.get_mut(&2).expect("eth0");
+            (eth0.xdp_features, eth0.is_veth) = (features, is_veth);
+            for (mode, wanted) in [
+                (ModeChoice::Auto, by_auto),
+                (ModeChoice::XdpNative, by_native),
+            ] {
+                let plan = planned(&text, &uplink, mode);
+                assert_eq!(is_fast(&plan), wanted, "{mode}: {features:?}, {is_veth}");
+            }
+        }
         for (mode, wanted) in [
             (ModeChoice::XdpNative, true),
             (ModeChoice::XdpGeneric, true),
@@ -551,7 +570,7 @@ mark = 7
         }
         // The receive program has it.
         let shared = format!("{SERVICES}returns = [\"eth0\", \"eth1\"]\n{STEERING}");
-        let plan = planned(&shared, &observed(), ModeChoice::Auto);
+        let plan = planned(&shared, &observed(), ModeChoice::XdpNative);
         assert!(!is_fast(&plan));
         assert!(points(&plan).contains(&(2, Hook::Return)));
         // A tag is the VLAN device's to write.

@@ -75,11 +75,14 @@ fn tell(story: &Story, binary: &Path, figures: &mut Figures) -> Result<()> {
     let config = service.toml("fw-1");
     story.quote(&config);
     let started = Instant::now();
-    let config = Config::new(config).binary(binary).defaults(format!(
-        "interval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {FALL}",
-        INTERVAL.as_millis(),
-        TIMEOUT.as_millis()
-    ));
+    let config = Config::new(config)
+        .mode("auto")
+        .binary(binary)
+        .defaults(format!(
+            "interval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {FALL}",
+            INTERVAL.as_millis(),
+            TIMEOUT.as_millis()
+        ));
     let mut tracker = Tracker::start(&lab.hub, &config)?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let up = started.elapsed();

@@ -272,14 +272,20 @@ impl Daemon {
                 continue;
             };
             match self.kernel.attach(link, self.config.hub.mode) {
-                Ok(mode) => {
+                Ok((mode, refusals)) => {
                     self.refused.remove(&ifindex);
-                    let why = match (link.xdp_program, mode) {
-                        (Some(id), Mode::Tc) if self.config.hub.mode == ModeChoice::Auto => {
-                            format!("; XDP program {id} of somebody else stays where it is")
-                        }
-                        _ => String::new(),
-                    };
+                    let mut why = String::new();
+                    for refusal in refusals {
+                        why.push_str("; ");
+                        why.push_str(&refusal);
+                    }
+                    if let (Some(id), Mode::Tc, ModeChoice::Auto) =
+                        (link.xdp_program, mode, self.config.hub.mode)
+                    {
+                        why.push_str(&format!(
+                            "; XDP program {id} of somebody else stays where it is"
+                        ));
+                    }
                     tracing::info!("{}: receiving by {}{why}", link.name, mode.as_str());
                 }
                 Err(error) => {

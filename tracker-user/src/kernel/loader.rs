@@ -40,6 +40,7 @@ use crate::{
     config::ModeChoice,
     mode::Mode,
     net::{
+        ethtool,
         link_counters::LinkCounters,
         observed::{Header, Link},
     },
@@ -489,26 +490,27 @@ impl Kernel {
     }
 
     /// Attaches the receive program, in the best mode that `choice` allows and the device takes. A
-    /// device with somebody else's XDP program keeps it and gets the TC program.
+    /// device with somebody else's XDP program keeps it and gets the TC program. Returns the mode, and why no better one
+    /// was taken.
     ///
     /// # Errors
     /// Where no allowed mode works: what each answered.
-    pub fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<Mode> {
-        let modes = Mode::allowed(link, choice)
+    pub fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<(Mode, Vec<String>)> {
+        let modes = Mode::allowed(link, choice, ethtool::merging)
             .map_err(|why| anyhow!("cannot receive on {}: {why}", link.name))?;
         // What an earlier daemon attached stays as it is, if it may.
         let is_left = |mode: &&Mode| {
             let pin = Purpose::Receive.pin(link.index, **mode);
             self.left.contains(&self.pins.link(&pin))
         };
-        let (left, others): (Vec<_>, Vec<_>) = modes.iter().partition(is_left);
-        let mut refusals = Vec::new();
+        let (left, others): (Vec<_>, Vec<_>) = modes.order.iter().partition(is_left);
+        let mut refusals: Vec<String> = modes.not_native.into_iter().collect();
         for &mode in left.into_iter().chain(others) {
             match self.attach_in(link, mode, Purpose::Receive) {
                 Ok(hold) => {
                     self.receives
                         .insert((link.index, Purpose::Receive), Receive { mode, hold });
-                    return Ok(mode);
+                    return Ok((mode, refusals));
                 }
                 Err(error) => refusals.push(format!("{}: {error:#}", mode.as_str())),
             }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config::ModeChoice,
     mode::Mode,
-    net::observed::Link,
+    net::{ethtool, observed::Link},
     steering::{Hook, Plan, Point, Room},
 };
 
@@ -259,11 +259,24 @@ impl Steering {
         choice: ModeChoice,
     ) -> Option<String> {
         let what = what(point, choice);
-        let error = match self.attach(point, kernel, choice) {
+        let is_auto = choice == ModeChoice::Auto;
+        let offload =
+            matches!(point.hook, Hook::Fast if is_auto).then(|| ethtool::merging(&link.name));
+        let attached = match offload.flatten() {
+            Some(offload) => Err(anyhow!(
+                "native XDP would switch off {offload} (ethtool -k)"
+            )),
+            None => self.attach(point, kernel, choice),
+        };
+        let error = match attached {
             Ok(hold) => {
                 self.refused.remove(&point);
                 self.holds.insert(point, hold);
-                tracing::info!("{}: steering by {what}", link.name);
+                let refusal = matches!(point.hook, Hook::Uplink if is_auto)
+                    .then(|| Mode::why_not_native(link, |_| None));
+                let why = refusal.flatten().map(|why| format!("; {why}"));
+                let why = why.unwrap_or_default();
+                tracing::info!("{}: steering by {what}{why}", link.name);
                 return None;
             }
             Err(error) => error,

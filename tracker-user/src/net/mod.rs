@@ -2,6 +2,7 @@
 //! netlink family `netdev`.
 
 pub mod address;
+pub mod ethtool;
 mod exchange;
 pub mod link_counters;
 pub mod neighbour_entries;

@@ -11,6 +11,8 @@ use super::{address::Address, neighbour_entries::Neighbour};
 pub const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
 /// `NETDEV_XDP_ACT_BASIC`: the driver runs XDP programs itself.
 pub const XDP_ACT_BASIC: u64 = 1;
+/// `NETDEV_XDP_ACT_RX_SG`: the driver runs XDP programs also on packets of several buffers, if they are made for it.
+pub const XDP_ACT_RX_SG: u64 = 1 << 5;
 
 /// An 802.1Q device's place on its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct Link {
     pub is_noarp: bool,
     /// True where it is a bond, whose driver runs XDP programs on the legs.
     pub is_bond: bool,
+    /// Whether it is one end of a veth pair.
+    pub is_veth: bool,
     /// True where it is a bridge.
     pub is_bridge: bool,
     /// True where nothing arrives from outside: the loopback, a dummy.

@@ -576,6 +576,7 @@ impl Netlink {
                                 link.is_dead_end |= *kind == InfoKind::Dummy;
                                 link.is_bond = *kind == InfoKind::Bond;
                                 link.is_bridge = *kind == InfoKind::Bridge;
+                                link.is_veth = *kind == InfoKind::Veth;
                                 is_stacked = matches!(
                                     kind,
                                     InfoKind::Vlan

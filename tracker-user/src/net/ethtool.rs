@@ -1,0 +1,139 @@
+//! What `ethtool -k` shows: which offloads of an interface are switched on.
+
+use std::{
+    ffi::c_int,
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+/// Commands of `SIOCETHTOOL` (linux/ethtool.h).
+const GET_STRINGS: u32 = 0x1b;
+const GET_SET_SIZES: u32 = 0x37;
+const GET_FEATURES: u32 = 0x3a;
+/// The set of the features' names (`ETH_SS_FEATURES`).
+const FEATURE_NAMES: u32 = 4;
+/// Bytes of each name (`ETH_GSTRING_LEN`).
+const NAME_LEN: usize = 32;
+/// 32-bit words of `struct ethtool_get_features_block`: available, requested, active, never changed.
+const BLOCK_WORDS: usize = 4;
+const ACTIVE: usize = 2;
+/// More features than any kernel has.
+const FEATURES_MAX: u32 = 1024;
+
+/// Names of the offloads by which hardware hands over several received packets as one. Drivers switch these off while they run
+/// an XDP program, or refuse the program.
+const MERGING: [&str; 2] = ["rx-lro", "rx-gro-hw"];
+
+/// The first of the offloads that merge received packets in hardware which an interface of the calling thread's network
+/// namespace has switched on. `None` also if the kernel does not tell.
+pub fn merging(interface: &str) -> Option<&'static str> {
+    let active = active(interface).ok()?;
+    let is_on = |offload: &&str| active.iter().any(|name| name == offload);
+    MERGING.into_iter().find(is_on)
+}
+
+/// Names of the features of an interface that are switched on.
+fn active(interface: &str) -> io::Result<Vec<String>> {
+    // SAFETY: `socket` takes no pointers; the descriptor that it returns belongs to nobody else.
+    let socket = unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(socket)
+    };
+    // struct ethtool_sset_info: command, reserved, 64 bits of sets, one count for each set that there is.
+    let mut sizes = [GET_SET_SIZES, 0, 1 << FEATURE_NAMES, 0, 0];
+    ask(&socket, interface, &mut sizes)?;
+    let count = sizes[4].min(FEATURES_MAX);
+    if sizes[2] == 0 || count == 0 {
+        return Ok(Vec::new());
+    }
+    // struct ethtool_gstrings: command, set, count, names.
+    let mut names = vec![0u32; 3 + count as usize * NAME_LEN / 4];
+    names[..3].copy_from_slice(&[GET_STRINGS, FEATURE_NAMES, count]);
+    ask(&socket, interface, &mut names)?;
+    // struct ethtool_gfeatures: command, count of blocks, blocks.
+    let blocks = count.div_ceil(32);
+    let mut features = vec![0u32; 2 + blocks as usize * BLOCK_WORDS];
+    features[..2].copy_from_slice(&[GET_FEATURES, blocks]);
+    ask(&socket, interface, &mut features)?;
+    Ok(read(&names[3..], &features[2..]))
+}
+
+/// Names of the active features among blocks of 32.
+fn read(names: &[u32], blocks: &[u32]) -> Vec<String> {
+    let names: Vec<u8> = names.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let is_active = |at: &usize| {
+        let block = blocks.get(at / 32 * BLOCK_WORDS + ACTIVE);
+        block.is_some_and(|bits| bits >> (at % 32) & 1 != 0)
+    };
+    let named = names.chunks_exact(NAME_LEN).enumerate();
+    named
+        .filter(|(at, _)| is_active(at))
+        .map(|(_, name)| {
+            let len = name.iter().position(|byte| *byte == 0);
+            String::from_utf8_lossy(&name[..len.unwrap_or(NAME_LEN)]).into_owned()
+        })
+        .collect()
+}
+
+/// Has the kernel answer a request in place.
+fn ask(socket: &OwnedFd, interface: &str, request: &mut [u32]) -> io::Result<()> {
+    // SAFETY: a struct of plain bytes and pointers, of which zeros are valid values.
+    let mut argument: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= argument.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in argument.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    argument.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
+    // SAFETY: `request` begins with its command and has room for all that the kernel writes for it: the callers size it by
+    // the count that it names.
+    let answer: c_int = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCETHTOOL as _,
+            &raw mut argument,
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_read_by_their_place() {
+        let mut names = vec![0u8; 40 * NAME_LEN];
+        for (at, name) in [(0, "rx-lro"), (1, "rx-gro-hw"), (33, "tx-tcp-segmentation")] {
+            names[at * NAME_LEN..][..name.len()].copy_from_slice(name.as_bytes());
+        }
+        let names: Vec<u32> = names
+            .chunks_exact(4)
+            .map(|four| u32::from_ne_bytes([four[0], four[1], four[2], four[3]]))
+            .collect();
+        // Available, requested, active, never changed: only the third word of a block counts.
+        let blocks = [u32::MAX, u32::MAX, 0b10, u32::MAX, 0, 0, 0b10, 0];
+        assert_eq!(read(&names, &blocks), ["rx-gro-hw", "tx-tcp-segmentation"]);
+    }
+
+    /// The loopback interface of any network namespace always has the feature `loopback`.
+    #[test]
+    fn the_kernel_answers() {
+        let found = active("lo").expect("features");
+        assert!(found.iter().any(|name| name == "loopback"), "{found:?}");
+        assert!(
+            !found.iter().any(|name| name == "rx-vlan-filter"),
+            "{found:?}"
+        );
+        assert_eq!(merging("lo"), None);
+        active("no-such-device").expect_err("no such device");
+        active("a-name-that-is-too-long").expect_err("too long a name");
+    }
+}
