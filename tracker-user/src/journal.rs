@@ -16,9 +16,6 @@ use crate::{
     report::{events::Event, words},
 };
 
-/// So many of the newest events are left to the next daemon.
-pub const EVENTS: usize = 1_024;
-
 /// Event numbers do not come near this in the life of any hub.
 const MAX_NUMBER: u64 = 1 << 53;
 

@@ -17,11 +17,12 @@ use crate::{
     board::{Board, Flaps, Held, Shown, TrackerRef, TrackerState},
     config::{self, Config, Member, Service},
     desired::diff::{self, Used},
-    journal::{
-        EVENTS, Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
-    },
+    journal::{Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot},
     kernel::{bpffs::Pins, journal::Journal, loader, loader::Maps},
-    report::{events::Event, words},
+    report::{
+        events::{CAPACITY, Event},
+        words,
+    },
 };
 
 /// Of asm-generic/socket.h.
@@ -553,7 +554,7 @@ impl Daemon {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let (events, next) = self.shared.feed.last(EVENTS);
+        let (events, next) = self.shared.feed.last(CAPACITY);
         let numbers: HashMap<&str, u32> = self
             .members
             .iter()
