@@ -26,7 +26,12 @@ use tracker_user::report::{metrics, protocol::Request, table};
 
 /// Inputs of one round.
 const INPUTS: u64 = 200;
-const README: &str = include_str!("../../README.md");
+/// Pages of the book with configurations.
+const BOOK: [&str; 3] = [
+    include_str!("../../docs/configuration.md"),
+    include_str!("../../docs/probes.md"),
+    include_str!("../../docs/steering.md"),
+];
 /// Every key that there is.
 const EVERYTHING: &str = r#"[hub]
 name = "hub-1"
@@ -127,13 +132,13 @@ const VALUES: [&str; 36] = [
     "\"xdp-native\"",
 ];
 
-/// The configurations of the manual, and one with all keys.
+/// The configurations of the book, and one with all keys.
 fn corpus() -> Vec<&'static str> {
-    let blocks = README.split("```toml\n").skip(1);
+    let blocks = BOOK.iter().flat_map(|page| page.split("```toml\n").skip(1));
     let mut corpus: Vec<&str> = blocks
         .filter_map(|block| block.split("```").next())
         .collect();
-    assert!(corpus.len() >= 3, "the manual has configurations");
+    assert!(corpus.len() >= 8, "the book has configurations");
     corpus.push(EVERYTHING);
     corpus
 }

@@ -65,10 +65,13 @@ pub fn run(cli: &clap::Command) -> Result<()> {
     check("keys stand in the table of keys alone", &mut || {
         report(tree.keys_elsewhere())
     });
-    check("README.md names every command and map", &mut || {
-        let tracker = build::tracker(&[])?;
-        report(tree.unnamed_in_readme(commands(&tracker, &[])?, cli))
-    });
+    check(
+        "the book names every command, map, metric and cause",
+        &mut || {
+            let tracker = build::tracker(&[])?;
+            report(tree.unnamed_in_book(commands(&tracker, &[])?, cli))
+        },
+    );
 
     if !failed.is_empty() {
         bail!("lint failed: {}", failed.join(", "));
@@ -120,11 +123,22 @@ const PAPERS: &[&str] = &[
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    SUMMARY,
     "LICENSE",
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "Cargo.lock",
     ".ci/run",
+];
+
+/// The table of contents of the book, which lies in the same directory.
+const SUMMARY: &str = "docs/SUMMARY.md";
+/// Pages of the book that are generated. What these name is not thereby explained.
+const REFERENCE: &str = "docs/reference/";
+/// Where lint finds the words of outputs that the book explains: a file, and how to read them from its text.
+const WORDS: &[(&str, fn(&str) -> Vec<String>)] = &[
+    ("tracker-user/src/report/metrics.rs", metrics),
+    ("tracker-ebpf/src/verdict.rs", verdict_words),
 ];
 
 /// Public places that the tree may point to; any other host in a URL is a mistake or a leak.
@@ -247,11 +261,16 @@ impl Tree {
         for (name, bytes) in &self.0 {
             match str::from_utf8(bytes) {
                 Ok(text) if !text.contains('\0') => {
-                    let here = Path::new(name).parent().unwrap_or(Path::new(""));
-                    let exists = |target: &str| sh::root().join(here).join(target).exists();
-                    problems.extend(text_problems(name, text, &exists));
+                    let leads = |target: &str| self.leads_somewhere(name, target);
+                    problems.extend(text_problems(name, text, &leads));
                 }
                 _ => problems.push(format!("{name}: a binary file")),
+            }
+        }
+        let contents: Vec<&str> = links(self.text(SUMMARY)).collect();
+        for (page, _) in self.book().filter(|(name, _)| *name != SUMMARY) {
+            if !contents.iter().any(|link| joined(SUMMARY, link) == page) {
+                problems.push(format!("{SUMMARY}: no link to {page}"));
             }
         }
         problems
@@ -285,9 +304,38 @@ impl Tree {
         problems
     }
 
-    /// Commands and maps that an operator or a developer has, and README.md does not name.
-    fn unnamed_in_readme(&self, tracker: Vec<String>, cli: &clap::Command) -> Vec<String> {
-        let readme = self.text("README.md");
+    /// The pages of the book, paths and texts.
+    fn book(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().filter_map(|(name, bytes)| {
+            let is_page = name.starts_with("docs/") && name.ends_with(".md");
+            is_page.then_some((name.as_str(), str::from_utf8(bytes).ok()?))
+        })
+    }
+
+    /// Whether the relative target of a link in the file `from` exists, its anchor included.
+    fn leads_somewhere(&self, from: &str, target: &str) -> bool {
+        let (path, anchor) = match target.split_once('#') {
+            Some((path, anchor)) => (path, Some(anchor)),
+            None => (target, None),
+        };
+        let file = match path {
+            "" => from.to_owned(),
+            path => joined(from, path),
+        };
+        match anchor {
+            Some(anchor) => anchors(self.text(&file))
+                .iter()
+                .any(|known| known == anchor),
+            None => sh::root().join(file).exists(),
+        }
+    }
+
+    /// Commands, maps, metrics, verdicts and causes that an operator or a developer meets, and the book does not name.
+    fn unnamed_in_book(&self, tracker: Vec<String>, cli: &clap::Command) -> Vec<String> {
+        let written = self.book().filter(|(name, _)| !name.starts_with(REFERENCE));
+        let pages: Vec<&str> = written.map(|(_, text)| text).collect();
+        let book = pages.concat();
+        let mut problems = Vec::new();
         let mut names: Vec<String> = cli
             .get_subcommands()
             .map(|command| format!("cargo xtask {}", command.get_name()))
@@ -298,11 +346,16 @@ impl Tree {
                 names.extend(maps(&String::from_utf8_lossy(bytes)));
             }
         }
-        names
-            .into_iter()
-            .filter(|name| !mentions(readme, name))
-            .map(|name| format!("README.md: does not name `{name}`"))
-            .collect()
+        for (file, words) in WORDS {
+            let found = words(self.text(file));
+            if found.is_empty() {
+                problems.push(format!("{file}: lint.rs finds no words of outputs in it"));
+            }
+            names.extend(found);
+        }
+        let unnamed = names.into_iter().filter(|name| !mentions(&book, name));
+        problems.extend(unnamed.map(|name| format!("docs: no page names `{name}`")));
+        problems
     }
 }
 
@@ -357,6 +410,24 @@ fn maps(source: &str) -> Vec<String> {
     names
 }
 
+/// The metrics that a source file names.
+fn metrics(source: &str) -> Vec<String> {
+    let quoted = source.split('"').skip(1).step_by(2);
+    let is_metric = |word: &&str| {
+        let rest = word.strip_prefix("tracker_");
+        rest.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+    };
+    quoted.filter(is_metric).map(str::to_owned).collect()
+}
+
+/// The words that a source file gives to the variants of an enum.
+fn verdict_words(source: &str) -> Vec<String> {
+    let arms = source.lines().map(str::trim);
+    let arms = arms.filter_map(|line| line.strip_prefix("Self::")?.split_once(" => \""));
+    let words = arms.filter_map(|(_, word)| word.strip_suffix("\","));
+    words.map(str::to_owned).collect()
+}
+
 /// Whether `text` has `name` as words of their own.
 fn mentions(text: &str, name: &str) -> bool {
     let part_of_word =
@@ -367,8 +438,8 @@ fn mentions(text: &str, name: &str) -> bool {
     })
 }
 
-/// What is wrong with one text file; `exists` tells whether a path relative to it does.
-fn text_problems(name: &str, text: &str, exists: &dyn Fn(&str) -> bool) -> Vec<String> {
+/// What is wrong with one text file; `leads` says whether the relative target of a link leads somewhere.
+fn text_problems(name: &str, text: &str, leads: &dyn Fn(&str) -> bool) -> Vec<String> {
     let mut problems = Vec::new();
     let is_license = name.starts_with("LICENSE");
     let is_rust = name.ends_with(".rs");
@@ -418,9 +489,13 @@ fn text_problems(name: &str, text: &str, exists: &dyn Fn(&str) -> bool) -> Vec<S
                 found("unsafe without a SAFETY comment".into());
             }
         }
-        if name.ends_with(".md") {
-            for link in links(line).filter(|link| !exists(link)) {
-                found(format!("a link to {link}, which does not exist"));
+    }
+    if name.ends_with(".md") {
+        for (number, line) in prose(text) {
+            for link in links(line).filter(|link| !leads(link)) {
+                problems.push(format!(
+                    "{name}:{number}: a link to {link}, which does not exist"
+                ));
             }
         }
     }
@@ -466,13 +541,57 @@ fn is_public(host: &str) -> bool {
     HOSTS.contains(&host) || host.chars().all(|c| c.is_ascii_digit() || c == '.')
 }
 
-/// The relative targets of the Markdown links in a line, without their anchors.
-fn links(line: &str) -> impl Iterator<Item = &str> {
-    line.split("](").skip(1).filter_map(|rest| {
-        let target = rest.split([')', ' ', '#']).next()?;
+/// The relative targets of the Markdown links in a text, with their anchors.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](").skip(1).filter_map(|rest| {
+        let target = rest.split([')', ' ']).next()?;
         (!target.is_empty() && !target.contains("://") && !target.starts_with("mailto:"))
             .then_some(target)
     })
+}
+
+/// The lines of a Markdown text outside of fenced blocks, with their numbers.
+fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut fenced = false;
+    text.lines().enumerate().filter_map(move |(index, line)| {
+        let is_fence = line.trim_start().starts_with("```");
+        fenced ^= is_fence;
+        (!fenced && !is_fence).then_some((index + 1, line))
+    })
+}
+
+/// The anchors that GitHub gives to the headings of a Markdown text.
+fn anchors(text: &str) -> Vec<String> {
+    let mut anchors: Vec<String> = Vec::new();
+    for (_, line) in prose(text).filter(|(_, line)| line.starts_with('#')) {
+        let words = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
+        let anchor: String = words.chars().filter(kept).collect();
+        let anchor = anchor.replace(' ', "-");
+        // A heading that a page has twice gets a number the second time.
+        let mut unique = anchor.clone();
+        let mut twins = 0;
+        while anchors.contains(&unique) {
+            twins += 1;
+            unique = format!("{anchor}-{twins}");
+        }
+        anchors.push(unique);
+    }
+    anchors
+}
+
+/// A path that stands in the file `from`, from the root.
+fn joined(from: &str, path: &str) -> String {
+    let mut parts: Vec<&str> = from.split('/').collect();
+    parts.pop();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
 }
 
 #[cfg(test)]
@@ -480,7 +599,9 @@ mod tests {
     use super::*;
 
     fn problems(name: &str, text: &str) -> Vec<String> {
-        text_problems(name, text, &|target| target == "there.md")
+        text_problems(name, text, &|target| {
+            ["there.md", "#part"].contains(&target)
+        })
     }
 
     #[test]
@@ -516,6 +637,8 @@ mod tests {
                 "SAFETY",
             ),
             ("a.md", "[here](gone.md#part)\n".into(), "gone.md"),
+            ("a.md", "[here](there.md#gone)\n".into(), "there.md#gone"),
+            ("a.md", "[here](#gone)\n".into(), "#gone"),
             ("a.md", "text".into(), "no newline"),
         ];
         for (name, text, expected) in bad {
@@ -535,6 +658,7 @@ mod tests {
                 "[a](there.md) [b](https://docs.rs/aya) [c](#part) http://192.0.2.1:9469/metrics\n"
                     .into(),
             ),
+            ("a.md", "```console\n$ echo [a](gone.md)\n```\n".into()),
             ("a.sh", "cd \"$base/work/\" # target/root/x\n".into()),
             (
                 "a.rs",
@@ -579,11 +703,26 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_in_help_sources_and_readme() {
+    fn anchors_are_those_of_headings() {
+        let text = "# What `tracker run` does, and why\n\n```console\n# tracker run\n```\n\n## Keys\n### 0.0.0.0\n## Keys\n";
+        assert_eq!(
+            anchors(text),
+            ["what-tracker-run-does-and-why", "keys", "0000", "keys-1"]
+        );
+        assert_eq!(joined("docs/internals/a.md", "../b.md"), "docs/b.md");
+        assert_eq!(joined("README.md", "docs/a.md"), "docs/a.md");
+    }
+
+    #[test]
+    fn names_are_found_in_help_sources_and_text() {
         let help = "About.\n\nUsage: tracker <COMMAND>\n\nCommands:\n  run      Runs\n           on\n  cleanup  Removes\n  help     Print\n\nOptions:\n  -h\n";
         assert_eq!(subcommands(help).collect::<Vec<_>>(), ["run", "cleanup"]);
         let source = "#[btf_map]\n/// Doc.\npub static TRACKERS: Array<u32, 1> = Array::new();\n#[btf_map(name = \"x\")]\nstatic mut STATE: X = X::new();\n";
         assert_eq!(maps(source), ["TRACKERS", "STATE"]);
+        let source = "(\"tracker_up\", \"gauge\", \"Whether tracker_up is.\"),\nfamily(\"tracker_hub_age_seconds\")";
+        assert_eq!(metrics(source), ["tracker_up", "tracker_hub_age_seconds"]);
+        let source = "match self {\n    Self::NoReply => \"no-reply\",\n    Self::Up => 1,\n}\n";
+        assert_eq!(verdict_words(source), ["no-reply"]);
         assert!(mentions("run `tracker run --config`", "tracker run"));
         assert!(!mentions("run `tracker runner`", "tracker run"));
         assert!(!mentions("STATES and OLD_STATE", "STATE"));

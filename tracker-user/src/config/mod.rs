@@ -5,6 +5,8 @@
 //! line each, `FILE:LINE: ...`, that names the key, says why and what to do.
 
 mod addition;
+#[cfg(test)]
+mod book;
 mod chain;
 mod document;
 mod file;

@@ -23,7 +23,7 @@ use super::{
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
-/// A stall, as ARCHITECTURE.md says.
+/// A stall, as docs/internals/detector.md says.
 const STALL_NS: u64 = 5 * MS;
 /// The tracker's slot; others of its cohort have higher ones.
 const SLOT: u32 = 0;
