@@ -129,12 +129,18 @@ fn auto_switches_nothing_off() -> Result<()> {
     lab.hub.ip("link set eth1 mtu 1500\n")?;
     assert!(tracker.terminate()?.success());
 
-    // What is asked for is done, and costs that.
+    // What is asked for is done, and costs offloads, but no MTU: packets of several buffers pass.
     tracker.write(&lab.service().toml("fw-1"))?;
     tracker.run()?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     assert_ne!(limits(&look()?), before);
-    Ok(())
+    firewall.ip("link set eth0 mtu 9000\n")?;
+    lab.hub.ip("link set eth1 mtu 9000\n")?;
+    let endpoint = lab.service().endpoint;
+    assert!(lab.hub.succeeds(&format!(
+        "ping -n -c 2 -i 0.02 -W 1 -M do -s 8900 {endpoint}"
+    ))?);
+    tracker.wait_alive(SOON, "fw-1").map(drop)
 }
 
 #[test]

@@ -23,6 +23,12 @@ fn each_row_of_the_table() -> Result<()> {
 }
 
 #[test]
+fn packets_of_several_buffers() -> Result<()> {
+    needs_root!();
+    receive::check_large(RECEIVE, ACTIONS)
+}
+
+#[test]
 fn each_answer_without_a_mark() -> Result<()> {
     needs_root!();
     answer::check_table(RECEIVE, ACTIONS)

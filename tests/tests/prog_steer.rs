@@ -13,6 +13,12 @@ fn each_row_by_xdp() -> Result<()> {
 }
 
 #[test]
+fn a_packet_of_several_buffers_is_left_to_tc() -> Result<()> {
+    needs_root!();
+    steer::check_large(STEER)
+}
+
+#[test]
 fn each_row_at_an_uplinks_tc() -> Result<()> {
     needs_root!();
     steer::check_table(UPLINK)

@@ -72,8 +72,9 @@ pub fn tracker_tc_send(ctx: TcContext) -> i32 {
     send::redirect(&ctx).unwrap_or(TC_ACT_OK)
 }
 
-/// XDP on an interface on which replies may arrive.
-#[xdp]
+/// XDP on an interface on which replies may arrive. It takes packets of several buffers (`frags`), so that drivers limit neither
+/// the MTU nor merging because of it, and reads their first buffer, which has the headers.
+#[xdp(frags)]
 pub fn tracker_receive(ctx: XdpContext) -> u32 {
     let packet = Packet::new(ctx.data(), ctx.data_end());
     let arrival = Arrival {
@@ -171,7 +172,7 @@ fn finish_at_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
 }
 
 /// XDP on an uplink: others' tracker packets, the fast way.
-#[xdp]
+#[xdp(frags)]
 pub fn tracker_steer(ctx: XdpContext) -> u32 {
     steer::fast(&ctx).unwrap_or(xdp_action::XDP_PASS)
 }

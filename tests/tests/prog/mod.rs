@@ -306,7 +306,7 @@ impl Object {
                 mono_ns,
             });
         }
-        let mut out = vec![0; 4_096];
+        let mut out = vec![0; 4_096.max(2 * frame.len())];
         let mut data = vec![0xee; 4 * beside.meta];
         data.extend_from_slice(frame);
         let [mark, priority, cb] = beside.words;

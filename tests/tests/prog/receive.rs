@@ -1510,6 +1510,38 @@ impl Row {
     }
 }
 
+/// Packets that do not fit one buffer of a driver: replies count, and others' packets stay as they were.
+pub fn check_large(program: &'static str, actions: Actions) -> Result<()> {
+    let mut object = Object::load(program)?;
+    for family in [V4, V6] {
+        let world = World::new(family);
+        let mark = world.mark(1, now_mono_ns());
+        let reply = Reply::new(&world, mark).with(|reply| {
+            reply.echo.payload = mark.payload(8_000);
+        });
+        let foreign = reply.clone().with(|reply| {
+            reply.echo.payload = vec![0x55; 8_000];
+        });
+        for (what, reply, want) in [
+            ("a large reply", reply, Want::Counted),
+            ("a large foreign reply", foreign, Want::Foreign),
+        ] {
+            let row = Row {
+                what: format!("{what}, {family:?}"),
+                frame: reply.frame(),
+                world: world.clone(),
+                mark,
+                want,
+            };
+            row.world.install(&mut object)?;
+            let before = object.snapshot()?;
+            let ran = object.run(&row.frame)?;
+            row.check(&mut object, before, &ran, actions)?;
+        }
+    }
+    Ok(())
+}
+
 /// A full ring buffer loses events and nothing else.
 pub fn check_full_ring(program: &'static str, actions: Actions) -> Result<()> {
     let mut object = Object::load(program)?;

@@ -428,7 +428,7 @@ impl Object {
 
     /// Runs the program on a frame: action and frame.
     pub fn run(&self, frame: &[u8], mark: u32, gso_size: u32) -> Result<(i32, Vec<u8>)> {
-        let mut out = vec![0; 4_096];
+        let mut out = vec![0; 4_096.max(2 * frame.len())];
         // struct __sk_buff: of what may be given, only these two are not zero.
         let mut context = [0u32; 48];
         context[2] = mark;
@@ -940,6 +940,32 @@ pub fn check_table(program: &'static str) -> Result<()> {
         rows.len(),
         refused.len()
     );
+    Ok(())
+}
+
+/// A packet of several buffers is not redirected by XDP, also if the IP packet ends in the first one: TC steers it.
+pub fn check_large(program: &'static str) -> Result<()> {
+    let mut object = Object::load(program)?;
+    object.set_way(way())?;
+    for family in [Family::Ipv4, Family::Ipv6] {
+        for protocol in Protocol::ALL {
+            let packet = Packet::to_endpoint(family, protocol, HUB_MAC);
+            let what = format!("{family:?} {protocol:?}");
+            let small = packet.frame();
+            assert_eq!(object.run(&small, 0, 0)?.0, XDP_REDIRECT, "{what}");
+            let mut padded = small;
+            padded.resize(6_000, 0);
+            let large = packet
+                .with(|packet| packet.payload = vec![7; 6_000])
+                .frame();
+            for frame in [padded, large] {
+                let before = object.counters()?;
+                let (action, out) = object.run(&frame, 0, 0).with_context(|| what.clone())?;
+                assert_eq!((action, out), (XDP_PASS, frame), "{what}");
+                assert_eq!(object.counters()?, before, "{what}");
+            }
+        }
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::generated::{
         bpf_csum_diff, bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-        bpf_skb_change_head, bpf_skb_store_bytes,
+        bpf_skb_change_head, bpf_skb_store_bytes, bpf_xdp_get_buff_len,
     },
     programs::{TcContext, XdpContext},
 };
@@ -73,6 +73,11 @@ pub fn fast(ctx: &XdpContext) -> Option<u32> {
     flow::parse::<_, ETHERNET>(&packet, ethertype, len, &mut head)?;
     let steer = find(&head)?;
     if !matches!(steer.via, Via::XdpRedirect) || !fits(&head, steer, 0) || head.may_be_partial() {
+        return None;
+    }
+    // Devices drop a redirected packet of several buffers unless they say that they take it (`__xdp_enqueue`).
+    // SAFETY: helper call on this program's own context.
+    if unsafe { bpf_xdp_get_buff_len(ctx.ctx) } != (len + ETHERNET) as u64 {
         return None;
     }
     // SAFETY: a map value of plain bytes; userspace replaces it whole.

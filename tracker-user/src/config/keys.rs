@@ -285,7 +285,7 @@ pub static MODE: Key = Key {
     tables: &[Table::Hub],
     value: words!(ModeChoice),
     default: Default::Is("auto"),
-    doc: "How replies are received: the best that each interface can do, or this way or not at all; `tc` also sends by TC.",
+    doc: "How replies are received: `auto` is native XDP, but TC where that is missing or would switch off an offload of the device or its peer; the others are this way or not at all. `tc` also sends by TC.",
     is_read_by_kernel: true,
 };
 /// `[hub] room`
