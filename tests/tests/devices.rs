@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use tracker_tests::daemon::{LATER, SOON};
+use tracker_tests::foreign::{Foreign, Hook};
 use tracker_tests::{Config, Lab, Tracker, skip};
 
 /// A service on an interface of the hub in 10.9.7.0/24.
@@ -73,6 +74,39 @@ fn vlan() -> Result<()> {
     tracker.wait_verdict("fw-1", "down", "interface-down")?;
     lab.hub.ip("link set eth1 up\n")?;
     tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
+    Ok(())
+}
+
+/// What an XDP program of the veth's other end sends back is delivered only while this end has a native program too.
+#[test]
+fn auto_is_native_where_the_other_end_runs_xdp() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = Foreign::new(&lab, Hook::Xdp, "service")?;
+    lab.service().firewall.ip(&format!(
+        "link set dev eth0 xdpdrv pinned {}\n",
+        service.pin()
+    ))?;
+    let config = || Config::new(lab.service().toml("fw-1")).mode("auto");
+    let mut tracker = Tracker::start(&lab.hub, config())?;
+    let status = tracker.wait_verdict("fw-1", "up", "replied")?;
+    assert_eq!(status.member("fw-1", "active")["mode"], "xdp-native");
+    assert!(service.seen()? > 0);
+    let doctor = tracker.command(&["doctor"]).output()?;
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    assert!(
+        doctor.contains("interface eth1: receive xdp-native"),
+        "{doctor}"
+    );
+    assert!(tracker.terminate()?.success());
+
+    // The operator's own choice to have no TSO says nothing of the other end.
+    lab.service()
+        .firewall
+        .ip("link set dev eth0 xdpdrv off\n")?;
+    lab.hub.run("ethtool -K eth1 tso off")?;
+    tracker.run()?;
+    let status = tracker.wait_verdict("fw-1", "up", "replied")?;
+    assert_eq!(status.member("fw-1", "active")["mode"], "tc");
     Ok(())
 }
 

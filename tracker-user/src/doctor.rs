@@ -256,7 +256,7 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
             ),
         );
     }
-    let modes = match Mode::allowed(link, choice, ethtool::merging) {
+    let modes = match Mode::allowed(link, choice, ethtool::offloads) {
         Ok(modes) => modes,
         Err(why) => return Interface::unusable(&link.name, why),
     };
@@ -303,7 +303,7 @@ fn steer(link: &Link, is_receiving: bool, choice: ModeChoice) -> (Mode, Option<S
         return (Mode::Tc, None);
     }
     let not_native = (choice == ModeChoice::Auto)
-        .then(|| Mode::why_not_native(link, ethtool::merging))
+        .then(|| Mode::why_not_native(link, ethtool::offloads))
         .flatten();
     match (steering::fast(link, is_receiving, choice), not_native) {
         (Some(mode), None) => (mode, None),

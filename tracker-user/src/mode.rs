@@ -4,7 +4,10 @@ use tracker_ebpf::abi::Via;
 
 use crate::{
     config::{ModeChoice, words},
-    net::observed::{Header, Link, XDP_ACT_BASIC, XDP_ACT_RX_SG},
+    net::{
+        ethtool::Offloads,
+        observed::{Header, Link, XDP_ACT_BASIC, XDP_ACT_RX_SG},
+    },
 };
 
 /// How the receive program is attached.
@@ -28,19 +31,19 @@ pub struct Modes {
 }
 
 impl Mode {
-    /// The modes of an interface that `choice` allows, or why there is none. `merging` names the offload, if any, by which
-    /// the interface of that name merges received packets in hardware now.
+    /// The modes of an interface that `choice` allows, or why there is none. `offloads` tells of the interface of that name
+    /// which are switched on now.
     pub fn allowed(
         link: &Link,
         choice: ModeChoice,
-        merging: impl FnOnce(&str) -> Option<&'static str>,
+        offloads: impl FnOnce(&str) -> Offloads,
     ) -> Result<Modes, String> {
         let only = |order| Modes {
             order,
             not_native: None,
         };
         match (choice, link.header) {
-            (ModeChoice::Auto, _) => Ok(match Self::why_not_native(link, merging) {
+            (ModeChoice::Auto, _) => Ok(match Self::why_not_native(link, offloads) {
                 None => only(&[Self::XdpNative, Self::Tc]),
                 not_native => Modes {
                     order: &[Self::Tc],
@@ -71,10 +74,7 @@ impl Mode {
 
     /// Why native XDP is missing on an interface, or which offload of the device or of its peer it would switch off; `None` if
     /// it costs the interface's other traffic nothing. Parameters as in [`Self::allowed`].
-    pub fn why_not_native(
-        link: &Link,
-        merging: impl FnOnce(&str) -> Option<&'static str>,
-    ) -> Option<String> {
+    pub fn why_not_native(link: &Link, offloads: impl FnOnce(&str) -> Offloads) -> Option<String> {
         let fixed = |why: &str| Some(why.to_owned());
         let has = |features: u64, bit: u64| features & bit != 0;
         match link.xdp_features {
@@ -82,15 +82,21 @@ impl Mode {
                 fixed("it has no Ethernet header, which XDP needs")
             }
             _ if link.is_bond => fixed("a bond runs XDP programs on its legs, not on itself"),
-            // `veth_xdp_set` clears NETIF_F_GSO_SOFTWARE of the peer, whatever the program can do.
-            _ if link.is_veth => fixed("on a veth, native XDP switches off the peer's TSO"),
+            // `veth_xdp_set` clears NETIF_F_GSO_SOFTWARE of the peer, whatever the program can do. If the peer runs native XDP,
+            // what its program sends back (XDP_TX) is delivered only while this end has a native program as well:
+            // `veth_xdp_flush` wakes no other receiver, NAPI by GRO included (Linux 6.18).
+            _ if link.is_veth => match offloads(&link.name).is_tso_held_off {
+                true => None,
+                false => fixed("on a veth, native XDP switches off the peer's TSO"),
+            },
             None => fixed("the kernel does not tell what the driver's XDP can do"),
             Some(features) if !has(features, XDP_ACT_BASIC) => fixed("the driver does not run XDP"),
             // Such drivers limit the MTU to one buffer, and merge no packets, while they run XDP.
             Some(features) if !has(features, XDP_ACT_RX_SG) => fixed(
                 "the driver's XDP takes no packets of several buffers, so it would limit MTU and merging",
             ),
-            Some(_) => merging(&link.name)
+            Some(_) => offloads(&link.name)
+                .merging
                 .map(|offload| format!("native XDP would switch off {offload} (ethtool -k)")),
         }
     }
@@ -126,7 +132,11 @@ mod tests {
     use super::*;
 
     fn auto(link: &Link, merging: Option<&'static str>) -> Modes {
-        Mode::allowed(link, ModeChoice::Auto, |_| merging).expect("modes")
+        let offloads = Offloads {
+            merging,
+            is_tso_held_off: false,
+        };
+        Mode::allowed(link, ModeChoice::Auto, |_| offloads).expect("modes")
     }
 
     fn capable() -> Link {
@@ -184,6 +194,21 @@ mod tests {
         }
     }
 
+    /// A service that answers by XDP_TX on its end of a veth is heard by native XDP alone.
+    #[test]
+    fn auto_is_native_on_a_veth_whose_peer_is() {
+        let veth = Link {
+            is_veth: true,
+            ..capable()
+        };
+        let offloads = Offloads {
+            merging: None,
+            is_tso_held_off: true,
+        };
+        let modes = Mode::allowed(&veth, ModeChoice::Auto, |_| offloads).expect("modes");
+        assert_eq!(modes.order, [Mode::XdpNative, Mode::Tc]);
+    }
+
     /// What the operator asks for is done, whatever it costs, unless it cannot work.
     #[test]
     fn a_configured_mode_is_the_only_one() {
@@ -196,7 +221,7 @@ mod tests {
             (ModeChoice::XdpGeneric, Mode::XdpGeneric),
             (ModeChoice::Tc, Mode::Tc),
         ] {
-            let modes = Mode::allowed(&veth, choice, |_| Some("rx-lro")).expect("modes");
+            let modes = Mode::allowed(&veth, choice, |_| Offloads::default()).expect("modes");
             assert_eq!((modes.order, modes.not_native), (&[mode][..], None));
         }
         for link in [
@@ -209,7 +234,8 @@ mod tests {
                 ..capable()
             },
         ] {
-            Mode::allowed(&link, ModeChoice::XdpNative, |_| None).expect_err("no such mode");
+            Mode::allowed(&link, ModeChoice::XdpNative, |_| Offloads::default())
+                .expect_err("no such mode");
         }
     }
 }

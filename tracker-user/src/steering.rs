@@ -14,7 +14,10 @@ use tracker_ebpf::{
 use crate::{
     config::{self, Config, Member, ModeChoice, Probe},
     mode::Mode,
-    net::observed::{Header, Link, Observed, Owners, XDP_ACT_BASIC},
+    net::{
+        ethtool::Offloads,
+        observed::{Header, Link, Observed, Owners, XDP_ACT_BASIC},
+    },
     plan::MemberPlan,
 };
 
@@ -201,7 +204,7 @@ pub fn fast(link: &Link, is_receiving: bool, mode: ModeChoice) -> Option<Mode> {
     match mode {
         // Which offloads are switched on is asked when the program is attached.
         ModeChoice::Auto => {
-            let refusal = Mode::why_not_native(link, |_| None);
+            let refusal = Mode::why_not_native(link, |_| Offloads::default());
             refusal.is_none().then_some(Mode::XdpNative)
         }
         ModeChoice::XdpNative => runs_xdp.then_some(Mode::XdpNative),

@@ -496,7 +496,7 @@ impl Kernel {
     /// # Errors
     /// Where no allowed mode works: what each answered.
     pub fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<(Mode, Vec<String>)> {
-        let modes = Mode::allowed(link, choice, ethtool::merging)
+        let modes = Mode::allowed(link, choice, ethtool::offloads)
             .map_err(|why| anyhow!("cannot receive on {}: {why}", link.name))?;
         // What an earlier daemon attached stays as it is, if it may.
         let is_left = |mode: &&Mode| {

@@ -27,7 +27,10 @@ use super::{
 use crate::{
     config::ModeChoice,
     mode::Mode,
-    net::{ethtool, observed::Link},
+    net::{
+        ethtool::{self, Offloads},
+        observed::Link,
+    },
     steering::{Hook, Plan, Point, Room},
 };
 
@@ -260,8 +263,8 @@ impl Steering {
     ) -> Option<String> {
         let what = what(point, choice);
         let is_auto = choice == ModeChoice::Auto;
-        let offload =
-            matches!(point.hook, Hook::Fast if is_auto).then(|| ethtool::merging(&link.name));
+        let offload = matches!(point.hook, Hook::Fast if is_auto)
+            .then(|| ethtool::offloads(&link.name).merging);
         let attached = match offload.flatten() {
             Some(offload) => Err(anyhow!(
                 "native XDP would switch off {offload} (ethtool -k)"
@@ -273,7 +276,7 @@ impl Steering {
                 self.refused.remove(&point);
                 self.holds.insert(point, hold);
                 let refusal = matches!(point.hook, Hook::Uplink if is_auto)
-                    .then(|| Mode::why_not_native(link, |_| None));
+                    .then(|| Mode::why_not_native(link, |_| Offloads::default()));
                 let why = refusal.flatten().map(|why| format!("; {why}"));
                 let why = why.unwrap_or_default();
                 tracing::info!("{}: steering by {what}{why}", link.name);

@@ -16,6 +16,8 @@ const FEATURE_NAMES: u32 = 4;
 const NAME_LEN: usize = 32;
 /// 32-bit words of `struct ethtool_get_features_block`: available, requested, active, never changed.
 const BLOCK_WORDS: usize = 4;
+const AVAILABLE: usize = 0;
+const REQUESTED: usize = 1;
 const ACTIVE: usize = 2;
 /// More features than any kernel has.
 const FEATURES_MAX: u32 = 1024;
@@ -24,16 +26,52 @@ const FEATURES_MAX: u32 = 1024;
 /// an XDP program, or refuse the program.
 const MERGING: [&str; 2] = ["rx-lro", "rx-gro-hw"];
 
-/// The first of the offloads that merge received packets in hardware which an interface of the calling thread's network
-/// namespace has switched on. `None` also if the kernel does not tell.
-pub fn merging(interface: &str) -> Option<&'static str> {
-    let active = active(interface).ok()?;
-    let is_on = |offload: &&str| active.iter().any(|name| name == offload);
-    MERGING.into_iter().find(is_on)
+/// Segmentation of TCP by the device.
+const TSO: &str = "tx-tcp-segmentation";
+
+/// Offloads of an interface, as far as the choice of a mode depends on them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// The first that merges received packets in hardware and is switched on.
+    pub merging: Option<&'static str>,
+    /// Whether something other than the operator keeps TSO off. On a veth, that is native XDP on its peer (`veth_xdp_set` and
+    /// `veth_fix_features`, Linux 4.19 to 6.18).
+    pub is_tso_held_off: bool,
 }
 
-/// Names of the features of an interface that are switched on.
-fn active(interface: &str) -> io::Result<Vec<String>> {
+/// Offloads of an interface of the calling thread's network namespace; none if the kernel does not tell.
+pub fn offloads(interface: &str) -> Offloads {
+    let Ok(features) = features(interface) else {
+        return Offloads::default();
+    };
+    let feature = |name: &str| features.iter().find(|feature| feature.name == name);
+    let is_on = |name: &&str| feature(name).is_some_and(|feature| feature.is_active);
+    Offloads {
+        merging: MERGING.into_iter().find(is_on),
+        is_tso_held_off: feature(TSO).is_some_and(Feature::is_held_off),
+    }
+}
+
+/// An offload or another feature of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Feature {
+    name: String,
+    /// It can be switched.
+    is_available: bool,
+    /// It is wanted on.
+    is_requested: bool,
+    /// It is on.
+    is_active: bool,
+}
+
+impl Feature {
+    const fn is_held_off(&self) -> bool {
+        !self.is_active && (!self.is_available || self.is_requested)
+    }
+}
+
+/// The features of an interface.
+fn features(interface: &str) -> io::Result<Vec<Feature>> {
     // SAFETY: `socket` takes no pointers; the descriptor that it returns belongs to nobody else.
     let socket = unsafe {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
@@ -61,19 +99,23 @@ fn active(interface: &str) -> io::Result<Vec<String>> {
     Ok(read(&names[3..], &features[2..]))
 }
 
-/// Names of the active features among blocks of 32.
-fn read(names: &[u32], blocks: &[u32]) -> Vec<String> {
+/// Features by their names, and by their bits in blocks of 32.
+fn read(names: &[u32], blocks: &[u32]) -> Vec<Feature> {
     let names: Vec<u8> = names.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let is_active = |at: &usize| {
-        let block = blocks.get(at / 32 * BLOCK_WORDS + ACTIVE);
+    let has = |at: usize, word: usize| {
+        let block = blocks.get(at / 32 * BLOCK_WORDS + word);
         block.is_some_and(|bits| bits >> (at % 32) & 1 != 0)
     };
     let named = names.chunks_exact(NAME_LEN).enumerate();
     named
-        .filter(|(at, _)| is_active(at))
-        .map(|(_, name)| {
+        .map(|(at, name)| {
             let len = name.iter().position(|byte| *byte == 0);
-            String::from_utf8_lossy(&name[..len.unwrap_or(NAME_LEN)]).into_owned()
+            Feature {
+                name: String::from_utf8_lossy(&name[..len.unwrap_or(NAME_LEN)]).into_owned(),
+                is_available: has(at, AVAILABLE),
+                is_requested: has(at, REQUESTED),
+                is_active: has(at, ACTIVE),
+            }
         })
         .collect()
 }
@@ -118,22 +160,42 @@ mod tests {
             .chunks_exact(4)
             .map(|four| u32::from_ne_bytes([four[0], four[1], four[2], four[3]]))
             .collect();
-        // Available, requested, active, never changed: only the third word of a block counts.
-        let blocks = [u32::MAX, u32::MAX, 0b10, u32::MAX, 0, 0, 0b10, 0];
-        assert_eq!(read(&names, &blocks), ["rx-gro-hw", "tx-tcp-segmentation"]);
+        // Of each block: available, requested, active, never changed.
+        let blocks = [0b1, u32::MAX, 0b10, u32::MAX, 0b10, 0, 0b10, 0];
+        let found = read(&names, &blocks);
+        let of = |name: &str| {
+            let feature = found.iter().find(|feature| feature.name == name);
+            let feature = feature.expect("a feature");
+            (
+                feature.is_available,
+                feature.is_requested,
+                feature.is_active,
+                feature.is_held_off(),
+            )
+        };
+        assert_eq!(of("rx-lro"), (true, true, false, true));
+        assert_eq!(of("rx-gro-hw"), (false, true, true, false));
+        assert_eq!(of(TSO), (true, false, true, false));
+        // The operator's own choice.
+        let mut feature = found[33].clone();
+        feature.is_active = false;
+        assert!(!feature.is_held_off());
+        feature.is_available = false;
+        assert!(feature.is_held_off());
     }
 
     /// The loopback interface of any network namespace always has the feature `loopback`.
     #[test]
     fn the_kernel_answers() {
-        let found = active("lo").expect("features");
-        assert!(found.iter().any(|name| name == "loopback"), "{found:?}");
-        assert!(
-            !found.iter().any(|name| name == "rx-vlan-filter"),
-            "{found:?}"
-        );
-        assert_eq!(merging("lo"), None);
-        active("no-such-device").expect_err("no such device");
-        active("a-name-that-is-too-long").expect_err("too long a name");
+        let found = features("lo").expect("features");
+        let is_active = |name: &str| {
+            let mut active = found.iter().filter(|feature| feature.is_active);
+            active.any(|feature| feature.name == name)
+        };
+        assert!(is_active("loopback"), "{found:?}");
+        assert!(!is_active("rx-vlan-filter"), "{found:?}");
+        assert_eq!(offloads("lo"), Offloads::default());
+        features("no-such-device").expect_err("no such device");
+        features("a-name-that-is-too-long").expect_err("too long a name");
     }
 }
