@@ -84,7 +84,7 @@ fn nobody_listens() -> Result<()> {
     let behind = lab.service().behind;
     let udp = format!("probe = \"udp\"\nport = {PORT}");
     let tracker = Tracker::start(&lab.hub, config(&lab, behind, &udp))?;
-    let down = tracker.wait_verdict("fw-1", "down", "unreachable")?;
+    let down = tracker.wait_verdict("fw-1", "down", "refused")?;
     let detail = format!("ICMP type 3 code 3 from {behind}");
     assert_eq!(down.tracker("fw-1", behind)["detail"], detail);
     Ok(())

@@ -51,6 +51,25 @@ fn a_reflector_answers_until_the_firewall_does_not_pass() -> Result<()> {
     Ok(())
 }
 
+/// Many reflectors send back no more of the probe than they must: 38 bytes.
+#[test]
+fn a_short_reply_counts() -> Result<()> {
+    for mode in ["auto", "tc"] {
+        let lab = Lab::new()?;
+        let service = lab.service();
+        let behinds = service.behinds();
+        let cut = |reply: &mut Vec<u8>| reply.truncate(38);
+        let _reflector = Reflector::start_altering(&service.host, &behinds, PORT, cut)?;
+        for behind in behinds {
+            let toml = toml(service, "fw-1", behind, "");
+            let config = Config::new(toml).hub(format!("mode = \"{mode}\""));
+            let tracker = Tracker::start(&lab.hub, config)?;
+            tracker.wait_verdict("fw-1", "up", "replied")?;
+        }
+    }
+    Ok(())
+}
+
 /// Through a NAT, as new flows, and of full size.
 #[test]
 fn a_nat_new_flows_and_padding() -> Result<()> {
@@ -104,7 +123,7 @@ fn only_a_right_answer_counts() -> Result<()> {
     let mended = Reflector::start(&service.host, &behind, PORT)?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     drop(mended);
-    let down = tracker.wait_verdict("fw-1", "down", "unreachable")?;
+    let down = tracker.wait_verdict("fw-1", "down", "refused")?;
     let detail = format!("ICMP type 3 code 3 from {}", behind[0]);
     assert_eq!(down.tracker("fw-1", behind[0])["detail"], detail);
     Ok(())

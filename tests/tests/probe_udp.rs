@@ -40,6 +40,67 @@ fn an_echo_service_answers_until_the_firewall_does_not_pass() -> Result<()> {
     Ok(())
 }
 
+/// A service bound to all addresses answers from the one that its route names: no reply, no damage either.
+#[test]
+fn a_reply_from_another_address_is_told_with_the_address() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let behind: IpAddr = service.behind.into();
+    let any = [IpAddr::from([0, 0, 0, 0])];
+    let _echo = UdpEcho::start(&service.host, &any, PORT)?;
+    let keys = format!("probe = \"udp\"\nport = {PORT}\n");
+    let services = [
+        service.toml_to("fw-1", behind, &keys),
+        service.toml_to("leak", behind, &format!("{keys}expect = \"silence\"")),
+    ];
+    let tracker = Tracker::start(&lab.hub, &services.concat())?;
+    let down = tracker.wait_verdict("fw-1", "down", "no-reply")?;
+    let shown = down.tracker("fw-1", behind);
+    assert_eq!(
+        shown["detail"], "replies come from 10.30.0.2, not from 10.20.0.9",
+        "{shown}"
+    );
+    assert!(down.count("fw-1", "elsewhere") >= 3, "{shown}");
+    assert_eq!(down.count("fw-1", "corrupt"), 0, "{shown}");
+    assert!(
+        !tracker.log().contains("fail the token"),
+        "{}",
+        tracker.log()
+    );
+    // What must be stopped was not, whatever address answers.
+    tracker.wait_verdict("leak", "down", "unexpected-reply")?;
+    Ok(())
+}
+
+/// That nobody has the port is the behind address's own word, so the probe passed.
+#[test]
+fn a_closed_port_is_refused_or_a_pass() -> Result<()> {
+    for mode in ["auto", "tc"] {
+        let lab = Lab::new()?;
+        let service = lab.service();
+        for behind in service.behinds() {
+            for (refused, verdict, cause) in [("down", "down", "refused"), ("up", "up", "replied")]
+            {
+                let keys = format!("refused = \"{refused}\"");
+                let config = config(service, behind, &keys).hub(format!("mode = \"{mode}\""));
+                let tracker = Tracker::start(&lab.hub, config)?;
+                let status = tracker.wait_verdict("fw-1", verdict, cause)?;
+                let shown = status.tracker("fw-1", behind);
+                if verdict == "down" {
+                    let detail = shown["detail"].as_str().unwrap_or_default();
+                    assert!(detail.ends_with(&format!("from {behind}")), "{shown}");
+                    continue;
+                }
+                service.break_forwarding()?;
+                tracker.wait_verdict("fw-1", "down", "no-reply")?;
+                service.mend()?;
+                tracker.wait_verdict("fw-1", "up", "replied")?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Nothing but the port that is asked is a probe's proof.
 #[test]
 fn without_an_echo_service_it_is_down() -> Result<()> {

@@ -1,7 +1,11 @@
 //! Probes that the service must stop.
 
+use std::time::Duration;
+
 use anyhow::Result;
-use tracker_tests::servers::{TcpEcho, UdpEcho};
+use tracker_tests::daemon::SOON;
+use tracker_tests::pace::pause;
+use tracker_tests::servers::{Reflector, TcpEcho, UdpEcho};
 use tracker_tests::{Config, Lab, Tracker};
 
 const PORT: u16 = 7_007;
@@ -54,6 +58,58 @@ fn a_firewall_that_fails_open() -> Result<()> {
         service.break_forwarding()?;
         tracker.wait_verdict("fw-1", "down", "no-reply")?;
     }
+    Ok(())
+}
+
+/// A service that fails open and then passes nothing at all works at no moment in between.
+#[test]
+fn a_firewall_that_fails_open_and_dies() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let _echo = UdpEcho::start(&service.host, &[service.behind.into()], PORT)?;
+    let config = format!(
+        "[[service]]\nname = \"fw-1\"\npolicy = \"all\"\n[[service.member]]\nendpoint = \"{}\"\n\
+         interface = \"{}\"\nbehind = [\"{behind}\"]\n[[service.member.tracker]]\nbehind = \"{behind}\"\n\
+         probe = \"udp\"\nport = {PORT}\nexpect = \"silence\"\nrise = 1\n",
+        service.endpoint,
+        service.interface,
+        behind = service.behind,
+    );
+    let tracker = Tracker::start(&lab.hub, &config)?;
+    tracker.wait_verdict("fw-1", "down", "unexpected-reply")?;
+    service.break_forwarding()?;
+    let down = tracker.wait_for("the other tracker to find out", SOON, |status| {
+        let trackers = &status.member("fw-1", "active")["trackers"];
+        trackers[0]["cause"] == "no-reply" && trackers[1]["verdict"] == "up"
+    })?;
+    assert_eq!(down.verdict("fw-1"), "down");
+    let events = tracker.events()?;
+    let of_service = events.iter().filter(|event| event.is_of_service("fw-1"));
+    let ups: Vec<_> = of_service.filter(|event| event.to == "up").collect();
+    assert!(ups.is_empty(), "{ups:?}");
+    Ok(())
+}
+
+/// Replies that come too late to count are replies all the same.
+#[test]
+fn a_late_reply_is_a_leak() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let rule = "add rule inet firewall outage udp dport 862 drop\n";
+    service.firewall.nft(rule)?;
+    let late = |_: &mut Vec<u8>| pause(Duration::from_millis(150));
+    let behind = [service.behind.into()];
+    let _reflector = Reflector::start_altering(&service.host, &behind, 862, late)?;
+    let keys = "probe = \"udp\"\nprotocol = \"stamp\"\nexpect = \"silence\"\ninterval = \"200ms\"\n\
+                timeout = \"100ms\"\nrise = 1";
+    let tracker = Tracker::start(&lab.hub, &service.toml_with("fw-1", keys))?;
+    tracker.wait_verdict("fw-1", "up", "no-reply")?;
+    service.mend()?;
+    let down = tracker.wait_verdict("fw-1", "down", "unexpected-reply")?;
+    assert!(down.count("fw-1", "late") > 0);
+    assert_eq!(down.count("fw-1", "received"), 0);
+    service.firewall.nft(rule)?;
+    tracker.wait_verdict("fw-1", "up", "no-reply")?;
     Ok(())
 }
 

@@ -120,7 +120,7 @@ fn tcp_and_stamp_through_a_tunnel() -> Result<()> {
         tracker.wait_verdict(name, "up", "replied")?;
         tracker.wait_alive(SOON, name)?;
     }
-    tracker.wait_verdict("udp", "down", "unreachable")?;
+    tracker.wait_verdict("udp", "down", "refused")?;
     assert_eq!(server.accepted(), 0);
     tracker.wait_for("no connection to be half open", SOON, |_| {
         half_open(&service.host).is_ok_and(|count| count == 0)

@@ -12,7 +12,7 @@ use core::{
 };
 
 /// Version of everything in this module.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Map names, as the object, the pins and bpftool know them.
 pub mod map {
@@ -201,6 +201,10 @@ pub enum Complaint {
     Icmpv6 = 2,
     /// A TCP reset.
     Reset = 3,
+    /// The reply itself, which came from another address or port than the one that was asked.
+    Elsewhere = 4,
+    /// An ICMP or ICMPv6 error by which the behind address itself says that nobody has the port.
+    Port = 5,
 }
 
 /// How probes leave by a path.
@@ -270,7 +274,7 @@ pub struct Tracker {
     pub expects_silence: u8,
     /// Hops (TTL, hop limit) that a reply must have left to count; 0 for any.
     pub return_ttl: u8,
-    /// 1 where a TCP reset is a reply.
+    /// 1 where a TCP reset, or of UDP the behind address's word that nobody has the port, is a reply.
     pub refused_is_reply: u8,
     /// What hides sequence numbers in a SYN's; see [`crate::wire::tcp::initial_sequence`].
     pub salt: u8,
@@ -379,7 +383,11 @@ pub struct ReceiveState {
     /// receive program reports replies only while they matter.
     pub verdict: u8,
     /// Zero.
-    pub pad2: [u8; 15],
+    pub pad2: [u8; 3],
+    /// Genuine replies from another address or port than the one that was asked.
+    pub elsewhere: u32,
+    /// Zero.
+    pub pad3: [u8; 8],
 }
 
 /// What the receive program saw besides counted replies.
@@ -411,7 +419,7 @@ pub struct TroubleState {
     pub wrong_path_ttl: u8,
     /// Sequence number of that probe.
     pub complaint_sequence: u64,
-    /// Who sent the complaint; only the probe in it is proven, not the sender.
+    /// Source address of the complaint; only the probe in it is proven, not the sender.
     pub complaint_from: [u8; 16],
 }
 
@@ -668,6 +676,8 @@ pub struct Counters {
     pub reply_wrong_path: u64,
     /// Genuine replies outside `returns` that a VLAN device's own program judges next; passed on.
     pub reply_tagged: u64,
+    /// Genuine replies from another address or port than the one that was asked; consumed.
+    pub reply_elsewhere: u64,
     /// Packets that bear the mark and fail checksum, addresses or token; passed on.
     pub reply_corrupt: u64,
     /// Packets that bear the mark and name no tracker in use; passed on.
@@ -848,7 +858,7 @@ const _: () = {
     assert!(size_of::<Job>() == 8);
     assert!(size_of::<Cursor>() == 8);
     assert!(size_of::<Event>() == 24 && size_of::<Answered>() == 16);
-    assert!(size_of::<Counters>() == 112);
+    assert!(size_of::<Counters>() == 120);
     assert!(BATCH_MAX.is_power_of_two());
 };
 

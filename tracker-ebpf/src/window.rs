@@ -47,6 +47,15 @@ impl Window {
     }
 }
 
+impl Window {
+    /// True where the bit of this probe is still its own, or nearly: `sent` is the number of the last one.
+    #[inline(always)]
+    pub const fn remembers(self, sequence: u64, sent: u64) -> bool {
+        // The word being cleared for the probes to come is none of these.
+        (sent / WORD).wrapping_sub(sequence / WORD) < self.mask as u64
+    }
+}
+
 /// What a reply is worth that is proven to be one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worth {
@@ -116,6 +125,31 @@ mod tests {
         });
         let cleared: Vec<_> = cleared.collect();
         assert_eq!(cleared, [(1, 8), (64, 9), (128, 10), (192, 11), (256, 8)]);
+    }
+
+    #[test]
+    fn a_probe_is_remembered_until_its_word_may_be_cleared() {
+        let window = Window { first: 8, mask: 3 };
+        for sent in [1, 63, 64, 200, 255, 256, 1_000, 1 << 40] {
+            let remembered = (1..=sent.min(2_000)).map(|back| sent + 1 - back);
+            let cleared: Vec<_> = [sent, sent + 1]
+                .into_iter()
+                .filter_map(|sequence| window.stale_word(sequence))
+                .collect();
+            let mut count = 0;
+            for sequence in remembered.filter(|sequence| window.remembers(*sequence, sent)) {
+                count += 1;
+                let (word, _) = window.position(sequence);
+                let is_new = sequence / 64 == (sent + 1) / 64;
+                assert!(
+                    is_new
+                        || sent < 64
+                        || !cleared[..].contains(&word)
+                        || sequence / 64 == sent / 64
+                );
+            }
+            assert!(count > 128 || count == sent, "{sent}: {count}");
+        }
     }
 
     #[test]

@@ -1071,6 +1071,7 @@ fn tracker_status(
         late: counters.late,
         corrupt: counters.corrupt,
         wrong_path: counters.wrong_path,
+        elsewhere: counters.elsewhere,
         skipped: counters.skipped,
         void: counters.void,
         proof,

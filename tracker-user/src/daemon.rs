@@ -146,6 +146,7 @@ fn counters(state: &abi::State) -> Counters {
         late: trouble.late.into(),
         corrupt: trouble.corrupt.into(),
         wrong_path: trouble.wrong_path.into(),
+        elsewhere: receive.elsewhere.into(),
         skipped: judge.skipped,
         void: judge.void,
         rtt_last_ns: rtt(receive.rtt_last_ns),
@@ -813,6 +814,11 @@ impl Daemon {
             return Some(foreign);
         }
         let installed = member.trackers.get(tracker as usize)?;
+        if cause == Cause::NoReply {
+            let state = self.kernel.states().state(installed.slot);
+            let fall = installed.config.fall;
+            return elsewhere(&state, fall, installed.config.behind);
+        }
         if cause == Cause::WrongPath {
             let trouble = self.kernel.states().state(installed.slot).trouble;
             let name = self
@@ -923,14 +929,41 @@ fn wrong_path(
     }
 }
 
+/// From where the replies to the latest probes came, if not from the address and port that were asked.
+fn elsewhere(state: &abi::State, fall: u8, behind: IpAddr) -> Option<String> {
+    let abi::State { trouble, judge, .. } = state;
+    let is_latest = trouble.complaint == abi::Complaint::Elsewhere
+        && trouble.complaint_sequence + u64::from(fall) > judge.judged;
+    if !is_latest {
+        return None;
+    }
+    let from = address_of(trouble.complaint_from, behind.is_ipv4());
+    Some(match from == behind {
+        true => format!("replies come from another port of {from} than the one that is asked"),
+        false => format!("replies come from {from}, not from {behind}"),
+    })
+}
+
+/// The address of the maps' form.
+fn address_of(bytes: [u8; 16], is_ipv4: bool) -> IpAddr {
+    let [a, b, c, d, ..] = bytes;
+    match is_ipv4 {
+        true => IpAddr::from([a, b, c, d]),
+        false => IpAddr::from(bytes),
+    }
+}
+
 /// Who complained last about a tracker's probes, and how.
 fn complaint(trouble: &abi::TroubleState) -> Option<String> {
     let from = trouble.complaint_from;
     let (protocol, from) = match trouble.complaint {
         // That of a reset is the behind address, whoever sent it.
-        abi::Complaint::None | abi::Complaint::Reset => return None,
-        abi::Complaint::Icmp => ("ICMP", IpAddr::from([from[0], from[1], from[2], from[3]])),
-        abi::Complaint::Icmpv6 => ("ICMPv6", IpAddr::from(from)),
+        abi::Complaint::None | abi::Complaint::Reset | abi::Complaint::Elsewhere => return None,
+        abi::Complaint::Icmp => ("ICMP", address_of(from, true)),
+        abi::Complaint::Icmpv6 => ("ICMPv6", address_of(from, false)),
+        // Type 3 of ICMP is type 1 of ICMPv6.
+        abi::Complaint::Port if trouble.complaint_type == 3 => ("ICMP", address_of(from, true)),
+        abi::Complaint::Port => ("ICMPv6", address_of(from, false)),
     };
     Some(format!(
         "{protocol} type {} code {} from {from}",

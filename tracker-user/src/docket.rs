@@ -39,6 +39,8 @@ pub struct Docket {
     flows: Flows,
     /// What fails the token before that may answer probes of before [`Docket::renew`].
     renewed_until_ns: u64,
+    /// Silence of probes sent before that proves nothing; see [`Docket::doubt_silence`].
+    silent_from_ns: u64,
 }
 
 /// What judging a probe led to.
@@ -106,6 +108,7 @@ impl Docket {
             replying_from: 0,
             answered: 0,
             renewed_until_ns: 0,
+            silent_from_ns: 0,
             flows: Flows::new(FlowRule::default(), sent),
         }
     }
@@ -166,6 +169,12 @@ impl Docket {
     pub const fn mended(&mut self) {
         self.machine.mended();
         self.replying_since_ns = 0;
+    }
+
+    /// The service passed a probe that it must stop. Silence after that may be that of a service which passes nothing any
+    /// more: it counts for probes sent from this time on, by when trackers that expect replies have found out.
+    pub const fn doubt_silence(&mut self, until_ns: u64) {
+        self.silent_from_ns = until_ns;
     }
 
     /// Probes are different from here on; `sent` were sent before.
@@ -292,6 +301,18 @@ impl Docket {
                 since_ns: None,
             };
         }
+        let is_down = matches!(self.machine.verdict(), Verdict::Down);
+        if self.expects_silence && is_down && sent_ns < self.silent_from_ns {
+            self.commit_losses();
+            self.account.lost += 1;
+            if self.machine.counts(sequence) {
+                self.machine.renew(sequence);
+            }
+            return Judged {
+                claim: None,
+                since_ns: None,
+            };
+        }
         let counts = self.machine.counts(sequence);
         self.account.lost_pending = self.account.lost_pending.saturating_add(1);
         let (claim, run, decides) = if self.expects_silence {
@@ -405,6 +426,9 @@ impl Docket {
             Complaint::None => (None, 0),
             // Each SYN is refused for itself.
             Complaint::Reset => (Some(Cause::Refused), 0),
+            // The daemon says whose reply it was.
+            Complaint::Elsewhere => (Some(Cause::NoReply), 0),
+            Complaint::Port => (Some(Cause::Refused), ERROR_PAUSE_NS / self.interval_ns),
             Complaint::Icmp | Complaint::Icmpv6 => {
                 (Some(Cause::Unreachable), ERROR_PAUSE_NS / self.interval_ns)
             }

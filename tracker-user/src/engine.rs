@@ -657,8 +657,38 @@ impl<P: Plane> Engine<P> {
             let since_ns = (slot.docket).early(event.sequence, event.received_mono_ns, is_replied);
             if let Some(since_ns) = since_ns {
                 let detection_ns = now_ns.saturating_sub(since_ns);
+                self.doubt_silence(event.tracker, event.received_mono_ns);
                 self.settle(event.tracker, now_ns, Some(detection_ns));
             }
+        }
+    }
+
+    /// A reply came where silence is expected: until the member's other trackers would have found that nothing passes any
+    /// more, silence does not prove that the service stops the probes again.
+    fn doubt_silence(&mut self, index: u32, received_ns: u64) {
+        let Some(slot) = self.slots[index as usize].as_ref() else {
+            return;
+        };
+        if !slot.spec.expects_silence {
+            return;
+        }
+        let others = self.paths[slot.spec.path as usize].slots.iter();
+        let others = others.filter_map(|other| self.slots[*other as usize].as_ref());
+        let longest_ns = others
+            .filter(|other| !other.spec.expects_silence)
+            .map(|other| {
+                // One interval more: a turn that comes late is skipped.
+                let TrackerSpec {
+                    interval_ns,
+                    timeout_ns,
+                    rules,
+                    ..
+                } = other.spec;
+                (u64::from(rules.fall) + 1) * interval_ns + timeout_ns
+            })
+            .max();
+        if let (Some(longest_ns), Some(slot)) = (longest_ns, self.slots[index as usize].as_mut()) {
+            slot.docket.doubt_silence(received_ns + longest_ns);
         }
     }
 
@@ -705,6 +735,9 @@ impl<P: Plane> Engine<P> {
             let ports = ports_of(slot.spec.flows, &self.ports, &self.identifiers);
             let is_replied = |sequence| plane.is_replied(window, sequence);
             slot.docket.lose_flow(ports, landed.is_void, is_replied);
+        }
+        if is_replied {
+            self.doubt_silence(index, landed.sent_ns);
         }
         let since_ns = judged.since_ns;
         let detection_ns = since_ns.map(|since_ns| now_ns.saturating_sub(since_ns));
@@ -761,6 +794,7 @@ impl<P: Plane> Engine<P> {
 
     /// Ends the connections that peers hold open, and sends those SYNs once more that were not taken for them.
     fn reset(&mut self) {
+        let mut leaks = Vec::new();
         loop {
             self.batch.clear();
             while self.batch.len() + 1 < abi::BATCH_MAX as usize
@@ -776,6 +810,10 @@ impl<P: Plane> Engine<P> {
                     continue;
                 }
                 let sequence = answered.sequence(self.plane.sent(answered.tracker));
+                // A challenge ACK answers a later SYN than the one that it acknowledges: that one passed too.
+                if answered.is_held != 0 && slot.spec.expects_silence {
+                    leaks.push((answered.tracker, sequence + 1));
+                }
                 let (plane, window) = (&self.plane, slot.spec.window);
                 let is_replied = |sequence| plane.is_replied(window, sequence);
                 let judged = slot.docket.account().judged;
@@ -794,6 +832,15 @@ impl<P: Plane> Engine<P> {
                 if let Some((sequence, flow)) = again {
                     let again = abi::Job::again(answered.tracker, sequence, flow);
                     self.batch.push(again);
+                }
+            }
+            for (index, sequence) in leaks.drain(..) {
+                let now_ns = self.plane.now_ns();
+                let slot = self.slots[index as usize].as_mut();
+                if slot.is_some_and(|slot| slot.docket.early(sequence, now_ns, |_| true).is_some())
+                {
+                    self.doubt_silence(index, now_ns);
+                    self.settle(index, now_ns, None);
                 }
             }
             if self.batch.is_empty() {

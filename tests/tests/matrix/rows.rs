@@ -218,8 +218,12 @@ fn translates() -> Vec<Row> {
                 Ok(())
             }),
         Row::new("replies in the name of another address")
-            .icmp(CORRUPT)
-            .counts("corrupt")
+            .icmp(NO_REPLY)
+            .counts("elsewhere")
+            .detail(
+                "replies come from 10.20.0.66",
+                "replies come from 2001:db8:20::66",
+            )
             .breaks(|stage| {
                 stage.forbid(
                     "iifname eth1 ip saddr 10.20.0.9 ip saddr set 10.20.0.66
@@ -518,9 +522,9 @@ fn says_so() -> Vec<Row> {
                 )
             }),
         Row::new("passes, but nobody listens on the host's port")
-            .udp(UNREACHABLE)
+            .udp(REFUSED)
             .detail("ICMP type 3 code 3", "ICMPv6 type 1 code 4")
-            .stamp(UNREACHABLE)
+            .stamp(REFUSED)
             .detail("ICMP type 3 code 3", "ICMPv6 type 1 code 4")
             .tcp(REFUSED)
             .icmp(STAYS)

@@ -25,6 +25,7 @@ pub enum Want {
     Tagged,
     WrongPath,
     Refused(Complaint, [u8; 2], IpAddr),
+    Elsewhere(IpAddr),
     Late,
     Duplicate,
     Counted,
@@ -382,14 +383,15 @@ impl Table {
                 world.state.send.sent = 0
             }),
         ] {
-            // It is not theirs whoever's token is in it; a reflector's packet is of no stranger.
+            // It is not theirs whatever token is in it; a reflector's packet is of no stranger.
             let frame = genuine.clone();
             let changed = world.clone().with(change);
             let is_sent = changed.state.send.sent != 0;
-            let want = if is_tcp || is_sent {
-                Want::Foreign
-            } else {
-                Want::Corrupt
+            let is_elsewhere = ["another address behind", "another port"].contains(&what);
+            let want = match is_tcp {
+                false if is_elsewhere => Want::Elsewhere(world.addresses().1),
+                false if !is_sent => Want::Corrupt,
+                _ => Want::Foreign,
             };
             self.row(what, &changed, frame, want);
         }
@@ -483,10 +485,36 @@ impl Table {
             reflected(&world, &own),
             Want::Foreign,
         );
-        for len in [38, 43] {
-            // Shorter than a reflector's packet is.
+        for (len, want) in [
+            (37, Want::Foreign),
+            (38, Want::Counted),
+            (43, Want::Counted),
+        ] {
+            // Shorter than RFC 8762 wants it, which is 44; 38 bytes prove all that there is to prove.
             let frame = reflected(&world, &packet[..len]);
-            self.row(&format!("{len} bytes"), &world, frame, Want::Foreign);
+            self.row(&format!("{len} bytes"), &world, frame, want);
+        }
+        let (hub, behind) = world.addresses();
+        let other = match behind {
+            IpAddr::V4(_) => IpAddr::from([10, 20, 0, 77]),
+            IpAddr::V6(_) => "2001:db8:20::77".parse().expect("an address"),
+        };
+        let [port, own_port] = [world.tracker.port, world.tracker.flow_first];
+        let silent = (world.clone()).with(|world| world.tracker.expects_silence = 1);
+        let arrival = (world.clone()).with(|world| world.tracker.proof = Proof::Arrival);
+        for (what, from, port) in [
+            ("from another address", other, port),
+            ("from another port", behind, 863),
+        ] {
+            let frame = |packet: &[u8]| {
+                let datagram = packets::datagram([from, hub], [port, own_port], packet);
+                world.inbound().ip(&datagram)
+            };
+            self.row(what, &world, frame(&packet), Want::Elsewhere(from));
+            self.row(what, &silent, frame(&packet), Want::CountedWithEvent);
+            self.row(what, &arrival, frame(&packet), Want::Foreign);
+            let forged = with(packet.clone(), |packet| packet[32] ^= 1);
+            self.row(what, &world, frame(&forged), Want::Foreign);
         }
         let whole = reflected(&world, &packet);
         for len in ETHERNET..header(self.family) + ECHO + 38 {
@@ -688,6 +716,7 @@ impl Row {
         let action = match want {
             Want::Foreign | Want::Corrupt | Want::Tagged | Want::WrongPath => actions.pass,
             Want::Refused(..)
+            | Want::Elsewhere(_)
             | Want::Late
             | Want::Duplicate
             | Want::Counted
@@ -726,6 +755,20 @@ impl Row {
                 if self.sequence >= trouble.complaint_sequence {
                     trouble.complaint = *complaint;
                     [trouble.complaint_type, trouble.complaint_code] = *kind;
+                    trouble.complaint_from = match from {
+                        IpAddr::V4(from) => super::widen(from.octets()),
+                        IpAddr::V6(from) => from.octets(),
+                    };
+                    trouble.complaint_sequence = self.sequence;
+                }
+            }
+            Want::Elsewhere(from) => {
+                should.counters.reply_elsewhere += 1;
+                tracker.receive.elsewhere += 1;
+                let trouble = &mut tracker.trouble;
+                if self.sequence >= trouble.complaint_sequence {
+                    trouble.complaint = Complaint::Elsewhere;
+                    [trouble.complaint_type, trouble.complaint_code] = [0; 2];
                     trouble.complaint_from = match from {
                         IpAddr::V4(from) => super::widen(from.octets()),
                         IpAddr::V6(from) => from.octets(),

@@ -169,10 +169,17 @@ pub fn oracle(
             && error.destination == world.addresses().0
             && [SLOT, OTHER].contains(&tracker)
             && token == token::token(KEY, tracker, epoch, sequence, sent_mono_ns);
-        return if is_ours {
-            Want::Refused
-        } else {
-            Want::Foreign
+        let closed = match error.source {
+            IpAddr::V4(_) => [3, 3],
+            IpAddr::V6(_) => [1, 4],
+        };
+        let is_closed = world.tracker.probe == Probe::Udp
+            && error.source == world.addresses().1
+            && error.kind == closed;
+        return match is_ours {
+            true if is_closed => Want::Closed,
+            true => Want::Refused,
+            false => Want::Foreign,
         };
     }
     let Some(seen) = packets::read_marked(frame) else {
@@ -225,8 +232,11 @@ pub fn oracle(
     let is_ours = seen.checksums
         && !matches!(seen.carrier, Carrier::Icmp { code: 1.., .. })
         && seen.announced.is_some_and(|len| len >= MARK)
-        && is_between
+        && seen.destination == ends.1
         && token == right;
+    if is_ours && !is_between {
+        return Want::Elsewhere;
+    }
     if !is_ours {
         return match is_between || token == right {
             true => corrupt,
@@ -445,7 +455,8 @@ impl Probes {
         let ran = object.run_with(frame, beside)?;
         let proves = genuine(&self.world, &self.sent, frame, actions);
         // Those two never agreed on anything but the outcome.
-        let is_proven = want.is_consumed() || matches!(want, Want::WrongPath | Want::Tagged);
+        let is_genuine = want.is_consumed() && want != Want::Elsewhere;
+        let is_proven = is_genuine || matches!(want, Want::WrongPath | Want::Tagged);
         assert_eq!(
             is_proven,
             proves.is_some(),
@@ -460,7 +471,7 @@ impl Probes {
             return Ok(after);
         }
         let mark = match want {
-            Want::Refused => packets::read_error(frame).map(|error| error.mark),
+            Want::Refused | Want::Closed => packets::read_error(frame).map(|error| error.mark),
             _ => packets::read_marked(frame).map(|seen| seen.mark),
         };
         let mark = mark.unwrap_or_else(|| panic!("no mark: {}", what()));

@@ -650,6 +650,10 @@ fn read(frame: &[u8]) -> Result<Seen, Why> {
                 _ => (destination, source, ports.1, ports.0),
             };
             let len = usize::from(udp.get_length());
+            let least = match form {
+                Form::Reply => REFLECTED + CLAIM,
+                _ => STAMP,
+            };
             Ok(Seen {
                 form,
                 claim: Claim::Stamp(claim),
@@ -657,7 +661,7 @@ fn read(frame: &[u8]) -> Result<Seen, Why> {
                 behind,
                 port,
                 own_port,
-                is_whole: whole((ECHO + STAMP..=room).contains(&len)),
+                is_whole: whole((ECHO + least..=room).contains(&len)),
                 sender: source,
                 kind: [0; 2],
             })
@@ -733,7 +737,10 @@ fn oracle(peers: &[Peer], frame: &[u8], beside: Beside, actions: Actions) -> Out
         let is_between = (seen.hub, seen.behind) == peer.world.addresses()
             && seen.port == peer.world.tracker.port
             && peer.world.tracker.active == 1;
-        is_between
+        let is_told = seen.form == Form::Reply
+            && seen.hub == peer.world.addresses().0
+            && peer.world.tracker.active == 1;
+        (is_between || (is_told && matches!(seen.claim, Claim::Stamp(_))))
             && match &seen.claim {
                 Claim::Number(_) => peer.probe() == Probe::Tcp && peer.has_port(seen.own_port),
                 Claim::Stamp(claim) => {
@@ -754,14 +761,33 @@ fn oracle(peers: &[Peer], frame: &[u8], beside: Beside, actions: Actions) -> Out
         Claim::Number(number) => world.initial_sequence(*sequence) == *number,
         Claim::Stamp(claim) => world.claim(*sequence) == *claim,
     });
+    let is_between = seen.behind == world.addresses().1 && seen.port == world.tracker.port;
     let Some(sequence) = proven else {
         return match (&seen.claim, seen.form) {
-            (Claim::Stamp(_), Form::Reply) => Outcome::Corrupt(at),
+            (Claim::Stamp(_), Form::Reply) if is_between => Outcome::Corrupt(at),
             _ => Outcome::Foreign(Why::Unproven),
         };
     };
     let proven = |want| Outcome::Proven(at, sequence, want, seen.form);
+    if !is_between {
+        return match world.tracker.proof {
+            Proof::Reply => proven(Want::Elsewhere(seen.sender)),
+            Proof::Arrival => Outcome::Foreign(Why::Unasked),
+        };
+    }
+    let closed = match world.tracker.family {
+        V4 => [3, 3],
+        V6 => [1, 4],
+    };
+    let is_closed = seen.form == Form::Error
+        && matches!(seen.claim, Claim::Stamp(_))
+        && seen.kind == closed
+        && seen.sender == seen.behind;
     let proof = match seen.form {
+        Form::Error if is_closed && world.tracker.refused_is_reply != 0 => Proof::Reply,
+        Form::Error if is_closed => {
+            return proven(Want::Refused(Complaint::Port, seen.kind, seen.sender));
+        }
         Form::Error => {
             let complaint = match world.tracker.family {
                 V4 => Complaint::Icmp,
@@ -897,6 +923,9 @@ fn genuine(
     let world = &peer.world;
     let family = world.tracker.family;
     let is_asked = match form {
+        Form::Error if is_closed(world, packet, head) => {
+            world.tracker.refused_is_reply == 0 || world.tracker.proof == Proof::Reply
+        }
         Form::Error => true,
         Form::Reset if world.tracker.refused_is_reply == 0 => true,
         Form::Reply | Form::Reset => world.tracker.proof == Proof::Reply,
@@ -935,7 +964,7 @@ fn genuine(
             let packet = reflection(&[0; REFLECTED], &world.claim(sequence));
             let packet = packets::datagram([behind, hub], ports, &packet[..REFLECTED + CLAIM]);
             free.push(head + 4..stamp + REFLECTED);
-            (packet, head + 2, ECHO + STAMP)
+            (packet, head + 2, ECHO + REFLECTED + CLAIM)
         }
         (Form::Error, is_tcp) => {
             let len = if is_tcp { 8 } else { ECHO + CLAIM };
@@ -1115,6 +1144,8 @@ fn check_round(
             ),
         };
         let says = match &outcome {
+            // The byte oracle knows replies from the address that was asked alone.
+            Outcome::Proven(_, _, Want::Elsewhere(_), _) => None,
             Outcome::Proven(at, sequence, ..) => Some((*at, *sequence)),
             Outcome::Foreign(_) | Outcome::Corrupt(_) => None,
         };
@@ -1176,6 +1207,18 @@ fn is_challenge(provable: &HashMap<Vec<u8>, (usize, u64)>, frame: &[u8]) -> bool
     })
 }
 
+/// Whether an error is the behind address's word that nobody has a STAMP tracker's port.
+fn is_closed(world: &World, packet: &[u8], head: usize) -> bool {
+    let (from, kind) = match world.addresses().1 {
+        IpAddr::V4(behind) => (12..16, (behind.octets().to_vec(), [3, 3])),
+        IpAddr::V6(behind) => (8..24, (behind.octets().to_vec(), [1, 4])),
+    };
+    let (behind, kind) = kind;
+    world.tracker.probe == Probe::Stamp
+        && packet.get(from) == Some(&behind[..])
+        && packet.get(head..head + 2) == Some(&kind[..])
+}
+
 /// Whether a port may be that of a probe.
 fn is_own(port: u16) -> bool {
     port >= 1_024 && !(32_768..61_000).contains(&port)
@@ -1217,6 +1260,7 @@ fn told(is_tcp: bool, want: &Want, form: Option<Form>) -> String {
     };
     match want {
         Want::Refused(..) => format!("{probe} {form} Refused"),
+        Want::Elsewhere(_) => format!("{probe} {form} Elsewhere"),
         want => format!("{probe} {form} {want:?}"),
     }
 }

@@ -442,7 +442,7 @@ impl Object {
 }
 
 /// All fields; a new one must be added here before the tests compile.
-pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 14] {
+pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 15] {
     let abi::Counters {
         send_built,
         send_idle,
@@ -454,6 +454,7 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 14] {
         reply_late,
         reply_wrong_path,
         reply_tagged,
+        reply_elsewhere,
         reply_corrupt,
         reply_stale,
         probe_refused,
@@ -470,6 +471,7 @@ pub fn fields(counters: &mut abi::Counters) -> [&mut u64; 14] {
         reply_late,
         reply_wrong_path,
         reply_tagged,
+        reply_elsewhere,
         reply_corrupt,
         reply_stale,
         probe_refused,

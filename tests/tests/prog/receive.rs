@@ -35,6 +35,10 @@ pub enum Want {
     WrongPath,
     /// Is consumed; `probe_refused`, and what the error says.
     Refused,
+    /// The same of an error by which the behind address says that nobody has the port.
+    Closed,
+    /// Is consumed; `reply_elsewhere`, and from where it came.
+    Elsewhere,
     /// Is consumed; `reply_late`.
     Late,
     /// Is consumed; `reply_duplicate`.
@@ -57,6 +61,8 @@ impl Want {
             | Self::Tagged
             | Self::WrongPath => false,
             Self::Refused
+            | Self::Closed
+            | Self::Elsewhere
             | Self::Late
             | Self::Duplicate
             | Self::Counted
@@ -198,6 +204,7 @@ pub fn rows() -> Vec<Row> {
         table.arrivals(family);
         table.datagrams(family);
         table.errors(family);
+        table.refusals(family);
     }
     table.ipv4_only();
     table.ipv6_only();
@@ -589,6 +596,49 @@ impl Table {
         }
     }
 
+    /// Errors by which a host says that nobody has a port.
+    fn refusals(&mut self, family: Family) {
+        let closed = match family {
+            V4 => [3, 3],
+            V6 => [1, 4],
+        };
+        for (probe, refused_is_reply) in [(Probe::Udp, 0), (Probe::Udp, 1), (Probe::Icmp, 1)] {
+            let world = World::new(family).with(|world| {
+                world.tracker.probe = probe;
+                world.tracker.refused_is_reply = refused_is_reply;
+            });
+            let (hub, behind) = world.addresses();
+            let mark = world.mark(SEQUENCE, self.sent);
+            let quoted = world.probe(mark)[ETHERNET..].to_vec();
+            let reply = self.reply(&world);
+            let mut row = |what: &str, from: IpAddr, kind: [u8; 2], tag: u16, want: Want| {
+                let link = reply.clone().with(|reply| {
+                    if tag != 0 {
+                        reply.link.tags = vec![Tag::dot1q(tag)];
+                    }
+                });
+                let frame = link.link.ip(&packets::error(from, hub, kind, &quoted));
+                let what = format!("{probe:?}, refused {refused_is_reply}: {what}");
+                self.frame(what, &reply, frame, want);
+            };
+            let [of_behind, in_vlan] = match (probe, refused_is_reply) {
+                (Probe::Udp, 1) => [Want::Counted, Want::Tagged],
+                (Probe::Udp, _) => [Want::Closed; 2],
+                _ => [Want::Refused; 2],
+            };
+            row("no port", behind, closed, 0, of_behind);
+            row("no port, in a VLAN", behind, closed, 100, in_vlan);
+            row(
+                "no port, says another",
+                next(behind),
+                closed,
+                0,
+                Want::Refused,
+            );
+            row("no host", behind, [closed[0], 0], 0, Want::Refused);
+        }
+    }
+
     /// UDP, as an echo service answers it.
     fn datagrams(&mut self, family: Family) {
         let world = World::new(family).with(|world| world.tracker.probe = Probe::Udp);
@@ -610,7 +660,7 @@ impl Table {
             let what = format!("UDP: to port {port}, which a NAT made of the probe's");
             self.row(what, &moved, Want::Counted);
             let other = reply.clone().with(|reply| reply.ports[0] = port);
-            self.row(format!("UDP: from port {port}"), &other, Want::Corrupt);
+            self.row(format!("UDP: from port {port}"), &other, Want::Elsewhere);
         }
         let at = header(family);
         for checksum in [[0, 0], [0x12, 0x34], [0xff, 0xff]] {
@@ -668,7 +718,7 @@ impl Table {
         }
         let (hub, behind) = world.addresses();
         for (what, from, to, want) in [
-            ("from elsewhere", next(behind), hub, Want::Corrupt),
+            ("from elsewhere", next(behind), hub, Want::Elsewhere),
             ("to elsewhere", behind, next(hub), Want::Foreign),
             ("the other way", hub, behind, Want::Foreign),
         ] {
@@ -751,6 +801,24 @@ impl Table {
         self.row("a late reply", &reply, Want::Late);
         let reply = Reply::new(&impatient, impatient.mark(SEQUENCE, 0));
         self.row("a reply from before the beginning", &reply, Want::Late);
+        let silent = impatient.with(|world| {
+            world.tracker.expects_silence = 1;
+            world.state.send.sent = SEQUENCE + 20;
+        });
+        let late = silent.mark(SEQUENCE, self.sent - 50_000_000);
+        let reply = Reply::new(&silent, late);
+        let what = "a late reply that must not come at all: it is reported";
+        self.row(what, &reply, Want::Late);
+        let reported = silent.clone().with(|world| {
+            let (word, bit) = world.bit(SEQUENCE);
+            world.words[word - world.tracker.window_first as usize] = bit;
+        });
+        let reply = Reply::new(&reported, late);
+        self.row(
+            "another one to the same probe: it is not",
+            &reply,
+            Want::Late,
+        );
 
         for returns in [[0; 4], [901, 902, 903, 904]] {
             let world = world.clone().with(|world| {
@@ -824,13 +892,25 @@ impl Table {
             let strange = strange.marked(|mark| mark.token ^= 1);
             self.row(format!("wrong token, {what}"), &strange, Want::Stranger);
         }
+        let strange = reply.clone().with(|reply| reply.from = next(behind));
+        self.row("another source", &strange, Want::Elsewhere);
+        for newer in [0, 1] {
+            let known = world.clone().with(|world| {
+                world.state.trouble.complaint_sequence = SEQUENCE + newer;
+            });
+            let strange = self.reply(&known).with(|reply| reply.from = next(behind));
+            let what = format!("another source, and a complaint {newer} later was before");
+            self.row(what, &strange, Want::Elsewhere);
+        }
+        let silent = world
+            .clone()
+            .with(|world| world.tracker.expects_silence = 1);
+        let strange = self.reply(&silent).with(|reply| reply.from = next(behind));
+        let what = "what must not come, from another source";
+        self.row(what, &strange, Want::CountedWithEvent);
         let mut corrupt = |what: &str, reply: Reply| {
             self.row(what, &reply, Want::Corrupt);
         };
-        corrupt(
-            "another source",
-            reply.clone().with(|reply| reply.from = next(behind)),
-        );
         corrupt(
             "another destination",
             reply.clone().with(|reply| reply.to = next(hub)),
@@ -1400,6 +1480,8 @@ impl Row {
         let tracker = &mut should.states[state(SLOT)];
         let seen = &is.states[state(SLOT)];
         let rtt = |at: &u64| at.saturating_sub(self.mark.sent_mono_ns);
+        // A late reply that must not come at all.
+        let mut is_leak = false;
         match self.want {
             Want::Foreign => {}
             Want::Stale => should.counters.reply_stale += 1,
@@ -1437,7 +1519,22 @@ impl Row {
                     tracker.trouble.wrong_path_sequence = self.mark.sequence;
                 }
             }
-            Want::Refused => {
+            Want::Elsewhere => {
+                should.counters.reply_elsewhere += 1;
+                tracker.receive.elsewhere += 1;
+                let trouble = &mut tracker.trouble;
+                if self.mark.sequence >= trouble.complaint_sequence {
+                    let sender = packets::read_marked(&self.frame).expect("a reply").source;
+                    trouble.complaint_from = match sender {
+                        IpAddr::V4(sender) => super::widen(sender.octets()),
+                        IpAddr::V6(sender) => sender.octets(),
+                    };
+                    trouble.complaint = Complaint::Elsewhere;
+                    [trouble.complaint_type, trouble.complaint_code] = [0; 2];
+                    trouble.complaint_sequence = self.mark.sequence;
+                }
+            }
+            Want::Refused | Want::Closed => {
                 should.counters.probe_refused += 1;
                 let error = packets::read_error(&self.frame).expect("an error");
                 let trouble = &mut tracker.trouble;
@@ -1446,6 +1543,9 @@ impl Row {
                         IpAddr::V4(source) => (Complaint::Icmp, super::widen(source.octets())),
                         IpAddr::V6(source) => (Complaint::Icmpv6, source.octets()),
                     };
+                    if self.want == Want::Closed {
+                        trouble.complaint = Complaint::Port;
+                    }
                     [trouble.complaint_type, trouble.complaint_code] = error.kind;
                     trouble.complaint_sequence = self.mark.sequence;
                 }
@@ -1453,6 +1553,12 @@ impl Row {
             Want::Late => {
                 should.counters.reply_late += 1;
                 tracker.trouble.late += 1;
+                is_leak = self.world.tracker.expects_silence != 0;
+                if is_leak {
+                    let (word, bit) = self.world.bit(self.mark.sequence);
+                    is_leak = should.words[word] & bit == 0;
+                    should.words[word] |= bit;
+                }
             }
             Want::Duplicate => {
                 should.counters.reply_duplicate += 1;
@@ -1496,6 +1602,15 @@ impl Row {
                 seen.receive.rtt_last_ns,
                 "{what}: the event's time"
             );
+            vec![abi::Event {
+                tracker: SLOT,
+                epoch: self.world.tracker.epoch,
+                sequence: self.mark.sequence,
+                received_mono_ns: received,
+            }]
+        } else if is_leak {
+            let received = events.first().map_or(0, |event| event.received_mono_ns);
+            assert!(ran.mono_ns.contains(&received), "{what}: the event's time");
             vec![abi::Event {
                 tracker: SLOT,
                 epoch: self.world.tracker.epoch,

@@ -80,25 +80,36 @@ pub fn recognise(
 ) -> Option<Outcome> {
     let slot = slot(answer)?;
     let (hub, tracker, state) = (HUB.get(0)?, TRACKERS.get(slot)?, STATE.get_ptr_mut(slot)?);
-    if tracker.active == 0 || !answer.is_intact || !answer.belongs_to(tracker) {
+    let is_between = answer.belongs_to(tracker);
+    // Of TCP the way to the tracker begins with the address that was asked.
+    let is_reflected = matches!(
+        (answer.message, answer.proof),
+        (Message::Reply, Claimed::Stamp(_))
+    ) && answer.is_told_to(tracker);
+    if tracker.active == 0 || !answer.is_intact || !(is_between || is_reflected) {
         return None;
     }
     // SAFETY: a valid map value; the send program writes the word whole.
     let sent = unsafe { (&raw const (*state).send.sent).read_volatile() };
     let Some(sequence) = proven(answer, slot, hub, tracker, sent) else {
         // A reflector's packet bears what no other sender puts there. Of a segment nobody can tell whose it is.
-        if matches!(
-            (answer.message, answer.proof),
-            (Message::Reply, Claimed::Stamp(_))
-        ) {
+        if is_between && is_reflected {
             receive::note_corrupt(state, true);
             return Some(Outcome::Corrupt);
         }
         return None;
     };
+    // What must be stopped was not, whatever address answers it.
+    if !is_between && tracker.expects_silence == 0 {
+        return match tracker.proof {
+            Proof::Reply => Some(receive::note_elsewhere(state, answer.sender, sequence)),
+            Proof::Arrival => None,
+        };
+    }
     let proof = match answer.message {
         Message::Reply => Proof::Reply,
         Message::Reset if tracker.refused_is_reply != 0 => Proof::Reply,
+        Message::Error if tracker.refused_is_reply != 0 && answer.refuses() => Proof::Reply,
         Message::Probe => Proof::Arrival,
         Message::Held => return hold(answer, slot, tracker, state, sequence, sent),
         Message::Reset | Message::Error => return complain(answer, tracker, state, sequence),
@@ -202,7 +213,7 @@ fn proven(answer: &Answer, slot: u32, hub: &Hub, tracker: &Tracker, sent: u64) -
 #[inline(always)]
 fn count_answer(slot: u32, tracker: &Tracker, state: *mut State, sequence: u64) -> Outcome {
     let Some(time) = WINDOWS.get_ptr(tracker.time_at(sequence)) else {
-        return receive::note_late(state);
+        return receive::note_late(slot, tracker, state, sequence);
     };
     // SAFETY: valid map values; the send program writes both words whole, first the number, then the time.
     let (sent_mono_ns, sent) = unsafe {
@@ -211,7 +222,7 @@ fn count_answer(slot: u32, tracker: &Tracker, state: *mut State, sequence: u64) 
     };
     // Later probes have the place of its time: it was sent more than the timeout ago.
     if sent.wrapping_sub(sequence) > u64::from(tracker.window_mask) {
-        return receive::note_late(state);
+        return receive::note_late(slot, tracker, state, sequence);
     }
     let mark = Mark {
         tracker: slot,
@@ -232,7 +243,7 @@ fn complain(
 ) -> Option<Outcome> {
     let complaint = match answer.message {
         Message::Reset => Complaint::Reset,
-        _ => receive::complaint_of(tracker.family),
+        _ => receive::complaint_of(tracker.family, answer.refuses()),
     };
     receive::note_complaint(state, complaint, answer.kind, answer.sender, sequence);
     Some(Outcome::Error)

@@ -34,6 +34,8 @@ pub enum Outcome {
     Tagged,
     /// An ICMP error about one of ours.
     Error,
+    /// Ours, but from another address or port than the one that was asked.
+    Elsewhere,
     /// Not proven ours: checksum, addresses or token are wrong.
     Corrupt,
     /// Not provable: no tracker in use has that number.
@@ -206,15 +208,22 @@ pub fn recognise(
     if tracker.active == 0 {
         return stale;
     }
-    if matches!(reply.message, Message::Error) {
-        return complain(reply, hub, tracker, state);
+    if matches!(reply.message, Message::Error)
+        && let Some(outcome) = complain(reply, hub, tracker, state)?
+    {
+        return Some(outcome);
     }
-    let proof = reply.proof(tracker)?;
+    let is_error = matches!(reply.message, Message::Error);
+    let proof = match is_error {
+        // That nobody has the port, from the address that was asked: as good as a reply.
+        true => Proof::Reply,
+        false => reply.proof(tracker)?,
+    };
     // The one does not stand for the other: whoever sees a probe can answer it.
     if proof != tracker.proof {
         return None;
     }
-    let is_between = reply.belongs_to(tracker, proof);
+    let is_between = is_error || reply.belongs_to(tracker, proof);
     if !is_between && matches!(proof, Proof::Arrival) {
         return None;
     }
@@ -225,9 +234,14 @@ pub fn recognise(
     } = reply.mark;
     let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
     let is_ours = token == reply.mark.token;
-    if !is_ours || !reply.is_intact || !is_between {
+    let is_told = is_between || reply.is_told_to(tracker);
+    if !is_ours || !reply.is_intact || !is_told {
         note_corrupt(state, is_ours || is_between);
         return Some(Outcome::Corrupt);
+    }
+    // What must be stopped was not, whatever address answers it.
+    if !is_between && tracker.expects_silence == 0 {
+        return Some(note_elsewhere(state, reply.sender, sequence));
     }
     let Some(path) = PATHS.get(tracker.path) else {
         return stale;
@@ -251,11 +265,16 @@ pub fn recognise(
     Some(outcome)
 }
 
-/// Notes an ICMP error whose quote the token proves to be one of our probes. Anything else is of no concern
-/// here: whoever wants to blame a service would have to see its probes. The error itself is not proven, so it
-/// only explains a loss, and never makes one.
+/// Records an ICMP error whose quoted packet bears a valid token. The probe is authenticated, the sender is not, so an error
+/// may explain a loss but never create one. `None`: an error about others' packets, of no concern here. `Some(None)`: it is
+/// to be taken for a reply.
 #[inline(always)]
-fn complain(error: &Reply, hub: &Hub, tracker: &Tracker, state: *mut State) -> Option<Outcome> {
+fn complain(
+    error: &Reply,
+    hub: &Hub,
+    tracker: &Tracker,
+    state: *mut State,
+) -> Option<Option<Outcome>> {
     let Mark {
         tracker: slot,
         sequence,
@@ -266,18 +285,32 @@ fn complain(error: &Reply, hub: &Hub, tracker: &Tracker, state: *mut State) -> O
     if token != right || !error.is_intact || !error.is_told_to(tracker) {
         return None;
     }
-    let complaint = complaint_of(tracker.family);
+    let refuses = error.refuses(tracker);
+    if refuses && tracker.refused_is_reply != 0 {
+        return Some(None);
+    }
+    let complaint = complaint_of(tracker.family, refuses);
     note_complaint(state, complaint, error.kind, error.sender, sequence);
-    Some(Outcome::Error)
+    Some(Some(Outcome::Error))
 }
 
-/// What an ICMP error to a family is.
+/// What an ICMP error to a family is; `refuses` where the behind address says that nobody has the port.
 #[inline(always)]
-pub const fn complaint_of(family: Family) -> Complaint {
+pub const fn complaint_of(family: Family, refuses: bool) -> Complaint {
     match family {
+        _ if refuses => Complaint::Port,
         Family::Ipv4 => Complaint::Icmp,
         Family::Ipv6 => Complaint::Icmpv6,
     }
+}
+
+/// Notes a genuine reply from another address or port than the one that was asked.
+#[inline(always)]
+pub fn note_elsewhere(state: *mut State, sender: [u64; 2], sequence: u64) -> Outcome {
+    // SAFETY: a valid map value.
+    unsafe { atomic::add32(&raw mut (*state).receive.elsewhere, 1) };
+    note_complaint(state, Complaint::Elsewhere, [0; 2], sender, sequence);
+    Outcome::Elsewhere
 }
 
 /// Notes what says that a probe did not get through, and who says so.
@@ -321,12 +354,40 @@ pub fn note_corrupt(state: *mut State, explains: bool) {
     }
 }
 
-/// Notes a reply after the timeout.
+/// Notes a reply after the timeout. Where the service must stop the probes, the first one to a probe proves that it did not.
 #[inline(always)]
-pub fn note_late(state: *mut State) -> Outcome {
-    // SAFETY: a valid map value.
-    unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
+pub fn note_late(slot: u32, tracker: &Tracker, state: *mut State, sequence: u64) -> Outcome {
+    // SAFETY: a valid map value; the send program writes the number whole.
+    let sent = unsafe {
+        atomic::add32(&raw mut (*state).trouble.late, 1);
+        (&raw const (*state).send.sent).read_volatile()
+    };
+    if tracker.expects_silence == 0 || !tracker.window().remembers(sequence, sent) {
+        return Outcome::Late;
+    }
+    let (word, bit) = tracker.window().position(sequence);
+    if let Some(word) = WINDOWS.get_ptr_mut(word)
+        // SAFETY: a valid map value, whose bits are of probes that were sent before.
+        && unsafe { atomic::fetch_or(word, bit) } & bit == 0
+    {
+        // SAFETY: no arguments, always available.
+        report(slot, tracker, sequence, unsafe { bpf_ktime_get_ns() });
+    }
     Outcome::Late
+}
+
+/// Tells the daemon of a reply at once.
+#[inline(always)]
+fn report(slot: u32, tracker: &Tracker, sequence: u64, received_mono_ns: u64) {
+    let event = Event {
+        tracker: slot,
+        epoch: tracker.epoch,
+        sequence,
+        received_mono_ns,
+    };
+    if EVENTS.output_untyped::<Event>(event, 0).is_err() {
+        count(|counters| &mut counters.event_dropped);
+    }
 }
 
 /// Notes a genuine reply to a probe that was answered before, or to one before the last.
@@ -422,7 +483,7 @@ pub fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome
     let rtt_ns = match worth {
         Worth::Counts { rtt_ns } => rtt_ns,
         Worth::Duplicate => return note_duplicate(state),
-        Worth::Late => return note_late(state),
+        Worth::Late => return note_late(mark.tracker, tracker, state, mark.sequence),
         Worth::Nowhere => return Outcome::Stale,
     };
     // SAFETY: a valid map value. Plain additions, which cost a third of a locked one: first replies to
@@ -442,15 +503,7 @@ pub fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome
         receive.verdict
     };
     if tracker.reports(verdict) {
-        let event = Event {
-            tracker: mark.tracker,
-            epoch: tracker.epoch,
-            sequence: mark.sequence,
-            received_mono_ns: now_mono_ns,
-        };
-        if EVENTS.output_untyped::<Event>(event, 0).is_err() {
-            count(|counters| &mut counters.event_dropped);
-        }
+        report(mark.tracker, tracker, mark.sequence, now_mono_ns);
     }
     Outcome::Counted
 }
@@ -470,6 +523,7 @@ pub fn count_outcome(outcome: Outcome) -> u64 {
         Outcome::WrongPath => count(|counters| &mut counters.reply_wrong_path),
         Outcome::Tagged => count(|counters| &mut counters.reply_tagged),
         Outcome::Error => count(|counters| &mut counters.probe_refused),
+        Outcome::Elsewhere => count(|counters| &mut counters.reply_elsewhere),
         Outcome::Corrupt => count(|counters| &mut counters.reply_corrupt),
         Outcome::Stale => count(|counters| &mut counters.reply_stale),
     }
@@ -483,7 +537,7 @@ impl Outcome {
     pub const fn is_done(self) -> bool {
         match self {
             // The hub's own stack has sent nothing that an error could be about.
-            Self::Counted | Self::Duplicate | Self::Late | Self::Error => true,
+            Self::Counted | Self::Duplicate | Self::Late | Self::Error | Self::Elsewhere => true,
             Self::WrongPath | Self::Tagged | Self::Corrupt | Self::Stale => false,
         }
     }

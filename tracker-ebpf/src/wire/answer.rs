@@ -78,6 +78,22 @@ impl Proof {
 }
 
 impl Answer {
+    /// True where it is about the tracker's kind of probe and came to the tracker's source, from wherever.
+    #[inline(always)]
+    pub fn is_told_to(&self, tracker: &Tracker) -> bool {
+        tracker.probe as u8 == self.proof.probe() as u8
+            && tracker.family as u8 == self.family as u8
+            && address::of_map(&tracker.source) == self.source
+    }
+
+    /// True where it is an error by which the behind address says of a UDP probe that nobody has its port.
+    #[inline(always)]
+    pub fn refuses(&self) -> bool {
+        matches!(self.proof, Proof::Stamp(_))
+            && icmp::is_port_unreachable(self.kind, self.family)
+            && self.sender == self.behind
+    }
+
     /// By which the trackers are found that ask the port of a SYN.
     #[inline(always)]
     pub fn stream(&self) -> StreamKey {
@@ -91,11 +107,9 @@ impl Answer {
     /// True where it is between the tracker's addresses and ports, and about its kind of probe.
     #[inline(always)]
     pub fn belongs_to(&self, tracker: &Tracker) -> bool {
-        tracker.probe as u8 == self.proof.probe() as u8
-            && tracker.family as u8 == self.family as u8
+        self.is_told_to(tracker)
             && tracker.port == self.port
             && address::of_map(&tracker.behind) == self.behind
-            && address::of_map(&tracker.source) == self.source
     }
 }
 
@@ -297,7 +311,12 @@ fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) ->
                 None => return None,
             };
             let len = usize::from(datagram.len);
-            let is_whole = len >= udp::LEN + stamp::LEN && len <= room;
+            // Many reflectors send no more than they must know of the probe.
+            let least = match message {
+                Message::Reply => stamp::REFLECTED_LEN,
+                _ => stamp::LEN,
+            };
+            let is_whole = len >= udp::LEN + least && len <= room;
             let ports = [source, destination];
             Some(Above::new(message, Proof::Stamp(claim), ports, is_whole))
         }

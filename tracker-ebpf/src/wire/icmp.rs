@@ -1,6 +1,7 @@
 //! ICMP and ICMPv6 echo (RFC 792, RFC 4443 section 4).
 
 use super::{be16, checksum::Sum, put16};
+use crate::abi::Family;
 
 /// Bytes of an echo header.
 pub const LEN: usize = 8;
@@ -25,6 +26,15 @@ pub const fn is_error(kind: u8) -> bool {
 #[inline(always)]
 pub const fn is_error_v6(kind: u8) -> bool {
     matches!(kind, 1..=4)
+}
+
+/// True for a type and code by which a host says that nobody has a port (RFC 792, RFC 4443 section 3.1).
+#[inline(always)]
+pub const fn is_port_unreachable([kind, code]: [u8; 2], family: Family) -> bool {
+    match family {
+        Family::Ipv4 => kind == 3 && code == 3,
+        Family::Ipv6 => kind == 1 && code == 4,
+    }
 }
 
 /// An echo header's fields.

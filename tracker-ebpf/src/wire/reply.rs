@@ -151,6 +151,14 @@ impl Reply {
         is_of_port && self.goes_to(tracker, to) && self.sender == address::of_map(from)
     }
 
+    /// True where it is an error by which the behind address says of a UDP probe that nobody has its port.
+    #[inline(always)]
+    pub fn refuses(&self, tracker: &Tracker) -> bool {
+        tracker.probe as u8 == Probe::Udp as u8
+            && icmp::is_port_unreachable(self.kind, self.family)
+            && self.sender == address::of_map(&tracker.behind)
+    }
+
     /// True where it came to the tracker's source, as an error about a probe does, from wherever.
     #[inline(always)]
     pub fn is_told_to(&self, tracker: &Tracker) -> bool {

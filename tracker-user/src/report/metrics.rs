@@ -85,6 +85,12 @@ const TRACKER_METRICS: &[(&str, &str, &str, Value)] = &[
         |t| Some(t.wrong_path as f64),
     ),
     (
+        "tracker_elsewhere_total",
+        "counter",
+        "Replies from another address or port than was asked.",
+        |t| Some(t.elsewhere as f64),
+    ),
+    (
         "tracker_skipped_total",
         "counter",
         "Probes that were due and not sent.",

@@ -284,6 +284,9 @@ pub struct TrackerStatus {
     pub corrupt: u64,
     /// Genuine replies on an interface outside `returns`.
     pub wrong_path: u64,
+    /// Genuine replies from another address or port than the one that was asked.
+    #[serde(default)]
+    pub elsewhere: u64,
     /// Probes that were due and that the hub did not send.
     pub skipped: u64,
     /// What counts as received; where it is the arrival, `rtt_us` are one-way times.
@@ -395,6 +398,8 @@ pub struct Counters {
     pub corrupt: u64,
     /// Genuine replies on an interface outside `returns`.
     pub wrong_path: u64,
+    /// Genuine replies from another address or port than the one that was asked.
+    pub elsewhere: u64,
     /// Probes that were due and that the hub did not send.
     pub skipped: u64,
     /// Probes of `sent` whose outcome proves nothing.
@@ -425,7 +430,7 @@ pub(crate) mod tests {
         r#""verdict":"up","cause":"replied","#,
         r#""trackers":[{"behind":"10.20.0.9","probe":"icmp","verdict":"up","cause":"replied","#,
         r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
-        r#","late":0,"corrupt":0,"wrong_path":0,"skipped":0,"proof":"reply","void":0"#,
+        r#","late":0,"corrupt":0,"wrong_path":0,"elsewhere":0,"skipped":0,"proof":"reply","void":0"#,
         r#","return_ttl":62,"return_mac":"02:00:00:00:00:01"}]"#,
         r#","send":"xdp-redirect""#,
         r#"}],"flaps":0,"flaps_total":2}],"#,
@@ -469,6 +474,7 @@ pub(crate) mod tests {
                         late: 0,
                         corrupt: 0,
                         wrong_path: 0,
+                        elsewhere: 0,
                         skipped: 0,
                         void: 0,
                         held: None,
