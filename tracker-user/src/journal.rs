@@ -4,6 +4,8 @@
 //! A journal is a [`Snapshot`], and what happened since: lines of JSON, each of them complete in itself. It is
 //! written before anybody is told, so that no event number is ever given twice.
 
+mod saved;
+
 use std::collections::HashSet;
 
 use jiff::Timestamp;
@@ -29,6 +31,7 @@ pub struct Snapshot {
     /// In the order in which they are reported.
     pub services: Vec<SavedService>,
     /// The chains.
+    #[serde(with = "saved::chains")]
     pub chains: Vec<Chain>,
     /// The newest events.
     pub events: Vec<Event>,
@@ -43,6 +46,7 @@ pub struct Snapshot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedService {
     /// What is configured.
+    #[serde(with = "saved::service")]
     pub service: Service,
     /// Since when its verdict is what it is.
     pub since: Timestamp,
@@ -513,11 +517,47 @@ mod tests {
 
     #[test]
     fn a_tracker_of_an_older_version_has_the_new_keys_defaults() {
-        let read: config::Tracker = serde_json::from_str(r#"{"behind":"10.20.0.9"}"#).unwrap();
+        let mut left: serde_json::Value =
+            serde_json::from_slice(&Record::Snapshot(snapshot()).line()).unwrap();
+        let members = &mut left["snapshot"]["services"][0]["service"]["members"];
+        members[0]["trackers"] = serde_json::json!([{"behind": "10.20.0.9"}]);
+        members[0]["policy"] = "Any".into();
+        let mut read = Snapshot::read(left.to_string().as_bytes()).unwrap();
+        let read = read.member().trackers[0].clone();
         let text =
             "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.0.2\"\nbehind = [\"10.20.0.9\"]\n";
         let config = config::parse(text, Path::new("test.toml")).unwrap();
         assert_eq!(read, config.services[0].members[0].trackers[0]);
+    }
+
+    /// Version 1 with every key, as it was first written.
+    #[test]
+    fn version_1_is_read() {
+        let text = r#"{"snapshot":{"namespace":[4,4026531840],"mode":"auto","services":[{"service":{"name":"fw-1",
+            "origin":"run-time","members":[{"role":"standby","endpoint":"10.9.0.2","interface":"eth1","source":"10.9.0.1",
+            "returns":["eth2"],"return_hop":"endpoint","policy":{"AtLeast":1},"trackers":[{"behind":"10.20.0.9",
+            "probe":"udp","port":862,"protocol":"stamp","interval":{"secs":2,"nanos":0},"timeout":{"secs":0,"nanos":7000000},
+            "fall":5,"rise":4,"payload":44,"expect":"silence","flow":"rotate","refused":"up","hold_down":{"secs":3,"nanos":0},
+            "return_ttl":63}]},{"role":"active","endpoint":"10.9.0.3","interface":null,"source":null,"returns":[],
+            "return_hop":"any","policy":"All","trackers":[{"behind":"10.20.0.9"}]}]},"since":"2026-01-01T00:00:00Z",
+            "members":[{"path":3,"trackers":[{"slot":7,"verdict":"up","cause":"replied"}]},{"path":4,"trackers":[{"slot":9,
+            "verdict":"down","cause":"no-reply"}]}]}],"chains":[{"name":"internet","services":["fw-1"]}],"events":[],"next":8,
+            "run":"r1"}}"#;
+        let mut read = Snapshot::read(text.replace('\n', " ").as_bytes()).unwrap();
+        assert_eq!(read.chains, snapshot().chains);
+        assert_eq!(read.services[0].service.origin, config::Origin::RunTime);
+        let config = "[[service]]\nname = \"fw-1\"\n[[service.member]]\nrole = \"standby\"\nendpoint = \"10.9.0.2\"\n\
+            interface = \"eth1\"\nsource = \"10.9.0.1\"\nreturns = [\"eth2\"]\nreturn_hop = \"endpoint\"\npolicy = 1\n\
+            behind = [\"10.20.0.9\"]\nprobe = \"udp\"\nprotocol = \"stamp\"\ninterval = \"2s\"\ntimeout = \"7ms\"\nfall = 5\n\
+            rise = 4\npayload = 44\nexpect = \"silence\"\nflow = \"rotate\"\nrefused = \"up\"\nhold_down = \"3s\"\n\
+            return_ttl = 63\n[[service.member]]\nrole = \"active\"\nendpoint = \"10.9.0.3\"\nbehind = [\"10.20.0.9\"]\n\
+            policy = \"all\"\n";
+        let config = config::parse(config, Path::new("test.toml")).unwrap();
+        assert_eq!(*read.member(), config.services[0].members[0]);
+        let members = &read.services[0].service.members;
+        assert_eq!(members[1], config.services[0].members[1]);
+        let written = Record::Snapshot(read.clone()).line();
+        assert_eq!(Snapshot::read(&written).unwrap(), read);
     }
 
     #[test]

@@ -28,7 +28,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use tracker_ebpf::{abi, wire::probe};
 
 pub use addition::{Addition, Given, options};
@@ -104,7 +103,7 @@ pub enum ModeChoice {
 }
 
 /// An inline network function.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// Unique among services.
     pub name: String,
@@ -135,7 +134,7 @@ pub enum Origin {
 }
 
 /// One attachment of a service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Member {
     /// Its part in a high-availability pair.
     pub role: Role,
@@ -174,7 +173,7 @@ pub enum ReturnHop {
 }
 
 /// How the verdicts of a member's trackers make the member's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Policy {
     /// One tracker that is up suffices.
     #[default]
@@ -186,8 +185,7 @@ pub enum Policy {
 }
 
 /// One stream of probes from a member to a behind address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tracker {
     /// The address that is reached only through the service.
     pub behind: IpAddr,
@@ -309,7 +307,7 @@ pub enum Refused {
 }
 
 /// An ordered list of services; up when all of them are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Chain {
     /// Unique among chains.
     pub name: String,

@@ -1,0 +1,270 @@
+//! Services and chains as version 1 of the journal has them: structures of their own, so that the configuration's types can
+//! change without a change of what older daemons wrote and newer ones read. Conversions name every field, so that a new setting
+//! does not compile until it is decided what a journal without it means.
+
+use std::{net::IpAddr, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::config::{self, Expect, Flow, Origin, Probe, Protocol, Refused, ReturnHop, Role};
+
+#[derive(Serialize, Deserialize)]
+struct Service {
+    name: String,
+    origin: Origin,
+    members: Vec<Member>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Member {
+    role: Role,
+    endpoint: IpAddr,
+    interface: Option<String>,
+    source: Option<IpAddr>,
+    returns: Vec<String>,
+    return_hop: ReturnHop,
+    policy: Policy,
+    trackers: Vec<Tracker>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Policy {
+    Any,
+    All,
+    AtLeast(u16),
+}
+
+/// What an older daemon did not write has its default of the configuration.
+#[derive(Serialize, Deserialize)]
+#[serde(default)]
+struct Tracker {
+    behind: IpAddr,
+    probe: Probe,
+    port: Option<u16>,
+    protocol: Protocol,
+    interval: Duration,
+    timeout: Duration,
+    fall: u8,
+    rise: u8,
+    payload: u16,
+    expect: Expect,
+    flow: Flow,
+    refused: Refused,
+    hold_down: Duration,
+    return_ttl: Option<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Chain {
+    name: String,
+    services: Vec<String>,
+}
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Self::from(&config::Tracker::default())
+    }
+}
+
+impl From<&config::Service> for Service {
+    fn from(service: &config::Service) -> Self {
+        let config::Service {
+            name,
+            origin,
+            members,
+        } = service;
+        Self {
+            name: name.clone(),
+            origin: *origin,
+            members: members.iter().map(Member::from).collect(),
+        }
+    }
+}
+
+impl From<Service> for config::Service {
+    fn from(saved: Service) -> Self {
+        let Service {
+            name,
+            origin,
+            members,
+        } = saved;
+        Self {
+            name,
+            origin,
+            members: members.into_iter().map(config::Member::from).collect(),
+        }
+    }
+}
+
+impl From<&config::Member> for Member {
+    fn from(member: &config::Member) -> Self {
+        let config::Member {
+            role,
+            endpoint,
+            interface,
+            source,
+            returns,
+            return_hop,
+            policy,
+            trackers,
+        } = member;
+        Self {
+            role: *role,
+            endpoint: *endpoint,
+            interface: interface.clone(),
+            source: *source,
+            returns: returns.clone(),
+            return_hop: *return_hop,
+            policy: match policy {
+                config::Policy::Any => Policy::Any,
+                config::Policy::All => Policy::All,
+                config::Policy::AtLeast(count) => Policy::AtLeast(*count),
+            },
+            trackers: trackers.iter().map(Tracker::from).collect(),
+        }
+    }
+}
+
+impl From<Member> for config::Member {
+    fn from(saved: Member) -> Self {
+        let Member {
+            role,
+            endpoint,
+            interface,
+            source,
+            returns,
+            return_hop,
+            policy,
+            trackers,
+        } = saved;
+        Self {
+            role,
+            endpoint,
+            interface,
+            source,
+            returns,
+            return_hop,
+            policy: match policy {
+                Policy::Any => config::Policy::Any,
+                Policy::All => config::Policy::All,
+                Policy::AtLeast(count) => config::Policy::AtLeast(count),
+            },
+            trackers: trackers.into_iter().map(config::Tracker::from).collect(),
+        }
+    }
+}
+
+impl From<&config::Tracker> for Tracker {
+    fn from(tracker: &config::Tracker) -> Self {
+        let config::Tracker {
+            behind,
+            probe,
+            port,
+            protocol,
+            interval,
+            timeout,
+            fall,
+            rise,
+            payload,
+            expect,
+            flow,
+            refused,
+            hold_down,
+            return_ttl,
+        } = *tracker;
+        Self {
+            behind,
+            probe,
+            port,
+            protocol,
+            interval,
+            timeout,
+            fall,
+            rise,
+            payload,
+            expect,
+            flow,
+            refused,
+            hold_down,
+            return_ttl,
+        }
+    }
+}
+
+impl From<Tracker> for config::Tracker {
+    fn from(saved: Tracker) -> Self {
+        let Tracker {
+            behind,
+            probe,
+            port,
+            protocol,
+            interval,
+            timeout,
+            fall,
+            rise,
+            payload,
+            expect,
+            flow,
+            refused,
+            hold_down,
+            return_ttl,
+        } = saved;
+        Self {
+            behind,
+            probe,
+            port,
+            protocol,
+            interval,
+            timeout,
+            fall,
+            rise,
+            payload,
+            expect,
+            flow,
+            refused,
+            hold_down,
+            return_ttl,
+        }
+    }
+}
+
+/// For serde: a service.
+pub(super) mod service {
+    use super::{Deserialize, Deserializer, Serialize, Serializer, Service, config};
+
+    pub(in super::super) fn serialize<S: Serializer>(
+        service: &config::Service,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        Service::from(service).serialize(serializer)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<config::Service, D::Error> {
+        Service::deserialize(deserializer).map(config::Service::from)
+    }
+}
+
+/// For serde: chains.
+pub(super) mod chains {
+    use super::{Chain, Deserialize, Deserializer, Serializer, config};
+
+    pub(in super::super) fn serialize<S: Serializer>(
+        chains: &[config::Chain],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(chains.iter().map(|config::Chain { name, services }| Chain {
+            name: name.clone(),
+            services: services.clone(),
+        }))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<config::Chain>, D::Error> {
+        let chains = Vec::<Chain>::deserialize(deserializer)?.into_iter();
+        let chains = chains.map(|Chain { name, services }| config::Chain { name, services });
+        Ok(chains.collect())
+    }
+}
