@@ -176,7 +176,7 @@ fn a_bad_addition_changes_nothing() -> Result<()> {
     }
     // Wrong usage is another matter.
     let usage = tracker.client(&["service", "add", "fw-9"]).output()?;
-    assert_eq!(usage.status.code(), Some(2));
+    assert_eq!(usage.status.code(), Some(64));
     Ok(())
 }
 

@@ -61,8 +61,10 @@ fn exit_codes() -> Result<()> {
     assert_eq!(run(&tracker, &["events"])?.status.code(), Some(1));
     assert_eq!(
         run(&tracker, &["status", "--nonesuch"])?.status.code(),
-        Some(2)
+        Some(64)
     );
+    assert_eq!(run(&tracker, &[])?.status.code(), Some(64));
+    assert_eq!(run(&tracker, &["--help"])?.status.code(), Some(0));
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The command line: its arguments, and the commands that only ask or read.
 //!
 //! Exit codes are the same everywhere: 0 done, 1 not done (one line on standard error says why),
-//! 2 wrong usage; `status` also exits 2 when something is not up.
+//! 64 wrong usage (`EX_USAGE` of sysexits.h); `status` exits 2 when something is not up.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -15,6 +15,9 @@ use crate::config::{self, Addition, Config};
 use crate::report::events::{Missed, Numbered, Place, Reset};
 use crate::report::protocol::{self, ClientError, Request};
 use crate::report::table;
+
+/// What wrong usage exits with: `EX_USAGE` of sysexits.h.
+pub const WRONG_USAGE: u8 = 64;
 
 const DEFAULT_SOCKET: &str = "/run/tracker/default.sock";
 
@@ -79,7 +82,7 @@ pub enum Command {
 /// Arguments of `tracker run`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 ended by a signal; 1 could not run, standard error says why; 2 wrong usage."
+    after_help = "Exit codes: 0 ended by a signal; 1 could not run, standard error says why; 64 wrong usage."
 )]
 pub struct RunArgs {
     /// The configuration, in TOML
@@ -92,7 +95,7 @@ pub struct RunArgs {
 
 /// Arguments of `tracker check`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 valid; 1 not valid or not readable; 2 wrong usage.")]
+#[command(after_help = "Exit codes: 0 valid; 1 not valid or not readable; 64 wrong usage.")]
 pub struct CheckArgs {
     /// The configuration, in TOML
     #[arg(value_name = "FILE")]
@@ -105,7 +108,7 @@ pub struct CheckArgs {
 /// Arguments of `tracker status`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 all up; 2 something is not up, or wrong usage; 1 no answer, or no such name."
+    after_help = "Exit codes: 0 all up; 2 something is not up; 1 no answer, or no such name; 64 wrong usage."
 )]
 pub struct StatusArgs {
     /// Only this service, or this chain and its services
@@ -121,7 +124,7 @@ pub struct StatusArgs {
 
 /// Arguments of `tracker events`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 printed; 1 no answer, or the daemon ended; 2 wrong usage.")]
+#[command(after_help = "Exit codes: 0 printed; 1 no answer, or the daemon ended; 64 wrong usage.")]
 pub struct EventsArgs {
     /// Go on with what happens from now on
     #[arg(long, short)]
@@ -140,7 +143,7 @@ pub struct EventsArgs {
 
 /// Arguments of `tracker service`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 done; 1 refused or no answer; 2 wrong usage.")]
+#[command(after_help = "Exit codes: 0 done; 1 refused or no answer; 64 wrong usage.")]
 pub struct ServiceArgs {
     /// What to do.
     #[command(subcommand)]
@@ -169,7 +172,7 @@ pub enum ServiceCommand {
 /// Arguments of `tracker service add`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 added; 1 refused, nothing was changed, or no answer; 2 wrong usage."
+    after_help = "Exit codes: 0 added; 1 refused, nothing was changed, or no answer; 64 wrong usage."
 )]
 pub struct AddArgs {
     /// The service.
@@ -183,7 +186,7 @@ pub struct AddArgs {
 /// Arguments of `tracker service remove`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 removed; 1 refused, nothing was changed, or no answer; 2 wrong usage."
+    after_help = "Exit codes: 0 removed; 1 refused, nothing was changed, or no answer; 64 wrong usage."
 )]
 pub struct RemoveArgs {
     /// The service
@@ -196,7 +199,7 @@ pub struct RemoveArgs {
 
 /// Arguments of `tracker service list`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 listed; 1 no answer; 2 wrong usage.")]
+#[command(after_help = "Exit codes: 0 listed; 1 no answer; 64 wrong usage.")]
 pub struct ListArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
@@ -209,7 +212,7 @@ pub struct ListArgs {
 /// Arguments of `tracker doctor`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 the daemon can run; 1 it cannot, or something could not be found out; 2 wrong usage."
+    after_help = "Exit codes: 0 the daemon can run; 1 it cannot, or something could not be found out; 64 wrong usage."
 )]
 pub struct DoctorArgs {
     /// Also look at the interfaces that this configuration names
@@ -223,7 +226,7 @@ pub struct DoctorArgs {
 /// Arguments of `tracker cleanup`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 nothing is left; 1 something could not be removed, or its daemon runs; 2 wrong usage."
+    after_help = "Exit codes: 0 nothing is left; 1 something could not be removed, or its daemon runs; 64 wrong usage."
 )]
 pub struct CleanupArgs {
     /// The instance

@@ -9,7 +9,17 @@ use tracker_user::{
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where nobody reads it, the exit code still tells.
+            let _ = error.print();
+            return match error.use_stderr() {
+                true => ExitCode::from(cli::WRONG_USAGE),
+                false => ExitCode::SUCCESS,
+            };
+        }
+    };
     match cli.command {
         Command::Check(args) => match cli::check(&args) {
             Ok(config) if args.here => block_on(async move {
