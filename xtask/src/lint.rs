@@ -131,12 +131,16 @@ const PAPERS: &[&str] = &[
     ".ci/run",
 ];
 
+/// Files that must stay short, and their most lines: what is longer belongs in the book.
+const SHORT: &[(&str, usize)] = &[("README.md", 150), ("ARCHITECTURE.md", 250)];
 /// The table of contents of the book, which lies in the same directory.
 const SUMMARY: &str = "docs/SUMMARY.md";
 /// Pages of the book that are generated. What these name is not thereby explained.
 const REFERENCE: &str = "docs/reference/";
+/// Reads the words of outputs from a source file's text.
+type Reader = fn(&str) -> Vec<String>;
 /// Where lint finds the words of outputs that the book explains: a file, and how to read them from its text.
-const WORDS: &[(&str, fn(&str) -> Vec<String>)] = &[
+const WORDS: &[(&str, Reader)] = &[
     ("tracker-user/src/report/metrics.rs", metrics),
     ("tracker-ebpf/src/verdict.rs", verdict_words),
 ];
@@ -265,6 +269,14 @@ impl Tree {
                     problems.extend(text_problems(name, text, &leads));
                 }
                 _ => problems.push(format!("{name}: a binary file")),
+            }
+        }
+        for (name, most) in SHORT {
+            let lines = self.text(name).lines().count();
+            if lines > *most {
+                problems.push(format!(
+                    "{name}: {lines} lines, more than {most}; move what is not needed first to docs/"
+                ));
             }
         }
         let contents: Vec<&str> = links(self.text(SUMMARY)).collect();
