@@ -13,3 +13,4 @@ pub mod observed;
 pub mod requests;
 pub mod rtnetlink;
 pub mod solicit;
+pub mod sysfs;
