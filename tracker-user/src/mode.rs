@@ -95,9 +95,21 @@ impl Mode {
             Some(features) if !has(features, XDP_ACT_RX_SG) => fixed(
                 "the driver's XDP takes no packets of several buffers, so it would limit MTU and merging",
             ),
-            Some(_) => offloads(&link.name)
-                .merging
-                .map(|offload| format!("native XDP would switch off {offload} (ethtool -k)")),
+            Some(_) => match offloads(&link.name) {
+                Offloads {
+                    merging: Some(offload),
+                    ..
+                } => Some(format!(
+                    "native XDP would switch off {offload} (ethtool -k)"
+                )),
+                // A reply through a VLAN that bypasses the service would count as an untagged one.
+                Offloads {
+                    strips_tags: true, ..
+                } => fixed(
+                    "native XDP does not see the VLAN tags that the device takes out of frames (ethtool -k: rx-vlan-offload)",
+                ),
+                Offloads { .. } => None,
+            },
         }
     }
 }
@@ -134,7 +146,7 @@ mod tests {
     fn auto(link: &Link, merging: Option<&'static str>) -> Modes {
         let offloads = Offloads {
             merging,
-            is_tso_held_off: false,
+            ..Offloads::default()
         };
         Mode::allowed(link, ModeChoice::Auto, |_| offloads).expect("modes")
     }
@@ -202,11 +214,24 @@ mod tests {
             ..capable()
         };
         let offloads = Offloads {
-            merging: None,
             is_tso_held_off: true,
+            ..Offloads::default()
         };
         let modes = Mode::allowed(&veth, ModeChoice::Auto, |_| offloads).expect("modes");
         assert_eq!(modes.order, [Mode::XdpNative, Mode::Tc]);
+    }
+
+    /// A tag that a device has taken out of the frame is seen at TC alone.
+    #[test]
+    fn auto_sees_vlan_tags() {
+        let offloads = Offloads {
+            strips_tags: true,
+            ..Offloads::default()
+        };
+        let modes = Mode::allowed(&capable(), ModeChoice::Auto, |_| offloads).expect("modes");
+        assert_eq!(modes.order, [Mode::Tc]);
+        let why = modes.not_native.expect("a reason");
+        assert!(why.contains("VLAN tags"), "{why}");
     }
 
     /// What the operator asks for is done, whatever it costs, unless it cannot work.

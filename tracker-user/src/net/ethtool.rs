@@ -26,6 +26,9 @@ const FEATURES_MAX: u32 = 1024;
 /// an XDP program, or refuse the program.
 const MERGING: [&str; 2] = ["rx-lro", "rx-gro-hw"];
 
+/// The device takes VLAN tags out of received frames.
+const STRIPPING: &str = "rx-vlan-hw-parse";
+
 /// Segmentation of TCP by the device.
 const TSO: &str = "tx-tcp-segmentation";
 
@@ -37,6 +40,8 @@ pub struct Offloads {
     /// Whether something other than the operator keeps TSO off. On a veth, that is native XDP on its peer (`veth_xdp_set` and
     /// `veth_fix_features`, Linux 4.19 to 6.18).
     pub is_tso_held_off: bool,
+    /// Whether the device takes VLAN tags out of received frames: an XDP program does not see them.
+    pub strips_tags: bool,
 }
 
 /// Offloads of an interface of the calling thread's network namespace; none if the kernel does not tell.
@@ -49,6 +54,7 @@ pub fn offloads(interface: &str) -> Offloads {
     Offloads {
         merging: MERGING.into_iter().find(is_on),
         is_tso_held_off: feature(TSO).is_some_and(Feature::is_held_off),
+        strips_tags: is_on(&STRIPPING),
     }
 }
 
