@@ -698,6 +698,22 @@ impl Daemon {
                     tracing::debug!("{name}: probes do not leave it");
                 }
             }
+            Report::NeverAnswered {
+                ifindex,
+                since_mono_ns,
+            } => {
+                let used = self.devices.get(&ifindex);
+                if let Some(link) = self.netlink.observed.links.get(&ifindex)
+                    && used.is_some_and(|&used_mono_ns| since_mono_ns >= used_mono_ns)
+                    && self.not_leaving.insert(ifindex, link.means()).is_none()
+                {
+                    tracing::info!(
+                        "{}: no redirected probe was answered yet; sending by TC before a service is said to be down",
+                        link.name
+                    );
+                    self.reconcile().await;
+                }
+            }
             Report::SendFailed(errno) => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 let text = format_args!(

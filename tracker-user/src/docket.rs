@@ -409,6 +409,14 @@ impl Docket {
         self.replying_since_ns = 0;
     }
 
+    /// Takes a verdict back that rests on the silence of probes of which nothing is known; later ones tell.
+    pub fn withdraw(&mut self, claim: Claim) {
+        self.machine = claim.before;
+        self.machine.renew(self.handed);
+        self.account.void += u64::from(std::mem::take(&mut self.account.lost_pending));
+        self.replying_since_ns = 0;
+    }
+
     /// Counts the losses of the present run: nothing takes them back any more.
     const fn commit_losses(&mut self) {
         self.account.lost += self.account.lost_pending as u64;

@@ -32,6 +32,8 @@ const DEVICE_CHECK_NS: u64 = 10_000_000;
 /// How long, beyond the longest timeout, a device of which nothing is known may keep its counter still
 /// before that is taken for the truth; some drivers refresh theirs once a second.
 const PATIENCE_NS: u64 = 2_000_000_000;
+/// How long silence proves nothing after it was asked that probes leave by TC.
+const TRIAL_NS: u64 = 2_000_000_000;
 /// Trackers of at least this interval are sent for as soon as they can be (again), not only at their next
 /// turn: it may be an hour away.
 const PROMPT_NS: u64 = 1_000_000_000;
@@ -126,6 +128,9 @@ pub enum Command {
     Renew(u32, u32),
     /// Probes may be redirected to this device, for the first time or again: how those before left tells nothing of it.
     UseDevice(u32),
+    /// A device that is used from now on may drop redirected probes, uncounted: their silence proves nothing before one was
+    /// answered.
+    TryDevice(u32),
     /// The private interface was made anew.
     SetPrivate(u32),
     /// The first paths are told: from here on probes are sent.
@@ -174,6 +179,13 @@ pub enum Report {
         /// Since when its frames were counted: its use from then on is meant.
         since_mono_ns: u64,
     },
+    /// No probe that was redirected to a device was answered, and a verdict would rest on that: they should leave by TC.
+    NeverAnswered {
+        /// The device.
+        ifindex: u32,
+        /// The use of the device from then on is meant.
+        since_mono_ns: u64,
+    },
     /// The engine could not send at all: the error's number.
     SendFailed(i32),
     /// A tick came this late.
@@ -204,6 +216,8 @@ struct Slot {
 struct PathState {
     fault: Option<Cause>,
     ifindex: u32,
+    /// Its probes are redirected by XDP.
+    is_redirected: bool,
     slots: Vec<u32>,
 }
 
@@ -233,6 +247,16 @@ struct Device {
     ledger: Ledger,
     began_ns: u64,
     checked_ns: u64,
+    trial: Trial,
+}
+
+/// Whether probes that are redirected to a device by XDP are known to leave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trial {
+    /// One was answered, or the device is known to count what it drops.
+    Over,
+    /// None was answered. What a verdict would rest on is tried once more by TC, which was asked for at that time.
+    Open { asked_ns: Option<u64> },
 }
 
 /// The engine's state.
@@ -315,6 +339,10 @@ impl<P: Plane> Engine<P> {
             Command::UseDevice(ifindex) => {
                 let at = self.device(ifindex);
                 self.devices[at] = Self::begin_device(&mut self.plane, ifindex);
+            }
+            Command::TryDevice(ifindex) => {
+                let at = self.device(ifindex);
+                self.devices[at].trial = Trial::Open { asked_ns: None };
             }
             Command::SetPrivate(ifindex) => self.plane.set_private(ifindex),
             Command::Begin => {}
@@ -484,12 +512,24 @@ impl<P: Plane> Engine<P> {
         let now_ns = self.plane.now_ns();
         self.plane.set_path(path, entry);
         let device = (fault.is_none() && entry.ifindex != 0).then(|| self.device(entry.ifindex));
+        let is_redirected = fault.is_none() && entry.via == abi::Via::XdpRedirect;
         let state = self.path_mut(path);
+        let was_redirected = std::mem::replace(&mut state.is_redirected, is_redirected);
         let before = std::mem::replace(&mut state.fault, fault);
         // A path that leads nowhere keeps its entry for the replies that are under way, and uses no device.
         state.ifindex = if fault.is_none() { entry.ifindex } else { 0 };
         let slots = std::mem::take(&mut state.slots);
+        // The silence of probes that may never have left counts for nothing from here on.
+        let is_void = was_redirected && !is_redirected;
         for &slot in &slots {
+            if let Some(state) = self.slots[slot as usize].as_mut()
+                && is_void
+                && let Some(last) = state.device
+                && self.devices[last].trial != Trial::Over
+            {
+                let until_ns = now_ns + state.spec.timeout_ns;
+                state.docket.renew(self.plane.sent(slot), until_ns);
+            }
             if let Some(slot) = self.slots[slot as usize].as_mut()
                 && device.is_some()
                 && slot.device != device
@@ -563,6 +603,7 @@ impl<P: Plane> Engine<P> {
             ledger: Ledger::new(transmitted, now_ns),
             began_ns: now_ns,
             checked_ns: now_ns,
+            trial: Trial::Over,
         }
     }
 
@@ -714,9 +755,18 @@ impl<P: Plane> Engine<P> {
             && landed.sent_ns > device_since_ns.max(self.devices[device].began_ns)
         {
             self.devices[device].ledger.reply();
+            if self.paths[slot.spec.path as usize].is_redirected {
+                self.devices[device].trial = Trial::Over;
+            }
         }
         let judged = (slot.docket).judge(is_replied, landed.is_void, landed.sent_ns);
-        if let Some(claim) = judged.claim {
+        if let Some(claim) = judged.claim
+            && let Some(device) = device
+            && self.paths[slot.spec.path as usize].is_redirected
+            && Self::is_on_trial(&mut self.devices[device], now_ns, &mut self.reports)
+        {
+            slot.docket.withdraw(claim);
+        } else if let Some(claim) = judged.claim {
             // The last check before anyone is blamed: did the probes of this run leave at all?
             let has_left = match (claim.sent_since_ns, device) {
                 (Some(since_ns), Some(device)) => self.left(device, since_ns, now_ns),
@@ -742,6 +792,25 @@ impl<P: Plane> Engine<P> {
         let since_ns = judged.since_ns;
         let detection_ns = since_ns.map(|since_ns| now_ns.saturating_sub(since_ns));
         self.settle(index, now_ns, detection_ns);
+    }
+
+    /// Whether silence of probes that were redirected to a device proves nothing yet; has them sent by TC. That is done within
+    /// [`TRIAL_NS`], or silence counts.
+    fn is_on_trial(device: &mut Device, now_ns: u64, reports: &mut Vec<Report>) -> bool {
+        let Trial::Open { asked_ns } = device.trial else {
+            return false;
+        };
+        let Some(asked_ns) = asked_ns else {
+            device.trial = Trial::Open {
+                asked_ns: Some(now_ns),
+            };
+            reports.push(Report::NeverAnswered {
+                ifindex: device.ifindex,
+                since_mono_ns: device.began_ns,
+            });
+            return true;
+        };
+        now_ns.saturating_sub(asked_ns) < TRIAL_NS
     }
 
     /// True where what was handed to a device since a time is believed to have left it.

@@ -351,6 +351,11 @@ impl Daemon {
             }
             self.devices.insert(ifindex, stamp().mono_ns);
             self.sender.command(Command::UseDevice(ifindex));
+            // A veth says exactly when it takes redirected frames; some drivers drop them on some processors (mlx5, i40e).
+            let links = &self.netlink.observed.links;
+            if links.get(&ifindex).is_none_or(|link| !link.is_veth) {
+                self.sender.command(Command::TryDevice(ifindex));
+            }
         }
         wanted
     }

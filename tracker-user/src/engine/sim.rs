@@ -529,6 +529,8 @@ pub struct World {
     pub changes: Vec<Change>,
     /// Devices that do not transmit, and since when their frames were counted.
     pub not_leaving: Vec<(u32, u64)>,
+    /// Devices by which no redirected probe was answered.
+    pub never_answered: Vec<u32>,
     pub send_failed: Vec<i32>,
     /// How probes of trackers that became `send-failed` did not leave.
     pub failures: Vec<SendFailure>,
@@ -553,6 +555,7 @@ impl World {
             health: Health::default(),
             changes: Vec::new(),
             not_leaving: Vec::new(),
+            never_answered: Vec::new(),
             send_failed: Vec::new(),
             failures: Vec::new(),
             stalled: 0,
@@ -694,6 +697,7 @@ impl World {
                     ifindex,
                     since_mono_ns,
                 } => self.not_leaving.push((ifindex, since_mono_ns)),
+                Report::NeverAnswered { ifindex, .. } => self.never_answered.push(ifindex),
                 Report::SendFailed(errno) => self.send_failed.push(errno),
                 Report::Stalled(_) | Report::Slept(_) => self.stalled += 1,
             }

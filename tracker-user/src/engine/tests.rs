@@ -503,6 +503,60 @@ fn is_not_leaving(world: &World) -> bool {
     world.not_leaving.iter().any(|(ifindex, _)| *ifindex == 7)
 }
 
+/// A device that may drop redirected probes uncounted makes nobody down before TC was tried.
+#[test]
+fn a_device_that_never_brought_a_reply_makes_nobody_down() {
+    for (interval_ns, timeout_ns, fall) in [(10 * MS, 50 * MS, 3), (MS, 5 * MS, 1)] {
+        let mut world = world();
+        world.command(Command::UseDevice(7));
+        world.command(Command::TryDevice(7));
+        world.install(tracker(0, interval_ns, timeout_ns, fall, 2));
+        world.net(0).is_out = true;
+        world.run(S);
+        assert_eq!(world.never_answered, [7]);
+        assert_eq!(downs(&world, 0), []);
+        // The way there may be broken too: by TC as well, it is down for that.
+        let by_tc = tracker_ebpf::abi::Path {
+            via: tracker_ebpf::abi::Via::TcRedirect,
+            ifindex: 7,
+            ..Default::default()
+        };
+        let switched_ns = world.now_ns();
+        world.command(Command::SetPath(0, by_tc, None));
+        world.run(S);
+        let down = downs(&world, 0);
+        assert_eq!(words(&down), [("down", "no-reply")]);
+        let least_ns = u64::from(fall - 1) * interval_ns + timeout_ns;
+        assert!(down[0].at_ns >= switched_ns + least_ns, "{down:?}");
+        world.net(0).is_out = false;
+        world.run(S);
+        assert_eq!(world.verdict(0), Verdict::Up);
+    }
+}
+
+/// Once a redirected probe was answered, a break is told as ever; and it is told also if nobody changes the way.
+#[test]
+fn a_device_that_brought_a_reply_is_tried() {
+    let mut world = world();
+    world.command(Command::UseDevice(7));
+    world.command(Command::TryDevice(7));
+    world.install(usual());
+    world.run(S);
+    assert_eq!(world.verdict(0), Verdict::Up);
+    world.net(0).is_out = true;
+    world.run(S);
+    assert_eq!(words(&downs(&world, 0)), [("down", "no-reply")]);
+    assert!(world.never_answered.is_empty());
+
+    let mut world = self::world();
+    world.command(Command::UseDevice(7));
+    world.command(Command::TryDevice(7));
+    world.install(usual());
+    world.net(0).is_out = true;
+    world.run(10 * S);
+    assert_eq!(words(&downs(&world, 0)), [("down", "no-reply")]);
+}
+
 /// What a device did with earlier frames says nothing of a later use: it is known from the report which one is meant.
 #[test]
 fn a_device_that_is_used_again_is_judged_anew() {
