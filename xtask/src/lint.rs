@@ -422,14 +422,18 @@ fn maps(source: &str) -> Vec<String> {
     names
 }
 
-/// The metrics that a source file names.
+/// The metrics that a source file names outside of its tests.
 fn metrics(source: &str) -> Vec<String> {
-    let quoted = source.split('"').skip(1).step_by(2);
+    let product = source.split("#[cfg(test)]").next().unwrap_or(source);
     let is_metric = |word: &&str| {
         let rest = word.strip_prefix("tracker_");
         rest.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
     };
-    quoted.filter(is_metric).map(str::to_owned).collect()
+    product
+        .split('"')
+        .filter(is_metric)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The words that a source file gives to the variants of an enum.
@@ -731,7 +735,7 @@ mod tests {
         assert_eq!(subcommands(help).collect::<Vec<_>>(), ["run", "cleanup"]);
         let source = "#[btf_map]\n/// Doc.\npub static TRACKERS: Array<u32, 1> = Array::new();\n#[btf_map(name = \"x\")]\nstatic mut STATE: X = X::new();\n";
         assert_eq!(maps(source), ["TRACKERS", "STATE"]);
-        let source = "(\"tracker_up\", \"gauge\", \"Whether tracker_up is.\"),\nfamily(\"tracker_hub_age_seconds\")";
+        let source = "(\"tracker_up\", '\"', \"Whether tracker_up is.\"),\nfamily(\"tracker_hub_age_seconds\")\n#[cfg(test)]\nmod tests { \"tracker_gone\" }";
         assert_eq!(metrics(source), ["tracker_up", "tracker_hub_age_seconds"]);
         let source = "match self {\n    Self::NoReply => \"no-reply\",\n    Self::Up => 1,\n}\n";
         assert_eq!(verdict_words(source), ["no-reply"]);
