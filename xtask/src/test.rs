@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -38,8 +39,12 @@ pub struct Args {
     runner: Vec<String>,
 }
 
+/// So many of the tests that took longest are named.
+const LONGEST: usize = 10;
+
 /// Builds and runs the tests.
 pub fn run(args: &Args) -> Result<()> {
+    let begun = Instant::now();
     sh::require_root(
         "loading eBPF programs and making network namespaces",
         "cargo xtask test",
@@ -56,6 +61,13 @@ pub fn run(args: &Args) -> Result<()> {
             },
         )?,
     };
+    sh::say(format_args!(
+        "took {} s, builds and installs included",
+        begun.elapsed().as_secs()
+    ));
+    for (test, took) in totals.longest() {
+        sh::say(format_args!("  {:5.1} s  {test}", took.as_secs_f64()));
+    }
     // Here and not where they happened: a test that did not run is easily missed among those that did.
     for skip in &totals.skips {
         println!("SKIP: {skip}");
@@ -92,21 +104,53 @@ pub struct Outcome {
 fn native(args: &Args) -> Result<Outcome> {
     let tracker = build::tracker(&[Need::Build, Need::Run])?;
     // In the release profile, so that the daemon under test and the tests share one set of dependencies.
-    let mut command = sh::cargo();
-    command.args(["test", "--release", "--locked", "--no-fail-fast"]);
-    match &args.package {
-        Some(package) => command.args(["--package", package]),
-        None => command.arg("--workspace"),
+    let cargo_test = || {
+        let mut command = sh::cargo();
+        command.args(["test", "--release", "--locked", "--no-fail-fast"]);
+        match &args.package {
+            Some(package) => command.args(["--package", package]),
+            None => command.arg("--workspace"),
+        };
+        command.env("TRACKER_BIN", &tracker);
+        command
     };
-    for test in &args.test {
-        command.args(["--test", test]);
+    let mut command = cargo_test();
+    match args.test.as_slice() {
+        [] => {
+            command.args(["--lib", "--bins", "--tests"]);
+        }
+        tests => {
+            command.args(tests.iter().flat_map(|test| ["--test", test]));
+        }
     }
-    command.env("TRACKER_BIN", &tracker);
-    command.arg("--").args(&args.runner);
+    // How long each test takes is told by the test harness to nightly compilers alone, or to those who ask like this. Only the
+    // test programs are to see it: in the environment of rustc it would build other dependencies.
+    command.env(RUNNER, "env RUSTC_BOOTSTRAP=1");
+    command
+        .args(["--", "-Z", "unstable-options", "--report-time"])
+        .args(&args.runner);
+    let mut outcome = outcome(&mut command)?;
+    if args.test.is_empty() {
+        let mut command = cargo_test();
+        command.args(["--doc", "--"]).args(&args.runner);
+        let more = self::outcome(&mut command)?;
+        outcome.totals.add(more.totals);
+        outcome.trouble = outcome.trouble.or(more.trouble);
+    }
+    Ok(outcome)
+}
 
-    let (status, totals) = watch(&mut command)?;
+/// What cargo takes the program from that runs test programs.
+const RUNNER: &str = if cfg!(target_arch = "aarch64") {
+    "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER"
+} else {
+    "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER"
+};
+
+fn outcome(command: &mut Command) -> Result<Outcome> {
+    let (status, totals) = watch(command)?;
     let trouble = (!status.success())
-        .then(|| format!("`{}` failed ({status}): see above", sh::show(&command)));
+        .then(|| format!("`{}` failed ({status}): see above", sh::show(command)));
     Ok(Outcome { totals, trouble })
 }
 
@@ -184,6 +228,7 @@ pub fn watch(command: &mut Command) -> Result<(std::process::ExitStatus, Totals)
         .map_err(|_| anyhow!("the reader of stderr panicked"))??;
     totals.skips.extend(more.skips);
     totals.told.extend(more.told);
+    totals.times.extend(more.times);
     Ok((child.wait()?, totals))
 }
 
@@ -196,6 +241,8 @@ pub struct Totals {
     skips: Vec<String>,
     /// What tests say of what they did with random inputs.
     pub told: Vec<String>,
+    /// How long tests took.
+    times: Vec<(String, Duration)>,
 }
 
 impl fmt::Display for Totals {
@@ -218,6 +265,19 @@ impl Totals {
         self.ignored += other.ignored;
         self.skips.extend(other.skips);
         self.told.extend(other.told);
+        self.times.extend(other.times);
+    }
+
+    /// The tests that took longest, with how long they took.
+    fn longest(&self) -> Vec<(&str, Duration)> {
+        let mut times: Vec<_> = self
+            .times
+            .iter()
+            .map(|(test, took)| (test.as_str(), *took))
+            .collect();
+        times.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+        times.truncate(LONGEST);
+        times
     }
 
     /// Reads to the end, and passes on what it reads.
@@ -247,12 +307,22 @@ impl Totals {
             self.passed += count("passed");
             self.failed += count("failed");
             self.ignored += count("ignored");
+        } else if let Some((test, took)) = timed(line) {
+            self.times.push((test.to_owned(), took));
         } else if let Some((_, skip)) = line.split_once("SKIP: ") {
             self.skips.push(skip.to_owned());
         } else if soak::tells(line) {
             self.told.push(line.trim().to_owned());
         }
     }
+}
+
+/// A test and how long it took, in a line such as `test NAME ... ok <1.234s>`.
+fn timed(line: &str) -> Option<(&str, Duration)> {
+    let (test, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let (_, seconds) = result.split_once('<')?;
+    let seconds: f64 = seconds.strip_suffix("s>")?.parse().ok()?;
+    Some((test, Duration::try_from_secs_f64(seconds).ok()?))
 }
 
 #[cfg(test)]
@@ -277,7 +347,9 @@ mod tests {
 
     #[test]
     fn totals_add_up_over_test_binaries() {
-        let output = "test a ... ok\n\
+        let output = "test a ... ok <0.500s>\n\
+            test b ... FAILED <61.250s>\n\
+            test c ... ok\n\
             test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
             SKIP: up::vlan: this kernel has no 8021q\n\
             test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 4 filtered out; finished in 1.20s\n";
@@ -292,8 +364,13 @@ mod tests {
                 ignored: 1,
                 skips: vec!["up::vlan: this kernel has no 8021q".into()],
                 told: Vec::new(),
+                times: vec![
+                    ("a".into(), Duration::from_millis(500)),
+                    ("b".into(), Duration::from_millis(61_250)),
+                ],
             }
         );
+        assert_eq!(totals.longest()[0], ("b", Duration::from_millis(61_250)));
         assert_eq!(totals.to_string(), "14 passed, 2 failed, 2 skipped");
     }
 }
