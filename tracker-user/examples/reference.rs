@@ -81,7 +81,11 @@ fn manuals(root: &Path, cli: &Command) -> Result<()> {
         let manual = clap_mangen::Man::new(command.clone());
         let name = manual.get_filename();
         manual.render(&mut text)?;
-        write(root, &format!("dist/man/{name}"), &text)?;
+        // Lines of the synopsis end with a space.
+        let text = String::from_utf8(text).context("a man page is text")?;
+        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+        let text = lines.join("\n") + "\n";
+        write(root, &format!("dist/man/{name}"), text.as_bytes())?;
         let inner = command.get_subcommands();
         left.extend(inner.filter(|inner| inner.get_name() != "help").cloned());
     }

@@ -341,7 +341,6 @@ pub static INTERFACE: Key = Key {
     default: Default::Text("found from the endpoint's own route"),
     doc: "The only way out for its probes.",
     is_read_by_kernel: true,
-    ..PLAIN
 };
 /// `behind`, a list
 pub static BEHIND: Key = Key {
@@ -369,7 +368,6 @@ pub static RETURNS: Key = Key {
     default: Default::Text("the outgoing interface"),
     doc: "Interfaces on which a reply may arrive.",
     is_read_by_kernel: true,
-    ..PLAIN
 };
 /// `return_hop`
 pub static RETURN_HOP: Key = Key {
@@ -379,7 +377,6 @@ pub static RETURN_HOP: Key = Key {
     default: Default::Is("any"),
     doc: "Which MAC address may bring a reply on the member's own interface: any, or the endpoint's.",
     is_read_by_kernel: true,
-    ..PLAIN
 };
 /// `source`
 pub static SOURCE: Key = Key {
@@ -389,7 +386,6 @@ pub static SOURCE: Key = Key {
     default: Default::Text("the address that the kernel would take for this next hop"),
     doc: "The source address of probes of its family.",
     is_read_by_kernel: true,
-    ..PLAIN
 };
 /// `[[service.member]]`
 pub static MEMBER: Key = Key {
@@ -666,7 +662,7 @@ impl Key {
     pub const fn integers(&self) -> RangeInclusive<u32> {
         match self.value {
             Value::Integer { least, most, .. } => least..=most,
-            _ => 1..=0,
+            _ => RangeInclusive::new(1, 0),
         }
     }
 

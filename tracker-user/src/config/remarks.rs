@@ -18,16 +18,13 @@ pub fn remarks(config: &Config) -> Vec<String> {
     let names: Vec<&str> = names.map(|service| service.name.as_str()).collect();
     let mut remarks = Vec::new();
     if !names.is_empty() {
-        let what = match names.len() {
-            1 => "service",
-            _ => "services",
-        };
+        let plural = if names.len() == 1 { "" } else { "s" };
         let more = match names.len().saturating_sub(NAMED) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         remarks.push(format!(
-            "only ICMP watches {what} {}{more}: what stops TCP or UDP alone is not seen; add a tracker with another probe",
+            "only ICMP watches service{plural} {}{more}: what stops TCP or UDP alone is not seen; add a tracker with another probe",
             names[..names.len().min(NAMED)].join(", ")
         ));
     }
