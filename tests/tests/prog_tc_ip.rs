@@ -50,3 +50,9 @@ fn fuzz_only_proven_answers_are_consumed() -> Result<()> {
     needs_root!();
     fuzz_answer::check(TC_RECEIVE_IP, ACTIONS, 400)
 }
+
+#[test]
+fn replayed_answers_cost_no_reset_each() -> Result<()> {
+    needs_root!();
+    answer::check_replays(TC_RECEIVE_IP, ACTIONS)
+}

@@ -382,12 +382,45 @@ pub struct ReceiveState {
     /// The tracker's verdict, as [`crate::verdict::Verdict`]; the daemon writes it, so that the
     /// receive program reports replies only while they matter.
     pub verdict: u8,
+    /// Low bits of the number of the last probe when a challenge ACK was last reported.
+    pub held: u8,
     /// Zero.
-    pub pad2: [u8; 3],
+    pub pad2: [u8; 2],
     /// Genuine replies from another address or port than the one that was asked.
     pub elsewhere: u32,
-    /// Zero.
-    pub pad3: [u8; 8],
+    /// Which flows' connections were reported again of late; see [`Resets`].
+    pub resets: u64,
+}
+
+/// How often a connection is reported again that was reported before: once in 134 ms for each flow. A server repeats its
+/// SYN-ACK after a second at the earliest; what comes more often is replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resets(u64);
+
+impl Resets {
+    /// Nanoseconds of a period, as a power of two.
+    const PERIOD_BITS: u32 = 27;
+
+    /// From the word of [`ReceiveState::resets`].
+    #[inline(always)]
+    pub const fn of_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// The word to keep if the connection of this flow is to be reported now; `None` if it was in this period. The upper half
+    /// is the period, the lower one has a bit for each flow, or one for those that differ in their upper bits alone.
+    #[inline(always)]
+    pub const fn report(self, flow: u16, now_mono_ns: u64) -> Option<u64> {
+        let period = (now_mono_ns >> Self::PERIOD_BITS) << 32;
+        let bit = 1 << (flow & 31);
+        if self.0 & !0xffff_ffff != period {
+            return Some(period | bit);
+        }
+        if self.0 & bit != 0 {
+            return None;
+        }
+        Some(self.0 | bit)
+    }
 }
 
 /// What the receive program saw besides counted replies.

@@ -711,7 +711,7 @@ impl Row {
             &self.want
         };
         // The connection of what is in a VLAN is that interface's own to reset.
-        let is_answered = self.is_answered && !is_unseen && *want != Want::Tagged;
+        let mut is_answered = self.is_answered && !is_unseen && *want != Want::Tagged;
         let is = object.snapshot()?;
         let action = match want {
             Want::Foreign | Want::Corrupt | Want::Tagged | Want::WrongPath => actions.pass,
@@ -803,6 +803,24 @@ impl Row {
                 should.words[word] |= bit;
             }
         }
+        if is_answered && self.is_held {
+            tracker.receive.held = tracker.send.sent as u8;
+        } else if is_answered && !matches!(want, Want::Counted | Want::CountedWithEvent) {
+            // One that does not count is reported once in a while for each flow.
+            let before = tracker.receive.resets;
+            let known = abi::Resets::of_word(before);
+            let flow = own_port(&self.frame).unwrap_or(0);
+            let resets = seen.receive.resets;
+            is_answered = resets != before;
+            let possible = [ran.mono_ns.start(), ran.mono_ns.end()];
+            let possible = possible.map(|at| known.report(flow, *at));
+            let reported = is_answered.then_some(resets);
+            assert!(
+                possible.contains(&reported),
+                "{what}: {resets:#x} after {before:#x}"
+            );
+            tracker.receive.resets = resets;
+        }
         if !is.is_same(&should) {
             assert_same(what, "maps", &is, &should);
         }
@@ -831,6 +849,52 @@ impl Row {
         assert_eq!(reported, Vec::from_iter(wanted), "{what}: events");
         Ok(())
     }
+}
+
+/// A SYN-ACK or challenge ACK that is replayed costs no reset each.
+pub fn check_replays(program: &'static str, actions: Actions) -> Result<()> {
+    const REPLAYS: usize = 200;
+    for family in [V4, V6] {
+        let mut object = Object::load(program)?;
+        let world = world(family, Probe::Tcp).with(|world| {
+            let (word, bit) = world.bit(SEQUENCE);
+            let first = world.tracker.window_first as usize;
+            world.words[word - first] |= bit;
+        });
+        world.install(&mut object)?;
+        let sent = now_mono_ns() - 1_000_000;
+        for word in TIMES..TIMES + 4 {
+            object.windows.set(word as u32, sent, 0)?;
+        }
+        let replay = |object: &mut Object, frame: &[u8]| -> Result<usize> {
+            let begun = now_mono_ns();
+            let mut reported = 0;
+            for _ in 0..REPLAYS {
+                let ran = object.run(frame)?;
+                assert_eq!(ran.action, actions.consume);
+                reported += object.records()?.1.len();
+            }
+            let periods = (now_mono_ns() >> 27) - (begun >> 27) + 1;
+            assert!(
+                reported as u64 <= periods,
+                "{reported} in {periods} periods"
+            );
+            Ok(reported)
+        };
+        let again = syn_ack(&world, SEQUENCE);
+        assert!(replay(&mut object, &again)? > 0, "the first is reported");
+        let number = world.initial_sequence(SEQUENCE - 1).wrapping_add(1);
+        // Nothing waits for it while the last probe is answered.
+        let held = segment(&world, ACK, number);
+        assert_eq!(replay(&mut object, &held)?, 0);
+        for later in [1, 2] {
+            let mut state = object.states.get(&world.slot, 0)?;
+            state.send.sent = SEQUENCE + later;
+            object.states.set(world.slot, state, 0)?;
+            assert_eq!(replay(&mut object, &held)?, 1, "once for each probe");
+        }
+    }
+    Ok(())
 }
 
 /// The port to which a segment is addressed.

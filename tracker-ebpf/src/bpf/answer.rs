@@ -3,9 +3,9 @@
 //! A packet that is not proven to be one passes as if nobody had looked: the hub's own connections may use the same
 //! ports to the same address.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Answered, Complaint, Hub, Path, Proof, State, Streams, Tracker},
+    abi::{Answered, Complaint, Hub, Path, Proof, Resets, State, Streams, Tracker},
     wire::{
         answer::{self, Answer, Message, Proof as Claimed},
         ethernet, icmp, ipv4, ipv6,
@@ -137,10 +137,11 @@ pub fn recognise(
         Outcome::Tagged => return Some(outcome),
         _ => {}
     }
-    if matches!(
+    let opens = matches!(
         (answer.message, answer.proof),
         (Message::Reply, Claimed::Syn(_))
-    ) {
+    );
+    if opens && (matches!(outcome, Outcome::Counted) || is_to_be_reset(state, answer.own_port)) {
         let answered = Answered {
             tracker: slot,
             epoch: tracker.epoch,
@@ -154,6 +155,22 @@ pub fn recognise(
         }
     }
     Some(outcome)
+}
+
+/// Whether the connection of a SYN-ACK that does not count is to be reset once more.
+#[inline(always)]
+fn is_to_be_reset(state: *mut State, flow: u16) -> bool {
+    // SAFETY: a valid map value, and a helper without arguments. Two processors may both report: rarely, and one reset
+    // too many does no harm.
+    unsafe {
+        let resets = &raw mut (*state).receive.resets;
+        let known = Resets::of_word(resets.read_volatile());
+        let Some(word) = known.report(flow, bpf_ktime_get_ns()) else {
+            return false;
+        };
+        resets.write_volatile(word);
+    }
+    true
 }
 
 /// Reports a connection of an earlier probe that the peer still holds. It proves nothing of the later SYN that was
@@ -173,8 +190,14 @@ fn hold(
     }
     let (word, bit) = tracker.window().position(sent);
     let word = WINDOWS.get_ptr(word)?;
-    // SAFETY: a valid map value, read whole.
-    if unsafe { word.read_volatile() } & bit == 0 {
+    // SAFETY: valid map values, read and written whole. Once for each probe: what comes more often is replayed.
+    let is_news = unsafe {
+        let held = &raw const (*state).receive.held;
+        held.read_volatile() != sent as u8 && word.read_volatile() & bit == 0
+    };
+    if is_news {
+        // SAFETY: a valid map value.
+        unsafe { (&raw mut (*state).receive.held).write_volatile(sent as u8) };
         let held = Answered {
             tracker: slot,
             epoch: tracker.epoch,
