@@ -180,6 +180,39 @@ fn a_bad_addition_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// The places of a large service are freed while others are served; what comes in between finds them free.
+#[test]
+fn what_comes_right_after_a_large_removal_finds_room() -> Result<()> {
+    const TRACKERS: usize = 3_000;
+    let lab = Lab::new()?;
+    let room = format!("room = {TRACKERS}");
+    let tracker = Tracker::start(
+        &lab.hub,
+        Config::new(lab.service().toml("fw-1")).hub(room.as_str()),
+    )?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let behind: Vec<_> = (0..TRACKERS)
+        .map(|at| format!("10.20.{}.{}", 1 + at / 250, 1 + at % 250))
+        .collect();
+    let add = format!(
+        "add large --endpoint 10.9.0.2 --interval 60s --behind {}",
+        behind.join(" ")
+    );
+    for _ in 0..2 {
+        tracker.service(&add)?;
+        assert_eq!(tracker.services()?["free"], 0);
+        tracker.service("remove large")?;
+    }
+    tracker.service(&add)?;
+    tracker.service("remove large")?;
+    let until = std::time::Instant::now() + LATER;
+    while tracker.services()?["free"] != TRACKERS {
+        assert!(std::time::Instant::now() < until, "{}", tracker.services()?);
+    }
+    tracker.wait_alive(SOON, "fw-1")?;
+    Ok(())
+}
+
 #[test]
 fn what_is_removed_makes_room() -> Result<()> {
     let lab = Lab::new()?;

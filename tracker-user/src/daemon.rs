@@ -186,6 +186,12 @@ struct Attachment {
     trackers: Vec<Tracker>,
 }
 
+/// A member that is removed: nothing is sent for it any more, and its places are not free yet.
+struct Leaving {
+    path: u32,
+    trackers: Vec<Tracker>,
+}
+
 struct Daemon {
     config: Config,
     netlink: Netlink,
@@ -200,6 +206,7 @@ struct Daemon {
     /// The tracker of each slot.
     by_slot: HashMap<u32, TrackerRef>,
     places: Places,
+    leaving: Vec<Leaving>,
     epoch: u32,
     icmp_base: u16,
     neighbours: Neighbours,
@@ -345,6 +352,7 @@ async fn run_locked(
                     Some(report) => daemon.take(report).await,
                     None => return Err(anyhow!("the sending thread ended; this is a bug, please report the log")),
                 },
+                () = std::future::ready(()), if !daemon.leaving.is_empty() => daemon.free_some(),
                 Some(change) = wanted.recv() => daemon.change(change, &mut wanted).await,
                 at = retry.tick() => {
                     daemon.sender.health.timer.note(monotonic_ns(), nanoseconds(at.elapsed()));
@@ -502,6 +510,7 @@ impl Daemon {
             members: Members::new(),
             by_slot: HashMap::new(),
             places: Places::new(sizes, config.hub.room),
+            leaving: Vec::new(),
             epoch: seed as u32 >> 1,
             icmp_base: (seed >> 10) as u16,
             neighbours,

@@ -73,6 +73,15 @@ impl Sender {
         let _ = self.commands.send(command);
         let _ = self.wake.write(1);
     }
+
+    /// Hands over several commands, and wakes the thread once.
+    pub fn commands(&self, commands: impl IntoIterator<Item = Command>) {
+        for command in commands {
+            // As a single command, none is lost but to a thread that ended.
+            let _ = self.commands.send(command);
+        }
+        let _ = self.wake.write(1);
+    }
 }
 
 impl Drop for Sender {

@@ -13,7 +13,7 @@ use tracker_ebpf::{
     window::Window,
 };
 
-use super::{Attachment, Daemon, Tracker, address_bytes, nanoseconds, stamp};
+use super::{Attachment, Daemon, Leaving, Tracker, address_bytes, nanoseconds, stamp};
 use crate::{
     board::{TrackerRef, TrackerState},
     config::{self, Addition, Config, Expect, Flow, Member, Origin, Refused, Service},
@@ -30,6 +30,9 @@ use crate::{
 /// Words of WINDOWS for each tracker that may be added: what one with a timeout of up to 448 intervals
 /// needs, though most need only half of it.
 const ROOM_WORDS: usize = 8;
+
+/// So many trackers give their places back at a time, in about 10 ms.
+const LEAVING_SLICE: usize = 1_024;
 /// Words of WINDOWS for each TCP tracker's share of the source ports: a run of twice as many as there are trackers of one
 /// port, beside the one of half that size before it.
 const STREAM_WORDS: usize = 3;
@@ -568,6 +571,48 @@ impl Daemon {
         self.places.paths.give(member.path);
     }
 
+    /// Ends a member's probes at once, and has its places freed by and by: those of 65,534 trackers take half a second, for
+    /// which others' verdicts do not wait.
+    fn begin_leaving(&mut self, member: Attachment) {
+        let slots = member.trackers.iter().map(|tracker| tracker.slot);
+        self.sender.commands(slots.map(Command::Remove));
+        self.leaving.push(Leaving {
+            path: member.path,
+            trackers: member.trackers,
+        });
+    }
+
+    /// Frees places of trackers that are leaving, of so many at most.
+    fn free_leaving(&mut self, most: usize) {
+        let mut left = most;
+        while let Some(mut member) = self.leaving.pop() {
+            let from = member.trackers.len().saturating_sub(left);
+            for tracker in member.trackers.drain(from..) {
+                left -= 1;
+                self.free_tracker(&tracker);
+            }
+            if !member.trackers.is_empty() {
+                self.leaving.push(member);
+                break;
+            }
+            self.clear_path(member.path);
+            self.places.paths.give(member.path);
+        }
+        self.tell_room();
+    }
+
+    /// Frees places of some of the trackers that are leaving.
+    pub(super) fn free_some(&mut self) {
+        self.free_leaving(LEAVING_SLICE);
+    }
+
+    /// Frees the places of all trackers that are leaving: whatever comes may need them.
+    pub(super) fn free_all(&mut self) {
+        if !self.leaving.is_empty() {
+            self.free_leaving(usize::MAX);
+        }
+    }
+
     /// Who gets the place next is not sent by the old path, and `cleanup` finds no neighbour in it.
     pub(super) fn clear_path(&self, path: u32) {
         let cause = Cause::InterfaceMissing;
@@ -577,6 +622,11 @@ impl Daemon {
 
     fn uninstall_tracker(&mut self, tracker: &Tracker) {
         self.sender.command(Command::Remove(tracker.slot));
+        self.free_tracker(tracker);
+    }
+
+    /// Frees the places of a tracker for which nothing is sent any more.
+    fn free_tracker(&mut self, tracker: &Tracker) {
         let gone = abi::Tracker {
             active: 0,
             ..tracker.entry
@@ -597,6 +647,7 @@ impl Daemon {
     pub(super) async fn add_service(&mut self, addition: &Addition) -> Result<String, String> {
         let name = addition.name.clone();
         let refused = |why: String| format!("cannot add service {name:?}: {why}");
+        self.free_all();
         let service = addition.service(&self.config).map_err(refused)?;
         if self.shared.core().board.find(&service.name).is_some() {
             return Err(refused(format!(
@@ -665,11 +716,11 @@ impl Daemon {
         let places: Vec<_> = self.members_of(number).collect();
         for place in places {
             if let Some(gone) = self.members.remove(&place) {
-                self.uninstall_member(gone);
+                self.begin_leaving(gone);
             }
         }
+        self.free_some();
         self.config.services.retain(|service| service.name != name);
-        self.tell_room();
         self.is_following_more = true;
         tracing::info!("removed service {name}");
         Ok(format!("removed {name}"))
@@ -693,6 +744,7 @@ impl Daemon {
     }
 
     async fn try_reload(&mut self, mut config: Config) -> Result<()> {
+        self.free_all();
         let (old, new) = (&self.config.hub, &config.hub);
         if (
             &old.instance,
