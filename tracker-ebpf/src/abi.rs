@@ -43,6 +43,9 @@ pub mod map {
         HUB, TRACKERS, PATHS, STATE, WINDOWS, BATCH, CURSOR, DEVICES, EVENTS, COUNTERS, STREAMS,
     ];
 
+    /// Interfaces on which the filter of the packet socket counts no replies; not pinned.
+    pub const EXPECTING: &str = "EXPECTING";
+
     /// [`super::Filter`], one entry.
     pub const FILTER: &str = "FILTER";
     /// [`super::Steer`] by [`super::SteerKey`].
@@ -73,6 +76,8 @@ pub mod program {
     pub const TC_RECEIVE: &str = "tracker_tc_recv";
     /// The same of interfaces without Ethernet header.
     pub const TC_RECEIVE_IP: &str = "tracker_tc_ip";
+    /// Filter of the packet socket that watches all other interfaces for replies.
+    pub const WATCH: &str = "tracker_watch";
     /// XDP on an uplink: the fast way of steering.
     pub const STEER: &str = "tracker_steer";
     /// TC ingress of an uplink: steers whatever arrives there.
@@ -96,6 +101,8 @@ pub mod program {
 /// Most probes of one call of the send program: large enough that the call's own 18 us do not count,
 /// small enough that the daemon is back within milliseconds. A power of two.
 pub const BATCH_MAX: u32 = 2_048;
+/// Most interfaces that EXPECTING holds.
+pub const EXPECTING_MAX: u32 = 65_536;
 /// Most devices probes can leave by.
 pub const DEVICES_MAX: u32 = 4_096;
 /// Bytes of the ring buffer; a power of two and a multiple of the page size.

@@ -13,12 +13,12 @@ mod bpf;
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::bpf_skb_pull_data,
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{classifier, socket_filter, xdp},
+    programs::{SkBuffContext, TcContext, XdpContext},
 };
 use bpf::{
     answer,
-    maps::count,
+    maps::{EXPECTING, count},
     packet::{self, Packet},
     receive::{self, Arrival, Outcome, Parsed},
     send::{self, Refusal, Sent},
@@ -31,6 +31,9 @@ use tracker_ebpf::{
 
 /// `PACKET_OTHERHOST` of linux/if_packet.h: the frame's destination is not this device.
 const PACKET_OTHERHOST: u32 = 3;
+
+/// `PACKET_OUTGOING`: this host sends it.
+const PACKET_OUTGOING: u32 = 4;
 
 /// A diagnostic through aya-log, at the 1st, 2nd, 4th, 8th ... time: rare by construction, so that no
 /// flood of packets becomes a flood of messages. Nothing without the feature `log`.
@@ -127,6 +130,27 @@ pub fn tracker_tc_ip(ctx: TcContext) -> i32 {
     }
     let parsed = receive::parse_bare_skb(&ctx);
     settle_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx))
+}
+
+/// The filter of one packet socket, which sees what arrives on every interface of the network namespace, before TC does: counts
+/// replies that come by an interface on which none is expected. The socket takes no packet.
+// Inlined into the entry that the macro makes: the compiler leaves a constant result of a function of its own unset, and the
+// verifier refuses what is in the register then.
+#[socket_filter]
+#[inline(always)]
+pub fn tracker_watch(ctx: SkBuffContext) -> i64 {
+    let ctx = TcContext::new(ctx.skb.skb);
+    // SAFETY: the context is valid while the program runs.
+    let (ifindex, kind) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).pkt_type) };
+    // SAFETY: only whether there is an entry is asked.
+    if kind != PACKET_OUTGOING
+        && receive::may_be_ours(&ctx)
+        && unsafe { EXPECTING.get(ifindex) }.is_none()
+    {
+        let parsed = receive::parse_copy(&ctx);
+        settle_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx));
+    }
+    0
 }
 
 #[inline(always)]

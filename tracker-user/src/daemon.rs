@@ -214,8 +214,6 @@ struct Daemon {
     devices: HashMap<u32, u64>,
     /// More is followed than there are members to need it.
     is_following_more: bool,
-    /// Some interfaces on which no reply is expected are not watched yet.
-    is_watching_less: bool,
     not_leaving: NotLeaving,
     refused: HashMap<u32, (String, Instant)>,
     /// Members whose last word was that no reply comes: their next hop is asked again and again.
@@ -519,7 +517,6 @@ impl Daemon {
                 Maps::Grow | Maps::Anew => HashMap::new(),
             },
             is_following_more: false,
-            is_watching_less: false,
             not_leaving: NotLeaving::new(),
             refused: HashMap::new(),
             silent: HashSet::new(),

@@ -429,6 +429,7 @@ fn try_programs() -> Result<()> {
         abi::program::TC_SEND,
         abi::program::TC_RECEIVE,
         abi::program::TC_RECEIVE_IP,
+        abi::program::WATCH,
     ]
     .into_iter()
     .chain(abi::program::STEERING_ALL)

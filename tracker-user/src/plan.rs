@@ -342,19 +342,16 @@ fn unresolved(link: &Link, endpoint: IpAddr, observed: &Observed, why: String) -
     Fault::new(Cause::NextHopUnresolved, detail)
 }
 
-/// Interfaces on which nobody expects a reply, but one may arrive that came a wrong way: all that run,
-/// but for those of `receive` and what lies below them, where each of their replies passes first.
-pub fn watched(observed: &Observed, receive: &HashSet<u32>) -> HashSet<u32> {
-    let passes: HashSet<u32> = receive
-        .iter()
-        .flat_map(|ifindex| observed.below(*ifindex))
-        .collect();
-    observed
-        .links
-        .values()
-        .filter(|link| link.is_running && !link.is_private() && !passes.contains(&link.index))
-        .map(|link| link.index)
-        .collect()
+/// Interfaces on which a genuine reply proves no wrong way: those of `receive`, what lies below them, where each of their replies
+/// passes first, and private ones, where probes arrive that leave by TC.
+pub fn expecting(observed: &Observed, receive: &HashSet<u32>) -> HashSet<u32> {
+    let links = observed.links.values();
+    let private = links
+        .filter(|link| link.is_private())
+        .map(|link| link.index);
+    let passes = receive.iter();
+    let passes = passes.flat_map(|ifindex| observed.below(*ifindex));
+    passes.chain(private).collect()
 }
 
 /// The MAC address of the endpoint; zeros where the interface's packets have no Ethernet header: that of

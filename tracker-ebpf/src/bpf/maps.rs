@@ -34,6 +34,10 @@ pub static COUNTERS: PerCpuArray<abi::Counters, 1> = PerCpuArray::new();
 #[btf_map]
 pub static STREAMS: HashMap<abi::StreamKey, u32, 1, NO_PREALLOC> = HashMap::new();
 
+/// Interfaces on which replies are expected, or pass on their way to one of these, and private ones.
+#[btf_map]
+pub static EXPECTING: HashMap<u32, u32, 1, NO_PREALLOC> = HashMap::new();
+
 #[btf_map]
 pub static FILTER: Array<abi::Filter, 1> = Array::new();
 #[btf_map]

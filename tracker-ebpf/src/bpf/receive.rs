@@ -96,6 +96,12 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Parsed {
     if packet::is_scattered(ctx) {
         packet::gather(ctx);
     }
+    parse_copy(ctx)
+}
+
+/// Looks for a reply in a copy of a packet's bytes from its IP header on, of one that may be ours.
+#[inline(always)]
+pub fn parse_copy(ctx: &TcContext) -> Parsed {
     let mut memory = Memory::uninit();
     // The shifts put 64-bit words of the mark, and of IPv6 addresses, where they are aligned.
     match ethertype(ctx) {

@@ -1,6 +1,6 @@
 //! The kernel brought in line with what is configured and observed, after each change of either.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use tokio::time::Instant;
 use tracing::Level;
@@ -16,7 +16,7 @@ use crate::{
     engine::Command,
     host::repeats,
     kernel::{
-        loader::{Check, Kernel, Purpose},
+        loader::{Check, Kernel},
         steering::Steering,
     },
     mode::Mode,
@@ -30,18 +30,15 @@ use crate::{
     steering::Point,
 };
 
-/// How long the attachment of programs that only watch may take at a time.
-const WATCH: Duration = Duration::from_millis(50);
-
 /// What tells of each attached program whether it still is.
 pub(super) struct Checks {
-    receive: Vec<((u32, Purpose), Check)>,
+    receive: Vec<(u32, Check)>,
     steering: Vec<(Point, Check)>,
 }
 
 /// Programs that others detached.
 pub(super) struct Detached {
-    receive: Vec<(u32, Purpose)>,
+    receive: Vec<u32>,
     steering: Vec<Point>,
 }
 
@@ -159,7 +156,7 @@ impl Daemon {
         let receive = receive.into_iter().map(|(key, _)| key);
         let steering = steering.into_iter().map(|(point, _)| point);
         let suspects = Detached {
-            receive: receive.filter(|(ifindex, _)| of_gone(ifindex)).collect(),
+            receive: receive.filter(|ifindex| of_gone(ifindex)).collect(),
             steering: steering.filter(|point| of_gone(&point.ifindex)).collect(),
         };
         self.forget_detached(suspects);
@@ -186,17 +183,19 @@ impl Daemon {
     fn forget_detached(&mut self, suspects: Detached) -> bool {
         let mut detached = suspects.receive;
         let kernel = &self.kernel;
-        detached.retain(|key| kernel.check(*key).is_some_and(|check| check.is_detached()));
-        for (ifindex, purpose) in &detached {
+        detached.retain(|ifindex| {
+            kernel
+                .check(*ifindex)
+                .is_some_and(|check| check.is_detached())
+        });
+        for ifindex in &detached {
             // No notification tells of it; the interface itself may be gone, which one does.
             if let Some(link) = self.netlink.observed.links.get(ifindex) {
                 tracing::warn!("{}: somebody detached the receive program", link.name);
             }
-            self.kernel.detach(*ifindex, *purpose);
-            // Replies to what is under way went unheard: nobody is to blame. (None counts where one is
-            // only watched for.)
-            let hearing =
-                |plan: &MemberPlan| *purpose == Purpose::Receive && plan.receive.contains(ifindex);
+            self.kernel.detach(*ifindex);
+            // Replies to what is under way went unheard: nobody is to blame.
+            let hearing = |plan: &MemberPlan| plan.receive.contains(ifindex);
             let deaf = self
                 .members
                 .values()
@@ -248,8 +247,8 @@ impl Daemon {
         }
     }
 
-    /// Attaches the receive program wherever replies may arrive, and beside that wherever one could come
-    /// by a wrong way.
+    /// Attaches the receive program wherever replies may arrive. All other interfaces are watched for replies that come a wrong
+    /// way.
     fn attach(&mut self, plans: &[MemberPlan]) {
         let observed = &self.netlink.observed;
         let links = &observed.links;
@@ -258,7 +257,7 @@ impl Daemon {
             .flat_map(|plan| &plan.receive)
             .copied()
             .collect();
-        let watched = plan::watched(observed, &wanted);
+        self.kernel.watch_more(&plan::expecting(observed, &wanted));
         let now = Instant::now();
         self.refused.retain(|ifindex, _| wanted.contains(ifindex));
         for ifindex in plan::lowest_first(observed, &wanted) {
@@ -297,23 +296,6 @@ impl Daemon {
                 }
             }
         }
-        let attached: HashSet<_> = self.kernel.attached().into_iter().collect();
-        // Each attachment waits for RCU, about 12 ms: the rest follows by and by, and what members need does not wait.
-        let until = Instant::now() + WATCH;
-        self.is_watching_less = false;
-        for ifindex in &watched {
-            if Instant::now() >= until {
-                self.is_watching_less = true;
-                break;
-            }
-            if !attached.contains(&(*ifindex, Purpose::Watch))
-                && let Some(link) = links.get(ifindex)
-                && let Err(error) = self.kernel.watch(link)
-            {
-                // Nothing depends on it: such a reply is then missed, and the cause `no-reply`.
-                tracing::debug!("{error:#}");
-            }
-        }
     }
 
     /// Detaches the receive program where it is no longer wanted: after the new ones were attached, so that an
@@ -321,18 +303,12 @@ impl Daemon {
     /// leaves by the old ones are heard until then.
     fn detach(&mut self, wanted: &HashSet<u32>) {
         let observed = &self.netlink.observed;
-        let watched = plan::watched(observed, wanted);
-        for (ifindex, purpose) in self.kernel.attached() {
-            let is_wanted = match purpose {
-                Purpose::Receive => {
-                    wanted.contains(&ifindex) && observed.links.contains_key(&ifindex)
-                }
-                Purpose::Watch => watched.contains(&ifindex),
-            };
-            if !is_wanted {
-                self.kernel.detach(ifindex, purpose);
+        for ifindex in self.kernel.attached() {
+            if !wanted.contains(&ifindex) || !observed.links.contains_key(&ifindex) {
+                self.kernel.detach(ifindex);
             }
         }
+        self.kernel.watch_less(&plan::expecting(observed, wanted));
     }
 
     /// Lets probes be redirected to the devices that are used as such, and says which are.
@@ -450,7 +426,7 @@ impl Daemon {
         self.neighbours.retry(&self.netlink.observed);
         let moving = self.members.values().any(|member| member.moving.is_some());
         let is_refused = !self.refused.is_empty() || self.steering_fault.is_some();
-        if moving || is_refused || self.is_watching_less {
+        if moving || is_refused {
             self.reconcile().await;
         } else {
             self.retry_steering();

@@ -35,9 +35,11 @@ use super::{
     mapped::Mapped,
     plane::KernelPlane,
     steering,
+    watch::Watch,
 };
 use crate::{
     config::ModeChoice,
+    host::repeats,
     mode::Mode,
     net::{
         ethtool,
@@ -173,23 +175,9 @@ struct Receive {
     hold: Hold,
 }
 
-/// What a receive program on an interface is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Purpose {
-    /// Counting replies: the interface is in some member's `returns`.
-    Receive,
-    /// Noticing replies that come by a way that no member's `returns` names.
-    Watch,
-}
-
-impl Purpose {
-    /// The name of the link's pin.
-    fn pin(self, ifindex: u32, mode: Mode) -> String {
-        match self {
-            Self::Receive => format!("receive-{}-{ifindex}", mode.as_str()),
-            Self::Watch => format!("watch-{ifindex}"),
-        }
-    }
+/// The name of the pin of a receive program's link.
+fn receive_pin(ifindex: u32, mode: Mode) -> String {
+    format!("receive-{}-{ifindex}", mode.as_str())
 }
 
 /// Asks the kernel whether a program is still attached.
@@ -258,7 +246,7 @@ pub struct Kernel {
     key: [u64; 2],
     private_ifindex: u32,
     pins: Pins,
-    receives: HashMap<(u32, Purpose), Receive>,
+    receives: HashMap<u32, Receive>,
     /// Pins of links that an earlier daemon left and nobody has taken over yet.
     left: HashSet<PathBuf>,
     /// The maps hold what an earlier daemon left.
@@ -271,6 +259,8 @@ pub struct Kernel {
     sizes: Sizes,
     send: Hold,
     tc_send: Hold,
+    /// `None` if the kernel refused it.
+    watch: Option<Watch>,
 }
 
 /// Reads trackers' states out of the kernel's own memory.
@@ -335,6 +325,7 @@ impl Kernel {
             .map_max_entries(abi::map::WINDOWS, entries(sizes.words))
             .map_max_entries(abi::map::BATCH, batch)
             .map_max_entries(abi::map::DEVICES, devices)
+            .map_max_entries(abi::map::EXPECTING, abi::EXPECTING_MAX)
             .map_max_entries(abi::map::EVENTS, events);
         for (name, path) in &paths {
             loader.map_pin_path(name, path.clone());
@@ -356,6 +347,7 @@ impl Kernel {
             abi::program::TC_SEND,
             abi::program::TC_RECEIVE,
             abi::program::TC_RECEIVE_IP,
+            abi::program::WATCH,
         ] {
             load(&mut ebpf, name)?;
         }
@@ -405,6 +397,13 @@ impl Kernel {
             answered: VecDeque::new(),
             counters: LinkCounters::new().context("cannot open a netlink socket")?,
         };
+        let watch = match Watch::new(&mut ebpf) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                tracing::warn!("replies that come a wrong way are not noticed: {error:#}");
+                None
+            }
+        };
         let kernel = Self {
             devices: DevMapHash::try_from(take(&mut ebpf, abi::map::DEVICES)?)?,
             trackers: Array::try_from(take(&mut ebpf, abi::map::TRACKERS)?)?,
@@ -422,6 +421,7 @@ impl Kernel {
             sizes,
             send,
             tc_send,
+            watch,
         };
         Ok((kernel, plane))
     }
@@ -456,7 +456,7 @@ impl Kernel {
 
     /// The mode in which replies are counted on an interface, if they are.
     pub fn mode(&self, ifindex: u32) -> Option<Mode> {
-        Some(self.receives.get(&(ifindex, Purpose::Receive))?.mode)
+        Some(self.receives.get(&ifindex)?.mode)
     }
 
     /// The id of the receive program at TC, where that is what an interface has.
@@ -469,24 +469,29 @@ impl Kernel {
         Some(program.info().ok()?.id())
     }
 
-    /// Interfaces with a receive program, and what for.
-    pub fn attached(&self) -> Vec<(u32, Purpose)> {
+    /// Interfaces with a receive program.
+    pub fn attached(&self) -> Vec<u32> {
         self.receives.keys().copied().collect()
     }
 
-    /// Attaches the receive program at TC ingress only to notice replies that come a wrong way: that
-    /// hook takes nothing from anybody, where XDP would take the driver's one place and may reset it.
-    ///
-    /// # Errors
-    /// As the kernel answers.
-    pub fn watch(&mut self, link: &Link) -> Result<()> {
-        let hold = self
-            .attach_in(link, Mode::Tc, Purpose::Watch)
-            .with_context(|| format!("cannot watch {} for replies", link.name))?;
-        let mode = Mode::Tc;
-        self.receives
-            .insert((link.index, Purpose::Watch), Receive { mode, hold });
-        Ok(())
+    /// Has replies noticed that arrive on other interfaces than these; before receive programs are attached to new ones of these.
+    pub fn watch_more(&mut self, expecting: &HashSet<u32>) {
+        let Some(watch) = &mut self.watch else {
+            return;
+        };
+        if let Err(error) = watch.leave_out(expecting) {
+            repeats::warn(
+                "watch",
+                format_args!("replies that come a wrong way are not noticed: {error:#}"),
+            );
+        }
+    }
+
+    /// Has replies noticed on all interfaces but these; after receive programs were detached from the others.
+    pub fn watch_less(&mut self, expecting: &HashSet<u32>) {
+        if let Some(watch) = &mut self.watch {
+            watch.watch_all_but(expecting);
+        }
     }
 
     /// Attaches the receive program, in the best mode that `choice` allows and the device takes. A
@@ -500,16 +505,15 @@ impl Kernel {
             .map_err(|why| anyhow!("cannot receive on {}: {why}", link.name))?;
         // What an earlier daemon attached stays as it is, if it may.
         let is_left = |mode: &&Mode| {
-            let pin = Purpose::Receive.pin(link.index, **mode);
+            let pin = receive_pin(link.index, **mode);
             self.left.contains(&self.pins.link(&pin))
         };
         let (left, others): (Vec<_>, Vec<_>) = modes.order.iter().partition(is_left);
         let mut refusals: Vec<String> = modes.not_native.into_iter().collect();
         for &mode in left.into_iter().chain(others) {
-            match self.attach_in(link, mode, Purpose::Receive) {
+            match self.attach_in(link, mode) {
                 Ok(hold) => {
-                    self.receives
-                        .insert((link.index, Purpose::Receive), Receive { mode, hold });
+                    self.receives.insert(link.index, Receive { mode, hold });
                     return Ok((mode, refusals));
                 }
                 Err(error) => refusals.push(format!("{}: {error:#}", mode.as_str())),
@@ -529,24 +533,23 @@ impl Kernel {
     }
 
     /// What tells of each receive program whether it is still attached.
-    pub fn checks(&self) -> impl Iterator<Item = ((u32, Purpose), Check)> {
-        self.receives.iter().map(|(key, receive)| {
-            let (ifindex, purpose) = *key;
-            let pin = self.pins.link(&purpose.pin(ifindex, receive.mode));
-            (*key, receive.hold.check(pin, ifindex))
+    pub fn checks(&self) -> impl Iterator<Item = (u32, Check)> {
+        self.receives.iter().map(|(ifindex, receive)| {
+            let pin = self.pins.link(&receive_pin(*ifindex, receive.mode));
+            (*ifindex, receive.hold.check(pin, *ifindex))
         })
     }
 
     /// What tells whether one receive program is still attached; `None` if there is none by now.
-    pub fn check(&self, (ifindex, purpose): (u32, Purpose)) -> Option<Check> {
-        let receive = self.receives.get(&(ifindex, purpose))?;
-        let pin = self.pins.link(&purpose.pin(ifindex, receive.mode));
+    pub fn check(&self, ifindex: u32) -> Option<Check> {
+        let receive = self.receives.get(&ifindex)?;
+        let pin = self.pins.link(&receive_pin(ifindex, receive.mode));
         Some(receive.hold.check(pin, ifindex))
     }
 
-    fn attach_in(&mut self, link: &Link, mode: Mode, purpose: Purpose) -> Result<Hold> {
+    fn attach_in(&mut self, link: &Link, mode: Mode) -> Result<Hold> {
         let ifindex = link.index;
-        let pin = self.pins.link(&purpose.pin(ifindex, mode));
+        let pin = self.pins.link(&receive_pin(ifindex, mode));
         let xdp_mode = match mode {
             Mode::XdpNative => XdpMode::Driver,
             Mode::XdpGeneric => XdpMode::Skb,
@@ -578,8 +581,7 @@ impl Kernel {
         if !is_xdp {
             return;
         }
-        let own =
-            [Mode::XdpNative, Mode::XdpGeneric].map(|mode| Purpose::Receive.pin(ifindex, mode));
+        let own = [Mode::XdpNative, Mode::XdpGeneric].map(|mode| receive_pin(ifindex, mode));
         for other in own.into_iter().chain([steering::fast_pin(ifindex)]) {
             let other = self.pins.link(&other);
             if self.left.remove(&other) {
@@ -612,8 +614,8 @@ impl Kernel {
     }
 
     /// Takes the receive program off an interface.
-    pub fn detach(&mut self, ifindex: u32, purpose: Purpose) {
-        self.receives.remove(&(ifindex, purpose));
+    pub fn detach(&mut self, ifindex: u32) {
+        self.receives.remove(&ifindex);
     }
 
     /// Lets probes be redirected to a device, or no longer.
@@ -907,6 +909,7 @@ pub fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
         let loaded = match ebpf.program_mut(name) {
             Some(Program::Xdp(program)) => program.load(),
             Some(Program::SchedClassifier(program)) => program.load(),
+            Some(Program::SocketFilter(program)) => program.load(),
             _ => Err(ProgramError::InvalidName {
                 name: name.to_owned(),
             }),

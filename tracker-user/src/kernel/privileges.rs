@@ -24,7 +24,7 @@ pub const START: [Capability; 5] = [
     Capability::CAP_SYS_ADMIN,
     // The sending thread's real-time priority.
     Capability::CAP_SYS_NICE,
-    // The packet socket by which next hops are solicited.
+    // The packet sockets: by one next hops are solicited, one watches for replies that come a wrong way.
     Capability::CAP_NET_RAW,
     // Metrics on a port below 1024.
     Capability::CAP_NET_BIND_SERVICE,
