@@ -28,28 +28,28 @@ fn the_firewall_rejects() -> Result<()> {
             &v4,
             "",
             by_icmp,
-            format!("ICMP type 3 code 13 from {from}"),
+            format!("ICMP type 3 code 13 (administratively prohibited) from {from}"),
         ),
         (
             "xdp-native",
             &v6,
             "",
             by_icmpv6,
-            format!("ICMPv6 type 1 code 1 from {from6}"),
+            format!("ICMPv6 type 1 code 1 (administratively prohibited) from {from6}"),
         ),
         (
             "tc",
             &v4,
             udp.as_str(),
             no_port,
-            format!("ICMP type 3 code 3 from {from}"),
+            format!("ICMP type 3 code 3 (port unreachable) from {from}"),
         ),
         (
             "tc",
             &v6,
             udp.as_str(),
             by_icmpv6,
-            format!("ICMPv6 type 1 code 1 from {from6}"),
+            format!("ICMPv6 type 1 code 1 (administratively prohibited) from {from6}"),
         ),
     ] {
         let config = config(&lab, behind, probe).mode(mode);
@@ -85,7 +85,7 @@ fn nobody_listens() -> Result<()> {
     let udp = format!("probe = \"udp\"\nport = {PORT}");
     let tracker = Tracker::start(&lab.hub, config(&lab, behind, &udp))?;
     let down = tracker.wait_verdict("fw-1", "down", "refused")?;
-    let detail = format!("ICMP type 3 code 3 from {behind}");
+    let detail = format!("ICMP type 3 code 3 (port unreachable) from {behind}");
     assert_eq!(down.tracker("fw-1", behind)["detail"], detail);
     Ok(())
 }
@@ -104,7 +104,10 @@ fn the_service_routes_in_a_loop() -> Result<()> {
     let down = tracker.wait_verdict("fw-1", "down", "unreachable")?;
     let detail = down.tracker("fw-1", service.behind)["detail"].clone();
     let detail = detail.as_str().unwrap_or_default();
-    assert!(detail.starts_with("ICMP type 11 code 0 from "), "{detail}");
+    assert!(
+        detail.starts_with("ICMP type 11 code 0 (TTL exceeded, as in a routing loop) from "),
+        "{detail}"
+    );
     Ok(())
 }
 
@@ -130,13 +133,13 @@ fn a_packet_is_too_big() -> Result<()> {
         (
             "v4",
             &behind,
-            "ICMP type 3 code 4",
+            "ICMP type 3 code 4 (fragmentation needed)",
             service.endpoint.to_string(),
         ),
         (
             "v6",
             &behind6,
-            "ICMPv6 type 2 code 0",
+            "ICMPv6 type 2 code 0 (packet too big)",
             service.endpoint6.to_string(),
         ),
     ] {

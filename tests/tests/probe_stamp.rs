@@ -124,7 +124,7 @@ fn only_a_right_answer_counts() -> Result<()> {
     tracker.wait_verdict("fw-1", "up", "replied")?;
     drop(mended);
     let down = tracker.wait_verdict("fw-1", "down", "refused")?;
-    let detail = format!("ICMP type 3 code 3 from {}", behind[0]);
+    let detail = format!("ICMP type 3 code 3 (port unreachable) from {}", behind[0]);
     assert_eq!(down.tracker("fw-1", behind[0])["detail"], detail);
     Ok(())
 }

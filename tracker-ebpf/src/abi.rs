@@ -738,8 +738,8 @@ pub struct Filter {
     pub behinds: [u64; 4],
     /// `SO_MARK` of local programs' tracker packets; 0 for none.
     pub mark: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The bits of a packet's mark that are compared with it.
+    pub mark_mask: u32,
 }
 
 impl Filter {

@@ -987,10 +987,56 @@ fn complaint(trouble: &abi::TroubleState) -> Option<String> {
         abi::Complaint::Port if trouble.complaint_type == 3 => ("ICMP", address_of(from, true)),
         abi::Complaint::Port => ("ICMPv6", address_of(from, false)),
     };
+    let (kind, code) = (trouble.complaint_type, trouble.complaint_code);
+    let meaning = match protocol {
+        "ICMP" => icmp_words(kind, code),
+        _ => icmpv6_words(kind, code),
+    };
+    let meaning = meaning.map_or(String::new(), |words| format!(" ({words})"));
     Some(format!(
-        "{protocol} type {} code {} from {from}",
-        trouble.complaint_type, trouble.complaint_code
+        "{protocol} type {kind} code {code}{meaning} from {from}"
     ))
+}
+
+/// What an ICMP error says (IANA's registry of ICMP parameters).
+const fn icmp_words(kind: u8, code: u8) -> Option<&'static str> {
+    Some(match (kind, code) {
+        (3, 0) => "network unreachable",
+        (3, 1) => "host unreachable",
+        (3, 2) => "protocol unreachable",
+        (3, 3) => "port unreachable",
+        (3, 4) => "fragmentation needed",
+        (3, 5) => "source route failed",
+        (3, 6) => "network unknown",
+        (3, 7) => "host unknown",
+        (3, 9) => "network administratively prohibited",
+        (3, 10) => "host administratively prohibited",
+        (3, 11) => "network unreachable for this type of service",
+        (3, 12) => "host unreachable for this type of service",
+        (3, 13) => "administratively prohibited",
+        (11, 0) => "TTL exceeded, as in a routing loop",
+        (11, 1) => "fragment reassembly time exceeded",
+        (12, _) => "parameter problem",
+        _ => return None,
+    })
+}
+
+/// What an ICMPv6 error says (IANA's registry of ICMPv6 parameters).
+const fn icmpv6_words(kind: u8, code: u8) -> Option<&'static str> {
+    Some(match (kind, code) {
+        (1, 0) => "no route to destination",
+        (1, 1) => "administratively prohibited",
+        (1, 2) => "beyond scope of source address",
+        (1, 3) => "address unreachable",
+        (1, 4) => "port unreachable",
+        (1, 5) => "source address failed policy",
+        (1, 6) => "reject route",
+        (2, _) => "packet too big",
+        (3, 0) => "hop limit exceeded, as in a routing loop",
+        (3, 1) => "fragment reassembly time exceeded",
+        (4, _) => "parameter problem",
+        _ => return None,
+    })
 }
 
 /// The address in the maps' form.

@@ -114,6 +114,7 @@ pub fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     plan.filter.mark = steering.mark.unwrap_or(0);
+    plan.filter.mark_mask = steering.mark_mask;
     let own = observed.owners();
     for &(member, of_member, slot) in members {
         let entry = entry(of_member, observed, slot);

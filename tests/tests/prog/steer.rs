@@ -379,7 +379,7 @@ impl Object {
             endpoints: [u64::MAX; 4],
             behinds: [u64::MAX; 4],
             mark: MARK,
-            pad: 0,
+            mark_mask: u32::MAX,
         };
         object.filter.set(0, filter, 0)?;
         object.devices.insert(ELSEWHERE, ARRIVAL, None, 0)?;
@@ -1167,12 +1167,27 @@ pub fn check_filter(program: &'static str) -> Result<()> {
         let (word, bit) = Filter::place(last);
         let mut filter = Filter {
             mark: MARK,
+            mark_mask: u32::MAX,
             ..Default::default()
         };
         filter.endpoints[word] = bit;
         object.filter.set(0, filter, 0)?;
         let (_, out) = object.run(&packet.frame(), MARK, 0)?;
         assert_eq!(out, packet.steered(!is_marked).frame());
+        // Others' bits in the mark do not matter outside the mask, and do inside.
+        if is_marked {
+            for (mark_mask, is_steered) in [(0xffff, true), (0x1_ffff, true), (0x8000_ffff, false)]
+            {
+                filter.mark_mask = mark_mask;
+                object.filter.set(0, filter, 0)?;
+                let (_, out) = object.run(&packet.frame(), MARK | 1 << 31, 0)?;
+                let wanted = match is_steered {
+                    true => packet.steered(false).frame(),
+                    false => packet.frame(),
+                };
+                assert_eq!(out, wanted, "mask {mark_mask:#x}");
+            }
+        }
         filter.endpoints[word] = !bit;
         object.filter.set(0, filter, 0)?;
         let (_, out) = object.run(&packet.frame(), MARK, 0)?;

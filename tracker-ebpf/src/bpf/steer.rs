@@ -132,7 +132,7 @@ pub fn marked<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
     let (is_ours, gso_size, ifindex) = unsafe {
         // What the hub forwards came in by an interface, whatever mark a rule may have given it.
         let is_local = (*skb).ingress_ifindex == 0 && (*skb).vlan_present == 0;
-        let is_marked = filter.mark != 0 && (*skb).mark == filter.mark;
+        let is_marked = filter.mark != 0 && (*skb).mark & filter.mark_mask == filter.mark;
         (is_local && is_marked, (*skb).gso_size, (*skb).ifindex)
     };
     if !is_ours {
@@ -157,7 +157,7 @@ pub fn marked<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
     // Where it goes now it must not be taken for a marked packet once more: the behind address may be
     // another service's endpoint.
     // SAFETY: the context is valid while the program runs, and `mark` may be written.
-    unsafe { (*skb).mark = 0 };
+    unsafe { (*skb).mark &= !filter.mark_mask };
     Some(send::<AT>(ctx, &head, steer))
 }
 

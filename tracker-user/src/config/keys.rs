@@ -581,6 +581,15 @@ pub static MARK: Key = Key {
     doc: "`SO_MARK` of local programs' tracker packets.",
     is_read_by_kernel: true,
 };
+/// `[steering] mark_mask`
+pub static MARK_MASK: Key = Key {
+    name: "mark_mask",
+    tables: &[Table::Steering],
+    value: integer(1, u32::MAX),
+    default: Default::Text("all 32 bits"),
+    doc: "The bits of a packet's mark that are compared with `mark`.",
+    is_read_by_kernel: true,
+};
 
 /// Every key, in the order of the reference page.
 pub static ALL: &[&Key] = &[
@@ -627,6 +636,7 @@ pub static ALL: &[&Key] = &[
     &UPLINKS,
     &SOURCES,
     &MARK,
+    &MARK_MASK,
 ];
 
 /// What a STAMP packet takes, and one with padding at least, bytes.

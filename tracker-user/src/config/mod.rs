@@ -324,6 +324,8 @@ pub struct Steering {
     pub sources: Vec<IpNet>,
     /// `SO_MARK` of local programs' tracker packets.
     pub mark: Option<u32>,
+    /// The bits of a packet's mark that are compared with `mark`.
+    pub mark_mask: u32,
 }
 
 /// Of these names, the one that is most like `name`.

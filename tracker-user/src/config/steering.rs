@@ -43,9 +43,22 @@ pub(super) fn read(section: &Section<'_>) -> Steering {
             "neither `uplinks` nor `mark`, so nothing would be steered; add one",
         );
     }
+    let mask = section.entry(&keys::MARK_MASK);
+    let mark_mask = mask.as_ref().and_then(|entry| entry.integer());
+    let mark_mask = mark_mask.map_or(u32::MAX, |mask| mask.value);
+    if let Some(mask) = &mask {
+        match &mark {
+            None => mask.refuse("there is no `mark` to compare with; add `mark`, or delete it"),
+            Some(mark) if mark.value & !mark_mask != 0 => {
+                mask.refuse("`mark` has bits outside it, so no packet would be steered; give all bits of `mark`");
+            }
+            Some(_) => {}
+        }
+    }
     Steering {
         uplinks: uplinks.unwrap_or_default(),
         sources: sources.unwrap_or_default(),
         mark: mark.map(|mark| mark.value),
+        mark_mask,
     }
 }

@@ -59,6 +59,7 @@ services = ["fw-1", "fw-pair"]
 uplinks = ["eth0"]
 sources = ["192.0.2.0/24"]
 mark = 0x7472
+mark_mask = 0xffff
 "#;
 
 /// What every short case below builds on: a valid service of five lines.
@@ -174,6 +175,7 @@ fn contract_example_is_valid() {
             uplinks: vec!["eth0".to_owned()],
             sources: vec!["192.0.2.0/24".parse().unwrap()],
             mark: Some(0x7472),
+            mark_mask: 0xffff,
         }),
         defaults: config.defaults.clone(),
     };
@@ -773,6 +775,14 @@ fn steering_is_checked() {
             "hub.toml:1: neither `uplinks` nor `mark`",
         ),
         ("[steering]\nmark = 0", "hub.toml:2: mark = 0"),
+        (
+            "[steering]\nmark = 0x10001\nmark_mask = 0xffff",
+            "hub.toml:3: mark_mask = 0xffff in [steering]: `mark` has bits outside it",
+        ),
+        (
+            "[steering]\nmark_mask = 1\nuplinks = [\"eth0\"]\nsources = [\"192.0.2.0/24\"]",
+            "hub.toml:2: mark_mask = 1 in [steering]: there is no `mark`",
+        ),
         (
             "[steering]\nmark = 1\nsources = [\"x\"]",
             "hub.toml:3: sources = \"x\"",
