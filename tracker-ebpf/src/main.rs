@@ -142,9 +142,9 @@ pub fn tracker_watch(ctx: SkBuffContext) -> i64 {
     let ctx = TcContext::new(ctx.skb.skb);
     // SAFETY: the context is valid while the program runs.
     let (ifindex, kind) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).pkt_type) };
-    // SAFETY: only whether there is an entry is asked.
     if kind != PACKET_OUTGOING
         && receive::may_be_ours(&ctx)
+        // SAFETY: only whether there is an entry is asked.
         && unsafe { EXPECTING.get(ifindex) }.is_none()
     {
         let parsed = receive::parse_copy(&ctx);
