@@ -72,6 +72,8 @@ pub mod program {
     pub const TC_SEND: &str = "tracker_tc_send";
     /// XDP on the interfaces on which replies may arrive.
     pub const RECEIVE: &str = "tracker_receive";
+    /// XDP there in the generic hook.
+    pub const RECEIVE_GENERIC: &str = "trk_recv_gen";
     /// The same logic at TC ingress, where XDP is not to be had.
     pub const TC_RECEIVE: &str = "tracker_tc_recv";
     /// The same of interfaces without Ethernet header.
@@ -80,6 +82,8 @@ pub mod program {
     pub const WATCH: &str = "tracker_watch";
     /// XDP on an uplink: the fast way of steering.
     pub const STEER: &str = "tracker_steer";
+    /// XDP there in the generic hook.
+    pub const STEER_GENERIC: &str = "trk_steer_gen";
     /// TC ingress of an uplink: steers whatever arrives there.
     pub const UPLINK: &str = "tracker_uplink";
     /// The same on an uplink without Ethernet header.

@@ -79,6 +79,18 @@ pub fn tracker_tc_send(ctx: TcContext) -> i32 {
 /// the MTU nor merging because of it, and reads their first buffer, which has the headers.
 #[xdp(frags)]
 pub fn tracker_receive(ctx: XdpContext) -> u32 {
+    receive_by_xdp(&ctx)
+}
+
+/// XDP there in the generic hook, without `frags`: for a program that takes several buffers the hook makes another packet of
+/// each (`skb_pp_cow_data`), and replies that are steered back at TC get lost then (seen on Linux 6.18).
+#[xdp]
+pub fn trk_recv_gen(ctx: XdpContext) -> u32 {
+    receive_by_xdp(&ctx)
+}
+
+#[inline(always)]
+fn receive_by_xdp(ctx: &XdpContext) -> u32 {
     let packet = Packet::new(ctx.data(), ctx.data_end());
     let arrival = Arrival {
         ifindex: ctx.ingress_ifindex() as u32,
@@ -88,12 +100,12 @@ pub fn tracker_receive(ctx: XdpContext) -> u32 {
     if let Some(reply) = reply::parse(&packet)
         && let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent)
     {
-        return finish_in_xdp(&ctx, outcome);
+        return finish_in_xdp(ctx, outcome);
     }
     // The number of a STAMP probe comes to be the mark once in its life.
     match wire::answer::parse(&packet) {
         Some(answer) => match answer::recognise(&answer, arrival, is_as_sent) {
-            Some(outcome) => finish_in_xdp(&ctx, outcome),
+            Some(outcome) => finish_in_xdp(ctx, outcome),
             None => xdp_action::XDP_PASS,
         },
         None => xdp_action::XDP_PASS,
@@ -198,6 +210,12 @@ fn finish_at_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
 /// XDP on an uplink: others' tracker packets, the fast way.
 #[xdp(frags)]
 pub fn tracker_steer(ctx: XdpContext) -> u32 {
+    steer::fast(&ctx).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// XDP there in the generic hook, without `frags`.
+#[xdp]
+pub fn trk_steer_gen(ctx: XdpContext) -> u32 {
     steer::fast(&ctx).unwrap_or(xdp_action::XDP_PASS)
 }
 

@@ -479,7 +479,7 @@ impl Daemon {
             (Maps::Anew, Some(_)) => loader::pinned_states(pins),
             _ => Vec::new(),
         };
-        let (kernel, plane) = Kernel::load(pins, maps, sizes, private)?;
+        let (kernel, plane) = Kernel::load(pins, maps, sizes, config.hub.mode, private)?;
         let (sender, reports) =
             Sender::start(plane, health.clone()).context("cannot start the sending thread")?;
         sender.command(Command::SetPorts(Arc::new(ports::read())));

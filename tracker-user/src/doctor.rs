@@ -313,7 +313,13 @@ fn steer(link: &Link, is_receiving: bool, choice: ModeChoice) -> (Mode, Option<S
 
 /// True for the programs of any instance.
 fn is_ours(id: u32) -> bool {
-    let ours = [abi::program::RECEIVE, abi::program::STEER].map(Some);
+    let ours = [
+        abi::program::RECEIVE,
+        abi::program::RECEIVE_GENERIC,
+        abi::program::STEER,
+        abi::program::STEER_GENERIC,
+    ]
+    .map(Some);
     loaded_programs()
         .flatten()
         .any(|program| program.id() == id && ours.contains(&program.name_as_str()))
@@ -430,6 +436,8 @@ fn try_programs() -> Result<()> {
         abi::program::TC_RECEIVE,
         abi::program::TC_RECEIVE_IP,
         abi::program::WATCH,
+        abi::program::RECEIVE_GENERIC,
+        abi::program::STEER_GENERIC,
     ]
     .into_iter()
     .chain(abi::program::STEERING_ALL)

@@ -251,6 +251,8 @@ pub struct Kernel {
     left: HashSet<PathBuf>,
     /// The maps hold what an earlier daemon left.
     is_followed: bool,
+    /// The programs of the generic hook are loaded: no other mode needs them.
+    has_generic: bool,
     devices: DevMapHash<MapData>,
     trackers: Array<MapData, abi::Tracker>,
     streams: BpfHashMap<MapData, abi::StreamKey, u32>,
@@ -301,8 +303,10 @@ impl Kernel {
         pins: &Pins,
         maps: Maps,
         sizes: Sizes,
+        mode: ModeChoice,
         private_ifindex: u32,
     ) -> Result<(Self, KernelPlane)> {
+        let has_generic = mode == ModeChoice::XdpGeneric;
         pins.create()?;
         let entries = |count: u32| count.max(1);
         let batch = sizes.trackers.next_power_of_two().clamp(64, abi::BATCH_MAX);
@@ -350,6 +354,9 @@ impl Kernel {
             abi::program::WATCH,
         ] {
             load(&mut ebpf, name)?;
+        }
+        if has_generic {
+            load(&mut ebpf, abi::program::RECEIVE_GENERIC)?;
         }
 
         let old = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
@@ -418,6 +425,7 @@ impl Kernel {
             receives: HashMap::new(),
             left,
             is_followed: maps != Maps::Anew,
+            has_generic,
             sizes,
             send,
             tc_send,
@@ -429,6 +437,11 @@ impl Kernel {
     /// The pins of the instance.
     pub const fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// Whether the programs of the generic hook are loaded.
+    pub const fn has_generic(&self) -> bool {
+        self.has_generic
     }
 
     /// The private interface on which the send side is attached.
@@ -570,7 +583,10 @@ impl Kernel {
             }
         };
         self.take_left(&pin, ifindex, true);
-        let name = abi::program::RECEIVE;
+        let name = match xdp_mode {
+            XdpMode::Skb => abi::program::RECEIVE_GENERIC,
+            _ => abi::program::RECEIVE,
+        };
         hold_xdp(&mut self.ebpf, name, ifindex, xdp_mode, &pin)
     }
 

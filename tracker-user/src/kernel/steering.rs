@@ -147,6 +147,9 @@ impl Steering {
         for name in abi::program::STEERING_ALL {
             loader::load(&mut ebpf, name)?;
         }
+        if kernel.has_generic() {
+            loader::load(&mut ebpf, abi::program::STEER_GENERIC)?;
+        }
         let mut take = |name| loader::take(&mut ebpf, name);
         Ok(Self {
             filter: take(abi::map::FILTER)?.try_into()?,
@@ -340,11 +343,10 @@ impl Steering {
         kernel.take_left(&pin, point.ifindex, is_xdp);
         let (program, place) = match (point.hook, point.is_ethernet) {
             (Hook::Fast, _) => {
-                let mode = match choice {
-                    ModeChoice::XdpGeneric => XdpMode::Skb,
-                    _ => XdpMode::Driver,
+                let (mode, name) = match choice {
+                    ModeChoice::XdpGeneric => (XdpMode::Skb, abi::program::STEER_GENERIC),
+                    _ => (XdpMode::Driver, abi::program::STEER),
                 };
-                let name = abi::program::STEER;
                 return loader::hold_xdp(&mut self.ebpf, name, point.ifindex, mode, &pin);
             }
             (Hook::Uplink, true) => (abi::program::UPLINK, TcPlace::INGRESS),
