@@ -370,7 +370,8 @@ fn an_xdp_program_of_others_before_ours_is_named() -> Result<()> {
         "link set dev {device} xdpdrv pinned {}\n",
         program.pin()
     ))?;
-    let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
+    let config = Config::new(lab.service().toml("fw-1")).mode("auto");
+    let tracker = Tracker::start(&lab.hub, config)?;
     let status = tracker.wait_verdict("fw-1", "up", "replied")?;
     assert_eq!(tracker_detail(&status), "");
     lab.service().break_forwarding()?;
