@@ -204,12 +204,14 @@ impl Record {
     }
 
     /// The hub can't send: says what the verdict is then. What was up is down where that proves that nothing can
-    /// pass, else undecided.
+    /// pass, else undecided; so is what only an earlier fault made down.
     pub fn fault(&mut self, verdict: Verdict, proves: bool, before: usize) -> Verdict {
         self.was_up |= verdict == Verdict::Up;
         let after = match verdict {
             Verdict::Up | Verdict::Unknown if self.was_up && proves => Verdict::Down,
             Verdict::Up => Verdict::Unknown,
+            // Such a fault alone made it down, and is over.
+            Verdict::Down if self.was_up && !proves => Verdict::Unknown,
             _ => verdict,
         };
         self.forget(after, before);
