@@ -266,12 +266,10 @@ impl Steering {
     ) -> Option<String> {
         let what = what(point, choice);
         let is_auto = choice == ModeChoice::Auto;
-        let offload = matches!(point.hook, Hook::Fast if is_auto)
-            .then(|| ethtool::offloads(&link.name).merging);
-        let attached = match offload.flatten() {
-            Some(offload) => Err(anyhow!(
-                "native XDP would switch off {offload} (ethtool -k)"
-            )),
+        let refusal = matches!(point.hook, Hook::Fast if is_auto)
+            .then(|| Mode::why_not_native(link, ethtool::offloads));
+        let attached = match refusal.flatten() {
+            Some(why) => Err(anyhow!(why)),
             None => self.attach(point, kernel, choice),
         };
         let error = match attached {

@@ -28,6 +28,7 @@ use super::{exchange::RequestError, requests::Requests};
 /// The routing protocol number (`NDA_PROTOCOL`, Linux 5.0) of the entries that are kept for Tracker, as of the routes that it
 /// installs; `ip neigh` shows it as `proto 116`.
 pub const PROTOCOL: u8 = 116;
+
 /// How many requests are under way at a time.
 const REQUESTS: usize = 32;
 
@@ -165,6 +166,7 @@ impl Entry {
 /// RTPROT_UNSPEC and RTPROT_KERNEL (linux/rtnetlink.h).
 const UNSPECIFIED: u8 = 0;
 const BY_KERNEL: u8 = 2;
+
 /// Releases those of these entries that are kept for Tracker.
 pub async fn release_all(requests: &Requests, keys: impl IntoIterator<Item = Key>) {
     let all = keys
@@ -177,6 +179,7 @@ pub async fn release_all(requests: &Requests, keys: impl IntoIterator<Item = Key
         }
     }
 }
+
 /// What an entry is to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
