@@ -959,20 +959,11 @@ fn elsewhere(state: &abi::State, fall: u8, behind: IpAddr) -> Option<String> {
     if !is_latest {
         return None;
     }
-    let from = address_of(trouble.complaint_from, behind.is_ipv4());
+    let from = loader::address(behind.into(), trouble.complaint_from);
     Some(match from == behind {
         true => format!("replies come from another port of {from} than the one that is asked"),
         false => format!("replies come from {from}, not from {behind}"),
     })
-}
-
-/// The address of the maps' form.
-fn address_of(bytes: [u8; 16], is_ipv4: bool) -> IpAddr {
-    let [a, b, c, d, ..] = bytes;
-    match is_ipv4 {
-        true => IpAddr::from([a, b, c, d]),
-        false => IpAddr::from(bytes),
-    }
 }
 
 /// Who complained last about a tracker's probes, and how.
@@ -981,11 +972,13 @@ fn complaint(trouble: &abi::TroubleState) -> Option<String> {
     let (protocol, from) = match trouble.complaint {
         // That of a reset is the behind address, whoever sent it.
         abi::Complaint::None | abi::Complaint::Reset | abi::Complaint::Elsewhere => return None,
-        abi::Complaint::Icmp => ("ICMP", address_of(from, true)),
-        abi::Complaint::Icmpv6 => ("ICMPv6", address_of(from, false)),
+        abi::Complaint::Icmp => ("ICMP", loader::address(abi::Family::Ipv4, from)),
+        abi::Complaint::Icmpv6 => ("ICMPv6", loader::address(abi::Family::Ipv6, from)),
         // Type 3 of ICMP is type 1 of ICMPv6.
-        abi::Complaint::Port if trouble.complaint_type == 3 => ("ICMP", address_of(from, true)),
-        abi::Complaint::Port => ("ICMPv6", address_of(from, false)),
+        abi::Complaint::Port if trouble.complaint_type == 3 => {
+            ("ICMP", loader::address(abi::Family::Ipv4, from))
+        }
+        abi::Complaint::Port => ("ICMPv6", loader::address(abi::Family::Ipv6, from)),
     };
     let (kind, code) = (trouble.complaint_type, trouble.complaint_code);
     let meaning = match protocol {

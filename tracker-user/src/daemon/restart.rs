@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
     os::{
         fd::AsRawFd as _,
         unix::{fs::MetadataExt as _, net::UnixDatagram},
@@ -311,7 +310,7 @@ impl Daemon {
         Used {
             interface: ifindex.map_or_else(Vec::new, |ifindex| self.names(ifindex)),
             sources: found
-                .map(|entry| address(entry.family, entry.source))
+                .map(|entry| loader::address(entry.family, entry.source))
                 .collect(),
         }
     }
@@ -598,18 +597,6 @@ impl Daemon {
                 total: shown.flaps.total,
             },
         })
-    }
-}
-
-/// An address as the maps have it.
-fn address(family: abi::Family, [a, b, c, d, rest @ ..]: [u8; 16]) -> IpAddr {
-    match family {
-        abi::Family::Ipv4 => IpAddr::from([a, b, c, d]),
-        abi::Family::Ipv6 => {
-            let mut bytes = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-            bytes[4..].copy_from_slice(&rest);
-            IpAddr::from(bytes)
-        }
     }
 }
 

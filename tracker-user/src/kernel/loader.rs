@@ -806,12 +806,17 @@ pub fn pinned_states(pins: &Pins) -> Vec<abi::State> {
 
 /// The neighbour entry of a path, which its daemon had the kernel keep.
 pub fn neighbour(path: &abi::Path) -> Option<(u32, IpAddr)> {
-    let [a, b, c, d, ..] = path.endpoint;
-    let ip = match path.endpoint_family {
-        abi::Family::Ipv4 => IpAddr::from([a, b, c, d]),
-        abi::Family::Ipv6 => IpAddr::from(path.endpoint),
-    };
+    let ip = address(path.endpoint_family, path.endpoint);
     (path.interface != 0).then_some((path.interface, ip))
+}
+
+/// An address as the maps have it.
+pub fn address(family: abi::Family, bytes: [u8; 16]) -> IpAddr {
+    let [a, b, c, d, ..] = bytes;
+    match family {
+        abi::Family::Ipv4 => IpAddr::from([a, b, c, d]),
+        abi::Family::Ipv6 => IpAddr::from(bytes),
+    }
 }
 
 /// A pinned array whose values have the size of `T`.
