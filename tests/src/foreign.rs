@@ -14,7 +14,7 @@ use crate::topology::Lab;
 /// Commands and constants of bpf(2), as in linux/bpf.h.
 const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP: libc::c_int = 1;
-const PROG_LOAD: libc::c_int = 5;
+pub(crate) const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const LINK_CREATE: libc::c_int = 28;
 const MAP_TYPE_ARRAY: u32 = 2;

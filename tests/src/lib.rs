@@ -31,6 +31,7 @@ pub mod packets;
 pub mod random;
 pub mod servers;
 pub mod skip;
+pub mod slow_listener;
 pub mod status;
 pub mod tagger;
 pub mod topology;

@@ -5,8 +5,9 @@ use std::fmt::Display;
 
 use anyhow::Result;
 use tracker_tests::daemon::SOON;
+use tracker_tests::slow_listener::SlowListener;
 use tracker_tests::status::Status;
-use tracker_tests::{Lab, Tracker};
+use tracker_tests::{Lab, Tracker, skip};
 
 /// A hub with two services that could stand in for each other: each has the first one's endpoint, and answers for
 /// everything behind.
@@ -97,6 +98,22 @@ fn the_route_moves_to_another_device_and_back() -> Result<()> {
         assert_eq!(tracker.history("fw-1")?, history, "{what}");
         Ok(())
     })
+}
+
+/// The kernel tells of an IPv6 route before look-ups find it: a look-up in between finds the way of before, and is not the
+/// last one.
+#[test]
+fn a_route_that_is_told_before_it_is_found() -> Result<()> {
+    /// `RTNLGRP_IPV6_ROUTE`.
+    const IPV6_ROUTE: u32 = 11;
+    let lab = lab()?;
+    let Some(_slow) = SlowListener::new(&lab.hub, IPV6_ROUTE)? else {
+        skip!("this kernel has no `may_goto` (Linux 6.9)");
+    };
+    let tracker = start(&lab, false, true)?;
+    wait_by(&tracker, "eth1")?;
+    lab.hub.ip("route add 2001:db8:9::2/128 dev eth2\n")?;
+    wait_by(&tracker, "eth2")
 }
 
 #[test]

@@ -34,6 +34,15 @@ const ANSWERED: Duration = Duration::from_millis(200);
 /// changes all the time costs a tenth of a processor.
 const REST_MAX: Duration = Duration::from_millis(500);
 
+/// The ways are looked up again this long after each look-up: Linux announces an IPv6 route to a prefix that had none before
+/// look-ups find it (`fib6_add_rt2node` sets `RTN_RTINFO` after `inet6_rt_notify`, up to Linux 6.18), and nothing tells when
+/// they do. A virtual processor may be held up between the two for any time.
+const CONFIRM: [Duration; 3] = [
+    Duration::from_millis(50),
+    Duration::from_secs(1),
+    Duration::from_secs(10),
+];
+
 /// Everything is read again this often at most.
 const REREAD_MIN: Duration = Duration::from_secs(1);
 
@@ -76,6 +85,9 @@ pub struct Netlink {
     /// Until then routes are not looked up again.
     routes_rest_until: Instant,
     is_asking_ways: bool,
+    /// How many look-ups have confirmed the last one that a change caused, and when the next one does.
+    confirmed: usize,
+    confirm_at: Option<Instant>,
     /// New interfaces, whose XDP features are not known.
     unasked: HashSet<u32>,
     is_asking_features: bool,
@@ -124,6 +136,8 @@ impl Netlink {
             unrouted: false,
             routes_rest_until: now,
             is_asking_ways: false,
+            confirmed: 0,
+            confirm_at: None,
             unasked: HashSet::new(),
             is_asking_features: false,
             is_overrun: false,
@@ -220,6 +234,7 @@ impl Netlink {
             true => self.unrouted = true,
             false => {
                 self.is_asking_ways = true;
+                self.confirmed = 0;
                 self.requests.ways(new);
             }
         }
@@ -267,7 +282,7 @@ impl Netlink {
                 self.reported = Some(now);
                 return Ok(());
             }
-            let look_up = (self.unrouted && !self.is_asking_ways).then_some(self.routes_rest_until);
+            let look_up = self.look_up_at();
             let reread = (self.is_overrun && !self.is_rereading).then_some(self.reread_rest_until);
             let say = self.said.filter(|_| self.lost > 0).map(|said| said + SAY);
             let alarm = [due, look_up, reread, say].into_iter().flatten().min();
@@ -286,8 +301,12 @@ impl Netlink {
             self.is_asking_features = true;
             self.requests.features(interfaces);
         }
-        if self.unrouted && !self.is_asking_ways && self.routes_rest_until <= now {
-            self.unrouted = false;
+        if self.look_up_at().is_some_and(|at| at <= now) {
+            self.confirm_at = None;
+            self.confirmed = match std::mem::take(&mut self.unrouted) {
+                true => 0,
+                false => self.confirmed + 1,
+            };
             if !self.followed.routes.is_empty() {
                 self.is_asking_ways = true;
                 let keys = self.followed.routes.iter().copied().collect();
@@ -306,6 +325,15 @@ impl Netlink {
             );
             self.said = Some(now);
         }
+    }
+
+    /// When the ways are to be looked up next.
+    fn look_up_at(&self) -> Option<Instant> {
+        let wanted = match self.unrouted {
+            true => Some(self.routes_rest_until),
+            false => self.confirm_at.map(|at| at.max(self.routes_rest_until)),
+        };
+        wanted.filter(|_| !self.is_asking_ways)
     }
 
     /// Takes what the threads of netlink have.
@@ -486,7 +514,9 @@ impl Netlink {
     fn take_ways(&mut self, ways: Ways) {
         self.is_asking_ways = false;
         self.unrouted |= ways.is_short;
-        self.routes_rest_until = Instant::now() + ways.took * 4;
+        let now = Instant::now();
+        self.routes_rest_until = now + ways.took * 4;
+        self.confirm_at = CONFIRM.get(self.confirmed).map(|after| now + *after);
         for (key, found) in ways.found {
             if !self.followed.routes.contains(&key) {
                 continue;

@@ -1,0 +1,122 @@
+//! A listener to a group of rtnetlink that holds up whoever notifies it.
+//!
+//! The kernel runs a socket's filter in the sender's context (`do_one_broadcast`), and serves the sockets of a group from
+//! the one that joined last: who joins after a slow listener is told while the sender still stands in the middle of its
+//! change.
+
+use std::{
+    io,
+    mem::size_of,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use anyhow::{Context, Result};
+
+use crate::foreign::{PROG_LOAD, ProgLoad, bpf, instruction, owned};
+use crate::netns::Namespace;
+
+/// `BPF_PROG_TYPE_SOCKET_FILTER`.
+const SOCKET_FILTER: u32 = 1;
+
+/// How long the filter takes, ns: the processor does nothing else meanwhile.
+const PAUSE: i32 = 20_000_000;
+
+/// The listener; it reads nothing, and ends when dropped.
+#[derive(Debug)]
+pub struct SlowListener {
+    _socket: OwnedFd,
+}
+
+fn set<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: T) -> io::Result<()> {
+    // SAFETY: the value outlives the call, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(&value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl SlowListener {
+    /// Listens to a group (`enum rtnetlink_groups`) inside a namespace; `None` where the kernel has no endless loops in
+    /// programs (`may_goto`, Linux 6.9). A notification takes some 20 ms.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn new(namespace: &Namespace, group: u32) -> Result<Option<Self>> {
+        let instructions = [
+            instruction(0x85, 0, 0, 5),      // r0 = bpf_ktime_get_ns()
+            instruction(0xbf, 0x06, 0, 0),   // r6 = r0
+            instruction(0xe5, 0, 3, 0),      // may_goto +3: once the kernel's budget is used up
+            instruction(0x85, 0, 0, 5),      // r0 = bpf_ktime_get_ns()
+            instruction(0x1f, 0x60, 0, 0),   // r0 -= r6
+            instruction(0xa5, 0, -4, PAUSE), // if r0 < PAUSE goto -4
+            instruction(0xb7, 0, 0, 0),      // r0 = 0: keep nothing
+            instruction(0x95, 0, 0, 0),      // exit
+        ];
+        let mut load = ProgLoad {
+            prog_type: SOCKET_FILTER,
+            count: instructions.len() as u32,
+            instructions: instructions.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+        };
+        let program = match bpf(PROG_LOAD, &mut load) {
+            Ok(program) => owned(program),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
+            Err(error) => return Err(error).context("load a program"),
+        };
+        let socket = namespace.enter(|| {
+            // SAFETY: a call without pointers.
+            let socket = unsafe {
+                libc::socket(
+                    libc::AF_NETLINK,
+                    libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                    libc::NETLINK_ROUTE,
+                )
+            };
+            if socket < 0 {
+                return Err(io::Error::last_os_error()).context("a netlink socket");
+            }
+            // SAFETY: a new descriptor, which nothing else owns.
+            let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+            // Notifications skip the sockets of the port of who asked to be left out, which is 0 where none did.
+            // SAFETY: all fields are numbers.
+            let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+            address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+            // SAFETY: the address outlives the call, and its size is given.
+            let bound = unsafe {
+                libc::bind(
+                    socket.as_raw_fd(),
+                    std::ptr::from_ref(&address).cast(),
+                    size_of::<libc::sockaddr_nl>() as libc::socklen_t,
+                )
+            };
+            if bound < 0 {
+                return Err(io::Error::last_os_error()).context("bind a netlink socket");
+            }
+            set(
+                &socket,
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_BPF,
+                program.as_raw_fd(),
+            )
+            .context("attach a filter")?;
+            set(
+                &socket,
+                libc::SOL_NETLINK,
+                libc::NETLINK_ADD_MEMBERSHIP,
+                group,
+            )
+            .context("join a group")?;
+            Ok(socket)
+        })?;
+        Ok(Some(Self { _socket: socket }))
+    }
+}
