@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tracker_user::{
-    cli::{self, Cli, Command},
-    config, daemon, doctor, host,
+    app,
+    cli::{self, Cli, Command, doctor},
+    config, host, reconcile,
 };
 
 fn main() -> ExitCode {
@@ -36,12 +37,12 @@ fn main() -> ExitCode {
         Command::Service(args) => cli::service(args),
         Command::Run(args) => {
             host::log::to_stderr();
-            let watchdog = match daemon::prepare() {
+            let watchdog = match app::prepare() {
                 Ok(watchdog) => watchdog,
                 Err(error) => return cli::fail(format_args!("{error:#}")),
             };
             match config::load(&args.config) {
-                Ok(config) => block_on(daemon::run(&args.config, config, args.keep, watchdog)),
+                Ok(config) => block_on(app::run(&args.config, config, args.keep, watchdog)),
                 Err(error) => {
                     eprintln!("{error}");
                     ExitCode::FAILURE
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
             }
         },
         Command::Cleanup(args) => block_on(async {
-            let done = daemon::cleanup(&args.bpffs, &args.instance).await?;
+            let done = reconcile::cleanup::cleanup(&args.bpffs, &args.instance).await?;
             println!("{done}");
             Ok(())
         }),

@@ -1,7 +1,7 @@
 //! Random histories of one tracker, by the million, held against a plain specification.
 //!
-//! Schedule, verdict, and what a reply is worth are the code that runs in daemon and kernel: [`tracker_user::schedule`],
-//! [`tracker_user::flights`], [`tracker_user::docket`], [`tracker_ebpf::verdict`] and [`tracker_ebpf::window`]. The
+//! Schedule, verdict, and what a reply is worth are the code that runs in daemon and kernel: [`tracker_user::detector::schedule`],
+//! [`tracker_user::detector::in_flight`], [`tracker_user::detector::tracker`], [`tracker_ebpf::verdict`] and [`tracker_ebpf::window`]. The
 //! engine that joins them has a simulation of its own (`src/engine/sim.rs`), with the kernel's maps, devices and several
 //! trackers, and is much slower.
 //!

@@ -141,7 +141,7 @@ const REFERENCE: &str = "docs/reference/";
 type Reader = fn(&str) -> Vec<String>;
 /// Where lint finds the words of outputs that the book explains: a file, and how to read them from its text.
 const WORDS: &[(&str, Reader)] = &[
-    ("tracker-user/src/report/metrics.rs", metrics),
+    ("tracker-user/src/api/metrics.rs", metrics),
     ("tracker-ebpf/src/verdict.rs", verdict_words),
 ];
 

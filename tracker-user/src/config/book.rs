@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::keys::{self, Default, Key, Table, Value};
-use crate::report::events::{Missed, Numbered, Reset};
-use crate::report::status::{List, Status};
+use crate::api::types::{List, Status};
+use crate::state::events::{Missed, Numbered, Reset};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

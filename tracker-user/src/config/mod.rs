@@ -13,7 +13,6 @@ mod file;
 mod hub;
 pub mod keys;
 pub mod reference;
-mod remarks;
 mod service;
 mod settings;
 mod steering;
@@ -33,7 +32,6 @@ use tracker_ebpf::{abi, wire::probe};
 pub use addition::{Addition, Given, options};
 pub use file::{Defaults, crowded};
 pub(crate) use keys::NAME_MAX;
-pub use remarks::remarks;
 pub use values::checked_instance;
 
 /// What Tracker's own mark, sequence, time and token take of a probe, bytes.

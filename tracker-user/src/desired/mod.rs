@@ -1,3 +1,4 @@
 //! What is wanted, held against what was wanted before (pure).
 
 pub mod diff;
+pub mod slots;

@@ -33,8 +33,8 @@ use tokio::sync::{Notify, watch};
 
 use super::{clock::monotonic_ns, notify::Supervisor, repeats};
 use crate::{
-    health::{Beat, Health, STALLED_NS},
-    kernel::privileges,
+    detector::lateness::{Beat, Health, STALLED_NS},
+    host::privileges,
 };
 
 /// Time between two turns of the thread, nanoseconds.

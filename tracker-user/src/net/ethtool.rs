@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
+use crate::plan::mode::Offloads;
+
 /// Commands of `SIOCETHTOOL` (linux/ethtool.h).
 const GET_STRINGS: u32 = 0x1b;
 const GET_SET_SIZES: u32 = 0x37;
@@ -31,18 +33,6 @@ const STRIPPING: &str = "rx-vlan-hw-parse";
 
 /// Segmentation of TCP by the device.
 const TSO: &str = "tx-tcp-segmentation";
-
-/// Offloads of an interface, as far as the choice of a mode depends on them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offloads {
-    /// The first that merges received packets in hardware and is switched on.
-    pub merging: Option<&'static str>,
-    /// Whether something other than the operator keeps TSO off. On a veth, that is native XDP on its peer (`veth_xdp_set` and
-    /// `veth_fix_features`, Linux 4.19 to 6.18).
-    pub is_tso_held_off: bool,
-    /// Whether the device takes VLAN tags out of received frames: an XDP program does not see them.
-    pub strips_tags: bool,
-}
 
 /// Offloads of an interface of the calling thread's network namespace; none if the kernel does not tell.
 pub fn offloads(interface: &str) -> Offloads {

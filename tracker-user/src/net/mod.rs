@@ -1,7 +1,7 @@
 //! What the hub's network is like now, and requests to change the little of it that is Tracker's: rtnetlink and the generic
 //! netlink family `netdev`.
 
-pub mod address;
+mod addresses;
 pub mod ethtool;
 mod exchange;
 pub mod link_counters;
@@ -9,7 +9,6 @@ pub mod neighbour_entries;
 pub mod neighbours;
 mod netdev;
 mod notifications;
-pub mod observed;
 pub mod requests;
 pub mod rtnetlink;
 pub mod solicit;

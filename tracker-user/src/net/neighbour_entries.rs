@@ -24,6 +24,7 @@ use netlink_packet_route::{
 use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{exchange::RequestError, requests::Requests};
+use crate::plan::observed::Neighbour;
 
 /// The routing protocol number (`NDA_PROTOCOL`, Linux 5.0) of the entries that are kept for Tracker, as of the routes that it
 /// installs; `ip neigh` shows it as `proto 116`.
@@ -34,19 +35,6 @@ const REQUESTS: usize = 32;
 
 /// An interface and an address.
 pub type Key = (u32, IpAddr);
-
-/// What the neighbour table knows of an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Neighbour {
-    /// Its MAC address.
-    Resolved([u8; 6]),
-    /// Its MAC address by an operator's or another program's word: the kernel does not ask for it (permanent, NOARP).
-    Permanent([u8; 6]),
-    /// The kernel is asking.
-    Asking,
-    /// The kernel asked and got no answer.
-    Failed,
-}
 
 /// Whose an entry is, and so what may be done to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

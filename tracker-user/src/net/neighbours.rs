@@ -10,12 +10,12 @@ use std::{
 use netlink_packet_route::neighbour::NeighbourMessage;
 
 use super::{
-    neighbour_entries::{Entry, Keeper, Key, Neighbour},
-    observed::{Link, Observed},
+    neighbour_entries::{Entry, Keeper, Key},
     requests::Requests,
     rtnetlink::Netlink,
     solicit::Solicitor,
 };
+use crate::plan::observed::{Link, Neighbour, Observed};
 
 /// How often at most an endpoint is solicited whose trackers get no reply.
 const SOLICIT: Duration = Duration::from_secs(3);

@@ -30,9 +30,9 @@ use tokio::sync::Notify;
 use super::{
     exchange::{DATAGRAM_MAX, HEADER_LEN, messages, u16_at, u32_at},
     netdev::{self, Family},
-    observed::RouteKey,
 };
-use crate::kernel::{privileges, realtime};
+use crate::host::{privileges, realtime};
+use crate::plan::observed::RouteKey;
 
 /// Receive buffer of each socket, bytes of the kernel's memory: some 3,000 RTM_NEWLINK of Linux 6.18.
 const BUFFER: usize = 8 << 20;

@@ -31,9 +31,9 @@ use super::{
     exchange::{Answer, Exchange, Expect, RequestError, RequestSocket, Transport, request},
     netdev::{self, Family},
     notifications::{Reread, Shared, Ways, change},
-    observed::RouteKey,
 };
-use crate::kernel::{privileges, realtime};
+use crate::host::{privileges, realtime};
+use crate::plan::observed::RouteKey;
 
 /// How long the daemon waits for an answer. Another process may hold the kernel's lock of network configuration (RTNL).
 const LIMIT: Duration = Duration::from_secs(2);

@@ -19,9 +19,9 @@ use tokio::time::Instant;
 
 use super::{
     notifications::{Change, Kept, Key, Notifications, Reread, Shared, Ways},
-    observed::{Header, Observed, RouteKey, Vlan},
     requests::Requests,
 };
+use crate::plan::observed::{Header, Observed, RouteKey, Vlan};
 
 /// After a first change, others are awaited this long and taken together.
 const SETTLE: Duration = Duration::from_millis(1);

@@ -12,7 +12,7 @@ use std::{
 
 use tracker_ebpf::wire::checksum::Sum;
 
-use super::observed::Link;
+use crate::plan::observed::Link;
 
 const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;

@@ -5,7 +5,7 @@ use tracker_ebpf::{
     verdict::{Rules, Verdict},
     window::Worth,
 };
-use tracker_user::{docket::Docket, schedule::Turn};
+use tracker_user::detector::{schedule::Turn, tracker::Docket};
 
 use super::spec::Record;
 

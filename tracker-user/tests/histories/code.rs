@@ -5,10 +5,10 @@ use tracker_ebpf::{
     verdict::Rules,
     window::{Window, Worth},
 };
-use tracker_user::{
-    docket::{Docket, Judged},
-    flights::Flights,
+use tracker_user::detector::{
+    in_flight::Flights,
     schedule::Turn,
+    tracker::{Docket, Judged},
 };
 
 /// Every place where a mistake can be put in. What is here is what runs in kernel and daemon; a variant replaces one.

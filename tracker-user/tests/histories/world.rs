@@ -10,10 +10,10 @@ use tracker_ebpf::{
     verdict::{Cause, Rules, Verdict},
     window::{Window, Worth},
 };
-use tracker_user::{
-    docket::Docket,
-    flights::Flights,
+use tracker_user::detector::{
+    in_flight::Flights,
     schedule::{self, Cohort, TICK_NS},
+    tracker::Docket,
 };
 
 use super::{

@@ -1,0 +1,576 @@
+//! What `tracker status --json` prints: keys, their order and their units are a contract.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tracker_ebpf::{
+    abi::Proof,
+    verdict::{Cause, Verdict},
+};
+
+use crate::config::{Origin, Probe, Protocol, Role};
+use crate::detector::lateness::{Health, Lateness, STALLED_NS};
+use crate::plan::mode::{Mode, SendWay};
+use crate::state::words;
+
+/// What is known of a hub's services and chains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The hub's name.
+    pub hub: String,
+    /// The daemon's instance.
+    pub instance: String,
+    /// In the order of the configuration.
+    pub services: Vec<ServiceStatus>,
+    /// In the order of the configuration.
+    pub chains: Vec<ChainStatus>,
+    /// Of others' tracker packets; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steering: Option<SteeringStatus>,
+    /// How late the hub is.
+    #[serde(default)]
+    pub lateness_us: LatenessUs,
+    /// How often it was so late that probes proved nothing.
+    #[serde(default)]
+    pub stalls: u64,
+    /// Names the sequence of event numbers; see [`crate::state::events::Numbered`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub run: String,
+    /// How old it is: milliseconds since the sending thread and the main loop both last ended a turn. Above 3,000
+    /// every verdict is `unknown`, with cause `stalled`, and `last_verdict` says what it was.
+    #[serde(default)]
+    pub as_of_ms: u64,
+}
+
+/// Steering.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SteeringStatus {
+    /// In the order of the configuration.
+    pub uplinks: Vec<UplinkStatus>,
+}
+
+/// An interface on which others' tracker packets arrive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    /// Its name.
+    pub interface: String,
+    /// How the fastest of the programs there is attached, once one is.
+    pub mode: Option<Mode>,
+}
+
+/// How late the hub is, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatenessUs {
+    /// The sending thread.
+    pub tick: Late,
+    /// What takes the replies of trackers that are not up.
+    pub ring: Late,
+    /// The daemon's own loop.
+    pub timer: Late,
+}
+
+/// One kind of lateness, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// The greatest of the last 10 to 20 seconds.
+    pub recent: u64,
+    /// The greatest since the start.
+    pub max: u64,
+}
+
+impl LatenessUs {
+    /// As it is at a time of the monotonic clock.
+    pub fn new(health: &Health, now_mono_ns: u64) -> Self {
+        let late = |lateness: &Lateness| {
+            let figure = lateness.figure(now_mono_ns);
+            Late {
+                recent: figure.recent_ns / 1000,
+                max: figure.max_ns / 1000,
+            }
+        };
+        Self {
+            tick: late(&health.tick),
+            ring: late(&health.ring),
+            timer: late(&health.timer),
+        }
+    }
+}
+
+impl Status {
+    /// Whether it is so old that no verdict counts.
+    pub const fn is_stalled(&self) -> bool {
+        self.as_of_ms > STALLED_NS / 1_000_000
+    }
+
+    /// Takes back every verdict, because the daemon does not keep up: what it last knew may no longer be so.
+    pub fn stall(&mut self) {
+        let stall = |verdict: &mut Verdict, last: &mut Option<Verdict>| {
+            *last = Some(std::mem::take(verdict));
+        };
+        for service in &mut self.services {
+            stall(&mut service.verdict, &mut service.last_verdict);
+            service.cause = Cause::Stalled;
+            for member in &mut service.members {
+                stall(&mut member.verdict, &mut member.last_verdict);
+                member.cause = Cause::Stalled;
+                for tracker in &mut member.trackers {
+                    stall(&mut tracker.verdict, &mut tracker.last_verdict);
+                    tracker.cause = Cause::Stalled;
+                    tracker.detail = None;
+                }
+            }
+        }
+        for chain in &mut self.chains {
+            stall(&mut chain.verdict, &mut chain.last_verdict);
+        }
+    }
+
+    /// Whether everything in it is up; so it is when there is nothing.
+    pub fn all_up(&self) -> bool {
+        let services = self.services.iter().map(|service| service.verdict);
+        let chains = self.chains.iter().map(|chain| chain.verdict);
+        services.chain(chains).all(|verdict| verdict == Verdict::Up)
+    }
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Up when any member is.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// That of the member that decides.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// When the verdict last changed.
+    pub since: Timestamp,
+    /// The member in use.
+    pub selected: Role,
+    /// One, or two.
+    pub members: Vec<MemberStatus>,
+    /// Others' packets that were sent through its members; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steered: Option<u64>,
+    /// Replies to them that went back as from the endpoint; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replied: Option<u64>,
+    /// How often it left a verdict of `up` or `down` in the last `flap_window`.
+    #[serde(default)]
+    pub flaps: u64,
+    /// The same since the daemon knows the service.
+    #[serde(default)]
+    pub flaps_total: u64,
+    /// The last verdict that was known; present while the daemon stalls.
+    #[serde(
+        default,
+        with = "words::known_verdict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last_verdict: Option<Verdict>,
+}
+
+impl ServiceStatus {
+    /// Whether it has more trackers than this.
+    pub fn is_longer(&self, trackers: usize) -> bool {
+        let counts = self.members.iter().map(|member| member.trackers.len());
+        counts.sum::<usize>() > trackers
+    }
+}
+
+/// A member of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its part in a pair.
+    pub role: Role,
+    /// The next hop of its probes.
+    pub endpoint: IpAddr,
+    /// The way out, once known.
+    pub interface: Option<String>,
+    /// How the receive program is attached there, once it is.
+    pub mode: Option<Mode>,
+    /// By the policy over the trackers.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// That of the tracker that decides.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// In the order of the configuration.
+    pub trackers: Vec<TrackerStatus>,
+    /// How probes leave, once decided.
+    pub send: Option<SendWay>,
+    /// Others' packets that were sent through it; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steered: Option<u64>,
+    /// Replies to them that went back as from the endpoint; present while they are steered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replied: Option<u64>,
+    /// The last verdict that was known; present while the daemon stalls.
+    #[serde(
+        default,
+        with = "words::known_verdict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last_verdict: Option<Verdict>,
+}
+
+/// The services of a hub, as `tracker service list --json` prints them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct List {
+    /// In the order of the configuration, later additions after it.
+    pub services: Vec<ListedService>,
+    /// So many trackers find place before the daemon must be restarted.
+    pub free: u32,
+}
+
+/// What a service is, and its verdict.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListedService {
+    /// Its name.
+    pub name: String,
+    /// Who named it.
+    pub origin: Origin,
+    /// Up when any member is.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// That of the member that decides.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// One, or two.
+    pub members: Vec<ListedMember>,
+}
+
+/// What a member is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListedMember {
+    /// Its part in a pair.
+    pub role: Role,
+    /// The next hop of its probes.
+    pub endpoint: IpAddr,
+    /// The way out, once known.
+    pub interface: Option<String>,
+    /// The address of each of its trackers.
+    pub behind: Vec<IpAddr>,
+}
+
+/// One stream of probes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrackerStatus {
+    /// The address behind the service.
+    pub behind: IpAddr,
+    /// The kind of probe.
+    pub probe: Probe,
+    /// As reported, that is after `hold_down`.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// Why.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// Probes that were handed to the interface: `received`, `lost`, `void`, and those under way.
+    pub sent: u64,
+    /// Probes that were answered in time.
+    pub received: u64,
+    /// Probes whose timeout passed without a reply.
+    pub lost: u64,
+    /// Replies to a probe that was already answered.
+    pub duplicate: u64,
+    /// Round-trip times.
+    pub rtt_us: RttUs,
+    /// Replies after the timeout.
+    pub late: u64,
+    /// Packets that bear the mark and fail the token.
+    pub corrupt: u64,
+    /// Genuine replies on an interface outside `returns`.
+    pub wrong_path: u64,
+    /// Genuine replies from another address or port than the one that was asked.
+    #[serde(default)]
+    pub elsewhere: u64,
+    /// Probes that were due and that the hub did not send.
+    pub skipped: u64,
+    /// What counts as received; where it is the arrival, `rtt_us` are one-way times.
+    #[serde(with = "words::proof")]
+    pub proof: Proof,
+    /// Probes of `sent` whose outcome proves nothing: unanswered while the hub did not keep up, or not transmitted by
+    /// the device.
+    #[serde(default)]
+    pub void: u64,
+    /// The destination port, for probes that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Hops (TTL, hop limit) that the last reply had left; present once there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub return_ttl: Option<u8>,
+    /// The MAC address that brought it, where its frame had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub return_mac: Option<String>,
+    /// What the datagrams of UDP are, where they are not for an echo service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// More about the cause, such as who sent an ICMP error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// A change that `hold_down` does not report yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldStatus>,
+    /// The last verdict that was known; present while the daemon stalls.
+    #[serde(
+        default,
+        with = "words::known_verdict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last_verdict: Option<Verdict>,
+}
+
+/// A change of verdict that is reported if it lasts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldStatus {
+    /// The verdict to come.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// Why.
+    #[serde(with = "words::cause")]
+    pub cause: Cause,
+    /// When it will be reported, in milliseconds from now.
+    pub due_ms: u64,
+    /// More about the cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// Round-trip times in microseconds, rounded; `None` until there was one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RttUs {
+    /// Of the last reply.
+    pub last: Option<u64>,
+    /// The shortest.
+    pub min: Option<u64>,
+    /// The mean.
+    pub avg: Option<u64>,
+    /// The longest.
+    pub max: Option<u64>,
+}
+
+impl From<&Counters> for RttUs {
+    fn from(counters: &Counters) -> Self {
+        let us = |ns: Option<u64>| ns.map(|ns| ns.saturating_add(500) / 1000);
+        Self {
+            last: us(counters.rtt_last_ns),
+            min: us(counters.rtt_min_ns),
+            avg: us(counters.rtt_avg_ns),
+            max: us(counters.rtt_max_ns),
+        }
+    }
+}
+
+/// A chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChainStatus {
+    /// Its name.
+    pub name: String,
+    /// Up when all its services are.
+    #[serde(with = "words::verdict")]
+    pub verdict: Verdict,
+    /// The last verdict that was known; present while the daemon stalls.
+    #[serde(
+        default,
+        with = "words::known_verdict",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last_verdict: Option<Verdict>,
+}
+
+/// What the kernel counted for one tracker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Probes that were handed to the interface: `received`, `lost`, `void`, and those under way.
+    pub sent: u64,
+    /// Probes that were answered in time.
+    pub received: u64,
+    /// Probes whose timeout passed without a reply.
+    pub lost: u64,
+    /// Replies to a probe that was already answered.
+    pub duplicate: u64,
+    /// Replies after the timeout.
+    pub late: u64,
+    /// Packets that bear the mark and fail the token.
+    pub corrupt: u64,
+    /// Genuine replies on an interface outside `returns`.
+    pub wrong_path: u64,
+    /// Genuine replies from another address or port than the one that was asked.
+    pub elsewhere: u64,
+    /// Probes that were due and that the hub did not send.
+    pub skipped: u64,
+    /// Probes of `sent` whose outcome proves nothing.
+    pub void: u64,
+    /// The last round-trip time, in nanoseconds; as the others, `None` until there was one.
+    pub rtt_last_ns: Option<u64>,
+    /// The shortest.
+    pub rtt_min_ns: Option<u64>,
+    /// The mean.
+    pub rtt_avg_ns: Option<u64>,
+    /// The longest.
+    pub rtt_max_ns: Option<u64>,
+    /// Hops that the last reply had left.
+    pub return_ttl: Option<u8>,
+    /// The MAC address that brought it; `None` where its frame had none.
+    pub return_mac: Option<[u8; 6]>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The contract's example, with the keys that came after it, as one line.
+    pub(crate) const CONTRACT: &str = concat!(
+        r#"{"hub":"hub-1","instance":"default","services":["#,
+        r#"{"name":"fw-1","verdict":"up","cause":"replied","since":"2026-01-01T00:00:00Z","selected":"active","#,
+        r#""members":[{"role":"active","endpoint":"10.9.0.2","interface":"eth1","mode":"xdp-native","#,
+        r#""verdict":"up","cause":"replied","#,
+        r#""trackers":[{"behind":"10.20.0.9","probe":"icmp","verdict":"up","cause":"replied","#,
+        r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
+        r#","late":0,"corrupt":0,"wrong_path":0,"elsewhere":0,"skipped":0,"proof":"reply","void":0"#,
+        r#","return_ttl":62,"return_mac":"02:00:00:00:00:01"}]"#,
+        r#","send":"xdp-redirect""#,
+        r#"}],"flaps":0,"flaps_total":2}],"#,
+        r#""chains":[{"name":"internet","verdict":"up"}]"#,
+        r#","lateness_us":{"tick":{"recent":61,"max":912},"ring":{"recent":0,"max":0},"timer":{"recent":0,"max":0}},"stalls":1,"as_of_ms":12}"#,
+    );
+
+    pub(crate) fn example() -> Status {
+        Status {
+            hub: "hub-1".to_owned(),
+            instance: "default".to_owned(),
+            services: vec![ServiceStatus {
+                name: "fw-1".to_owned(),
+                verdict: Verdict::Up,
+                cause: Cause::Replied,
+                since: "2026-01-01T00:00:00Z".parse().unwrap(),
+                selected: Role::Active,
+                members: vec![MemberStatus {
+                    role: Role::Active,
+                    endpoint: "10.9.0.2".parse().unwrap(),
+                    interface: Some("eth1".to_owned()),
+                    mode: Some(Mode::XdpNative),
+                    verdict: Verdict::Up,
+                    cause: Cause::Replied,
+                    trackers: vec![TrackerStatus {
+                        behind: "10.20.0.9".parse().unwrap(),
+                        probe: Probe::Icmp,
+                        verdict: Verdict::Up,
+                        cause: Cause::Replied,
+                        sent: 120,
+                        received: 120,
+                        lost: 0,
+                        duplicate: 0,
+                        rtt_us: RttUs::from(&Counters {
+                            rtt_last_ns: Some(41_499),
+                            rtt_min_ns: Some(34_500),
+                            rtt_avg_ns: Some(44_000),
+                            rtt_max_ns: Some(89_999),
+                            ..Counters::default()
+                        }),
+                        late: 0,
+                        corrupt: 0,
+                        wrong_path: 0,
+                        elsewhere: 0,
+                        skipped: 0,
+                        void: 0,
+                        held: None,
+                        proof: Proof::Reply,
+                        port: None,
+                        return_ttl: Some(62),
+                        return_mac: Some("02:00:00:00:00:01".to_owned()),
+                        protocol: None,
+                        detail: None,
+                        last_verdict: None,
+                    }],
+                    send: Some(SendWay::XdpRedirect),
+                    steered: None,
+                    replied: None,
+                    last_verdict: None,
+                }],
+                steered: None,
+                replied: None,
+                flaps: 0,
+                flaps_total: 2,
+                last_verdict: None,
+            }],
+            chains: vec![ChainStatus {
+                name: "internet".to_owned(),
+                verdict: Verdict::Up,
+                last_verdict: None,
+            }],
+            steering: None,
+            lateness_us: LatenessUs {
+                tick: Late {
+                    recent: 61,
+                    max: 912,
+                },
+                ..LatenessUs::default()
+            },
+            stalls: 1,
+            run: String::new(),
+            as_of_ms: 12,
+        }
+    }
+
+    #[test]
+    fn a_stalled_daemon_knows_no_verdict() {
+        let mut status = example();
+        status.as_of_ms = 3_000;
+        assert!(!status.is_stalled());
+        status.as_of_ms = 3_001;
+        assert!(status.is_stalled() && status.all_up());
+        status.stall();
+        assert!(!status.all_up());
+        let json = serde_json::to_value(&status).unwrap();
+        let service = &json["services"][0];
+        let member = &service["members"][0];
+        for one in [service, member, &member["trackers"][0]] {
+            assert_eq!(one["verdict"], "unknown");
+            assert_eq!(one["cause"], "stalled");
+            assert_eq!(one["last_verdict"], "up");
+        }
+        assert_eq!(json["chains"][0]["verdict"], "unknown");
+        assert_eq!(json["chains"][0]["last_verdict"], "up");
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+    }
+
+    #[test]
+    fn json_is_the_contract_s_example() {
+        assert_eq!(serde_json::to_string(&example()).unwrap(), CONTRACT);
+        assert_eq!(serde_json::from_str::<Status>(CONTRACT).unwrap(), example());
+    }
+
+    #[test]
+    fn what_is_not_known_is_null() {
+        let mut status = example();
+        let member = &mut status.services[0].members[0];
+        (member.interface, member.mode, member.send) = (None, None, None);
+        member.trackers[0].rtt_us = RttUs::from(&Counters::default());
+        (member.trackers[0].return_ttl, member.trackers[0].return_mac) = (None, None);
+        member.trackers[0].detail = Some("from 10.9.0.2".to_owned());
+        let json = serde_json::to_string(&status).unwrap();
+        for part in [
+            r#""interface":null,"mode":null,"#,
+            r#""rtt_us":{"last":null,"min":null,"avg":null,"max":null}"#,
+            r#""skipped":0,"proof":"reply","void":0,"detail":"from 10.9.0.2"}],"send":null}"#,
+        ] {
+            assert!(json.contains(part), "{json}");
+        }
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+    }
+
+    #[test]
+    fn all_up_means_services_and_chains() {
+        assert!(example().all_up());
+        let mut status = example();
+        status.chains[0].verdict = Verdict::Unknown;
+        assert!(!status.all_up());
+        let mut status = example();
+        status.services[0].verdict = Verdict::Down;
+        assert!(!status.all_up());
+    }
+}

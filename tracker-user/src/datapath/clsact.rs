@@ -1,0 +1,385 @@
+//! Filters of the clsact qdisc, by which programs are attached at TC before TCX (Linux 6.6).
+//!
+//! Nobody owns a filter: it outlives the process that made it, cannot be pinned, and tells nobody when it goes. So the
+//! program is pinned in its place, by which `cleanup` knows a filter for ours, and the filter is looked for when
+//! somebody may have taken it away. A qdisc that was made for it goes with the last filter.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use aya::programs::{
+    SchedClassifier, TcAttachType,
+    tc::{NlOptions, TcAttachOptions, qdisc_add_clsact},
+};
+use netlink_packet_core::NlasIterator;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::{links, pins::Pins};
+
+/// `TC_H_CLSACT` with `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS` (linux/pkt_sched.h).
+const INGRESS: u32 = 0xffff_fff2;
+const EGRESS: u32 = 0xffff_fff3;
+/// The qdisc's own handle, and its place on the device.
+const QDISC: u32 = 0xffff_0000;
+const CLSACT: u32 = 0xffff_fff1;
+/// `TCA_KIND`, `TCA_OPTIONS` (linux/rtnetlink.h), and of a bpf filter's options `TCA_BPF_ID` (linux/pkt_cls.h).
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_BPF_ID: u16 = 11;
+/// What the name of a qdisc's pin begins with.
+const QDISC_PIN: &str = "clsact-";
+/// `struct nlmsghdr`, and with it `struct tcmsg`.
+const HEADER: usize = 16;
+const TC_HEADER: usize = HEADER + 20;
+
+/// A program attached by a filter; dropped, it is detached.
+pub struct Filter {
+    ifindex: u32,
+    parent: u32,
+    at: At,
+    pins: Pins,
+    pin: Option<PathBuf>,
+}
+
+/// A filter's place among those of its parent, and the program that it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct At {
+    /// Priority and protocol, as the kernel packs them.
+    info: u32,
+    handle: u32,
+    /// The program's id, where it is a bpf filter.
+    program: Option<u32>,
+}
+
+/// Where a filter was attached.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    ifindex: u32,
+    parent: u32,
+    at: At,
+}
+
+impl Place {
+    /// Whether the filter is still there; false also if its interface is gone.
+    pub fn is_attached(&self) -> bool {
+        filters(self.ifindex, self.parent)
+            .is_ok_and(|filters| filters.iter().any(|filter| filter.is(&self.at)))
+    }
+}
+
+impl Filter {
+    /// Attaches with that priority, and pins the program at `pin`. Filters of another kind may have the priority
+    /// already; then the kernel chooses one.
+    ///
+    /// # Errors
+    /// As the kernel answers.
+    pub fn attach(
+        program: &mut SchedClassifier,
+        ifindex: u32,
+        interface: &str,
+        side: TcAttachType,
+        priority: u16,
+        pins: &Pins,
+        pin: &Path,
+    ) -> Result<Self> {
+        let parent = match side {
+            TcAttachType::Ingress => INGRESS,
+            TcAttachType::Egress => EGRESS,
+            TcAttachType::Custom(parent) => parent,
+        };
+        let id = program.info()?.id();
+        let qdisc = qdisc_pin(pins, ifindex);
+        // It may be there already, which is as good; whatever else went wrong, attaching tells.
+        if qdisc_add_clsact(interface).is_ok() {
+            // The pin says who made it. One that is there is of an interface that is gone.
+            let _ = fs::remove_file(&qdisc);
+            pin_program(program, &qdisc)?;
+        }
+        let attached = pin_program(program, pin).and_then(|()| {
+            let mut attach = |priority| {
+                let options = TcAttachOptions::Netlink(NlOptions {
+                    priority,
+                    ..NlOptions::default()
+                });
+                program.attach_with_options(interface, side, options)
+            };
+            let link = attach(priority).or_else(|_| attach(0))?;
+            let link = program.take_link(link)?;
+            let at = At {
+                info: u32::from(link.priority()?) << 16,
+                handle: link.handle()?.into(),
+                program: Some(id),
+            };
+            // It holds nothing but these numbers, and would detach whatever has them.
+            std::mem::forget(link);
+            Ok(at)
+        });
+        match attached {
+            Ok(at) => Ok(Self {
+                ifindex,
+                parent,
+                at,
+                pins: pins.clone(),
+                pin: Some(pin.to_owned()),
+            }),
+            Err(error) => {
+                let _ = fs::remove_file(pin);
+                remove_unused_qdisc(pins, ifindex);
+                Err(error)
+            }
+        }
+    }
+
+    /// Where the filter is.
+    pub const fn place(&self) -> Place {
+        Place {
+            ifindex: self.ifindex,
+            parent: self.parent,
+            at: self.at,
+        }
+    }
+
+    /// Leaves the program attached and pinned.
+    pub fn keep(&mut self) {
+        self.pin = None;
+    }
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        if let Some(pin) = self.pin.take() {
+            // Not by its numbers alone: what has them now may be somebody else's.
+            remove(self.ifindex, self.parent, |filter| filter.is(&self.at));
+            let _ = fs::remove_file(pin);
+            remove_unused_qdisc(&self.pins, self.ifindex);
+        }
+    }
+}
+
+impl At {
+    /// Whether it is the filter `other`, whatever the protocol.
+    const fn is(&self, other: &Self) -> bool {
+        let (Some(mine), Some(theirs)) = (self.program, other.program) else {
+            return false;
+        };
+        self.info >> 16 == other.info >> 16 && self.handle == other.handle && mine == theirs
+    }
+}
+
+/// Removes the filters that a killed daemon of this instance left, and the qdiscs that it made for them.
+pub fn remove_left(pins: &Pins) {
+    let links = fs::read_dir(pins.root().join("links"));
+    let left: Vec<(u32, u32)> = links
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let ifindex = name.rsplit_once('-')?.1.parse().ok()?;
+            Some((ifindex, links::pinned_program(&entry.path())?))
+        })
+        .collect();
+    for &(ifindex, program) in &left {
+        for parent in [INGRESS, EGRESS] {
+            remove(ifindex, parent, |filter| filter.program == Some(program));
+        }
+    }
+    for (ifindex, _) in left {
+        remove_unused_qdisc(pins, ifindex);
+    }
+    for pin in pins.links() {
+        // What is left of a qdisc's is that of one which somebody else uses too: still ours to remove.
+        if links::pinned_program(&pin).is_some() && !is_qdisc_pin(&pin) {
+            let _ = fs::remove_file(pin);
+        }
+    }
+}
+
+/// The pin that says that the qdisc of an interface was made by us.
+fn qdisc_pin(pins: &Pins, ifindex: u32) -> PathBuf {
+    pins.link(&format!("{QDISC_PIN}{ifindex}"))
+}
+
+/// Whether a pin is of that kind.
+pub fn is_qdisc_pin(pin: &Path) -> bool {
+    let name = pin.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(QDISC_PIN))
+}
+
+fn pin_program(program: &mut SchedClassifier, path: &Path) -> Result<()> {
+    program
+        .pin(path)
+        .with_context(|| format!("cannot pin a program at {}", path.display()))
+}
+
+/// Best effort: an interface that is gone has taken its filters with it.
+fn remove(ifindex: u32, parent: u32, wanted: impl Fn(&At) -> bool) {
+    for filter in filters(ifindex, parent).unwrap_or_default() {
+        if wanted(&filter) {
+            let _ = request(libc::RTM_DELTFILTER, 0, ifindex, parent, &filter);
+        }
+    }
+}
+
+/// Removes a qdisc that we made, unless somebody else has a filter there.
+fn remove_unused_qdisc(pins: &Pins, ifindex: u32) {
+    let pin = qdisc_pin(pins, ifindex);
+    let is_empty = |parent| filters(ifindex, parent).is_ok_and(|filters| filters.is_empty());
+    if pin.exists() && is_empty(INGRESS) && is_empty(EGRESS) {
+        let qdisc = At {
+            info: 0,
+            handle: QDISC,
+            program: None,
+        };
+        let _ = request(libc::RTM_DELQDISC, 0, ifindex, CLSACT, &qdisc);
+        let _ = fs::remove_file(pin);
+    }
+}
+
+/// The filters of an interface at ingress or egress; none where there is no clsact qdisc.
+fn filters(ifindex: u32, parent: u32) -> io::Result<Vec<At>> {
+    let any = At {
+        info: 0,
+        handle: 0,
+        program: None,
+    };
+    let dump = libc::NLM_F_DUMP as u16;
+    let answers = request(libc::RTM_GETTFILTER, dump, ifindex, parent, &any)?;
+    // A priority is announced before its filters, with handle 0.
+    Ok(answers
+        .iter()
+        .filter_map(|message| parse(message))
+        .filter(|filter| filter.handle != 0)
+        .collect())
+}
+
+/// An attribute's value.
+fn value(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
+    NlasIterator::new(attributes)
+        .map_while(Result::ok)
+        .find(|attribute| attribute.kind() == kind)
+        .map(|attribute| attribute.value().to_vec())
+}
+
+/// Reads one RTM_NEWTFILTER. By hand: a filter of a kind that a library misreads must not hide the others.
+fn parse(message: &[u8]) -> Option<At> {
+    let word = |at: usize| {
+        Some(u32::from_ne_bytes(
+            message.get(at..at + 4)?.try_into().ok()?,
+        ))
+    };
+    let is_filter = message.get(4..6)? == libc::RTM_NEWTFILTER.to_ne_bytes();
+    let body = message.get(TC_HEADER..)?;
+    let is_bpf = value(body, TCA_KIND).is_some_and(|kind| kind.starts_with(b"bpf\0"));
+    let program = value(body, TCA_OPTIONS)
+        .filter(|_| is_bpf)
+        .and_then(|options| value(&options, TCA_BPF_ID))
+        .and_then(|id| Some(u32::from_ne_bytes(id.try_into().ok()?)));
+    is_filter.then_some(At {
+        info: word(HEADER + 16)?,
+        handle: word(HEADER + 8)?,
+        program,
+    })
+}
+
+/// Sends one TC request and collects the answers.
+fn request(kind: u16, flags: u16, ifindex: u32, parent: u32, at: &At) -> io::Result<Vec<Vec<u8>>> {
+    let mut message = Vec::with_capacity(TC_HEADER);
+    message.extend((TC_HEADER as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    let flags = flags | (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    message.extend(flags.to_ne_bytes());
+    // Sequence, port; then family and padding.
+    message.extend([1u32, 0, 0].map(u32::to_ne_bytes).concat());
+    let fields = [ifindex, at.handle, parent, at.info];
+    message.extend(fields.map(u32::to_ne_bytes).concat());
+
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&message, 0)?;
+    let mut answers = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = datagram.as_slice();
+        while let Some(length) = rest.first_chunk().map(|length| u32::from_ne_bytes(*length)) {
+            let length = length as usize;
+            let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            match i32::from(u16::from_ne_bytes([message[4], message[5]])) {
+                libc::NLMSG_DONE => return Ok(answers),
+                libc::NLMSG_ERROR => {
+                    let code = message
+                        .get(HEADER..HEADER + 4)
+                        .map_or([0; 4], |code| [code[0], code[1], code[2], code[3]]);
+                    return match i32::from_ne_bytes(code) {
+                        0 => Ok(answers),
+                        errno => Err(io::Error::from_raw_os_error(-errno)),
+                    };
+                }
+                _ => answers.push(message.to_vec()),
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An attribute as the kernel writes it (RFC 3549 section 2.2): length, kind, value, padding.
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let len = (4 + value.len()) as u16;
+        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// One of our filters, as the kernel tells of it.
+    fn filter(info: u32, handle: u32, program: u32) -> Vec<u8> {
+        let mut message = vec![0; TC_HEADER];
+        message[4..6].copy_from_slice(&libc::RTM_NEWTFILTER.to_ne_bytes());
+        message[HEADER + 8..HEADER + 12].copy_from_slice(&handle.to_ne_bytes());
+        message[HEADER + 16..].copy_from_slice(&info.to_ne_bytes());
+        message.extend(attribute(TCA_KIND, b"bpf\0"));
+        let id = attribute(TCA_BPF_ID, &program.to_ne_bytes());
+        message.extend(attribute(TCA_OPTIONS, &id));
+        message
+    }
+
+    proptest! {
+        #[test]
+        fn a_filter_is_read(info: u32, handle: u32, program: u32) {
+            let read = parse(&filter(info, handle, program));
+            prop_assert_eq!(read, Some(At { info, handle, program: Some(program) }));
+        }
+
+        /// However little of it there is.
+        #[test]
+        fn whatever_the_kernel_says_is_read_or_left_out(
+            bytes in prop::collection::vec(any::<u8>(), 0..120),
+            len in 0usize..80,
+            changes in prop::collection::vec((0usize..80, any::<u8>()), 0..6),
+        ) {
+            let _ = parse(&bytes);
+            let mut message = filter(1, 2, 3);
+            for (at, byte) in changes {
+                if let Some(changed) = message.get_mut(at) {
+                    *changed = byte;
+                }
+            }
+            message.truncate(len);
+            if let Some(read) = parse(&message) {
+                prop_assert!(message.len() >= TC_HEADER, "{:?}", read);
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What is known and reported of trackers, members, services and chains, and what is written down of it (pure).
+
+pub mod events;
+pub mod journal;
+pub mod tree;
+pub mod verdict_log;
+pub(crate) mod words;
