@@ -68,7 +68,7 @@ use crate::{
     },
     state::{
         events::{CAPACITY, EventFeed, EventLog},
-        tree::{Board, Stamp, TrackerRef, TrackerState},
+        tree::{Stamp, StateTree, TrackerRef, TrackerState},
         verdict_log::VerdictLog,
     },
 };
@@ -106,7 +106,7 @@ enum Wanted {
 }
 
 struct Core {
-    board: Board,
+    tree: StateTree,
     slots: HashMap<TrackerRef, u32>,
     states: StateReader,
     /// So many trackers find place in the maps.
@@ -166,7 +166,7 @@ fn counters(state: &abi::State) -> Counters {
 struct Tracker {
     slot: u32,
     /// What tells it from who had the slot before.
-    tenant: u32,
+    generation: u32,
     config: config::Tracker,
     entry: abi::Tracker,
     fault: Option<Fault>,
@@ -312,7 +312,7 @@ async fn run_locked(
     let mut looking = None;
     let result = loop {
         watchdog.health().main.turn(monotonic_ns());
-        let due = daemon.shared.core().board.next_due();
+        let due = daemon.shared.core().tree.next_due();
         let due = due.map(|due_ns| {
             Instant::now() + Duration::from_nanos(due_ns.saturating_sub(monotonic_ns()))
         });
@@ -346,7 +346,7 @@ async fn run_locked(
                 Some(change) = wanted.recv() => daemon.change(change, &mut wanted).await,
                 at = retry.tick() => {
                     daemon.sender.health.timer.note(monotonic_ns(), nanoseconds(at.elapsed()));
-                    daemon.shared.core().board.keep_clock(stamp());
+                    daemon.shared.core().tree.keep_clock(stamp());
                     daemon.look_for_forgery();
                     daemon.end_log_window();
                     daemon.retry().await;
@@ -357,7 +357,7 @@ async fn run_locked(
                 }
                 detached = joined(&mut looking) => daemon.attach_detached(detached?).await,
                 () = sleep_until(due) => {
-                    let events = daemon.shared.core().board.tick(stamp());
+                    let events = daemon.shared.core().tree.tick(stamp());
                     daemon.publish(events);
                 }
             }
@@ -471,17 +471,17 @@ impl Daemon {
             (Maps::Anew, Some(_)) => loader::pinned_states(pins),
             _ => Vec::new(),
         };
-        let (kernel, plane) = Kernel::load(pins, maps, sizes, config.hub.mode, private)?;
+        let (kernel, datapath) = Kernel::load(pins, maps, sizes, config.hub.mode, private)?;
         let (sender, reports) =
-            Sender::start(plane, health.clone()).context("cannot start the sending thread")?;
+            Sender::start(datapath, health.clone()).context("cannot start the sending thread")?;
         sender.command(Command::SetPorts(Arc::new(ports::read())));
-        let board = match &snapshot {
-            Some(snapshot) => restart::board(snapshot, &config),
-            None => Board::new(&config, stamp()),
+        let tree = match &snapshot {
+            Some(snapshot) => restart::tree(snapshot, &config),
+            None => StateTree::new(&config, stamp()),
         };
         let shared = Shared {
             core: Arc::new(Mutex::new(Core {
-                board,
+                tree,
                 slots: HashMap::new(),
                 states: kernel.states(),
                 free: 0,
@@ -550,7 +550,7 @@ impl Daemon {
             let replaced = daemon
                 .shared
                 .core()
-                .board
+                .tree
                 .replace(&daemon.config, stamp(), used);
             events.extend(replaced);
             events.extend(daemon.catch_up(found));
@@ -632,7 +632,7 @@ impl Daemon {
         match report {
             Report::Changed {
                 slot,
-                tenant,
+                generation,
                 verdict,
                 cause,
                 detection_ns,
@@ -644,7 +644,7 @@ impl Daemon {
                     return;
                 };
                 let member = (at.service, at.member);
-                if !self.is_tenant(at, tenant) {
+                if !self.is_generation(at, generation) {
                     return;
                 }
                 let told = self.detail(member, at.tracker, cause);
@@ -658,10 +658,10 @@ impl Daemon {
                     detail,
                 };
                 let (events, held) = {
-                    let board = &mut self.shared.core().board;
-                    let before = board.held(at).cloned();
-                    let events = board.tracker_changed(at, state, stamp(), detection_ns);
-                    let after = board.held(at);
+                    let tree = &mut self.shared.core().tree;
+                    let before = tree.held(at).cloned();
+                    let events = tree.tracker_changed(at, state, stamp(), detection_ns);
+                    let after = tree.held(at);
                     (events, (before.as_ref() != after).then(|| after.cloned()))
                 };
                 if let Some(held) = held {
@@ -680,14 +680,14 @@ impl Daemon {
                 since_mono_ns,
             } => {
                 let link = self.netlink.observed.links.get(&ifindex);
-                let means = link.map(Link::means).unwrap_or_default();
+                let caps = link.map(Link::caps).unwrap_or_default();
                 let name = link.map_or_else(|| ifindex.to_string(), |link| link.name.clone());
                 // Old news of a device that took no frames meanwhile and can again says nothing.
                 let is_of_this_use = self
                     .devices
                     .get(&ifindex)
                     .is_some_and(|&used_mono_ns| since_mono_ns >= used_mono_ns);
-                if is_of_this_use && self.not_leaving.insert(ifindex, means).is_none() {
+                if is_of_this_use && self.not_leaving.insert(ifindex, caps).is_none() {
                     tracing::warn!(
                         "{name}: redirected probes do not leave it; sending by TC instead"
                     );
@@ -703,7 +703,7 @@ impl Daemon {
                 let used = self.devices.get(&ifindex);
                 if let Some(link) = self.netlink.observed.links.get(&ifindex)
                     && used.is_some_and(|&used_mono_ns| since_mono_ns >= used_mono_ns)
-                    && self.not_leaving.insert(ifindex, link.means()).is_none()
+                    && self.not_leaving.insert(ifindex, link.caps()).is_none()
                 {
                     tracing::info!(
                         "{}: no redirected probe was answered yet; sending by TC before a service is said to be down",
@@ -802,10 +802,10 @@ impl Daemon {
     }
 
     /// Whether a report is about this tracker, not about who had its slot before.
-    fn is_tenant(&self, at: TrackerRef, tenant: u32) -> bool {
+    fn is_generation(&self, at: TrackerRef, generation: u32) -> bool {
         let member = self.members.get(&(at.service, at.member));
         let tracker = member.and_then(|member| member.trackers.get(at.tracker as usize));
-        tracker.is_some_and(|tracker| tracker.tenant == tenant)
+        tracker.is_some_and(|tracker| tracker.generation == generation)
     }
 
     /// The rest of the story of a tracker's cause.

@@ -23,7 +23,7 @@ pub mod state;
 #[doc(hidden)]
 mod moved {
     pub mod board {
-        pub use crate::state::tree::{Board, Stamp};
+        pub use crate::state::tree::{Stamp, StateTree as Board};
     }
     pub mod daemon {
         pub use crate::plan::observed::private_names;

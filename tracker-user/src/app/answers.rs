@@ -53,7 +53,7 @@ impl Api for Shared {
         let (mut status, steering) = loop {
             let now = stamp();
             let (outline, steering, health) = self.read(|core| {
-                let outline = core.board.outline(name)?;
+                let outline = core.tree.outline(name)?;
                 Ok::<_, String>((outline, core.steering.clone(), core.health.clone()))
             })??;
             let (mut status, numbers, generation) = outline;
@@ -66,10 +66,10 @@ impl Api for Shared {
                             counters(&core.states.state(*slot))
                         })
                     };
-                    let is_same = core.board.generation() == generation;
+                    let is_same = core.tree.generation() == generation;
                     is_same.then(|| {
                         let into = &mut status.services;
-                        core.board
+                        core.tree
                             .status_slice(&numbers, &mut cursor, SLICE, now, counters, into)
                     })
                 })?;
@@ -115,10 +115,10 @@ impl Api for Shared {
 
 impl Control for Shared {
     async fn services(&self) -> Result<List, String> {
-        let (numbers, free) = self.read(|core| (core.board.numbers(), core.free))?;
+        let (numbers, free) = self.read(|core| (core.tree.numbers(), core.free))?;
         let mut services = Vec::with_capacity(numbers.len());
         for numbers in numbers.chunks(SLICE) {
-            services.extend(self.read(|core| core.board.list(numbers))?);
+            services.extend(self.read(|core| core.tree.list(numbers))?);
             tokio::task::yield_now().await;
         }
         Ok(List { services, free })

@@ -19,12 +19,12 @@ use crate::{
     datapath::loader::Sizes,
     desired::{
         diff::{self, Pairs, Used},
-        slots::{Slots, Words},
+        slots::{BuddyAllocator, SlotAllocator},
     },
     detector::{
         engine::{Command, TrackerSpec},
         flows::{FlowRule, Share, Turnover},
-        streams::StreamPlaces,
+        streams::StreamAllocator,
     },
     host::ports,
     plan::{
@@ -37,33 +37,33 @@ use crate::{
     },
 };
 
-/// Words of WINDOWS for each tracker that may be added: what one with a timeout of up to 448 intervals
+/// BuddyAllocator of WINDOWS for each tracker that may be added: what one with a timeout of up to 448 intervals
 /// needs, though most need only half of it.
 const ROOM_WORDS: usize = 8;
 
 /// So many trackers give their places back at a time, in about 10 ms.
 const LEAVING_SLICE: usize = 1_024;
-/// Words of WINDOWS for each TCP tracker's share of the source ports: a run of twice as many as there are trackers of one
+/// BuddyAllocator of WINDOWS for each TCP tracker's share of the source ports: a run of twice as many as there are trackers of one
 /// port, beside the one of half that size before it.
 const STREAM_WORDS: usize = 3;
 
 /// What is free in the maps.
 pub(super) struct Places {
-    pub(super) slots: Slots,
-    pub(super) paths: Slots,
-    pub(super) words: Words,
+    pub(super) slots: SlotAllocator,
+    pub(super) paths: SlotAllocator,
+    pub(super) words: BuddyAllocator,
     /// By which answers to the probes of TCP trackers are told apart.
-    pub(super) streams: StreamPlaces,
+    pub(super) streams: StreamAllocator,
     room: u32,
 }
 
 impl Places {
     pub(super) fn new(sizes: Sizes, room: u32) -> Self {
         Self {
-            slots: Slots::new(sizes.trackers),
-            paths: Slots::new(sizes.paths),
-            words: Words::new(sizes.words),
-            streams: StreamPlaces::default(),
+            slots: SlotAllocator::new(sizes.trackers),
+            paths: SlotAllocator::new(sizes.paths),
+            words: BuddyAllocator::new(sizes.words),
+            streams: StreamAllocator::default(),
             room,
         }
     }
@@ -305,7 +305,7 @@ impl Daemon {
             tracker.entry.window_first = first;
             self.kernel.clear_window(&tracker.entry);
         }
-        // What is reported of it from before, and replies to what was sent at the old pace, are of another tenant.
+        // What is reported of it from before, and replies to what was sent at the old pace, are of another generation.
         self.epoch = self.epoch.wrapping_add(1);
         tracker.entry.epoch = self.epoch;
         if let Err(error) = self.kernel.set_tracker(tracker.slot, &tracker.entry) {
@@ -474,7 +474,7 @@ impl Daemon {
             }
             places.words.give(left.first, left.mask() + 1);
         }
-        Some(StreamPlaces::first_port(placed.class))
+        Some(StreamAllocator::first_port(placed.class))
     }
 
     /// Gives back the source ports of a TCP tracker.
@@ -520,7 +520,7 @@ impl Daemon {
         let share = match entry.probe {
             abi::Probe::Tcp => {
                 let group = self.places.streams.group(&entry.stream());
-                let class = StreamPlaces::class(entry.flow_first);
+                let class = StreamAllocator::class(entry.flow_first);
                 group.map(|group| group.share(class)).unwrap_or_default()
             }
             _ => Share::default(),
@@ -566,7 +566,7 @@ impl Daemon {
         }));
         Tracker {
             slot,
-            tenant: entry.epoch,
+            generation: entry.epoch,
             config: tracker.clone(),
             entry,
             fault,
@@ -659,7 +659,7 @@ impl Daemon {
         let refused = |why: String| format!("cannot add service {name:?}: {why}");
         self.free_all();
         let service = addition.service(&self.config).map_err(refused)?;
-        if self.shared.core().board.find(&service.name).is_some() {
+        if self.shared.core().tree.find(&service.name).is_some() {
             return Err(refused(format!(
                 "there is one of this name; give another, or remove that one first with `tracker service remove {name}`"
             )));
@@ -679,7 +679,7 @@ impl Daemon {
         };
         let room = self.places.check(&Going::default(), &coming);
         room.map_err(|error| refused(error.to_string()))?;
-        let number = self.shared.core().board.add(&service, stamp());
+        let number = self.shared.core().tree.add(&service, stamp());
         for (at, member) in (0..).zip(&service.members) {
             let place = (number, at);
             self.install_member(place, &service, member, None, Vec::new(), &mut Vec::new());
@@ -702,7 +702,7 @@ impl Daemon {
     /// Removes a service; says so, or why nothing was changed.
     pub(super) fn remove_service(&mut self, name: &str) -> Result<String, String> {
         let refused = |why: String| format!("cannot remove service {name:?}: {why}");
-        let Some(number) = self.shared.core().board.find(name) else {
+        let Some(number) = self.shared.core().tree.find(name) else {
             let known = self.config.services.iter();
             let likeliest = config::likeliest(name, known.map(|service| service.name.as_str()));
             return Err(refused(match likeliest {
@@ -721,7 +721,7 @@ impl Daemon {
                 chain.name
             )));
         }
-        let events = self.shared.core().board.remove(number, stamp());
+        let events = self.shared.core().tree.remove(number, stamp());
         self.publish_removal(name, events);
         let places: Vec<_> = self.members_of(number).collect();
         for place in places {
@@ -780,7 +780,7 @@ impl Daemon {
         self.check_room(&config, &pairs)?;
         say_taken_over(&taken_over);
         let used = |place| self.used(place);
-        let mut events = self.shared.core().board.replace(&config, stamp(), used);
+        let mut events = self.shared.core().tree.replace(&config, stamp(), used);
         self.config = config;
         self.sender
             .command(Command::SetPorts(Arc::new(ports::read())));
@@ -907,7 +907,7 @@ pub(super) fn same_place(wanted: &abi::Tracker, before: &abi::Tracker) -> abi::T
     }
 }
 
-/// Words of a tracker's bit set. Where send times are kept there is one for each probe under way, and as many words
+/// BuddyAllocator of a tracker's bit set. Where send times are kept there is one for each probe under way, and as many words
 /// of bits.
 fn window_words(tracker: &config::Tracker) -> u32 {
     let (interval, timeout) = (tracker.interval, tracker.timeout);
@@ -919,7 +919,7 @@ fn window_words(tracker: &config::Tracker) -> u32 {
     words.max((in_flight as u32).next_power_of_two())
 }
 
-/// Words of WINDOWS that a tracker takes.
+/// BuddyAllocator of WINDOWS that a tracker takes.
 fn words_of(tracker: &config::Tracker) -> u32 {
     window_words(tracker) << u32::from(tracker.kind().keeps_times())
 }

@@ -79,11 +79,8 @@ impl Daemon {
         self.keep_private_pair().await;
         self.neighbours.observe(&self.netlink.observed);
         let links = &self.netlink.observed.links;
-        self.not_leaving.retain(|ifindex, means| {
-            links
-                .get(ifindex)
-                .is_some_and(|link| link.means() == *means)
-        });
+        self.not_leaving
+            .retain(|ifindex, means| links.get(ifindex).is_some_and(|link| link.caps() == *means));
         let ways = Ways {
             mode: self.config.hub.mode,
             not_leaving: &self.not_leaving,
@@ -369,7 +366,7 @@ impl Daemon {
         };
         self.shared
             .core()
-            .board
+            .tree
             .member_path(member.service, member.member, path);
         if member.plan.as_ref() == Some(&plan) {
             return;

@@ -25,7 +25,7 @@ use crate::{
         journal::{
             Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
         },
-        tree::{Board, Flaps, Held, Shown, TrackerRef, TrackerState},
+        tree::{Flaps, Held, Shown, StateTree, TrackerRef, TrackerState},
         words,
     },
 };
@@ -160,8 +160,8 @@ fn cookie() -> std::io::Result<u64> {
     }
 }
 
-/// The board as the earlier daemon had it.
-pub(super) fn board(snapshot: &Snapshot, config: &Config) -> Board {
+/// The tree as the earlier daemon had it.
+pub(super) fn tree(snapshot: &Snapshot, config: &Config) -> StateTree {
     let before = Config {
         services: snapshot
             .services
@@ -188,7 +188,7 @@ pub(super) fn board(snapshot: &Snapshot, config: &Config) -> Board {
             trackers: trackers.collect(),
         })
     };
-    Board::resume(&before, stamp(), shown)
+    StateTree::resume(&before, stamp(), shown)
 }
 
 impl Daemon {
@@ -206,7 +206,7 @@ impl Daemon {
             Maps::Anew => Vec::new(),
         };
         if let Some(epoch) = entries.iter().map(|entry| entry.epoch).max() {
-            // No two tenants of a slot have the same one.
+            // No two generations of a slot have the same one.
             self.epoch = epoch;
         }
         let old = (0..).zip(&snapshot.services).flat_map(|(number, saved)| {
@@ -241,7 +241,7 @@ impl Daemon {
         }
         self.deactivate(&entries, &found);
         self.settle_streams();
-        // Read before any slot gets another tenant.
+        // Read before any slot gets another generation.
         let mut states: HashMap<u32, abi::State> = HashMap::new();
         for (_, _, member, known, left) in &kept {
             for at in 0..member.trackers.len() {
@@ -428,9 +428,9 @@ impl Daemon {
         let mut events = Vec::new();
         for (slot, state) in found {
             if let Some(at) = self.by_slot.get(&slot) {
-                let shown = core.board.tracker(*at);
+                let shown = core.tree.tracker(*at);
                 if state.detail.is_none()
-                    && core.board.held(*at).is_none()
+                    && core.tree.held(*at).is_none()
                     && shown.is_some_and(|shown| {
                         (shown.verdict, shown.cause) == (state.verdict, state.cause)
                     })
@@ -438,7 +438,7 @@ impl Daemon {
                     // Its detail stands.
                     continue;
                 }
-                events.extend(core.board.tracker_changed(*at, state, stamp(), None));
+                events.extend(core.tree.tracker_changed(*at, state, stamp(), None));
             }
         }
         events
@@ -459,7 +459,7 @@ impl Daemon {
                 && snapshot.mode == self.config.hub.mode
                 && let Some(link) = link.filter(|link| link.takes_frames())
             {
-                self.not_leaving.insert(path.ifindex, link.means());
+                self.not_leaving.insert(path.ifindex, link.caps());
             }
         }
     }
@@ -578,7 +578,7 @@ impl Daemon {
     }
 
     fn saved(&self, service: &Service, number: u32) -> Option<SavedService> {
-        let shown = self.shared.core().board.shown(number)?;
+        let shown = self.shared.core().tree.shown(number)?;
         let members = (0..).zip(shown.trackers).map(|(at, shown)| {
             let member = self.members.get(&(number, at))?;
             let trackers = member.trackers.iter().zip(shown);

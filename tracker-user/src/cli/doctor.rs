@@ -26,7 +26,7 @@ use crate::{
     plan::{
         member::{self, Ways},
         mode::{Mode, SendWay},
-        observed::{Header, Link, Observed},
+        observed::{Link, LinkType, Observed},
         steering,
     },
 };
@@ -265,7 +265,7 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
         Ok(modes) => modes,
         Err(why) => return Interface::unusable(&link.name, why),
     };
-    if link.header == Header::Other {
+    if link.link_type == LinkType::Other {
         return Interface::unusable(&link.name, member::OTHER_HEADER);
     }
     let (mode, why) = match (choice, modes.not_native, foreign) {

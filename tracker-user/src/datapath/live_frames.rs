@@ -1,4 +1,4 @@
-//! The real [`Plane`]: live frames, mapped memory and the ring buffer.
+//! The real [`Datapath`]: live frames, mapped memory and the ring buffer.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +15,7 @@ use tracker_ebpf::{abi, verdict::Verdict, window::Window, wire::probe};
 
 use super::mmap::Mapped;
 use crate::{
-    detector::engine::Plane,
+    detector::engine::Datapath,
     host::clock::{self, monotonic_ns},
     net::link_counters::LinkCounters,
 };
@@ -24,7 +24,7 @@ use crate::{
 const LIVE_BATCH: u32 = 64;
 
 /// The kernel, as the engine sees it.
-pub struct KernelPlane {
+pub struct KernelDatapath {
     pub(super) send: Xdp,
     pub(super) private_ifindex: u32,
     pub(super) paths: Mapped<abi::Path>,
@@ -49,7 +49,7 @@ struct Context {
     egress_ifindex: u32,
 }
 
-impl KernelPlane {
+impl KernelDatapath {
     /// The ring buffer's descriptor, readable when early replies wait.
     pub fn events_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         std::os::fd::AsFd::as_fd(&self.events)
@@ -85,7 +85,7 @@ impl KernelPlane {
     }
 }
 
-impl KernelPlane {
+impl KernelDatapath {
     /// Has the send program do as many jobs as a batch takes, in order; says how many it attempted.
     fn run(&mut self, jobs: impl Iterator<Item = abi::Job>) -> io::Result<usize> {
         let Some(cursor) = self.cursor.at(0) else {
@@ -119,7 +119,7 @@ impl KernelPlane {
     }
 }
 
-impl Plane for KernelPlane {
+impl Datapath for KernelDatapath {
     fn now_ns(&self) -> u64 {
         monotonic_ns()
     }

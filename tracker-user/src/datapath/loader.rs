@@ -31,7 +31,7 @@ use super::{
     OBJECT,
     clsact::{self, Filter},
     links,
-    live_frames::KernelPlane,
+    live_frames::KernelDatapath,
     mmap::Mapped,
     pins::Pins,
     steering,
@@ -44,7 +44,7 @@ use crate::{
     net::{ethtool, link_counters::LinkCounters},
     plan::{
         mode::Mode,
-        observed::{Header, Link},
+        observed::{Link, LinkType},
     },
 };
 
@@ -64,7 +64,7 @@ pub struct Sizes {
     pub trackers: u32,
     /// Path slots.
     pub paths: u32,
-    /// Words of WINDOWS.
+    /// BuddyAllocator of WINDOWS.
     pub words: u32,
 }
 
@@ -304,7 +304,7 @@ impl Kernel {
         sizes: Sizes,
         mode: ModeChoice,
         private_ifindex: u32,
-    ) -> Result<(Self, KernelPlane)> {
+    ) -> Result<(Self, KernelDatapath)> {
         let has_generic = mode == ModeChoice::XdpGeneric;
         pins.create()?;
         let entries = |count: u32| count.max(1);
@@ -391,7 +391,7 @@ impl Kernel {
         let info = program::<Xdp>(&mut ebpf, abi::program::SEND)?.info()?;
         let send_program =
             Xdp::from_program_info(info, abi::program::SEND.into(), XdpAttachType::Interface)?;
-        let plane = KernelPlane {
+        let datapath = KernelDatapath {
             send: send_program,
             private_ifindex,
             paths: mapped(&ebpf, abi::map::PATHS)?,
@@ -430,7 +430,7 @@ impl Kernel {
             tc_send,
             watch,
         };
-        Ok((kernel, plane))
+        Ok((kernel, datapath))
     }
 
     /// The pins of the instance.
@@ -566,9 +566,9 @@ impl Kernel {
             Mode::XdpNative => XdpMode::Driver,
             Mode::XdpGeneric => XdpMode::Skb,
             Mode::Tc => {
-                let name = match link.header {
-                    Header::Ethernet => abi::program::TC_RECEIVE,
-                    Header::Ip | Header::Other => abi::program::TC_RECEIVE_IP,
+                let name = match link.link_type {
+                    LinkType::Ethernet => abi::program::TC_RECEIVE,
+                    LinkType::Ip | LinkType::Other => abi::program::TC_RECEIVE_IP,
                 };
                 self.take_left(&pin, ifindex, false);
                 return hold_tc(

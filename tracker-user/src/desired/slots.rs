@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Numbered places, handed out lowest first.
 #[derive(Clone, Debug)]
-pub struct Slots {
+pub struct SlotAllocator {
     next: u32,
     capacity: u32,
     free: Vec<u32>,
 }
 
-impl Slots {
+impl SlotAllocator {
     /// So many places, all free.
     pub const fn new(capacity: u32) -> Self {
         Self {
@@ -62,12 +62,12 @@ impl Slots {
 /// Runs of words, in sizes that are powers of two. A run is split where a smaller one is wanted, and
 /// joined with its other half once both are free, so that no history of sizes uses words up.
 #[derive(Clone, Debug)]
-pub struct Words {
+pub struct BuddyAllocator {
     /// First words of the free runs, by size. Each is a multiple of its size.
     free: BTreeMap<u32, BTreeSet<u32>>,
 }
 
-impl Words {
+impl BuddyAllocator {
     /// So many words, all free.
     pub fn new(capacity: u32) -> Self {
         let mut words = Self {
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn slots_are_reused_and_bounded() {
-        let mut slots = Slots::new(2);
+        let mut slots = SlotAllocator::new(2);
         assert_eq!(slots.available(), 2);
         assert_eq!(
             (slots.take(), slots.take(), slots.take()),
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn runs_of_words_are_joined_again() {
-        let mut words = Words::new(8);
+        let mut words = BuddyAllocator::new(8);
         let small: Vec<_> = std::iter::from_fn(|| words.take(2)).collect();
         assert_eq!(small, [0, 2, 4, 6]);
         for first in small {
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn certain_slots_are_claimed_once() {
-        let mut slots = Slots::new(5);
+        let mut slots = SlotAllocator::new(5);
         assert!(slots.claim(3) && slots.claim(1));
         assert!(!slots.claim(3) && !slots.claim(5));
         assert_eq!(slots.available(), 3);
@@ -184,18 +184,18 @@ mod tests {
             capacity in 1u32..200, more in 0u32..100,
             orders in prop::collection::vec((0u32..6, any::<u32>()), 1..60),
         ) {
-            let mut words = Words::new(capacity);
+            let mut words = BuddyAllocator::new(capacity);
             let taken = orders.iter().filter_map(|(order, key)| Some((*key, words.take(1 << order)?, 1 << order)));
             let mut taken: Vec<(u32, u32, u32)> = taken.collect();
             taken.sort_unstable();
-            let (mut same, mut larger) = (Words::new(capacity), Words::new(capacity + more));
+            let (mut same, mut larger) = (BuddyAllocator::new(capacity), BuddyAllocator::new(capacity + more));
             for (_, first, count) in &taken {
                 for words in [&mut same, &mut larger] {
                     prop_assert!(words.claim(*first, *count));
                     prop_assert!(!words.claim(*first, *count));
                 }
             }
-            let all = |words: &mut Words| -> Vec<u32> {
+            let all = |words: &mut BuddyAllocator| -> Vec<u32> {
                 let mut all: Vec<u32> = std::iter::from_fn(|| words.take(1)).collect();
                 all.sort_unstable();
                 all
@@ -212,7 +212,7 @@ mod tests {
             capacity in 1u32..200,
             steps in prop::collection::vec((0u32..6, any::<prop::sample::Index>(), any::<bool>()), 1..200),
         ) {
-            let mut words = Words::new(capacity);
+            let mut words = BuddyAllocator::new(capacity);
             let mut taken: Vec<(u32, u32)> = Vec::new();
             for (order, which, gives) in steps {
                 if gives && !taken.is_empty() {
@@ -231,11 +231,11 @@ mod tests {
             for (first, count) in taken {
                 words.give(first, count);
             }
-            let free = |words: &Words| {
+            let free = |words: &BuddyAllocator| {
                 let all = words.free.iter().filter(|(_, runs)| !runs.is_empty());
                 all.map(|(size, runs)| (*size, runs.clone())).collect::<Vec<_>>()
             };
-            prop_assert_eq!(free(&words), free(&Words::new(capacity)));
+            prop_assert_eq!(free(&words), free(&BuddyAllocator::new(capacity)));
         }
     }
 }

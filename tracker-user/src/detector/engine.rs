@@ -1,8 +1,8 @@
 //! The one thread that sends, judges and decides.
 //!
 //! Each tick it takes early replies, judges the probes whose timeout has passed, and sends what is
-//! due. Everything it needs of the kernel is behind [`Plane`], so the whole engine also runs on a
-//! simulated one. Each tracker's [`Docket`] is its own; nobody else decides a verdict.
+//! due. Everything it needs of the kernel is behind [`Datapath`], so the whole engine also runs on a
+//! simulated one. Each tracker's [`TrackerAccount`] is its own; nobody else decides a verdict.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -19,11 +19,11 @@ use tracker_ebpf::{
 
 use crate::detector::{
     flows::{FlowRule, Moved, Ports, Share},
-    in_flight::{Flights, Landed, STALL_MIN_NS},
+    in_flight::{DueProbe, InFlight, STALL_MIN_NS},
     lateness::Health,
     schedule::{self, Cohort, TICK_NS, Turn},
-    tracker::Docket,
-    tx_check::{Ledger, Trust},
+    tracker::TrackerAccount,
+    tx_check::{Trust, TxCheck},
 };
 
 /// How often at least each device's own counter is held against what was sent by it, while there is
@@ -41,7 +41,7 @@ const PROMPT_NS: u64 = 1_000_000_000;
 const PROMPT_MAX: usize = 64;
 
 /// What the engine needs of the kernel.
-pub trait Plane {
+pub trait Datapath {
     /// Now, in nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
     /// How long the machine has slept (been suspended) so far, of which the monotonic clock knows nothing.
@@ -59,7 +59,7 @@ pub trait Plane {
     fn is_replied(&self, window: Window, sequence: u64) -> bool;
     /// The receive program's notes on the slot.
     fn trouble(&self, slot: u32) -> abi::TroubleState;
-    /// Tells the receive program the verdict; ordered before later [`Plane::is_replied`].
+    /// Tells the receive program the verdict; ordered before later [`Datapath::is_replied`].
     fn set_verdict(&mut self, slot: u32, verdict: Verdict);
     /// Keeps the judge's part of the state where others can read it.
     fn set_judge(&mut self, slot: u32, judge: &abi::JudgeState);
@@ -158,7 +158,7 @@ pub enum Report {
         /// The tracker.
         slot: u32,
         /// The epoch with which it was installed.
-        tenant: u32,
+        generation: u32,
         /// Its verdict now.
         verdict: Verdict,
         /// Why.
@@ -197,12 +197,12 @@ pub enum Report {
 #[derive(Clone, Debug)]
 struct Slot {
     spec: TrackerSpec,
-    tenant: u32,
+    generation: u32,
     cohort: usize,
     device: Option<usize>,
     /// Since when it is sent for by that device.
     device_since_ns: u64,
-    docket: Docket,
+    account: TrackerAccount,
     fault: Option<Cause>,
     /// How it last could not be sent for.
     failure: Option<SendFailure>,
@@ -224,7 +224,7 @@ struct PathState {
 #[derive(Debug)]
 struct Group {
     cohort: Cohort,
-    flights: Flights,
+    in_flight: InFlight,
     /// Trackers that can be sent for again and should not wait for their turn.
     prompt: VecDeque<u32>,
 }
@@ -244,7 +244,7 @@ impl Group {
 #[derive(Debug)]
 struct Device {
     ifindex: u32,
-    ledger: Ledger,
+    tx_check: TxCheck,
     began_ns: u64,
     checked_ns: u64,
     trial: Trial,
@@ -261,9 +261,9 @@ enum Trial {
 
 /// The engine's state.
 pub struct Engine<P> {
-    plane: P,
+    datapath: P,
     slots: Vec<Option<Box<Slot>>>,
-    /// Slots of trackers that went, and their paths, until the next sweep.
+    /// SlotAllocator of trackers that went, and their paths, until the next sweep.
     gone: HashSet<u32>,
     gone_paths: HashSet<u32>,
     paths: Vec<PathState>,
@@ -283,12 +283,12 @@ pub struct Engine<P> {
     send_failing: Option<i32>,
 }
 
-impl<P: Plane> Engine<P> {
+impl<P: Datapath> Engine<P> {
     /// An engine without trackers.
-    pub fn new(plane: P) -> Self {
+    pub fn new(datapath: P) -> Self {
         Self {
-            slept_ns: plane.slept_ns(),
-            plane,
+            slept_ns: datapath.slept_ns(),
+            datapath,
             slots: Vec::new(),
             gone: HashSet::new(),
             gone_paths: HashSet::new(),
@@ -307,13 +307,13 @@ impl<P: Plane> Engine<P> {
     }
 
     /// The kernel, real or simulated.
-    pub const fn plane(&self) -> &P {
-        &self.plane
+    pub const fn datapath(&self) -> &P {
+        &self.datapath
     }
 
     /// The kernel, real or simulated.
-    pub const fn plane_mut(&mut self) -> &mut P {
-        &mut self.plane
+    pub const fn datapath_mut(&mut self) -> &mut P {
+        &mut self.datapath
     }
 
     /// Takes what there is to report.
@@ -332,19 +332,19 @@ impl<P: Plane> Engine<P> {
             Command::SetPorts(ports) => self.ports = ports,
             Command::SetShare(slot, share) => {
                 if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
-                    state.docket.flows_mut().set_share(share, &self.ports);
+                    state.account.flows_mut().set_share(share, &self.ports);
                 }
             }
             Command::Renew(slot, epoch) => self.renew(slot, epoch),
             Command::UseDevice(ifindex) => {
                 let at = self.device(ifindex);
-                self.devices[at] = Self::begin_device(&mut self.plane, ifindex);
+                self.devices[at] = Self::begin_device(&mut self.datapath, ifindex);
             }
             Command::TryDevice(ifindex) => {
                 let at = self.device(ifindex);
                 self.devices[at].trial = Trial::Open { asked_ns: None };
             }
-            Command::SetPrivate(ifindex) => self.plane.set_private(ifindex),
+            Command::SetPrivate(ifindex) => self.datapath.set_private(ifindex),
             Command::Begin => {}
             Command::Stop => return false,
         }
@@ -352,7 +352,7 @@ impl<P: Plane> Engine<P> {
     }
 
     fn install(&mut self, spec: TrackerSpec) {
-        let now_ns = self.plane.now_ns();
+        let now_ns = self.datapath.now_ns();
         let index = spec.slot as usize;
         if self.gone.contains(&spec.slot) || self.gone_paths.contains(&spec.path) {
             // Lists that name the slot mean its last tracker, and what a path has seen is of its last member.
@@ -368,10 +368,10 @@ impl<P: Plane> Engine<P> {
         let cohort = at.unwrap_or_else(|| {
             let new = Group {
                 cohort: Cohort::new(spec.interval_ns, spec.timeout_ns),
-                flights: Flights::default(),
+                in_flight: InFlight::default(),
                 prompt: VecDeque::new(),
             };
-            // One that was left by all is forgotten with its flights, which are empty.
+            // One that was left by all is forgotten with its in_flight, which are empty.
             let mut groups = self.groups.iter();
             if let Some(left) = groups.position(|group| group.cohort.is_empty()) {
                 self.groups[left] = new;
@@ -381,19 +381,19 @@ impl<P: Plane> Engine<P> {
             self.groups.len() - 1
         });
         self.groups[cohort].cohort.add(spec.slot, now_ns);
-        let sent = self.plane.sent(spec.slot);
+        let sent = self.datapath.sent(spec.slot);
         let left = spec.resume.map(|(verdict, cause)| {
             let account = self.resume_account(&spec, cohort, sent, now_ns);
             (verdict, cause, account)
         });
         let mut slot = Box::new(Slot {
             spec,
-            tenant: spec.epoch,
+            generation: spec.epoch,
             cohort,
             device: None,
             device_since_ns: now_ns,
             failure: None,
-            docket: Docket::new(
+            account: TrackerAccount::new(
                 spec.rules,
                 spec.expects_silence,
                 spec.interval_ns,
@@ -417,14 +417,14 @@ impl<P: Plane> Engine<P> {
         }
         if spec.resume.is_none() {
             // Its slot may have been another's until now.
-            slot.docket.renew(sent, now_ns + spec.timeout_ns);
+            slot.account.renew(sent, now_ns + spec.timeout_ns);
         }
-        let verdict = slot.docket.machine().verdict();
-        self.plane.set_verdict(spec.slot, verdict);
+        let verdict = slot.account.machine().verdict();
+        self.datapath.set_verdict(spec.slot, verdict);
         if let Some(cause) = fault.or(spec.fault)
             && spec.resume.is_none()
         {
-            slot.docket.fault(cause);
+            slot.account.fault(cause);
         }
         self.slots[index] = Some(slot);
         self.settle(spec.slot, now_ns, None);
@@ -439,7 +439,7 @@ impl<P: Plane> Engine<P> {
         sent: u64,
         now_ns: u64,
     ) -> abi::JudgeState {
-        let mut judge = self.plane.judge(spec.slot);
+        let mut judge = self.datapath.judge(spec.slot);
         let under_way = sent.saturating_sub(judge.judged);
         if judge.judged > sent || under_way > u64::from(spec.window.mask + 1) * 64 {
             judge.judged = sent;
@@ -447,8 +447,8 @@ impl<P: Plane> Engine<P> {
         }
         if under_way > 0 {
             let deadline_ns = now_ns + spec.timeout_ns;
-            let flights = &mut self.groups[cohort].flights;
-            flights.inherit(spec.slot, under_way, deadline_ns);
+            let in_flight = &mut self.groups[cohort].in_flight;
+            in_flight.inherit(spec.slot, under_way, deadline_ns);
         }
         judge
     }
@@ -461,7 +461,7 @@ impl<P: Plane> Engine<P> {
         };
         let is_resumed = std::mem::take(&mut state.is_resumed);
         let fault = self.paths[state.spec.path as usize].fault.or(state.fault);
-        if is_resumed && fault.is_none() && !state.docket.machine().cause().is_of_hub() {
+        if is_resumed && fault.is_none() && !state.account.machine().cause().is_of_hub() {
             // It could be sent for before, and still can.
             self.groups[state.cohort].prompt(slot, state);
         } else if is_resumed || has_changed {
@@ -488,7 +488,7 @@ impl<P: Plane> Engine<P> {
         for group in &mut self.groups {
             group.cohort.remove_all(|slot| gone.contains(&slot));
             group.prompt.retain(|slot| !gone.contains(slot));
-            group.flights.forget_all(|slot| gone.contains(&slot));
+            group.in_flight.forget_all(|slot| gone.contains(&slot));
         }
         for path in self.gone_paths.drain() {
             if let Some(path) = self.paths.get_mut(path as usize) {
@@ -509,8 +509,8 @@ impl<P: Plane> Engine<P> {
     }
 
     fn set_path(&mut self, path: u32, entry: &abi::Path, fault: Option<Cause>) {
-        let now_ns = self.plane.now_ns();
-        self.plane.set_path(path, entry);
+        let now_ns = self.datapath.now_ns();
+        self.datapath.set_path(path, entry);
         let device = (fault.is_none() && entry.ifindex != 0).then(|| self.device(entry.ifindex));
         let is_redirected = fault.is_none() && entry.via == abi::Via::XdpRedirect;
         let state = self.path_mut(path);
@@ -528,7 +528,7 @@ impl<P: Plane> Engine<P> {
                 && self.devices[last].trial != Trial::Over
             {
                 let until_ns = now_ns + state.spec.timeout_ns;
-                state.docket.renew(self.plane.sent(slot), until_ns);
+                state.account.renew(self.datapath.sent(slot), until_ns);
             }
             if let Some(slot) = self.slots[slot as usize].as_mut()
                 && device.is_some()
@@ -542,7 +542,7 @@ impl<P: Plane> Engine<P> {
     }
 
     fn set_slot_fault(&mut self, slot: u32, fault: Option<Cause>) {
-        let now_ns = self.plane.now_ns();
+        let now_ns = self.datapath.now_ns();
         if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut)
             && state.fault != fault
         {
@@ -554,16 +554,16 @@ impl<P: Plane> Engine<P> {
     fn set_rules(&mut self, slot: u32, rules: Rules) {
         if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
             state.spec.rules = rules;
-            state.docket.set_rules(rules);
+            state.account.set_rules(rules);
         }
     }
 
     fn renew(&mut self, slot: u32, epoch: u32) {
-        let (sent, now_ns) = (self.plane.sent(slot), self.plane.now_ns());
+        let (sent, now_ns) = (self.datapath.sent(slot), self.datapath.now_ns());
         if let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
             state.spec.epoch = epoch;
             let until_ns = now_ns + state.spec.timeout_ns;
-            state.docket.renew(sent, until_ns);
+            state.account.renew(sent, until_ns);
         }
     }
 
@@ -573,9 +573,9 @@ impl<P: Plane> Engine<P> {
             return;
         };
         match self.paths[state.spec.path as usize].fault.or(state.fault) {
-            Some(cause) => state.docket.fault(cause),
+            Some(cause) => state.account.fault(cause),
             None => {
-                state.docket.mended();
+                state.account.mended();
                 self.groups[state.cohort].prompt(slot, state);
             }
         }
@@ -591,16 +591,16 @@ impl<P: Plane> Engine<P> {
             return at;
         }
         self.devices
-            .push(Self::begin_device(&mut self.plane, ifindex));
+            .push(Self::begin_device(&mut self.datapath, ifindex));
         self.devices.len() - 1
     }
 
-    fn begin_device(plane: &mut P, ifindex: u32) -> Device {
-        let transmitted = plane.transmitted(ifindex);
-        let now_ns = plane.now_ns();
+    fn begin_device(datapath: &mut P, ifindex: u32) -> Device {
+        let transmitted = datapath.transmitted(ifindex);
+        let now_ns = datapath.now_ns();
         Device {
             ifindex,
-            ledger: Ledger::new(transmitted, now_ns),
+            tx_check: TxCheck::new(transmitted, now_ns),
             began_ns: now_ns,
             checked_ns: now_ns,
             trial: Trial::Over,
@@ -610,7 +610,7 @@ impl<P: Plane> Engine<P> {
     /// Does what is due and says when the next tick should be.
     pub fn tick(&mut self, health: &Health) -> u64 {
         self.sweep();
-        let now_ns = self.plane.now_ns();
+        let now_ns = self.datapath.now_ns();
         self.note_lateness(now_ns, health);
         self.take_replies(now_ns, health);
         self.judge(now_ns);
@@ -630,7 +630,7 @@ impl<P: Plane> Engine<P> {
         let deadlines = self
             .groups
             .iter()
-            .filter_map(|group| group.flights.next_deadline_ns());
+            .filter_map(|group| group.in_flight.next_deadline_ns());
         let prompt = self
             .groups
             .iter()
@@ -638,7 +638,7 @@ impl<P: Plane> Engine<P> {
             .then_some(now_ns);
         // A hub that stands still is seen by its lateness only: where something is under way, none longer than this.
         let watch = self.groups.iter().filter_map(|group| {
-            group.flights.next_deadline_ns()?;
+            group.in_flight.next_deadline_ns()?;
             Some(now_ns + (group.cohort.timeout_ns / 4).max(STALL_MIN_NS))
         });
         let next_ns = due
@@ -658,7 +658,7 @@ impl<P: Plane> Engine<P> {
             now_ns.saturating_sub(self.planned_ns)
         };
         health.tick.note(now_ns, late_ns);
-        let slept_ns = self.plane.slept_ns();
+        let slept_ns = self.datapath.slept_ns();
         let slept_now_ns = slept_ns.saturating_sub(self.slept_ns);
         let has_slept = slept_now_ns >= STALL_MIN_NS;
         if has_slept {
@@ -667,8 +667,8 @@ impl<P: Plane> Engine<P> {
         }
         let mut any = false;
         for group in &mut self.groups {
-            let is_void = has_slept || Flights::is_stall(late_ns, group.cohort.timeout_ns);
-            any |= is_void && group.flights.void(now_ns);
+            let is_void = has_slept || InFlight::is_stall(late_ns, group.cohort.timeout_ns);
+            any |= is_void && group.in_flight.void(now_ns);
         }
         if any {
             health.stalls.fetch_add(1, Ordering::Relaxed);
@@ -680,7 +680,7 @@ impl<P: Plane> Engine<P> {
 
     /// Early replies: a tracker that is not up may be so at once.
     fn take_replies(&mut self, now_ns: u64, health: &Health) {
-        while let Some(event) = self.plane.next_reply() {
+        while let Some(event) = self.datapath.next_reply() {
             let waited_ns = now_ns.saturating_sub(event.received_mono_ns);
             health.ring.note(now_ns, waited_ns);
             let Some(slot) = self
@@ -693,9 +693,9 @@ impl<P: Plane> Engine<P> {
             if slot.spec.epoch != event.epoch {
                 continue;
             }
-            let (plane, window) = (&self.plane, slot.spec.window);
-            let is_replied = |sequence| plane.is_replied(window, sequence);
-            let since_ns = (slot.docket).early(event.sequence, event.received_mono_ns, is_replied);
+            let (datapath, window) = (&self.datapath, slot.spec.window);
+            let is_replied = |sequence| datapath.is_replied(window, sequence);
+            let since_ns = (slot.account).early(event.sequence, event.received_mono_ns, is_replied);
             if let Some(since_ns) = since_ns {
                 let detection_ns = now_ns.saturating_sub(since_ns);
                 self.doubt_silence(event.tracker, event.received_mono_ns);
@@ -729,62 +729,62 @@ impl<P: Plane> Engine<P> {
             })
             .max();
         if let (Some(longest_ns), Some(slot)) = (longest_ns, self.slots[index as usize].as_mut()) {
-            slot.docket.doubt_silence(received_ns + longest_ns);
+            slot.account.doubt_silence(received_ns + longest_ns);
         }
     }
 
     /// Judges every probe whose timeout has passed, in the order in which they were sent.
     fn judge(&mut self, now_ns: u64) {
         for at in 0..self.groups.len() {
-            while let Some(landed) = self.groups[at].flights.land(now_ns) {
+            while let Some(landed) = self.groups[at].in_flight.due(now_ns) {
                 self.judge_one(landed, now_ns);
             }
         }
     }
 
-    fn judge_one(&mut self, landed: Landed, now_ns: u64) {
+    fn judge_one(&mut self, landed: DueProbe, now_ns: u64) {
         let index = landed.slot;
         let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
-        let sequence = slot.docket.next();
-        let is_replied = self.plane.is_replied(slot.spec.window, sequence);
+        let sequence = slot.account.next();
+        let is_replied = self.datapath.is_replied(slot.spec.window, sequence);
         let (device, device_since_ns) = (slot.device, slot.device_since_ns);
         if let Some(device) = device
             && is_replied
             && landed.sent_ns > device_since_ns.max(self.devices[device].began_ns)
         {
-            self.devices[device].ledger.reply();
+            self.devices[device].tx_check.reply();
             if self.paths[slot.spec.path as usize].is_redirected {
                 self.devices[device].trial = Trial::Over;
             }
         }
-        let judged = (slot.docket).judge(is_replied, landed.is_void, landed.sent_ns);
+        let judged = (slot.account).judge(is_replied, landed.is_void, landed.sent_ns);
         if let Some(claim) = judged.claim
             && let Some(device) = device
             && self.paths[slot.spec.path as usize].is_redirected
             && Self::is_on_trial(&mut self.devices[device], now_ns, &mut self.reports)
         {
-            slot.docket.withdraw(claim);
+            slot.account.withdraw(claim);
         } else if let Some(claim) = judged.claim {
             // The last check before anyone is blamed: did the probes of this run leave at all?
             let has_left = match (claim.sent_since_ns, device) {
                 (Some(since_ns), Some(device)) => self.left(device, since_ns, now_ns),
                 _ => true,
             };
-            let trouble = self.plane.trouble(index);
+            let trouble = self.datapath.trouble(index);
             if let Some(slot) = self.slots[index as usize].as_mut() {
                 if !has_left {
                     slot.failure = Some(SendFailure::Device);
                 }
-                slot.docket.conclude(claim, has_left, &trouble);
+                slot.account.conclude(claim, has_left, &trouble);
             }
         }
         if !is_replied && let Some(slot) = self.slots[index as usize].as_mut() {
-            let (plane, window) = (&self.plane, slot.spec.window);
+            let (datapath, window) = (&self.datapath, slot.spec.window);
             let ports = ports_of(slot.spec.flows, &self.ports, &self.identifiers);
-            let is_replied = |sequence| plane.is_replied(window, sequence);
-            slot.docket.lose_flow(ports, landed.is_void, is_replied);
+            let is_replied = |sequence| datapath.is_replied(window, sequence);
+            slot.account.lose_flow(ports, landed.is_void, is_replied);
         }
         if is_replied {
             self.doubt_silence(index, landed.sent_ns);
@@ -817,7 +817,7 @@ impl<P: Plane> Engine<P> {
     fn left(&mut self, device: usize, since_ns: u64, now_ns: u64) -> bool {
         // Once a tick: a thousand trackers that fall together ask only one question.
         self.check_device(device, now_ns, 1, true);
-        !self.devices[device].ledger.is_doubtful(since_ns)
+        !self.devices[device].tx_check.is_doubtful(since_ns)
     }
 
     /// Publishes a slot's state, and reports it where verdict or cause changed.
@@ -825,23 +825,23 @@ impl<P: Plane> Engine<P> {
         let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
-        let change = slot.docket.settle();
-        self.plane.set_judge(index, slot.docket.account());
+        let change = slot.account.settle();
+        self.datapath.set_judge(index, slot.account.judge_state());
         let Some(change) = change else {
             return;
         };
         if change.has_turned {
-            self.plane.set_verdict(index, change.verdict);
+            self.datapath.set_verdict(index, change.verdict);
         }
         self.reports.push(Report::Changed {
             slot: index,
-            tenant: slot.tenant,
+            generation: slot.generation,
             verdict: change.verdict,
             cause: change.cause,
             mono_ns: now_ns,
             detection_ns: detection_ns.filter(|_| change.has_turned),
             failure: slot.failure.filter(|_| change.cause == Cause::SendFailed),
-            moved: slot.docket.flows().moved(),
+            moved: slot.account.flows().moved(),
         });
         if change.misses_replies {
             self.catch_up(index, now_ns);
@@ -854,9 +854,9 @@ impl<P: Plane> Engine<P> {
         let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
-        let (plane, window) = (&self.plane, slot.spec.window);
-        let is_replied = |sequence| plane.is_replied(window, sequence);
-        if slot.docket.catch_up(now_ns, is_replied) {
+        let (datapath, window) = (&self.datapath, slot.spec.window);
+        let is_replied = |sequence| datapath.is_replied(window, sequence);
+        if slot.account.catch_up(now_ns, is_replied) {
             self.settle(index, now_ns, Some(0));
         }
     }
@@ -867,7 +867,7 @@ impl<P: Plane> Engine<P> {
         loop {
             self.batch.clear();
             while self.batch.len() + 1 < abi::BATCH_MAX as usize
-                && let Some(answered) = self.plane.next_answered()
+                && let Some(answered) = self.datapath.next_answered()
             {
                 let slot = self.slots.get_mut(answered.tracker as usize);
                 let Some(slot) = slot.and_then(Option::as_mut) else {
@@ -878,16 +878,16 @@ impl<P: Plane> Engine<P> {
                 if slot.spec.epoch != answered.epoch || fault.is_some() {
                     continue;
                 }
-                let sequence = answered.sequence(self.plane.sent(answered.tracker));
+                let sequence = answered.sequence(self.datapath.sent(answered.tracker));
                 // A challenge ACK answers a later SYN than the one that it acknowledges: that one passed too.
                 if answered.is_held != 0 && slot.spec.expects_silence {
                     leaks.push((answered.tracker, sequence + 1));
                 }
-                let (plane, window) = (&self.plane, slot.spec.window);
-                let is_replied = |sequence| plane.is_replied(window, sequence);
-                let judged = slot.docket.account().judged;
+                let (datapath, window) = (&self.datapath, slot.spec.window);
+                let is_replied = |sequence| datapath.is_replied(window, sequence);
+                let judged = slot.account.judge_state().judged;
                 let ports = ports_of(slot.spec.flows, &self.ports, &self.identifiers);
-                let again = (slot.docket.flows_mut()).again(
+                let again = (slot.account.flows_mut()).again(
                     ports,
                     sequence,
                     answered.flow,
@@ -904,9 +904,9 @@ impl<P: Plane> Engine<P> {
                 }
             }
             for (index, sequence) in leaks.drain(..) {
-                let now_ns = self.plane.now_ns();
+                let now_ns = self.datapath.now_ns();
                 let slot = self.slots[index as usize].as_mut();
-                if slot.is_some_and(|slot| slot.docket.early(sequence, now_ns, |_| true).is_some())
+                if slot.is_some_and(|slot| slot.account.early(sequence, now_ns, |_| true).is_some())
                 {
                     self.doubt_silence(index, now_ns);
                     self.settle(index, now_ns, None);
@@ -920,13 +920,13 @@ impl<P: Plane> Engine<P> {
                     .as_ref()
                     .and_then(|slot| slot.device)
                 {
-                    self.devices[device].ledger.hand();
+                    self.devices[device].tx_check.hand();
                 }
             }
             let mut taken = 0;
             // A batch of the send program may be smaller than a ring of events. What is not sent ends by itself.
             while taken < self.batch.len()
-                && let Ok(more) = self.plane.send(&self.batch[taken..])
+                && let Ok(more) = self.datapath.send(&self.batch[taken..])
                 && more > 0
             {
                 taken += more;
@@ -936,7 +936,7 @@ impl<P: Plane> Engine<P> {
                     .as_ref()
                     .and_then(|slot| slot.device)
                 {
-                    self.devices[device].ledger.take_back();
+                    self.devices[device].tx_check.take_back();
                 }
             }
         }
@@ -947,10 +947,10 @@ impl<P: Plane> Engine<P> {
     fn send(&mut self) {
         for at in 0..self.groups.len() {
             self.batch.clear();
-            let now_ns = self.plane.now_ns();
+            let now_ns = self.datapath.now_ns();
             let (slots, paths) = (&mut self.slots, &self.paths);
             let (batch, devices) = (&mut self.batch, &mut self.devices);
-            let plane = &mut self.plane;
+            let datapath = &mut self.datapath;
             let (ports, identifiers) = (&self.ports, &self.identifiers);
             let group = &mut self.groups[at];
             let spacing_ns = if group.cohort.interval_ns >= PROMPT_NS {
@@ -970,17 +970,17 @@ impl<P: Plane> Engine<P> {
                         return;
                     }
                 }
-                if !slot.docket.turn(turn, fault.is_none(), now_ns, spacing_ns) {
-                    plane.set_judge(tracker, slot.docket.account());
+                if !slot.account.turn(turn, fault.is_none(), now_ns, spacing_ns) {
+                    datapath.set_judge(tracker, slot.account.judge_state());
                     return;
                 }
                 if let Some(device) = slot.device {
-                    devices[device].ledger.hand();
+                    devices[device].tx_check.hand();
                 }
                 let window = slot.spec.window;
                 let ports = ports_of(slot.spec.flows, ports, identifiers);
-                let is_replied = |sequence| plane.is_replied(window, sequence);
-                let flow = slot.docket.flow(ports, is_replied);
+                let is_replied = |sequence| datapath.is_replied(window, sequence);
+                let flow = slot.account.flow(ports, is_replied);
                 batch.push(abi::Job::probe(tracker, flow));
             };
             for _ in 0..PROMPT_MAX.min(group.prompt.len()) {
@@ -998,7 +998,7 @@ impl<P: Plane> Engine<P> {
     }
 
     fn send_batch(&mut self, at: usize, sent_ns: u64) {
-        let taken = match self.plane.send(&self.batch) {
+        let taken = match self.datapath.send(&self.batch) {
             Ok(taken) => {
                 self.send_failing = None;
                 taken
@@ -1013,28 +1013,28 @@ impl<P: Plane> Engine<P> {
         };
         // A probe's timeout counts from when the kernel certainly had handed it over.
         let group = &mut self.groups[at];
-        let deadline_ns = self.plane.now_ns() + group.cohort.timeout_ns;
+        let deadline_ns = self.datapath.now_ns() + group.cohort.timeout_ns;
         for (position, job) in self.batch.iter().enumerate() {
             let tracker = job.tracker;
             let Some(slot) = self.slots[tracker as usize].as_mut() else {
                 continue;
             };
-            if position < taken && slot.docket.was_sent(self.plane.sent(tracker)) {
-                group.flights.board(tracker);
+            if position < taken && slot.account.was_sent(self.datapath.sent(tracker)) {
+                group.in_flight.queue(tracker);
                 continue;
             }
             if let Some(device) = slot.device {
-                self.devices[device].ledger.take_back();
+                self.devices[device].tx_check.take_back();
             }
             let failure = match self.send_failing {
                 Some(errno) => Some(SendFailure::Call(errno)),
                 None => (position < taken).then_some(SendFailure::Frame),
             };
             slot.failure = failure.or(slot.failure);
-            slot.docket.was_not_sent(failure.is_some());
+            slot.account.was_not_sent(failure.is_some());
             self.refused.push(tracker);
         }
-        group.flights.depart(sent_ns, deadline_ns);
+        group.in_flight.sent(sent_ns, deadline_ns);
         while let Some(tracker) = self.refused.pop() {
             self.settle(tracker, sent_ns, None);
         }
@@ -1051,7 +1051,7 @@ impl<P: Plane> Engine<P> {
         let fresh_ns = intervals.min().unwrap_or(0).clamp(TICK_NS, DEVICE_CHECK_NS);
         self.check_device(self.next_device, now_ns, fresh_ns, false);
         for device in &mut self.devices {
-            device.ledger.age(now_ns);
+            device.tx_check.age(now_ns);
         }
     }
 
@@ -1059,7 +1059,7 @@ impl<P: Plane> Engine<P> {
     fn check_device(&mut self, at: usize, now_ns: u64, fresh_ns: u64, decisive: bool) {
         let device = &mut self.devices[at];
         if now_ns.saturating_sub(device.checked_ns) < fresh_ns
-            || device.ledger.trust() == Trust::Denied
+            || device.tx_check.trust() == Trust::Denied
         {
             return;
         }
@@ -1067,9 +1067,9 @@ impl<P: Plane> Engine<P> {
         // Before a reply could have been judged, silence says nothing.
         let timeouts = self.groups.iter().map(|group| group.cohort.timeout_ns);
         let patience_ns = PATIENCE_NS + timeouts.max().unwrap_or(0);
-        if let Some(transmitted) = self.plane.transmitted(device.ifindex)
+        if let Some(transmitted) = self.datapath.transmitted(device.ifindex)
             && device
-                .ledger
+                .tx_check
                 .check(transmitted, now_ns, patience_ns, decisive)
         {
             self.reports.push(Report::NotLeaving {
@@ -1081,7 +1081,7 @@ impl<P: Plane> Engine<P> {
 
     /// Sleep until the planned tick.
     pub fn sleep(&self) -> Duration {
-        Duration::from_nanos(self.planned_ns.saturating_sub(self.plane.now_ns()))
+        Duration::from_nanos(self.planned_ns.saturating_sub(self.datapath.now_ns()))
     }
 }
 

@@ -12,7 +12,7 @@ pub const INHERITED_NS: u64 = 0;
 
 /// Probes that were sent in one call.
 #[derive(Clone, Copy, Debug)]
-struct Flight {
+struct Batch {
     sent_ns: u64,
     deadline_ns: u64,
     count: u32,
@@ -20,7 +20,7 @@ struct Flight {
 
 /// One probe whose timeout has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Landed {
+pub struct DueProbe {
     /// Whose it is.
     pub slot: u32,
     /// When it was sent; [`INHERITED_NS`] where an earlier daemon did.
@@ -31,16 +31,16 @@ pub struct Landed {
 
 /// Probes under way, in the order in which they were sent.
 #[derive(Clone, Debug, Default)]
-pub struct Flights {
-    flights: VecDeque<Flight>,
+pub struct InFlight {
+    batches: VecDeque<Batch>,
     slots: VecDeque<u32>,
-    /// Entries of `slots` that belong to a flight; those behind are boarding.
+    /// Entries of `slots` that were sent; those behind are queued.
     counted: usize,
     /// Losses of probes sent before this prove nothing.
     void_until_ns: u64,
 }
 
-impl Flights {
+impl InFlight {
     /// True where a tick so late leaves the hub in no position to blame anybody for a probe of that timeout: replies
     /// may have waited for it, or it was not there to take them.
     pub const fn is_stall(late_ns: u64, timeout_ns: u64) -> bool {
@@ -50,31 +50,31 @@ impl Flights {
     /// When the next probe is to be judged.
     #[inline]
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        Some(self.flights.front()?.deadline_ns)
+        Some(self.batches.front()?.deadline_ns)
     }
 
     /// What is under way proves nothing by silence; false where nothing is.
     pub fn void(&mut self, now_ns: u64) -> bool {
-        if self.flights.is_empty() {
+        if self.batches.is_empty() {
             return false;
         }
         self.void_until_ns = now_ns;
         true
     }
 
-    /// A probe of this slot goes with the next flight.
+    /// Queues a probe of this slot for the next batch.
     #[inline]
-    pub fn board(&mut self, slot: u32) {
+    pub fn queue(&mut self, slot: u32) {
         self.slots.push_back(slot);
     }
 
-    /// Those that boarded were sent.
+    /// Notes that all queued probes were sent.
     #[inline]
-    pub fn depart(&mut self, sent_ns: u64, deadline_ns: u64) {
+    pub fn sent(&mut self, sent_ns: u64, deadline_ns: u64) {
         let count = self.slots.len() - self.counted;
         if count > 0 {
             self.counted += count;
-            self.flights.push_back(Flight {
+            self.batches.push_back(Batch {
                 sent_ns,
                 deadline_ns,
                 count: count as u32,
@@ -85,26 +85,26 @@ impl Flights {
     /// Waits once more for so many probes of an earlier daemon, which count if answered and prove nothing else.
     pub fn inherit(&mut self, slot: u32, count: u64, deadline_ns: u64) {
         for _ in 0..count {
-            self.board(slot);
+            self.queue(slot);
         }
-        self.depart(INHERITED_NS, deadline_ns);
+        self.sent(INHERITED_NS, deadline_ns);
         self.void_until_ns = self.void_until_ns.max(INHERITED_NS + 1);
     }
 
     /// The next probe whose timeout has passed.
     #[inline]
-    pub fn land(&mut self, now_ns: u64) -> Option<Landed> {
-        let flight = self.flights.front_mut()?;
-        if flight.deadline_ns > now_ns {
+    pub fn due(&mut self, now_ns: u64) -> Option<DueProbe> {
+        let batch = self.batches.front_mut()?;
+        if batch.deadline_ns > now_ns {
             return None;
         }
-        let sent_ns = flight.sent_ns;
-        flight.count -= 1;
-        if flight.count == 0 {
-            self.flights.pop_front();
+        let sent_ns = batch.sent_ns;
+        batch.count -= 1;
+        if batch.count == 0 {
+            self.batches.pop_front();
         }
         self.counted -= 1;
-        Some(Landed {
+        Some(DueProbe {
             slot: self.slots.pop_front()?,
             sent_ns,
             is_void: sent_ns < self.void_until_ns,
@@ -119,21 +119,20 @@ impl Flights {
     /// Forgets all probes of the slots that are gone, however many, in one walk over what is under way.
     pub fn forget_all(&mut self, is_gone: impl Fn(u32) -> bool) {
         let mut entries = std::mem::take(&mut self.slots).into_iter();
-        for flight in &mut self.flights {
+        for batch in &mut self.batches {
             let before = self.slots.len();
-            let of_flight = entries.by_ref().take(flight.count as usize);
-            self.slots
-                .extend(of_flight.filter(|&entry| !is_gone(entry)));
-            flight.count = (self.slots.len() - before) as u32;
+            let of_batch = entries.by_ref().take(batch.count as usize);
+            self.slots.extend(of_batch.filter(|&entry| !is_gone(entry)));
+            batch.count = (self.slots.len() - before) as u32;
         }
-        self.flights.retain(|flight| flight.count > 0);
+        self.batches.retain(|batch| batch.count > 0);
         self.counted = self.slots.len();
         self.slots.extend(entries.filter(|&entry| !is_gone(entry)));
     }
 
     /// Empties it, and keeps its memory.
     pub fn clear(&mut self) {
-        self.flights.clear();
+        self.batches.clear();
         self.slots.clear();
         (self.counted, self.void_until_ns) = (0, 0);
     }
@@ -145,79 +144,79 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn landed(flights: &mut Flights, now_ns: u64) -> Vec<(u32, bool)> {
-        std::iter::from_fn(|| flights.land(now_ns))
+    fn landed(in_flight: &mut InFlight, now_ns: u64) -> Vec<(u32, bool)> {
+        std::iter::from_fn(|| in_flight.due(now_ns))
             .map(|landed| (landed.slot, landed.is_void))
             .collect()
     }
 
-    fn two_flights() -> Flights {
-        let mut flights = Flights::default();
+    fn two_flights() -> InFlight {
+        let mut in_flight = InFlight::default();
         for (sent_ns, slots) in [(100 * MS, [1, 2, 3]), (110 * MS, [2, 3, 4])] {
             for slot in slots {
-                flights.board(slot);
+                in_flight.queue(slot);
             }
-            flights.depart(sent_ns, sent_ns + 50 * MS);
+            in_flight.sent(sent_ns, sent_ns + 50 * MS);
         }
-        flights
+        in_flight
     }
 
     #[test]
     fn probes_land_in_order_at_their_deadline() {
-        let mut flights = two_flights();
-        assert_eq!(flights.next_deadline_ns(), Some(150 * MS));
-        assert_eq!(landed(&mut flights, 150 * MS - 1), []);
+        let mut in_flight = two_flights();
+        assert_eq!(in_flight.next_deadline_ns(), Some(150 * MS));
+        assert_eq!(landed(&mut in_flight, 150 * MS - 1), []);
         let first = [(1, false), (2, false), (3, false)];
-        assert_eq!(landed(&mut flights, 150 * MS), first);
-        assert_eq!(flights.next_deadline_ns(), Some(160 * MS));
-        flights.depart(160 * MS, 170 * MS);
-        assert_eq!(landed(&mut flights, 200 * MS).len(), 3);
-        assert_eq!(flights.next_deadline_ns(), None);
+        assert_eq!(landed(&mut in_flight, 150 * MS), first);
+        assert_eq!(in_flight.next_deadline_ns(), Some(160 * MS));
+        in_flight.sent(160 * MS, 170 * MS);
+        assert_eq!(landed(&mut in_flight, 200 * MS).len(), 3);
+        assert_eq!(in_flight.next_deadline_ns(), None);
     }
 
     #[test]
     fn a_stall_voids_what_was_sent_before_it_and_nothing_else() {
-        let mut flights = two_flights();
-        assert!(flights.void(110 * MS));
-        let voids = landed(&mut flights, 200 * MS).into_iter();
+        let mut in_flight = two_flights();
+        assert!(in_flight.void(110 * MS));
+        let voids = landed(&mut in_flight, 200 * MS).into_iter();
         assert_eq!(
             voids.map(|(_, is_void)| is_void).collect::<Vec<_>>(),
             [true, true, true, false, false, false]
         );
         // Nothing under way, nothing to excuse.
-        assert!(!flights.void(300 * MS));
+        assert!(!in_flight.void(300 * MS));
     }
 
     #[test]
     fn half_a_timeout_is_a_stall_but_no_less_than_five_milliseconds() {
-        assert!(!Flights::is_stall(25 * MS - 1, 50 * MS));
-        assert!(Flights::is_stall(25 * MS, 50 * MS));
-        assert!(!Flights::is_stall(STALL_MIN_NS - 1, MS));
-        assert!(Flights::is_stall(STALL_MIN_NS, MS));
+        assert!(!InFlight::is_stall(25 * MS - 1, 50 * MS));
+        assert!(InFlight::is_stall(25 * MS, 50 * MS));
+        assert!(!InFlight::is_stall(STALL_MIN_NS - 1, MS));
+        assert!(InFlight::is_stall(STALL_MIN_NS, MS));
     }
 
     #[test]
     fn who_is_forgotten_does_not_land() {
-        let mut flights = two_flights();
-        flights.forget(2);
-        flights.forget(1);
-        assert_eq!(landed(&mut flights, 150 * MS), [(3, false)]);
-        flights.board(5);
-        flights.forget(3);
-        flights.depart(120 * MS, 170 * MS);
-        assert_eq!(landed(&mut flights, 160 * MS), [(4, false)]);
-        assert_eq!(landed(&mut flights, 170 * MS), [(5, false)]);
-        assert_eq!(flights.next_deadline_ns(), None);
+        let mut in_flight = two_flights();
+        in_flight.forget(2);
+        in_flight.forget(1);
+        assert_eq!(landed(&mut in_flight, 150 * MS), [(3, false)]);
+        in_flight.queue(5);
+        in_flight.forget(3);
+        in_flight.sent(120 * MS, 170 * MS);
+        assert_eq!(landed(&mut in_flight, 160 * MS), [(4, false)]);
+        assert_eq!(landed(&mut in_flight, 170 * MS), [(5, false)]);
+        assert_eq!(in_flight.next_deadline_ns(), None);
     }
 
     #[test]
     fn what_is_inherited_proves_nothing_by_silence() {
-        let mut flights = Flights::default();
-        flights.inherit(7, 2, 50 * MS);
-        flights.board(7);
-        flights.depart(10 * MS, 60 * MS);
+        let mut in_flight = InFlight::default();
+        in_flight.inherit(7, 2, 50 * MS);
+        in_flight.queue(7);
+        in_flight.sent(10 * MS, 60 * MS);
         assert_eq!(
-            landed(&mut flights, 60 * MS),
+            landed(&mut in_flight, 60 * MS),
             [(7, true), (7, true), (7, false)]
         );
     }

@@ -1,5 +1,5 @@
 //! When probes are due, what became of them, and the verdict of each tracker. Pure: what is needed of the kernel is behind
-//! [`engine::Plane`].
+//! [`engine::Datapath`].
 
 pub mod engine;
 pub mod flows;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use tracker_ebpf::abi::{FIXED_PORTS, PORTS_MASK, StreamKey, Streams};
 
-use crate::{desired::slots::Words, detector::flows::Share};
+use crate::{desired::slots::BuddyAllocator, detector::flows::Share};
 
 /// The trackers of one port of one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Group {
 
 /// All of them.
 #[derive(Clone, Debug, Default)]
-pub struct StreamPlaces {
+pub struct StreamAllocator {
     groups: HashMap<StreamKey, Group>,
 }
 
@@ -56,7 +56,7 @@ pub struct Placed {
     pub left: Option<Streams>,
 }
 
-impl StreamPlaces {
+impl StreamAllocator {
     /// The first source port of a place.
     pub const fn first_port(class: u16) -> u16 {
         FIXED_PORTS + class
@@ -73,7 +73,12 @@ impl StreamPlaces {
     }
 
     /// Gives a tracker a place. The words that it leaves are not given back yet, because programs may still use them.
-    pub fn take(&mut self, key: StreamKey, slot: u32, words: &mut Words) -> Option<Placed> {
+    pub fn take(
+        &mut self,
+        key: StreamKey,
+        slot: u32,
+        words: &mut BuddyAllocator,
+    ) -> Option<Placed> {
         let Some(group) = self.groups.get_mut(&key) else {
             let first = words.take(1)?;
             let group = Group {
@@ -113,7 +118,7 @@ impl StreamPlaces {
     }
 
     /// Takes over a group of an earlier daemon, with none of its trackers yet.
-    pub fn adopt(&mut self, key: StreamKey, streams: Streams, words: &mut Words) -> bool {
+    pub fn adopt(&mut self, key: StreamKey, streams: Streams, words: &mut BuddyAllocator) -> bool {
         if key.zero != 0
             || streams.mask() > u32::from(PORTS_MASK)
             || !words.claim(streams.first, streams.mask() + 1)
@@ -174,11 +179,11 @@ mod tests {
 
     #[test]
     fn each_has_ports_of_its_own_however_many_come() {
-        let (mut words, mut places) = (Words::new(16_384), StreamPlaces::default());
+        let (mut words, mut places) = (BuddyAllocator::new(16_384), StreamAllocator::default());
         let mut first = HashSet::new();
         for slot in 0..2_048 {
             let placed = places.take(KEY, slot, &mut words).expect("a place");
-            assert!(first.insert(StreamPlaces::first_port(placed.class)));
+            assert!(first.insert(StreamAllocator::first_port(placed.class)));
             if let Some(left) = placed.left {
                 words.give(left.first, left.mask() + 1);
             }
@@ -189,7 +194,7 @@ mod tests {
         let ports = Ports::default();
         for (class, (at, word)) in (0..).zip(group.words()) {
             let share = group.share(class);
-            let port = StreamPlaces::first_port(class);
+            let port = StreamAllocator::first_port(class);
             assert!(ports.has(share, port) && ports.count(share) >= 16);
             assert_eq!(group.streams.place(port), at);
             assert_eq!(
@@ -205,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_daemon_gave_is_claimed_once() {
-        let (mut words, mut places) = (Words::new(64), StreamPlaces::default());
+        let (mut words, mut places) = (BuddyAllocator::new(64), StreamAllocator::default());
         for slot in 0..3 {
             let placed = places.take(KEY, slot, &mut words).expect("a place");
             if let Some(left) = placed.left {
@@ -213,12 +218,12 @@ mod tests {
             }
         }
         let streams = places.group(&KEY).expect("a group").streams;
-        let (mut words, mut next) = (Words::new(64), StreamPlaces::default());
+        let (mut words, mut next) = (BuddyAllocator::new(64), StreamAllocator::default());
         assert!(next.adopt(KEY, streams, &mut words));
         assert!(!next.adopt(StreamKey { zero: 1, ..KEY }, streams, &mut words));
-        assert!(next.claim(&KEY, 1, StreamPlaces::first_port(1)));
-        assert!(!next.claim(&KEY, 2, StreamPlaces::first_port(1)));
-        assert!(!next.claim(&KEY, 2, StreamPlaces::first_port(9)));
+        assert!(next.claim(&KEY, 1, StreamAllocator::first_port(1)));
+        assert!(!next.claim(&KEY, 2, StreamAllocator::first_port(1)));
+        assert!(!next.claim(&KEY, 2, StreamAllocator::first_port(9)));
         assert_eq!(next.forget_empty(&KEY), None);
         assert!(next.give(&KEY, 1).is_some());
         assert_eq!(next.forget_empty(&KEY), Some(streams));

@@ -17,7 +17,7 @@ const ERROR_PAUSE_NS: u64 = 2_000_000_000;
 
 /// One tracker's probes, counted and judged.
 #[derive(Clone, Copy, Debug)]
-pub struct Docket {
+pub struct TrackerAccount {
     rules: Rules,
     /// The service must stop the probes.
     expects_silence: bool,
@@ -37,16 +37,16 @@ pub struct Docket {
     /// The last probe judged as answered.
     answered: u64,
     flows: Flows,
-    /// What fails the token before that may answer probes of before [`Docket::renew`].
+    /// What fails the token before that may answer probes of before [`TrackerAccount::renew`].
     renewed_until_ns: u64,
-    /// Silence of probes sent before that proves nothing; see [`Docket::doubt_silence`].
+    /// Silence of probes sent before that proves nothing; see [`TrackerAccount::doubt_silence`].
     silent_from_ns: u64,
 }
 
 /// What judging a probe led to.
 #[derive(Clone, Copy, Debug)]
 pub struct Judged {
-    /// A verdict that rests on silence: it is settled by [`Docket::conclude`].
+    /// A verdict that rests on silence: it is settled by [`TrackerAccount::conclude`].
     pub claim: Option<Claim>,
     /// When what was judged began to tell.
     pub since_ns: Option<u64>,
@@ -71,12 +71,12 @@ pub struct Change {
     pub cause: Cause,
     /// Not only the cause changed.
     pub has_turned: bool,
-    /// Replies that came before this were not reported as early ones: see [`Docket::catch_up`], once the receive
+    /// Replies that came before this were not reported as early ones: see [`TrackerAccount::catch_up`], once the receive
     /// program knows the verdict.
     pub misses_replies: bool,
 }
 
-impl Docket {
+impl TrackerAccount {
     /// A tracker of which `sent` probes were sent, none of which counts: outcomes that nobody judged prove nothing,
     /// and runs begin anew. It goes on from the verdict, cause and account that an earlier daemon left.
     pub fn new(
@@ -148,7 +148,7 @@ impl Docket {
     }
 
     /// What others may read.
-    pub const fn account(&self) -> &JudgeState {
+    pub const fn judge_state(&self) -> &JudgeState {
         &self.account
     }
 
@@ -332,7 +332,7 @@ impl Docket {
         }
     }
 
-    /// What the probe that was judged last, and was not answered, tells of its flow; after [`Docket::conclude`].
+    /// What the probe that was judged last, and was not answered, tells of its flow; after [`TrackerAccount::conclude`].
     pub fn lose_flow(&mut self, ports: &Ports, is_void: bool, is_replied: impl Fn(u64) -> bool) {
         let sequence = self.account.judged;
         if is_void {

@@ -29,7 +29,7 @@ pub enum Trust {
 
 /// One device's account.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub struct TxCheck {
     handed: u64,
     replies: u64,
     /// An older and a newer value of `handed`, and when the newer one was taken.
@@ -48,7 +48,7 @@ pub struct Ledger {
     is_silent: bool,
 }
 
-impl Ledger {
+impl TxCheck {
     /// An account of a device whose counter is at `transmitted`; without one nothing can be said.
     pub fn new(transmitted: Option<u64>, now_ns: u64) -> Self {
         Self {
@@ -199,7 +199,7 @@ mod tests {
 
     /// A device on which a frame is handed over each 10 ms and `counted` tells the counter's growth.
     struct Lab {
-        ledger: Ledger,
+        tx_check: TxCheck,
         now_ns: u64,
         transmitted: u64,
     }
@@ -207,7 +207,7 @@ mod tests {
     impl Lab {
         fn new() -> Self {
             Self {
-                ledger: Ledger::new(Some(1_000), 0),
+                tx_check: TxCheck::new(Some(1_000), 0),
                 now_ns: 0,
                 transmitted: 1_000,
             }
@@ -215,11 +215,11 @@ mod tests {
 
         /// One frame, counted or not, and a check 9 ms later.
         fn step(&mut self, counted: u64) -> bool {
-            self.ledger.hand();
-            self.ledger.age(self.now_ns + LAG_NS);
+            self.tx_check.hand();
+            self.tx_check.age(self.now_ns + LAG_NS);
             self.transmitted += counted;
             self.now_ns += 10 * MS;
-            self.ledger
+            self.tx_check
                 .check(self.transmitted, self.now_ns, 2_000 * MS, false)
         }
 
@@ -227,9 +227,9 @@ mod tests {
             let mut lab = Self::new();
             for _ in 0..10 {
                 assert!(!lab.step(1));
-                lab.ledger.reply();
+                lab.tx_check.reply();
             }
-            assert_eq!(lab.ledger.trust(), Trust::Proven);
+            assert_eq!(lab.tx_check.trust(), Trust::Proven);
             lab
         }
     }
@@ -238,22 +238,22 @@ mod tests {
     fn a_prompt_counter_is_believed_and_its_stop_is_seen() {
         let mut lab = Lab::proven();
         let stopped_ns = lab.now_ns;
-        assert!(!lab.ledger.is_doubtful(0));
+        assert!(!lab.tx_check.is_doubtful(0));
         assert!(lab.step(0) | lab.step(0) | lab.step(0));
-        assert!(lab.ledger.is_doubtful(stopped_ns));
+        assert!(lab.tx_check.is_doubtful(stopped_ns));
         // A later run of losses has nothing to do with it.
-        assert!(!lab.ledger.is_doubtful(lab.now_ns + 1));
+        assert!(!lab.tx_check.is_doubtful(lab.now_ns + 1));
     }
 
     #[test]
     fn a_device_that_does_not_count_is_denied_by_its_replies() {
         let mut lab = Lab::new();
         lab.step(0);
-        assert!(lab.ledger.is_doubtful(0), "nothing has ever left");
-        lab.ledger.reply();
+        assert!(lab.tx_check.is_doubtful(0), "nothing has ever left");
+        lab.tx_check.reply();
         lab.step(0);
-        assert_eq!(lab.ledger.trust(), Trust::Denied);
-        assert!(!lab.ledger.is_doubtful(0));
+        assert_eq!(lab.tx_check.trust(), Trust::Denied);
+        assert!(!lab.tx_check.is_doubtful(0));
     }
 
     #[test]
@@ -266,8 +266,8 @@ mod tests {
                 "step {step}"
             );
         }
-        assert_ne!(lab.ledger.trust(), Trust::Proven);
-        assert!(!lab.ledger.is_doubtful(0));
+        assert_ne!(lab.tx_check.trust(), Trust::Proven);
+        assert!(!lab.tx_check.is_doubtful(0));
     }
 
     #[test]
@@ -275,11 +275,11 @@ mod tests {
         let mut lab = Lab::proven();
         lab.step(0);
         lab.step(0);
-        assert!(lab.ledger.is_doubtful(0));
+        assert!(lab.tx_check.is_doubtful(0));
         for _ in 0..5 {
             lab.step(3);
         }
-        assert_eq!(lab.ledger.trust(), Trust::Denied);
+        assert_eq!(lab.tx_check.trust(), Trust::Denied);
     }
 
     #[test]
@@ -287,12 +287,12 @@ mod tests {
         let mut lab = Lab::proven();
         for _ in 0..10 {
             for _ in 0..9 {
-                lab.ledger.hand();
+                lab.tx_check.hand();
                 lab.transmitted += 1;
             }
             assert!(!lab.step(0));
         }
-        assert!(!lab.ledger.is_doubtful(0));
+        assert!(!lab.tx_check.is_doubtful(0));
     }
 
     #[test]

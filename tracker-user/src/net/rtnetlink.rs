@@ -21,7 +21,7 @@ use super::{
     notifications::{Change, Kept, Key, Notifications, Reread, Shared, Ways},
     requests::Requests,
 };
-use crate::plan::observed::{Header, Observed, RouteKey, Vlan};
+use crate::plan::observed::{LinkType, Observed, RouteKey, Vlan};
 
 /// After a first change, others are awaited this long and taken together.
 const SETTLE: Duration = Duration::from_millis(1);
@@ -547,8 +547,8 @@ impl Netlink {
         let link = self.observed.links.entry(index).or_default();
         let flags = message.header.flags;
         link.index = index;
-        link.header = match message.header.link_layer_type {
-            LinkLayerType::Ether => Header::Ethernet,
+        link.link_type = match message.header.link_layer_type {
+            LinkLayerType::Ether => LinkType::Ethernet,
             // Of the kernel's list of devices whose xmit takes a bare IP packet (`dev_is_mac_header_xmit`).
             LinkLayerType::Tunnel
             | LinkLayerType::Tunnel6
@@ -557,8 +557,8 @@ impl Netlink {
             | LinkLayerType::Ip6gre
             | LinkLayerType::None
             | LinkLayerType::Rawip
-            | LinkLayerType::Ppp => Header::Ip,
-            _ => Header::Other,
+            | LinkLayerType::Ppp => LinkType::Ip,
+            _ => LinkType::Other,
         };
         link.is_noarp = flags.contains(LinkFlags::Noarp);
         link.is_dead_end = flags.contains(LinkFlags::Loopback);

@@ -18,7 +18,7 @@ use crate::{
     plan::{
         address,
         mode::SendWay,
-        observed::{Header, Link, Means, Neighbour, Observed, Owners, RouteKey},
+        observed::{DeviceCaps, Link, LinkType, Neighbour, Observed, Owners, RouteKey},
     },
 };
 
@@ -117,7 +117,7 @@ impl MemberPlan {
 
 /// Devices by which redirected frames were seen not to leave, and what they were then: what a device could not do says
 /// nothing of the time after it changed.
-pub type NotLeaving = HashMap<u32, Means>;
+pub type NotLeaving = HashMap<u32, DeviceCaps>;
 
 /// What else decides how probes leave.
 #[derive(Clone, Copy, Debug)]
@@ -361,10 +361,10 @@ fn next_hop_mac(
     observed: &Observed,
     ways: Ways<'_>,
 ) -> Result<[u8; 6], Fault> {
-    match link.header {
-        Header::Ethernet => {}
-        Header::Ip => return Ok([0; 6]),
-        Header::Other => {
+    match link.link_type {
+        LinkType::Ethernet => {}
+        LinkType::Ip => return Ok([0; 6]),
+        LinkType::Other => {
             let why = format!("{}: {OTHER_HEADER}", link.name);
             return Err(Fault::new(Cause::SendFailed, why));
         }
@@ -430,7 +430,7 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
     let takes_frames = |link: &Link| {
         ways.mode != ModeChoice::Tc
             // XDP would hand such a device the Ethernet header with the packet; TC takes it off.
-            && link.header == Header::Ethernet
+            && link.link_type == LinkType::Ethernet
             && !ways.not_leaving.contains_key(&link.index)
             && link.takes_frames()
     };
@@ -683,7 +683,7 @@ mod tests {
         assert_eq!(path.returns, [3, 0, 0, 0]);
 
         // What was seen not to leave, or what the operator chose, goes by TC.
-        let stuck = HashMap::from([(3, capable.links[&3].means())]);
+        let stuck = HashMap::from([(3, capable.links[&3].caps())]);
         let ways = Ways {
             not_leaving: &stuck,
             ..Ways::at_start(ModeChoice::Auto)
@@ -706,7 +706,7 @@ mod tests {
         let mut observed = observed();
         observed.neighbours.clear();
         let eth1 = observed.links.get_mut(&3).expect("eth1");
-        eth1.header = Header::Ip;
+        eth1.link_type = LinkType::Ip;
         eth1.mac = [0; 6];
         eth1.xdp_features = Some(XDP_ACT_NDO_XMIT);
         let through = plan("interface = \"eth1\"", &observed);
@@ -715,7 +715,7 @@ mod tests {
         assert_eq!((path.via, path.ifindex), (Via::TcRedirect, 3));
         assert_eq!(through.neighbour, None);
 
-        observed.links.get_mut(&3).expect("eth1").header = Header::Other;
+        observed.links.get_mut(&3).expect("eth1").link_type = LinkType::Other;
         assert_eq!(
             cause(&plan("interface = \"eth1\"", &observed)),
             Cause::SendFailed

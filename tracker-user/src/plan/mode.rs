@@ -4,7 +4,7 @@ use tracker_ebpf::abi::Via;
 
 use crate::{
     config::{ModeChoice, words},
-    plan::observed::{Header, Link, XDP_ACT_BASIC, XDP_ACT_RX_SG},
+    plan::observed::{Link, LinkType, XDP_ACT_BASIC, XDP_ACT_RX_SG},
 };
 
 /// How the receive program is attached.
@@ -51,7 +51,7 @@ impl Mode {
             order,
             not_native: None,
         };
-        match (choice, link.header) {
+        match (choice, link.link_type) {
             (ModeChoice::Auto, _) => Ok(match Self::why_not_native(link, offloads) {
                 None => only(&[Self::XdpNative, Self::Tc]),
                 not_native => Modes {
@@ -62,22 +62,25 @@ impl Mode {
             (ModeChoice::Tc, _) => Ok(only(&[Self::Tc])),
             // A bond hands a native program to its legs (Linux 5.15), where it sees the leg's index: all replies would
             // seem to come a wrong way.
-            (ModeChoice::XdpNative, Header::Ethernet) if link.is_bond => {
+            (ModeChoice::XdpNative, LinkType::Ethernet) if link.is_bond => {
                 Err("a bond runs XDP programs on its legs; set hub.mode to auto or tc".to_owned())
             }
-            (ModeChoice::XdpNative, Header::Ethernet)
+            (ModeChoice::XdpNative, LinkType::Ethernet)
                 if link
                     .xdp_features
                     .is_some_and(|features| features & XDP_ACT_BASIC == 0) =>
             {
                 Err("the driver does not run XDP; set hub.mode to auto or tc".to_owned())
             }
-            (ModeChoice::XdpNative, Header::Ethernet) => Ok(only(&[Self::XdpNative])),
-            (ModeChoice::XdpGeneric, Header::Ethernet) => Ok(only(&[Self::XdpGeneric])),
+            (ModeChoice::XdpNative, LinkType::Ethernet) => Ok(only(&[Self::XdpNative])),
+            (ModeChoice::XdpGeneric, LinkType::Ethernet) => Ok(only(&[Self::XdpGeneric])),
             // The generic hook would run on such a device, at bytes that mean something else.
-            (ModeChoice::XdpNative | ModeChoice::XdpGeneric, Header::Ip | Header::Other) => Err(
-                "it has no Ethernet header, which XDP needs; set hub.mode to auto or tc".to_owned(),
-            ),
+            (ModeChoice::XdpNative | ModeChoice::XdpGeneric, LinkType::Ip | LinkType::Other) => {
+                Err(
+                    "it has no Ethernet header, which XDP needs; set hub.mode to auto or tc"
+                        .to_owned(),
+                )
+            }
         }
     }
 
@@ -87,7 +90,7 @@ impl Mode {
         let fixed = |why: &str| Some(why.to_owned());
         let has = |features: u64, bit: u64| features & bit != 0;
         match link.xdp_features {
-            _ if link.header != Header::Ethernet => {
+            _ if link.link_type != LinkType::Ethernet => {
                 fixed("it has no Ethernet header, which XDP needs")
             }
             _ if link.is_bond => fixed("a bond runs XDP programs on its legs, not on itself"),
@@ -188,7 +191,7 @@ mod tests {
             (with(&|link| link.is_veth = true), None, "peer's TSO"),
             (with(&|link| link.is_bond = true), None, "on its legs"),
             (
-                with(&|link| link.header = Header::Ip),
+                with(&|link| link.link_type = LinkType::Ip),
                 None,
                 "no Ethernet header",
             ),
@@ -264,7 +267,7 @@ mod tests {
                 ..capable()
             },
             Link {
-                header: Header::Ip,
+                link_type: LinkType::Ip,
                 ..capable()
             },
         ] {

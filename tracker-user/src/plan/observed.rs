@@ -25,7 +25,7 @@ pub struct Vlan {
 
 /// What packets of an interface begin with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Header {
+pub enum LinkType {
     /// An Ethernet header.
     #[default]
     Ethernet,
@@ -47,7 +47,7 @@ pub struct Link {
     /// Its MAC address; zeros where it has none.
     pub mac: [u8; 6],
     /// What its packets begin with.
-    pub header: Header,
+    pub link_type: LinkType,
     /// True where the kernel resolves no neighbours (`IFF_NOARP`).
     pub is_noarp: bool,
     /// True where it is a bond, whose driver runs XDP programs on the legs.
@@ -89,7 +89,7 @@ pub fn private_names(instance: &str) -> [String; 2] {
 }
 
 /// What decides whether a device takes a redirected frame: its MTU and its `xdp-features`.
-pub type Means = (u32, Option<u64>);
+pub type DeviceCaps = (u32, Option<u64>);
 
 impl Link {
     /// Its name and its alternative names.
@@ -99,7 +99,7 @@ impl Link {
     }
 
     /// What it can take now.
-    pub const fn means(&self) -> Means {
+    pub const fn caps(&self) -> DeviceCaps {
         (self.mtu, self.xdp_features)
     }
 
@@ -125,7 +125,7 @@ impl Link {
 
     /// True where a next hop has a MAC address that the kernel finds out.
     pub fn has_neighbours(&self) -> bool {
-        self.header == Header::Ethernet && !self.is_noarp
+        self.link_type == LinkType::Ethernet && !self.is_noarp
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
         address::address_bytes,
         member::MemberPlan,
         mode::Mode,
-        observed::{Header, Link, Observed, Owners, XDP_ACT_BASIC},
+        observed::{Link, LinkType, Observed, Owners, XDP_ACT_BASIC},
     },
 };
 
@@ -158,12 +158,12 @@ pub fn plan(
         .copied()
         .collect();
     let mut add = |ifindex: u32, hook| {
-        let header = observed.links.get(&ifindex).map(|link| link.header);
-        if let Some(header @ (Header::Ethernet | Header::Ip)) = header {
+        let header = observed.links.get(&ifindex).map(|link| link.link_type);
+        if let Some(header @ (LinkType::Ethernet | LinkType::Ip)) = header {
             plan.points.insert(Point {
                 ifindex,
                 hook,
-                is_ethernet: header == Header::Ethernet,
+                is_ethernet: header == LinkType::Ethernet,
             });
         }
     };
@@ -200,7 +200,7 @@ pub fn fast(link: &Link, is_receiving: bool, mode: ModeChoice) -> Option<Mode> {
     let runs_xdp = link
         .xdp_features
         .is_none_or(|features| features & XDP_ACT_BASIC != 0);
-    if link.header != Header::Ethernet || is_receiving {
+    if link.link_type != LinkType::Ethernet || is_receiving {
         return None;
     }
     match mode {
@@ -280,7 +280,7 @@ fn entry(plan: &MemberPlan, observed: &Observed, slot: u32) -> abi::Steer {
             Via::XdpRedirect if path.vlan == 0 => Via::XdpRedirect,
             _ => Via::TcRedirect,
         },
-        is_ethernet: (link.header == Header::Ethernet).into(),
+        is_ethernet: (link.link_type == LinkType::Ethernet).into(),
         ..nowhere
     }
 }

@@ -18,7 +18,7 @@ use nix::{
 use tokio::sync::mpsc as tokio_mpsc;
 
 use crate::{
-    datapath::live_frames::KernelPlane,
+    datapath::live_frames::KernelDatapath,
     detector::{
         engine::{Command, Engine, Report},
         lateness::Health,
@@ -45,7 +45,7 @@ impl Sender {
     /// # Errors
     /// Where the system has no thread or descriptor left.
     pub fn start(
-        plane: KernelPlane,
+        datapath: KernelDatapath,
         health: Arc<Health>,
     ) -> io::Result<(Self, tokio_mpsc::UnboundedReceiver<Report>)> {
         let (commands, inbox) = mpsc::channel();
@@ -56,7 +56,7 @@ impl Sender {
             .name("tracker-send".to_owned())
             .spawn({
                 let (wake, health) = (wake.clone(), health.clone());
-                move || run(plane, &inbox, &wake, &outbox, &health)
+                move || run(datapath, &inbox, &wake, &outbox, &health)
             })?;
         Ok((
             Self {
@@ -96,7 +96,7 @@ impl Drop for Sender {
 }
 
 fn run(
-    plane: KernelPlane,
+    datapath: KernelDatapath,
     inbox: &mpsc::Receiver<Command>,
     wake: &EventFd,
     outbox: &tokio_mpsc::UnboundedSender<Report>,
@@ -112,7 +112,7 @@ fn run(
     if let Err(error) = privileges::limit_to_run() {
         tracing::error!("{error:#}; the sending thread keeps more than it needs");
     }
-    let mut engine = Engine::new(plane);
+    let mut engine = Engine::new(datapath);
     // What goes on from an earlier daemon is not sent for, or called faulty, before its path is known.
     for command in inbox {
         let is_begin = matches!(command, Command::Begin);
@@ -144,7 +144,7 @@ fn run(
         };
         let nap = TimeSpec::from_duration(nap);
         let mut events = [
-            PollFd::new(engine.plane().events_fd(), PollFlags::POLLIN),
+            PollFd::new(engine.datapath().events_fd(), PollFlags::POLLIN),
             PollFd::new(wake.as_fd(), PollFlags::POLLIN),
         ];
         // An error means a signal, which the tick takes like any early wake-up.

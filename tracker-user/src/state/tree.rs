@@ -1,6 +1,6 @@
 //! The reporting state: what is known of every tracker, member, service and chain, as it is told.
 //!
-//! A board has no clock and does no input or output. It is built from a configuration, told of
+//! A tree has no clock and does no input or output. It is built from a configuration, told of
 //! changes with the time at which they were seen, answers with the events they cause, and can be
 //! asked for the status at any time.
 
@@ -34,10 +34,10 @@ pub struct Stamp {
     pub wall: Timestamp,
 }
 
-/// A tracker by its place on the board.
+/// A tracker by its place on the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrackerRef {
-    /// The service's number: its position in [`Config::services`], or what [`Board::add`] gave it.
+    /// The service's number: its position in [`Config::services`], or what [`StateTree::add`] gave it.
     pub service: u32,
     /// Position in [`Service::members`].
     pub member: u32,
@@ -90,7 +90,7 @@ pub struct MemberPath {
 
 /// The reporting state of one daemon.
 #[derive(Clone, Debug)]
-pub struct Board {
+pub struct StateTree {
     hub: String,
     instance: String,
     /// By number, which is also the order in which they are reported.
@@ -397,10 +397,10 @@ impl Seen {
     }
 }
 
-impl Board {
-    /// A board on which nothing is known yet.
+impl StateTree {
+    /// A tree on which nothing is known yet.
     pub fn new(config: &Config, now: Stamp) -> Self {
-        let mut board = Self {
+        let mut tree = Self {
             hub: String::new(),
             instance: String::new(),
             services: BTreeMap::new(),
@@ -412,22 +412,22 @@ impl Board {
             due: BTreeSet::new(),
         };
         // Nothing was known before, so nothing can have changed.
-        let _ = board.replace(config, now, |_| Used::default());
-        board
+        let _ = tree.replace(config, now, |_| Used::default());
+        tree
     }
 
-    /// A board on which what `known` says of each service was reported or held back before, by a daemon that had this
+    /// A tree on which what `known` says of each service was reported or held back before, by a daemon that had this
     /// configuration and is gone.
     pub fn resume(config: &Config, now: Stamp, known: impl Fn(u32) -> Option<Shown>) -> Self {
-        let mut board = Self::new(config, now);
+        let mut tree = Self::new(config, now);
         let seen = Seen {
             now,
             detection_ns: None,
         };
         // It was all reported.
         let mut told = Vec::new();
-        for number in board.services.keys().copied().collect::<Vec<_>>() {
-            let (Some(service), Some(known)) = (board.services.get_mut(&number), known(number))
+        for number in tree.services.keys().copied().collect::<Vec<_>>() {
+            let (Some(service), Some(known)) = (tree.services.get_mut(&number), known(number))
             else {
                 continue;
             };
@@ -442,22 +442,22 @@ impl Board {
                             member: at,
                             tracker,
                         };
-                        board.due.insert((held.due_ns(config.hold_down), at));
+                        tree.due.insert((held.due_ns(config.hold_down), at));
                     }
                 }
                 let shown = member.trackers.iter().map(|slot| slot.shown.verdict);
                 member.tally = Tally::count(shown);
             }
             for member in 0..service.members.len() {
-                board.settle_member(number, member, seen, &mut told);
+                tree.settle_member(number, member, seen, &mut told);
             }
-            board.settle_service(number, seen, &mut told);
-            if let Some(service) = board.services.get_mut(&number) {
+            tree.settle_service(number, seen, &mut told);
+            if let Some(service) = tree.services.get_mut(&number) {
                 (service.since, service.flaps) = (known.since, known.flaps);
             }
         }
-        board.settle_chains(None, seen, &mut told);
-        board
+        tree.settle_chains(None, seen, &mut told);
+        tree
     }
 
     /// What is reported of a service, and what is held back.
@@ -1145,7 +1145,7 @@ mod tests {
     use super::*;
     use crate::config;
 
-    impl Board {
+    impl StateTree {
         /// Everything that is known, at a time of the monotonic clock.
         fn status_at(&self, mono_ns: u64, counters: impl Fn(TrackerRef) -> Counters) -> Status {
             self.status_by(None, usize::MAX, mono_ns, counters).unwrap()
@@ -1274,30 +1274,30 @@ behind = ["10.20.2.9"]
             single("fw", "\"any\"", 1)
         );
         let config = read(&text);
-        let mut board = Board::new(&config, at(0));
-        let flaps = |board: &mut Board, ms: u64| {
-            let status = board.status_at(ms * MS, |_| Counters::default());
+        let mut tree = StateTree::new(&config, at(0));
+        let flaps = |tree: &mut StateTree, ms: u64| {
+            let status = tree.status_at(ms * MS, |_| Counters::default());
             (status.services[0].flaps, status.services[0].flaps_total)
         };
         let verdicts = [Verdict::Up, Verdict::Down, Verdict::Up, Verdict::Unknown];
         for (second, verdict) in (1u64..).zip(verdicts) {
             let found = state(verdict);
-            board.tracker_changed(place(0, 0, 0), found, at(second * 1000), None);
+            tree.tracker_changed(place(0, 0, 0), found, at(second * 1000), None);
         }
         // Not the first decision: nothing was left for it.
-        assert_eq!(flaps(&mut board, 4_000), (3, 3));
-        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(5_000), None);
-        assert_eq!(flaps(&mut board, 12_000), (3, 3));
-        assert_eq!(flaps(&mut board, 12_001), (2, 3));
+        assert_eq!(flaps(&mut tree, 4_000), (3, 3));
+        tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(5_000), None);
+        assert_eq!(flaps(&mut tree, 12_000), (3, 3));
+        assert_eq!(flaps(&mut tree, 12_001), (2, 3));
         // A reload forgets none.
-        board.replace(&config, at(13_000), unused);
-        assert_eq!(flaps(&mut board, 13_001), (1, 3));
-        assert_eq!(flaps(&mut board, 14_001), (0, 3));
+        tree.replace(&config, at(13_000), unused);
+        assert_eq!(flaps(&mut tree, 13_001), (1, 3));
+        assert_eq!(flaps(&mut tree, 14_001), (0, 3));
         for flap in 0..2 * FLAPS_MAX as u64 {
             let verdict = [Verdict::Down, Verdict::Up][flap as usize % 2];
-            board.tracker_changed(place(0, 0, 0), state(verdict), at(15_000 + flap), None);
+            tree.tracker_changed(place(0, 0, 0), state(verdict), at(15_000 + flap), None);
         }
-        assert_eq!(flaps(&mut board, 17_100), (1024, 2051));
+        assert_eq!(flaps(&mut tree, 17_100), (1024, 2051));
     }
 
     /// A status put together in slices of any size is the one that is put together at once.
@@ -1308,21 +1308,21 @@ behind = ["10.20.2.9"]
             text.push_str(&single(name, "\"any\"", trackers));
         }
         text.push_str("[[chain]]\nname = \"net\"\nservices = [\"b\", \"d\"]\n");
-        let mut board = Board::new(&read(&text), at(0));
-        board.tracker_changed(place(1, 0, 3), state(Verdict::Up), at(1), None);
+        let mut tree = StateTree::new(&read(&text), at(0));
+        tree.tracker_changed(place(1, 0, 3), state(Verdict::Up), at(1), None);
         let counters = |at: TrackerRef| Counters {
             sent: u64::from(at.service * 100 + at.tracker),
             ..Counters::default()
         };
         for name in [None, Some("net"), Some("b")] {
-            let whole = board.status_by(name, usize::MAX, 0, counters).unwrap();
+            let whole = tree.status_by(name, usize::MAX, 0, counters).unwrap();
             for limit in 1..12 {
-                let sliced = board.status_by(name, limit, 0, counters).unwrap();
+                let sliced = tree.status_by(name, limit, 0, counters).unwrap();
                 assert_eq!(sliced, whole, "{limit}");
             }
         }
         // No slice looks at more trackers than it is allowed to.
-        let (mut status, numbers, _) = board.outline(None).unwrap();
+        let (mut status, numbers, _) = tree.outline(None).unwrap();
         let (mut cursor, asked) = (Cursor::default(), std::cell::Cell::new(0));
         let counted = |at: TrackerRef| {
             asked.set(asked.get() + 1);
@@ -1332,7 +1332,7 @@ behind = ["10.20.2.9"]
         loop {
             asked.set(0);
             let into = &mut status.services;
-            let more = board.status_slice(&numbers, &mut cursor, 3, at(0), counted, into);
+            let more = tree.status_slice(&numbers, &mut cursor, 3, at(0), counted, into);
             assert!(asked.get() <= 3, "{}", asked.get());
             slices += 1;
             if !more {
@@ -1341,11 +1341,11 @@ behind = ["10.20.2.9"]
         }
         assert!(slices >= 4, "{slices}");
         // A service that goes meanwhile leaves the others whole.
-        let (mut status, numbers, _) = board.outline(None).unwrap();
+        let (mut status, numbers, _) = tree.outline(None).unwrap();
         let (mut cursor, into) = (Cursor::default(), &mut status.services);
-        board.status_slice(&numbers, &mut cursor, 4, at(0), counters, into);
-        board.remove(1, at(2));
-        while board.status_slice(&numbers, &mut cursor, 4, at(0), counters, into) {}
+        tree.status_slice(&numbers, &mut cursor, 4, at(0), counters, into);
+        tree.remove(1, at(2));
+        while tree.status_slice(&numbers, &mut cursor, 4, at(0), counters, into) {}
         let names: Vec<_> = into.iter().map(|service| service.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c", "d"]);
         assert_eq!(into[3].members[0].trackers.len(), 3);
@@ -1370,11 +1370,11 @@ behind = ["10.20.2.9"]
             ("2", [U, U, D], U),
         ];
         for (policy, verdicts, expected) in cases {
-            let mut board = Board::new(&read(&single("fw", policy, 3)), at(0));
+            let mut tree = StateTree::new(&read(&single("fw", policy, 3)), at(0));
             for (tracker, verdict) in (0..).zip(verdicts) {
-                board.tracker_changed(place(0, 0, tracker), state(verdict), at(1), None);
+                tree.tracker_changed(place(0, 0, tracker), state(verdict), at(1), None);
             }
-            let status = board.status(|_| Counters::default());
+            let status = tree.status(|_| Counters::default());
             let service = &status.services[0];
             assert_eq!(
                 service.members[0].verdict, expected,
@@ -1386,14 +1386,14 @@ behind = ["10.20.2.9"]
 
     #[test]
     fn the_cause_is_that_of_the_tracker_that_decides() {
-        let mut board = Board::new(&read(&single("fw", "\"all\"", 3)), at(0));
-        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
+        let mut tree = StateTree::new(&read(&single("fw", "\"all\"", 3)), at(0));
+        tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
         let refused = TrackerState {
             verdict: Verdict::Down,
             cause: Cause::Unreachable,
             detail: Some("type 3".to_owned()),
         };
-        let events = board.tracker_changed(place(0, 0, 2), refused, at(2), Some(5_999));
+        let events = tree.tracker_changed(place(0, 0, 2), refused, at(2), Some(5_999));
         assert_eq!(
             shorts(&events),
             [
@@ -1406,7 +1406,7 @@ behind = ["10.20.2.9"]
             assert_eq!(event.detection_us, Some(5));
             assert_eq!(event.time, at(2).wall);
         }
-        let status = board.status(|_| Counters::default());
+        let status = tree.status(|_| Counters::default());
         let service = &status.services[0];
         assert_eq!(service.cause, Cause::Unreachable);
         assert_eq!(service.members[0].cause, Cause::Unreachable);
@@ -1418,13 +1418,13 @@ behind = ["10.20.2.9"]
     fn a_pair_is_up_by_either_member_and_says_which_is_in_use() {
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"pair\", \"fw\"]\n";
         let text = format!("{PAIR}{}{chain}", single("fw", "\"any\"", 1));
-        let mut board = Board::new(&read(&text), at(0));
-        let selected = |board: &Board| board.status(|_| Counters::default()).services[0].selected;
-        assert_eq!(selected(&board), Role::Active);
+        let mut tree = StateTree::new(&read(&text), at(0));
+        let selected = |tree: &StateTree| tree.status(|_| Counters::default()).services[0].selected;
+        assert_eq!(selected(&tree), Role::Active);
         let mut tell = |service, member, verdict| {
             let events =
-                board.tracker_changed(place(service, member, 0), state(verdict), at(1), None);
-            (shorts(&events), selected(&board))
+                tree.tracker_changed(place(service, member, 0), state(verdict), at(1), None);
+            (shorts(&events), selected(&tree))
         };
         let lines = |lines: &[&str]| {
             lines
@@ -1498,15 +1498,15 @@ behind = ["10.20.2.9"]
 
     #[test]
     fn another_cause_for_the_same_verdict_is_no_event() {
-        let mut board = Board::new(&read(&single("fw", "\"any\"", 1)), at(0));
-        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
+        let mut tree = StateTree::new(&read(&single("fw", "\"any\"", 1)), at(0));
+        tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
         let stalled = TrackerState {
             cause: Cause::Stalled,
             ..state(Verdict::Up)
         };
-        let events = board.tracker_changed(place(0, 0, 0), stalled, at(2), None);
+        let events = tree.tracker_changed(place(0, 0, 0), stalled, at(2), None);
         assert_eq!(events, []);
-        let status = board.status(|_| Counters::default());
+        let status = tree.status(|_| Counters::default());
         assert_eq!(status.services[0].cause, Cause::Stalled);
         assert_eq!(status.services[0].since, at(1).wall);
     }
@@ -1514,17 +1514,17 @@ behind = ["10.20.2.9"]
     #[test]
     fn a_stall_is_not_why_a_held_service_is_down() {
         let text = format!("{}hold_down = \"100ms\"\n", single("fw", "\"any\"", 1));
-        let mut board = Board::new(&read(&text), at(0));
+        let mut tree = StateTree::new(&read(&text), at(0));
         let down = state(Verdict::Down);
         let stalled = TrackerState {
             cause: Cause::Stalled,
             ..down.clone()
         };
-        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
-        board.tick(at(200));
-        board.tracker_changed(place(0, 0, 0), down.clone(), at(300), None);
-        board.tracker_changed(place(0, 0, 0), stalled, at(390), None);
-        let told = board.tick(at(400));
+        tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
+        tree.tick(at(200));
+        tree.tracker_changed(place(0, 0, 0), down.clone(), at(300), None);
+        tree.tracker_changed(place(0, 0, 0), stalled, at(390), None);
+        let told = tree.tick(at(400));
         assert!(!told.is_empty());
         assert!(
             told.iter().all(|event| event.cause == down.cause),
@@ -1534,31 +1534,31 @@ behind = ["10.20.2.9"]
 
     #[test]
     fn places_that_do_not_exist_are_ignored() {
-        let mut board = Board::new(&read(&single("fw", "\"any\"", 1)), at(0));
+        let mut tree = StateTree::new(&read(&single("fw", "\"any\"", 1)), at(0));
         for place in [place(1, 0, 0), place(0, 1, 0), place(0, 0, 1)] {
             assert_eq!(
-                board.tracker_changed(place, state(Verdict::Up), at(1), None),
+                tree.tracker_changed(place, state(Verdict::Up), at(1), None),
                 []
             );
         }
-        board.member_path(0, 1, MemberPath::default());
-        board.member_path(1, 0, MemberPath::default());
+        tree.member_path(0, 1, MemberPath::default());
+        tree.member_path(1, 0, MemberPath::default());
     }
 
     #[test]
     fn a_change_is_held_down_until_it_lasted() {
         let text = format!("{}hold_down = \"100ms\"\n", single("fw", "\"any\"", 1));
-        let mut board = Board::new(&read(&text), at(0));
+        let mut tree = StateTree::new(&read(&text), at(0));
         let only = place(0, 0, 0);
-        let verdict = |board: &Board| board.status(|_| Counters::default()).services[0].verdict;
+        let verdict = |tree: &StateTree| tree.status(|_| Counters::default()).services[0].verdict;
         assert_eq!(
-            board.tracker_changed(only, state(Verdict::Up), at(10), Some(MS)),
+            tree.tracker_changed(only, state(Verdict::Up), at(10), Some(MS)),
             []
         );
-        assert_eq!(verdict(&board), Verdict::Unknown);
-        assert_eq!(board.next_due(), Some(110 * MS));
-        assert_eq!(board.tick(at(109)), []);
-        let events = board.tick(at(111));
+        assert_eq!(verdict(&tree), Verdict::Unknown);
+        assert_eq!(tree.next_due(), Some(110 * MS));
+        assert_eq!(tree.tick(at(109)), []);
+        let events = tree.tick(at(111));
         assert_eq!(
             shorts(&events),
             [
@@ -1567,34 +1567,31 @@ behind = ["10.20.2.9"]
             ]
         );
         assert_eq!(events[0].detection_us, Some(102_000));
-        assert_eq!((events[0].time, board.next_due()), (at(111).wall, None));
+        assert_eq!((events[0].time, tree.next_due()), (at(111).wall, None));
 
         // A flap that does not last is not reported.
         assert_eq!(
-            board.tracker_changed(only, state(Verdict::Down), at(200), None),
+            tree.tracker_changed(only, state(Verdict::Down), at(200), None),
             []
         );
         assert_eq!(
-            board.tracker_changed(only, state(Verdict::Up), at(299), None),
+            tree.tracker_changed(only, state(Verdict::Up), at(299), None),
             []
         );
-        assert_eq!((board.next_due(), board.tick(at(400))), (None, vec![]));
+        assert_eq!((tree.next_due(), tree.tick(at(400))), (None, vec![]));
 
         // Another cause for the held verdict does not start anew; another verdict does.
-        board.tracker_changed(only, state(Verdict::Down), at(500), None);
+        tree.tracker_changed(only, state(Verdict::Down), at(500), None);
         let refused = TrackerState {
             cause: Cause::Refused,
             ..state(Verdict::Down)
         };
-        board.tracker_changed(only, refused, at(550), None);
-        assert_eq!(board.next_due(), Some(600 * MS));
-        board.tracker_changed(only, state(Verdict::Unknown), at(560), None);
-        assert_eq!(board.next_due(), Some(660 * MS));
-        assert_eq!(board.tick(at(659)), []);
-        assert_eq!(
-            shorts(&board.tick(at(660)))[1],
-            "fw - - up>unknown no-reply"
-        );
+        tree.tracker_changed(only, refused, at(550), None);
+        assert_eq!(tree.next_due(), Some(600 * MS));
+        tree.tracker_changed(only, state(Verdict::Unknown), at(560), None);
+        assert_eq!(tree.next_due(), Some(660 * MS));
+        assert_eq!(tree.tick(at(659)), []);
+        assert_eq!(shorts(&tree.tick(at(660)))[1], "fw - - up>unknown no-reply");
     }
 
     #[test]
@@ -1602,19 +1599,19 @@ behind = ["10.20.2.9"]
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"fw\"]\n";
         let hub = "[hub]\nname = \"hub-1\"\ninstance = \"blue\"\n";
         let text = format!("{hub}{PAIR}{}{chain}", single("fw", "\"any\"", 2));
-        let mut board = Board::new(&read(&text), at(0));
+        let mut tree = StateTree::new(&read(&text), at(0));
         let path = MemberPath {
             interface: Some("eth9".to_owned()),
             mode: Some(Mode::XdpGeneric),
             send: Some(SendWay::TcRedirect),
             proofs: Vec::new(),
         };
-        board.member_path(0, 1, path);
+        tree.member_path(0, 1, path);
         let counters = |place: TrackerRef| Counters {
             sent: u64::from(place.service * 100 + place.member * 10 + place.tracker),
             ..Counters::default()
         };
-        let status = board.status(counters);
+        let status = tree.status(counters);
         assert_eq!(
             (status.hub.as_str(), status.instance.as_str()),
             ("hub-1", "blue")
@@ -1632,16 +1629,16 @@ behind = ["10.20.2.9"]
         assert_eq!(standby.trackers[0].sent, 10);
         assert_eq!(status.services[1].members[0].trackers[1].sent, 101);
 
-        let one = board.status_of("pair", counters).unwrap();
+        let one = tree.status_of("pair", counters).unwrap();
         assert_eq!((one.services.len(), one.chains.len()), (1, 0));
         assert_eq!(one.services[0], status.services[0]);
-        let chain = board.status_of("net", counters).unwrap();
+        let chain = tree.status_of("net", counters).unwrap();
         assert_eq!(
             (chain.services[0].name.as_str(), chain.chains.len()),
             ("fw", 1)
         );
         assert_eq!(
-            board.status_of("x", counters).unwrap_err(),
+            tree.status_of("x", counters).unwrap_err(),
             "no service or chain is named \"x\"; this hub has the services pair, fw and the chain net"
         );
     }
@@ -1650,36 +1647,36 @@ behind = ["10.20.2.9"]
     fn a_new_configuration_keeps_what_is_the_same() {
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
         let (a, b) = (single("a", "\"all\"", 2), single("b", "\"any\"", 1));
-        let mut board = Board::new(&read(&format!("{a}{b}{chain}")), at(0));
+        let mut tree = StateTree::new(&read(&format!("{a}{b}{chain}")), at(0));
         for place in [place(0, 0, 0), place(0, 0, 1), place(1, 0, 0)] {
-            board.tracker_changed(place, state(Verdict::Up), at(1), None);
+            tree.tracker_changed(place, state(Verdict::Up), at(1), None);
         }
         let path = MemberPath {
             interface: Some("eth1".to_owned()),
             ..MemberPath::default()
         };
-        board.member_path(0, 0, path);
-        let before = board.status(|_| Counters::default());
+        tree.member_path(0, 0, path);
+        let before = tree.status(|_| Counters::default());
         assert_eq!(
-            board.replace(&read(&format!("{a}{b}{chain}")), at(2), unused),
+            tree.replace(&read(&format!("{a}{b}{chain}")), at(2), unused),
             []
         );
-        assert_eq!(board.status(|_| Counters::default()), before);
+        assert_eq!(tree.status(|_| Counters::default()), before);
 
         // In another order, and beside a new one.
         let c = single("c", "\"any\"", 1);
         assert_eq!(
-            board.replace(&read(&format!("{c}{b}{a}{chain}")), at(3), unused),
+            tree.replace(&read(&format!("{c}{b}{a}{chain}")), at(3), unused),
             []
         );
-        let after = board.status(|_| Counters::default());
+        let after = tree.status(|_| Counters::default());
         assert_eq!(after.services[0].verdict, Verdict::Unknown);
         assert_eq!(after.services[2], before.services[0]);
         assert_eq!(after.services[1], before.services[1]);
         assert_eq!(after.chains, before.chains);
 
         // A third tracker is unknown, and so is what needs all three.
-        let events = board.replace(
+        let events = tree.replace(
             &read(&format!("{}{b}{chain}", single("a", "\"all\"", 3))),
             at(4),
             unused,
@@ -1688,7 +1685,7 @@ behind = ["10.20.2.9"]
             shorts(&events),
             ["a - - up>unknown no-reply", "chain net up>unknown no-reply"]
         );
-        let status = board.status(|_| Counters::default());
+        let status = tree.status(|_| Counters::default());
         let member = &status.services[0].members[0];
         let verdicts: Vec<_> = member
             .trackers
@@ -1707,7 +1704,7 @@ behind = ["10.20.2.9"]
             interface: vec!["eth7".to_owned()],
             sources: Vec::new(),
         };
-        let mut other = board.clone();
+        let mut other = tree.clone();
         assert_eq!(
             shorts(&other.replace(&read(&slower), at(5), eth7)),
             [
@@ -1718,7 +1715,7 @@ behind = ["10.20.2.9"]
 
         // A tracker with another payload is another tracker. What is gone says so.
         let faster = format!("{b}payload = 100\n");
-        let events = board.replace(&read(&faster), at(5), unused);
+        let events = tree.replace(&read(&faster), at(5), unused);
         assert_eq!(
             shorts(&events),
             [
@@ -1735,19 +1732,20 @@ behind = ["10.20.2.9"]
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
         let (a, b) = (single("a", "\"all\"", 2), single("b", "\"any\"", 1));
         let config = read(&format!("{a}{b}{PAIR}{chain}"));
-        let mut board = Board::new(&config, at(0));
+        let mut tree = StateTree::new(&config, at(0));
         for place in [place(0, 0, 0), place(0, 0, 1), place(1, 0, 0)] {
-            board.tracker_changed(place, state(Verdict::Up), at(1), None);
+            tree.tracker_changed(place, state(Verdict::Up), at(1), None);
         }
-        board.tracker_changed(place(2, 1, 0), state(Verdict::Down), at(2), None);
-        let shown: Vec<_> = (0..3).filter_map(|number| board.shown(number)).collect();
-        let resumed = Board::resume(&config, at(9), |number| shown.get(number as usize).cloned());
-        let status = |board: &Board| board.status(|_| Counters::default());
-        assert_eq!(status(&resumed), status(&board));
-        let mut boards = [board, resumed];
-        let [before, after] = boards
+        tree.tracker_changed(place(2, 1, 0), state(Verdict::Down), at(2), None);
+        let shown: Vec<_> = (0..3).filter_map(|number| tree.shown(number)).collect();
+        let resumed =
+            StateTree::resume(&config, at(9), |number| shown.get(number as usize).cloned());
+        let status = |tree: &StateTree| tree.status(|_| Counters::default());
+        assert_eq!(status(&resumed), status(&tree));
+        let mut trees = [tree, resumed];
+        let [before, after] = trees
             .each_mut()
-            .map(|board| board.tracker_changed(place(0, 0, 1), state(Verdict::Down), at(10), None));
+            .map(|tree| tree.tracker_changed(place(0, 0, 1), state(Verdict::Down), at(10), None));
         assert_eq!(before, after);
         assert_eq!(after[0].tracker, Some((0, 1)));
     }
@@ -1756,21 +1754,21 @@ behind = ["10.20.2.9"]
     fn services_come_and_go_beside_the_others() {
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"b\"]\n";
         let (a, b) = (single("a", "\"any\"", 1), single("b", "\"any\"", 1));
-        let mut board = Board::new(&read(&format!("{a}{b}{chain}")), at(0));
-        board.tracker_changed(place(1, 0, 0), state(Verdict::Up), at(1), None);
+        let mut tree = StateTree::new(&read(&format!("{a}{b}{chain}")), at(0));
+        tree.tracker_changed(place(1, 0, 0), state(Verdict::Up), at(1), None);
         let held = format!("{}hold_down = \"1s\"\n", single("c", "\"any\"", 1));
         let c = &read(&held).services[0];
-        let number = board.add(c, at(2));
-        assert_eq!((number, board.find("c")), (2, Some(2)));
-        board.tracker_changed(place(2, 0, 0), state(Verdict::Down), at(3), None);
-        assert_eq!(board.next_due(), Some(1003 * MS));
+        let number = tree.add(c, at(2));
+        assert_eq!((number, tree.find("c")), (2, Some(2)));
+        tree.tracker_changed(place(2, 0, 0), state(Verdict::Down), at(3), None);
+        assert_eq!(tree.next_due(), Some(1003 * MS));
 
         // Nothing was reported of it, so nothing ends; its number is not given again.
-        assert_eq!(board.remove(2, at(4)), []);
-        assert_eq!((board.next_due(), board.find("c")), (None, None));
-        assert_eq!(board.add(c, at(5)), 3);
-        let names = |board: &Board| -> Vec<_> {
-            let list = board.list(&board.numbers()).into_iter();
+        assert_eq!(tree.remove(2, at(4)), []);
+        assert_eq!((tree.next_due(), tree.find("c")), (None, None));
+        assert_eq!(tree.add(c, at(5)), 3);
+        let names = |tree: &StateTree| -> Vec<_> {
+            let list = tree.list(&tree.numbers()).into_iter();
             list.map(|service| (service.name, service.verdict))
                 .collect()
         };
@@ -1780,16 +1778,16 @@ behind = ["10.20.2.9"]
                 ("c".to_owned(), Verdict::Unknown),
             ]
         };
-        board.remove(0, at(6));
-        assert_eq!(names(&board), c_and("b", Verdict::Up));
+        tree.remove(0, at(6));
+        assert_eq!(names(&tree), c_and("b", Verdict::Up));
 
         // The others keep their numbers, and their changes reach the chain.
-        let events = board.tracker_changed(place(1, 0, 0), state(Verdict::Down), at(7), None);
+        let events = tree.tracker_changed(place(1, 0, 0), state(Verdict::Down), at(7), None);
         assert_eq!(
             shorts(&events).last().unwrap(),
             "chain net up>down no-reply"
         );
-        let ended = board.remove(1, at(8));
+        let ended = tree.remove(1, at(8));
         assert_eq!(
             shorts(&ended),
             [
@@ -1803,13 +1801,13 @@ behind = ["10.20.2.9"]
     #[test]
     fn what_is_held_down_survives_a_new_configuration() {
         let held = |name| format!("{}hold_down = \"1s\"\n", single(name, "\"any\"", 1));
-        let mut board = Board::new(&read(&format!("{}{}", held("a"), held("b"))), at(0));
-        board.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
-        board.tracker_changed(place(1, 0, 0), state(Verdict::Down), at(2), None);
-        board.replace(&read(&held("b")), at(3), unused);
-        assert_eq!(board.next_due(), Some(1002 * MS));
+        let mut tree = StateTree::new(&read(&format!("{}{}", held("a"), held("b"))), at(0));
+        tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
+        tree.tracker_changed(place(1, 0, 0), state(Verdict::Down), at(2), None);
+        tree.replace(&read(&held("b")), at(3), unused);
+        assert_eq!(tree.next_due(), Some(1002 * MS));
         assert_eq!(
-            shorts(&board.tick(at(1002)))[1],
+            shorts(&tree.tick(at(1002)))[1],
             "b - - unknown>down no-reply"
         );
     }
@@ -1851,7 +1849,7 @@ behind = ["10.20.2.9"]
             let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
             let (a, b) = (single("a", policy, 3), single("b", policy, 3));
             let config = read(&format!("{a}{hold}{b}{hold}{chain}"));
-            let mut board = Board::new(&config, at(0));
+            let mut tree = StateTree::new(&config, at(0));
             let mut told = [[Verdict::Unknown; 3]; 2];
             let mut last: HashMap<String, Verdict> = HashMap::new();
             let mut now = 0;
@@ -1866,18 +1864,18 @@ behind = ["10.20.2.9"]
             };
             for (service, tracker, verdict, wait) in changes {
                 now += wait;
-                follow(board.tick(at(now)));
+                follow(tree.tick(at(now)));
                 let verdict = [Verdict::Unknown, Verdict::Up, Verdict::Down][verdict];
                 told[service as usize][tracker as usize] = verdict;
-                follow(board.tracker_changed(place(service, 0, tracker), state(verdict), at(now), None));
+                follow(tree.tracker_changed(place(service, 0, tracker), state(verdict), at(now), None));
                 if hold_ms == 0 {
-                    prop_assert_eq!(board.next_due(), None);
+                    prop_assert_eq!(tree.next_due(), None);
                 }
             }
-            follow(board.tick(at(now + hold_ms)));
-            prop_assert_eq!(board.next_due(), None);
+            follow(tree.tick(at(now + hold_ms)));
+            prop_assert_eq!(tree.next_due(), None);
 
-            let status = board.status(|_| Counters::default());
+            let status = tree.status(|_| Counters::default());
             let mut services = Vec::new();
             for (service, told) in status.services.iter().zip(told) {
                 let expected = naive(config.services[0].members[0].policy, &told);
@@ -1900,10 +1898,10 @@ behind = ["10.20.2.9"]
             let text = format!("{}hold_down = \"{hold_ms}ms\"\n", single("fw", "\"any\"", 1));
             let config = read(&text);
             prop_assert_eq!(config.services[0].members[0].trackers[0].hold_down, Duration::from_millis(hold_ms));
-            let mut board = Board::new(&config, at(0));
-            board.tracker_changed(place(0, 0, 0), state(Verdict::Down), at(7), None);
-            prop_assert_eq!(board.tick(at(7 + early % hold_ms)), vec![]);
-            prop_assert_eq!(board.tick(at(7 + hold_ms)).len(), 2);
+            let mut tree = StateTree::new(&config, at(0));
+            tree.tracker_changed(place(0, 0, 0), state(Verdict::Down), at(7), None);
+            prop_assert_eq!(tree.tick(at(7 + early % hold_ms)), vec![]);
+            prop_assert_eq!(tree.tick(at(7 + hold_ms)).len(), 2);
         }
     }
 }

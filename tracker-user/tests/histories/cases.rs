@@ -5,7 +5,7 @@ use tracker_ebpf::{
     verdict::{Rules, Verdict},
     window::Worth,
 };
-use tracker_user::detector::{schedule::Turn, tracker::Docket};
+use tracker_user::detector::{schedule::Turn, tracker::TrackerAccount};
 
 use super::spec::Record;
 
@@ -45,42 +45,47 @@ pub fn walk(rules: Rules, alphabet: &[Case], length: usize) -> u64 {
         path: Vec::new(),
         count: 0,
     };
-    walk.go(Docket::new(rules, false, INTERVAL_NS, 0, None), 0);
+    walk.go(TrackerAccount::new(rules, false, INTERVAL_NS, 0, None), 0);
     walk.count
 }
 
 impl Walk<'_> {
-    fn go(&mut self, docket: Docket, word: u64) {
+    fn go(&mut self, account: TrackerAccount, word: u64) {
         if self.path.len() == self.length {
             return;
         }
         for case in self.alphabet {
             self.path.push(*case);
             let (sent, answered) = (self.record.sent, self.record.answered);
-            let (docket, word) = self.step(*case, docket, word);
+            let (account, word) = self.step(*case, account, word);
             self.count += 1;
             let wanted = self.record.verdict(self.record.decided());
-            let got = docket.machine().verdict();
+            let got = account.machine().verdict();
             let rules = self.record.rules;
             assert_eq!(got, wanted, "{rules:?}: {:?}", self.path);
-            self.go(docket, word);
+            self.go(account, word);
             self.path.pop();
             (self.record.sent, self.record.over, self.record.answered) = (sent, sent, answered);
         }
     }
 
-    fn step(&mut self, case: Case, mut docket: Docket, mut word: u64) -> (Docket, u64) {
+    fn step(
+        &mut self,
+        case: Case,
+        mut account: TrackerAccount,
+        mut word: u64,
+    ) -> (TrackerAccount, u64) {
         let now_ns = 1_000 * MS + self.path.len() as u64 * INTERVAL_NS;
         if case == Case::Skip {
-            assert!(!docket.turn(Turn::Skip(1), true, now_ns, 0));
-            assert_eq!(docket.settle(), None);
-            return (docket, word);
+            assert!(!account.turn(Turn::Skip(1), true, now_ns, 0));
+            assert_eq!(account.settle(), None);
+            return (account, word);
         }
-        assert!(docket.turn(Turn::Take, true, now_ns, 0));
+        assert!(account.turn(Turn::Take, true, now_ns, 0));
         self.record.sent += 1;
         let sequence = self.record.sent as u64;
-        assert!(docket.was_sent(sequence));
-        let verdict = docket.machine().verdict() as u8;
+        assert!(account.was_sent(sequence));
+        let verdict = account.machine().verdict() as u8;
         let rtt_ns = match case {
             Case::Late => TIMEOUT_NS + 1,
             _ => TIMEOUT_NS,
@@ -106,20 +111,23 @@ impl Walk<'_> {
         if matches!(worth, Some(Worth::Counts { .. })) {
             self.record.answered |= 1 << (sequence - 1);
             if self.tracker.reports(verdict) {
-                docket.early(sequence, now_ns + rtt_ns, is_replied);
-                docket.settle();
+                account.early(sequence, now_ns + rtt_ns, is_replied);
+                account.settle();
             }
         }
         self.record.over = self.record.sent;
-        let judged = docket.judge(is_replied(sequence), false, now_ns);
+        let judged = account.judge(is_replied(sequence), false, now_ns);
         if let Some(claim) = judged.claim {
-            docket.conclude(claim, true, &Default::default());
+            account.conclude(claim, true, &Default::default());
         }
-        if docket.settle().is_some_and(|change| change.misses_replies) {
-            assert!(!docket.catch_up(now_ns, is_replied), "nothing is under way");
+        if account.settle().is_some_and(|change| change.misses_replies) {
+            assert!(
+                !account.catch_up(now_ns, is_replied),
+                "nothing is under way"
+            );
         }
-        let is_down = docket.machine().verdict() == Verdict::Down;
-        assert!(!is_down || case != Case::Reply || docket.account().lost > 0);
-        (docket, word)
+        let is_down = account.machine().verdict() == Verdict::Down;
+        assert!(!is_down || case != Case::Reply || account.judge_state().lost > 0);
+        (account, word)
     }
 }

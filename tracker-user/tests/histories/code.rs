@@ -6,9 +6,9 @@ use tracker_ebpf::{
     window::{Window, Worth},
 };
 use tracker_user::detector::{
-    in_flight::Flights,
+    in_flight::InFlight,
     schedule::Turn,
-    tracker::{Docket, Judged},
+    tracker::{Judged, TrackerAccount},
 };
 
 /// Every place where a mistake can be put in. What is here is what runs in kernel and daemon; a variant replaces one.
@@ -46,8 +46,8 @@ pub trait Code {
     }
     /// A late tick.
     #[inline(always)]
-    fn note_late(flights: &mut Flights, now_ns: u64, late_ns: u64, timeout_ns: u64) -> bool {
-        Flights::is_stall(late_ns, timeout_ns) && flights.void(now_ns)
+    fn note_late(in_flight: &mut InFlight, now_ns: u64, late_ns: u64, timeout_ns: u64) -> bool {
+        InFlight::is_stall(late_ns, timeout_ns) && in_flight.void(now_ns)
     }
     /// When a probe is judged that was sent by `sent_ns`.
     #[inline(always)]
@@ -56,33 +56,48 @@ pub trait Code {
     }
     /// A turn.
     #[inline(always)]
-    fn turn(docket: &mut Docket, turn: Turn, can_send: bool, now_ns: u64, spacing_ns: u64) -> bool {
-        docket.turn(turn, can_send, now_ns, spacing_ns)
+    fn turn(
+        account: &mut TrackerAccount,
+        turn: Turn,
+        can_send: bool,
+        now_ns: u64,
+        spacing_ns: u64,
+    ) -> bool {
+        account.turn(turn, can_send, now_ns, spacing_ns)
     }
     /// A call that attempted to send.
     #[inline(always)]
-    fn was_sent(docket: &mut Docket, sent: u64) -> bool {
-        docket.was_sent(sent)
+    fn was_sent(account: &mut TrackerAccount, sent: u64) -> bool {
+        account.was_sent(sent)
     }
     /// A probe's timeout has passed.
     #[inline(always)]
-    fn judge(docket: &mut Docket, is_replied: bool, is_void: bool, sent_ns: u64) -> Judged {
-        docket.judge(is_replied, is_void, sent_ns)
+    fn judge(
+        account: &mut TrackerAccount,
+        is_replied: bool,
+        is_void: bool,
+        sent_ns: u64,
+    ) -> Judged {
+        account.judge(is_replied, is_void, sent_ns)
     }
     /// A reply ahead of its turn.
     #[inline(always)]
     fn early(
-        docket: &mut Docket,
+        account: &mut TrackerAccount,
         sequence: u64,
         received_ns: u64,
         is_replied: impl Fn(u64) -> bool,
     ) -> Option<u64> {
-        docket.early(sequence, received_ns, is_replied)
+        account.early(sequence, received_ns, is_replied)
     }
     /// Just down: what came meanwhile.
     #[inline(always)]
-    fn catch_up(docket: &mut Docket, now_ns: u64, is_replied: impl Fn(u64) -> bool) -> bool {
-        docket.catch_up(now_ns, is_replied)
+    fn catch_up(
+        account: &mut TrackerAccount,
+        now_ns: u64,
+        is_replied: impl Fn(u64) -> bool,
+    ) -> bool {
+        account.catch_up(now_ns, is_replied)
     }
     /// Whether the device's account is believed.
     #[inline(always)]
@@ -91,8 +106,8 @@ pub trait Code {
     }
     /// Probes are different from here on.
     #[inline(always)]
-    fn renew(docket: &mut Docket, sent: u64) {
-        docket.renew(sent, 0);
+    fn renew(account: &mut TrackerAccount, sent: u64) {
+        account.renew(sent, 0);
     }
 }
 
@@ -198,7 +213,7 @@ impl Code for RepliesUnreported {
 /// A late tick is nobody's fault.
 pub struct StallsBlame;
 impl Code for StallsBlame {
-    fn note_late(_: &mut Flights, _: u64, _: u64, _: u64) -> bool {
+    fn note_late(_: &mut InFlight, _: u64, _: u64, _: u64) -> bool {
         false
     }
 }
@@ -206,8 +221,8 @@ impl Code for StallsBlame {
 /// A late tick excuses what is sent after it, too.
 pub struct StallsExcuse;
 impl Code for StallsExcuse {
-    fn note_late(flights: &mut Flights, now_ns: u64, late_ns: u64, timeout_ns: u64) -> bool {
-        Flights::is_stall(late_ns, timeout_ns) && flights.void(now_ns + timeout_ns)
+    fn note_late(in_flight: &mut InFlight, now_ns: u64, late_ns: u64, timeout_ns: u64) -> bool {
+        InFlight::is_stall(late_ns, timeout_ns) && in_flight.void(now_ns + timeout_ns)
     }
 }
 
@@ -230,10 +245,16 @@ impl Code for TimeoutLong {
 /// A turn that is skipped is a loss.
 pub struct SkipIsLoss;
 impl Code for SkipIsLoss {
-    fn turn(docket: &mut Docket, turn: Turn, can_send: bool, now_ns: u64, spacing_ns: u64) -> bool {
-        let takes = docket.turn(turn, can_send, now_ns, spacing_ns);
+    fn turn(
+        account: &mut TrackerAccount,
+        turn: Turn,
+        can_send: bool,
+        now_ns: u64,
+        spacing_ns: u64,
+    ) -> bool {
+        let takes = account.turn(turn, can_send, now_ns, spacing_ns);
         if !takes {
-            docket.judge(false, false, now_ns);
+            account.judge(false, false, now_ns);
         }
         takes
     }
@@ -242,16 +263,22 @@ impl Code for SkipIsLoss {
 /// A turn long past is taken all the same.
 pub struct StaleTurns;
 impl Code for StaleTurns {
-    fn turn(docket: &mut Docket, _: Turn, can_send: bool, now_ns: u64, spacing_ns: u64) -> bool {
-        docket.turn(Turn::Take, can_send, now_ns, spacing_ns)
+    fn turn(
+        account: &mut TrackerAccount,
+        _: Turn,
+        can_send: bool,
+        now_ns: u64,
+        spacing_ns: u64,
+    ) -> bool {
+        account.turn(Turn::Take, can_send, now_ns, spacing_ns)
     }
 }
 
 /// A frame that the kernel refused was sent.
 pub struct RefusedIsSent;
 impl Code for RefusedIsSent {
-    fn was_sent(docket: &mut Docket, sent: u64) -> bool {
-        docket.was_sent(sent) || docket.was_sent(u64::MAX)
+    fn was_sent(account: &mut TrackerAccount, sent: u64) -> bool {
+        account.was_sent(sent) || account.was_sent(u64::MAX)
     }
 }
 
@@ -266,8 +293,8 @@ impl Code for WallClock {
 /// A void probe is a loss.
 pub struct VoidIsLoss;
 impl Code for VoidIsLoss {
-    fn judge(docket: &mut Docket, is_replied: bool, _: bool, sent_ns: u64) -> Judged {
-        docket.judge(is_replied, false, sent_ns)
+    fn judge(account: &mut TrackerAccount, is_replied: bool, _: bool, sent_ns: u64) -> Judged {
+        account.judge(is_replied, false, sent_ns)
     }
 }
 
@@ -275,12 +302,12 @@ impl Code for VoidIsLoss {
 pub struct EarlyIsEnough;
 impl Code for EarlyIsEnough {
     fn early(
-        docket: &mut Docket,
+        account: &mut TrackerAccount,
         sequence: u64,
         received_ns: u64,
         _: impl Fn(u64) -> bool,
     ) -> Option<u64> {
-        docket.early(sequence, received_ns, |_| true)
+        account.early(sequence, received_ns, |_| true)
     }
 }
 
@@ -288,12 +315,12 @@ impl Code for EarlyIsEnough {
 pub struct NoReordering;
 impl Code for NoReordering {
     fn early(
-        docket: &mut Docket,
+        account: &mut TrackerAccount,
         sequence: u64,
         received_ns: u64,
         is_replied: impl Fn(u64) -> bool,
     ) -> Option<u64> {
-        docket.early(sequence, received_ns, |other| {
+        account.early(sequence, received_ns, |other| {
             other <= sequence && is_replied(other)
         })
     }
@@ -302,7 +329,7 @@ impl Code for NoReordering {
 /// Replies that came just before a tracker went down wait for their timeouts.
 pub struct NoCatchUp;
 impl Code for NoCatchUp {
-    fn catch_up(_: &mut Docket, _: u64, _: impl Fn(u64) -> bool) -> bool {
+    fn catch_up(_: &mut TrackerAccount, _: u64, _: impl Fn(u64) -> bool) -> bool {
         false
     }
 }
@@ -318,5 +345,5 @@ impl Code for DeviceBelieved {
 /// Probes under way count although the others are different.
 pub struct RenewForgets;
 impl Code for RenewForgets {
-    fn renew(_: &mut Docket, _: u64) {}
+    fn renew(_: &mut TrackerAccount, _: u64) {}
 }

@@ -11,9 +11,9 @@ use tracker_ebpf::{
     window::{Window, Worth},
 };
 use tracker_user::detector::{
-    in_flight::Flights,
+    in_flight::InFlight,
     schedule::{self, Cohort, TICK_NS},
-    tracker::Docket,
+    tracker::TrackerAccount,
 };
 
 use super::{
@@ -267,10 +267,10 @@ pub struct World<C, const TELLS: bool> {
     now_ns: u64,
     wall_ahead_ns: u64,
     // --- the hub's thread
-    docket: Docket,
+    account: TrackerAccount,
     /// Counters as they were last: lost, skipped, void.
     floor: [u64; 3],
-    flights: Flights,
+    in_flight: InFlight,
     cohort: Cohort,
     fault: Option<Cause>,
     planned_ns: u64,
@@ -361,9 +361,9 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             rng,
             now_ns: 0,
             wall_ahead_ns: 0,
-            docket: Docket::new(rules, false, MS, 0, None),
+            account: TrackerAccount::new(rules, false, MS, 0, None),
             floor: [0; 3],
-            flights: Flights::default(),
+            in_flight: InFlight::default(),
             cohort: Cohort::new(MS, MS),
             fault: None,
             planned_ns: 0,
@@ -447,7 +447,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             let (word, bit) = self.tracker.window().position(setup.start);
             self.words[word as usize] = bit | (bit - 1);
         }
-        self.docket = Docket::new(
+        self.account = TrackerAccount::new(
             C::rules(setup.rules),
             setup.expects_silence,
             setup.interval_ns,
@@ -455,7 +455,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             None,
         );
         self.floor = [0; 3];
-        self.flights.clear();
+        self.in_flight.clear();
         while self.others > 0 {
             self.cohort.remove(self.others);
             self.others -= 1;
@@ -602,7 +602,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             planned_ns => now_ns.saturating_sub(planned_ns),
         };
         if late_ns >= STALL_NS {
-            C::note_late(&mut self.flights, now_ns, late_ns, self.setup.timeout_ns);
+            C::note_late(&mut self.in_flight, now_ns, late_ns, self.setup.timeout_ns);
             if late_ns >= self.setup.timeout_ns / 2 {
                 say!(self, "a stall");
                 self.record.stall();
@@ -611,19 +611,24 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
         }
         self.record.pass(self.now_ns);
         self.take_replies(now_ns)?;
-        while let Some(landed) = self.flights.land(now_ns) {
-            let sequence = self.docket.next();
+        while let Some(landed) = self.in_flight.due(now_ns) {
+            let sequence = self.account.next();
             let probe = (sequence - self.setup.start) as usize - 1;
             let window = self.tracker.window();
             let (word, bit) = window.position(sequence);
             let is_replied = self.words[word as usize & 7] & bit != 0;
-            let judged = C::judge(&mut self.docket, is_replied, landed.is_void, landed.sent_ns);
+            let judged = C::judge(
+                &mut self.account,
+                is_replied,
+                landed.is_void,
+                landed.sent_ns,
+            );
             if let Some(claim) = judged.claim {
                 let has_left = match claim.sent_since_ns {
                     Some(since_ns) => self.has_left(probe, since_ns),
                     None => true,
                 };
-                self.docket
+                self.account
                     .conclude(claim, C::has_left(has_left), &self.trouble);
             }
             self.settle(now_ns, Some(probe), judged.since_ns)?;
@@ -631,7 +636,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
         self.check()?;
         self.send(now_ns)?;
         let due_ns = self.cohort.next_due_ns().unwrap_or(u64::MAX);
-        let deadline_ns = self.flights.next_deadline_ns().unwrap_or(u64::MAX);
+        let deadline_ns = self.in_flight.next_deadline_ns().unwrap_or(u64::MAX);
         let next_ns = due_ns.min(deadline_ns);
         let planned_before_ns = self.planned_ns;
         self.planned_ns = schedule::next_tick_ns(planned_before_ns, now_ns, next_ns);
@@ -664,7 +669,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
                 continue;
             }
             let (window, words) = (self.tracker.window(), &self.words);
-            let since_ns = C::early(&mut self.docket, sequence, received_ns, |sequence| {
+            let since_ns = C::early(&mut self.account, sequence, received_ns, |sequence| {
                 let (word, bit) = window.position(sequence);
                 words[word as usize & 7] & bit != 0
             });
@@ -702,8 +707,8 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
     /// What is reported, after probe `judged` or an early reply.
     #[inline(always)]
     fn settle(&mut self, now_ns: u64, judged: Option<usize>, since_ns: Option<u64>) -> Checked {
-        let change = self.docket.settle();
-        let account = self.docket.account();
+        let change = self.account.settle();
+        let account = self.account.judge_state();
         let counters = [account.lost, account.skipped, account.void];
         require!(
             counters
@@ -740,9 +745,9 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
                 let (word, bit) = window.position(sequence);
                 words[word as usize & 7] & bit != 0
             };
-            if C::catch_up(&mut self.docket, now_ns, is_replied) {
-                let change = self.docket.settle();
-                self.verdict = self.docket.machine().verdict();
+            if C::catch_up(&mut self.account, now_ns, is_replied) {
+                let change = self.account.settle();
+                self.verdict = self.account.machine().verdict();
                 self.changes += 1;
                 say!(self, "REPORTED at once {change:?}");
             }
@@ -823,7 +828,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
         self.seen = seen;
         let decided = self.record.decided();
         let wanted = self.record.verdict(decided);
-        let got = self.docket.machine().verdict();
+        let got = self.account.machine().verdict();
         self.record.decide();
         let is_right =
             got == wanted || (self.record.is_deaf && got == self.record.verdict_in_order(decided));
@@ -845,12 +850,12 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             false => 0,
         };
         let (mut taken, mut skipped) = (0, 0);
-        let docket = &mut self.docket;
+        let account = &mut self.account;
         self.cohort.tick(now_ns, 64, |slot, turn| {
             if slot != SLOT {
                 return;
             }
-            if C::turn(docket, turn, can_send, now_ns, spacing_ns) {
+            if C::turn(account, turn, can_send, now_ns, spacing_ns) {
                 taken += 1;
             } else {
                 skipped += 1;
@@ -882,15 +887,15 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
         let mut is_refused = false;
         for _ in 0..taken {
             let attempted = self.calls != Calls::Cut;
-            if attempted && C::was_sent(&mut self.docket, self.sent) {
-                self.flights.board(SLOT);
+            if attempted && C::was_sent(&mut self.account, self.sent) {
+                self.in_flight.queue(SLOT);
                 continue;
             }
-            self.docket.was_not_sent(attempted);
+            self.account.was_not_sent(attempted);
             is_refused |= attempted;
             say!(self, "a probe was not sent: {:?}", self.calls);
         }
-        self.flights.depart(now_ns, deadline_ns);
+        self.in_flight.sent(now_ns, deadline_ns);
         if is_refused {
             let verdict = self.verdict;
             let wanted = self.record.fault(verdict, false, self.record.sent);
@@ -1050,7 +1055,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
                 ]);
                 say!(self, "the hub can't send: {}", cause.as_str());
                 self.fault = Some(cause);
-                self.docket.fault(cause);
+                self.account.fault(cause);
                 let wanted =
                     (self.record).fault(verdict, cause != Cause::SendFailed, self.record.sent);
                 self.settle(now_ns, None, None)?;
@@ -1064,7 +1069,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             7..=9 if self.fault.is_some() => {
                 say!(self, "the hub can send again");
                 self.fault = None;
-                self.docket.mended();
+                self.account.mended();
                 self.settle(now_ns, None, None)?;
                 require!(self.verdict == verdict, "mended: {:?}", self.verdict);
             }
@@ -1072,7 +1077,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
                 say!(self, "its probes are different from now on");
                 self.tracker.epoch += 1;
                 self.renewed = self.record.sent;
-                C::renew(&mut self.docket, self.sent);
+                C::renew(&mut self.account, self.sent);
                 self.record.forget(verdict, self.record.sent);
             }
             11 if self.fault.is_none() => self.restart()?,
@@ -1118,8 +1123,8 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
             gap_ns / US
         );
         let verdict = self.verdict;
-        let cause = self.docket.machine().cause();
-        let account = *self.docket.account();
+        let cause = self.account.machine().cause();
+        let account = *self.account.judge_state();
         let end_ns = self.now_ns + gap_ns;
         while self.wire.next_ns() <= end_ns {
             self.receive()?;
@@ -1127,18 +1132,18 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
         self.now_ns = end_ns;
         (self.tick_at_ns, self.planned_ns) = (end_ns, 0);
         self.last_turn_ns = 0;
-        self.docket = Docket::new(
+        self.account = TrackerAccount::new(
             C::rules(self.setup.rules),
             self.setup.expects_silence,
             self.setup.interval_ns,
             self.sent,
             Some((verdict, cause, account)),
         );
-        self.flights.clear();
+        self.in_flight.clear();
         let under_way = self.sent - account.judged;
         let deadline_ns = self.clock() + self.setup.timeout_ns;
         if under_way > 0 {
-            self.flights.inherit(SLOT, under_way, deadline_ns);
+            self.in_flight.inherit(SLOT, under_way, deadline_ns);
         }
         if self.cohort.remove(SLOT) {
             self.cohort.add(SLOT, self.clock());
@@ -1149,7 +1154,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
 
     /// Every probe is accounted for.
     fn end(&mut self) -> Checked {
-        let account = *self.docket.account();
+        let account = *self.account.judge_state();
         let sent = self.record.sent as u64;
         let lost = account.lost + u64::from(account.lost_pending);
         let answered = u64::from(self.record.answered.count_ones());

@@ -17,7 +17,7 @@ use tracker_ebpf::{
 };
 
 use crate::detector::{
-    engine::{Command, Engine, Health, Plane, Report, SendFailure, TrackerSpec},
+    engine::{Command, Datapath, Engine, Health, Report, SendFailure, TrackerSpec},
     flows::{FlowRule, Moved, Turnover},
 };
 
@@ -405,7 +405,7 @@ impl Kernel {
     }
 }
 
-impl Plane for Kernel {
+impl Datapath for Kernel {
     fn now_ns(&self) -> u64 {
         self.now_ns
     }
@@ -570,11 +570,11 @@ impl World {
     }
 
     pub fn now_ns(&self) -> u64 {
-        self.engine.plane().now_ns
+        self.engine.datapath().now_ns
     }
 
     pub fn kernel(&mut self) -> &mut Kernel {
-        self.engine.plane_mut()
+        self.engine.datapath_mut()
     }
 
     pub fn slot(&mut self, slot: u32) -> &mut Slot {
@@ -626,7 +626,7 @@ impl World {
     ) -> Self {
         self.stop_for(ns);
         let end_ns = self.stopped_until_ns;
-        while let Some(arrival_ns) = self.engine.plane().next_arrival_ns()
+        while let Some(arrival_ns) = self.engine.datapath().next_arrival_ns()
             && arrival_ns <= end_ns
         {
             self.kernel().receive();
@@ -634,7 +634,7 @@ impl World {
         self.kernel().now_ns = end_ns;
         let Self { engine, .. } = self;
         let mut next = Self {
-            engine: Engine::new(engine.plane),
+            engine: Engine::new(engine.datapath),
             health: Health::default(),
             planned_ns: 0,
             tick_at_ns: end_ns,
@@ -710,12 +710,12 @@ impl World {
             .tick_at_ns
             .max(self.stopped_until_ns)
             .max(self.now_ns());
-        if let Some(arrival_ns) = self.engine.plane().next_arrival_ns()
+        if let Some(arrival_ns) = self.engine.datapath().next_arrival_ns()
             && arrival_ns <= tick_ns
             && arrival_ns <= end_ns
         {
             self.kernel().receive();
-            if !self.engine.plane().ring.is_empty() {
+            if !self.engine.datapath().ring.is_empty() {
                 // The ring buffer wakes the thread.
                 self.tick_at_ns = self.tick_at_ns.min(self.now_ns());
             }

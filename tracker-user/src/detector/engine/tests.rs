@@ -1519,7 +1519,7 @@ mod histories {
             if holds {
                 return;
             }
-            let kernel = self.world.engine.plane();
+            let kernel = self.world.engine.datapath();
             let (now_ns, state) = (kernel.now_ns, &kernel.slots[slot as usize]);
             let tracked = &self.tracked[slot as usize];
             let skip = state.probes.len().saturating_sub(12);
@@ -1631,7 +1631,7 @@ mod histories {
             let spec = self.tracked[at].spec;
             let late_ns = if self.is_timely { 0 } else { 60 * MS };
             let edge_ns = spec.interval_ns + 12 * MS + late_ns;
-            let device = &self.world.engine.plane().devices[&DEVICES[spec.path as usize]];
+            let device = &self.world.engine.datapath().devices[&DEVICES[spec.path as usize]];
             let deaths = device.deaths.iter();
             deaths
                 .map(|(from_ns, to_ns)| (from_ns + edge_ns, to_ns.saturating_sub(edge_ns)))
@@ -1641,7 +1641,7 @@ mod histories {
         fn check_tracker(&mut self, at: usize, tick_ns: u64) {
             let index = self.tracked[at].spec.slot;
             let tracked = &self.tracked[at];
-            let slot = &self.world.engine.plane().slots[index as usize];
+            let slot = &self.world.engine.datapath().slots[index as usize];
             let (base, sent) = (tracked.base, slot.probes.len() as u64);
             let (got, dropped) = (slot.verdict(), slot.events_dropped > 0);
             let decided = decided(
@@ -1696,7 +1696,7 @@ mod histories {
             let at = change.slot as usize;
             let tracked = &self.tracked[at];
             let turned = tracked.reported != change.verdict;
-            let slot = &self.world.engine.plane().slots[at];
+            let slot = &self.world.engine.datapath().slots[at];
             let decided = decided(
                 slot,
                 tracked,
@@ -1973,7 +1973,7 @@ mod histories {
             self.require(is_even, spec.slot, || {
                 format!("counters do not add up: {state:?}")
             });
-            let slot = &self.world.engine.plane().slots[spec.slot as usize];
+            let slot = &self.world.engine.datapath().slots[spec.slot as usize];
             let count = |wanted: Fate| {
                 let fates = slot.probes.iter();
                 fates
@@ -2017,7 +2017,7 @@ mod histories {
                 self.act();
             }
             self.end();
-            let kernel = self.world.engine.plane();
+            let kernel = self.world.engine.datapath();
             kernel.slots.iter().map(|slot| slot.probes.len()).sum()
         }
     }
