@@ -3,8 +3,9 @@
 //!
 //! `cargo bench -p tracker-tests --bench programs`, as root; `cargo xtask bench` runs it among the rest.
 
-#[path = "../tests/prog/mod.rs"]
-mod prog;
+#[allow(dead_code, reason = "made for tests; the benchmark uses a part of it")]
+#[path = "../tests/prog/fixtures/mod.rs"]
+mod fixtures;
 
 use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -12,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use prog::{Object, World};
+use fixtures::{Object, World};
 use tracker_ebpf::abi::{self, Family, Via};
 use tracker_tests::{
     netns::{Namespace, Owner},
@@ -69,7 +70,11 @@ fn round(value: f64) -> f64 {
 /// What hub interfaces carry most: a full-size TCP segment of somebody else.
 fn foreign() -> Vec<u8> {
     let world = World::new(Family::Ipv4);
-    let packet = packets::tcp(prog::HUB_V4.into(), prog::BEHIND_V4.into(), &[0; 1_400]);
+    let packet = packets::tcp(
+        fixtures::HUB_V4.into(),
+        fixtures::BEHIND_V4.into(),
+        &[0; 1_400],
+    );
     world.inbound().ip(&packet)
 }
 
@@ -80,7 +85,7 @@ fn reply_over_empty_ns(empty: &Constant) -> Result<f64> {
     let mut object = Object::load(abi::program::RECEIVE)?;
     world.install(&mut object)?;
     let (hub, behind) = world.addresses();
-    let now_ns = prog::now_mono_ns();
+    let now_ns = fixtures::now_mono_ns();
     let frames: Vec<Vec<u8>> = (0..64)
         .map(|sequence| {
             let echo = Echo {
@@ -135,7 +140,7 @@ fn send_ns() -> Result<f64> {
             world.path.ifindex = out;
         });
         world.install(&mut object)?;
-        let slots: Vec<u32> = (0..BATCH).map(|_| prog::SLOT).collect();
+        let slots: Vec<u32> = (0..BATCH).map(|_| fixtures::SLOT).collect();
         let mut samples = Vec::new();
         let own = index("own")?;
         for _ in 0..CALLS {

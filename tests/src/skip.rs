@@ -13,6 +13,22 @@ macro_rules! skip {
     }};
 }
 
+/// Ends the test as skipped where it does not run as root: the kernel would refuse everything.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !$crate::skip::is_root() {
+            $crate::skip!("needs root");
+        }
+    };
+}
+
+/// Whether the process may load programs and make network namespaces.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
 /// Prints the line `SKIP: TEST: REASON` past the capture of the test runner, which would swallow it.
 pub fn report(test: &str, reason: &str) {
     // A closed stderr leaves nobody to tell.

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tracker_tests::{interrupt, pace};
 
 use crate::{
-    bpf, build, setup, sh,
+    bpf, build, setup, sh, soak,
     test::{Binary, Outcome, Totals, build_tests},
     toolchain::{self, Need},
 };
@@ -83,36 +83,103 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
         "another test under Linux {series} runs in {}; wait for its end",
         shared.display()
     );
-    let _ = fs::remove_dir_all(&shared);
-    share(&shared, &tracker, &binaries)
-        .and_then(|()| {
-            let script = script(&shared, &binaries, selection.runner);
-            fs::write(shared.join("run.sh"), script)
-        })
-        .with_context(|| format!("cannot write to {}", shared.display()))?;
-    sh::say(format_args!(
-        "booting Linux {} without hardware virtualisation; its console is in {}",
-        kernel.release,
-        shared.join("console").display()
-    ));
-    let machine = Machine::boot(&vng, &busybox, &qemu, &kernel, &shared)?;
-    let totals = Totals::read(Some(machine), &mut io::stdout())?;
-    let trouble = match fs::read_to_string(shared.join("failed")) {
-        Ok(names) if names.trim().is_empty() => None,
-        Ok(names) => Some(format!(
-            "failed under Linux {}: {}",
+    let mut outcome = Outcome {
+        totals: Totals::default(),
+        trouble: None,
+    };
+    let mut failed = Vec::new();
+    let mut left = units(&binaries, selection.runner)?;
+    // One turn, and one more after each unit in which the machine ended.
+    while !left.is_empty() {
+        let _ = fs::remove_dir_all(&shared);
+        share(&shared, &tracker, &binaries)
+            .and_then(|()| {
+                let script = script(&shared, &left, selection.runner);
+                fs::write(shared.join("run.sh"), script)
+            })
+            .with_context(|| format!("cannot write to {}", shared.display()))?;
+        sh::say(format_args!(
+            "booting Linux {} without hardware virtualisation; its console is in {}",
             kernel.release,
-            names.trim()
-        )),
-        Err(_) => {
-            eprint!("{}", last_lines(&shared.join("console"), 25));
+            shared.join("console").display()
+        ));
+        let machine = Machine::boot(&vng, &busybox, &qemu, &kernel, &shared)?;
+        outcome
+            .totals
+            .add(Totals::read(Some(machine), &mut io::stdout())?);
+        let words = |file| fs::read_to_string(shared.join(file)).unwrap_or_default();
+        failed.extend(words("failed").lines().map(str::to_owned));
+        if shared.join("ended").exists() {
+            break;
+        }
+        eprint!("{}", last_lines(&shared.join("console"), 25));
+        let begun = words("begun").lines().count();
+        if begun == 0 {
             bail!(
-                "the machine with Linux {} ended before the tests did: above are the last words of its console",
+                "the machine with Linux {} ended before the first test: above are the last words of its console",
                 kernel.release
             );
         }
-    };
-    Ok(Outcome { totals, trouble })
+        let ended_in = left.drain(..begun).next_back();
+        let name = ended_in.map_or_else(String::new, |unit| unit.name());
+        sh::say(format_args!(
+            "the machine ended in {name}: above are the last words of its console; going on with the tests that are left"
+        ));
+        failed.push(format!("{name} (the machine ended)"));
+    }
+    if !failed.is_empty() {
+        outcome.trouble = Some(format!(
+            "failed under Linux {}: {}",
+            kernel.release,
+            failed.join(", ")
+        ));
+    }
+    Ok(outcome)
+}
+
+/// What runs in one process: the tests of one file, or with filters all of a binary that they select.
+struct Unit<'a> {
+    binary: &'a Binary,
+    module: Option<String>,
+}
+
+impl Unit<'_> {
+    fn name(&self) -> String {
+        let module = self.module.as_ref();
+        module.map_or_else(
+            || self.binary.name.clone(),
+            |module| format!("{} {module}", self.binary.name),
+        )
+    }
+}
+
+/// All units, in the binaries' order.
+fn units<'a>(binaries: &'a [Binary], runner: &[String]) -> Result<Vec<Unit<'a>>> {
+    let has_filters = runner.iter().any(|word| !word.starts_with('-'));
+    let mut units = Vec::new();
+    for binary in binaries {
+        let mut modules = Vec::new();
+        if !has_filters {
+            for test in soak::tests(binary)? {
+                modules.extend(
+                    test.split_once("::")
+                        .map(|(module, _)| format!("{module}::")),
+                );
+            }
+            modules.dedup();
+        }
+        match modules.is_empty() {
+            true => units.push(Unit {
+                binary,
+                module: None,
+            }),
+            false => units.extend(modules.into_iter().map(|module| Unit {
+                binary,
+                module: Some(module),
+            })),
+        }
+    }
+    Ok(units)
 }
 
 /// The newest kernel of a series: the one in the cache, else Debian's.
@@ -298,9 +365,9 @@ fn share(shared: &Path, tracker: &Path, binaries: &[Binary]) -> io::Result<()> {
     Ok(())
 }
 
-/// What the machine runs: each file of tests from its own memory, one after the other, and then it says which failed.
-/// There is no udev, so nobody else makes /dev/net/tun.
-fn script(shared: &Path, binaries: &[Binary], runner: &[String]) -> String {
+/// What the machine runs: each unit in a process of its own, one after the other. It notes in `begun` which it came to, in
+/// `failed` which failed, and makes `ended` last. There is no udev, so nothing else makes /dev/net/tun.
+fn script(shared: &Path, units: &[Unit], runner: &[String]) -> String {
     let slowness = std::env::var(pace::SLOWNESS).unwrap_or_else(|_| SLOWNESS.to_string());
     let shared = quoted(&shared.to_string_lossy());
     let mut runner: Vec<_> = runner.iter().map(|word| quoted(word)).collect();
@@ -315,24 +382,25 @@ fn script(shared: &Path, binaries: &[Binary], runner: &[String]) -> String {
          mkdir /run/tracker-bin && cp {shared}/bin/{TRACKER} /run/tracker-bin/\n\
          modprobe --quiet tun\n\
          uname -sr\n\
-         failed=\n",
+         touch {shared}/failed\n",
         pace::SLOWNESS,
         quoted(&slowness)
     );
-    for Binary { name, dir, .. } in binaries {
+    let limit = FILE_LIMIT.as_secs();
+    for unit in units {
+        let Binary { name, dir, .. } = unit.binary;
         let dir = quoted(&dir.to_string_lossy());
-        let limit = FILE_LIMIT.as_secs();
+        let module = unit.module.as_deref().unwrap_or_default();
+        let title = quoted(&unit.name());
+        // A copy in memory: the shared directory is slow to read from.
         script += &format!(
-            "echo; echo '     Running {name}'\n\
-             cp {shared}/bin/{name} /run/tracker-bin/\n\
-             (cd {dir} && exec timeout --kill-after=10 {limit} /run/tracker-bin/{name} {runner}) || failed=\"$failed {name}\"\n\
-             rm /run/tracker-bin/{name}\n"
+            "echo; echo '     Running' {title}; echo {title} >>{shared}/begun; sync\n\
+             [ -e /run/tracker-bin/{name} ] || cp {shared}/bin/{name} /run/tracker-bin/\n\
+             (cd {dir} && exec timeout --kill-after=10 {limit} /run/tracker-bin/{name} {module} {runner}) || \
+             echo {title} >>{shared}/failed\n"
         );
     }
-    script
-        + &format!(
-            "echo \"$failed\" >{shared}/failed.new && mv {shared}/failed.new {shared}/failed\n"
-        )
+    script + &format!("touch {shared}/ended\n")
 }
 
 fn quoted(word: &str) -> String {
@@ -500,9 +568,19 @@ mod tests {
             path: "/t/pair-1".into(),
             dir: "/w/tests".into(),
         }];
+        let units = [
+            Unit {
+                binary: &binaries[0],
+                module: None,
+            },
+            Unit {
+                binary: &binaries[0],
+                module: Some("pair::".into()),
+            },
+        ];
         let script = script(
             Path::new("/t/it's/kernel-6.1"),
-            &binaries,
+            &units,
             &["two words".into()],
         );
         assert!(
@@ -510,7 +588,7 @@ mod tests {
             "{script}"
         );
         assert!(
-            script.contains("/run/tracker-bin/pair 'two words' --test-threads=2)"),
+            script.contains("/run/tracker-bin/pair  'two words' --test-threads=2)"),
             "{script}"
         );
         let checked = Command::new("sh")

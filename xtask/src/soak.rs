@@ -1,6 +1,6 @@
 //! `cargo xtask test --soak MINUTES`: what tests by random inputs find when they have more time than a few seconds.
 
-use std::{env, fs, path::Path, process::Command, time::Instant};
+use std::{env, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use tracker_tests::random::{self, SEED, SOAK};
@@ -13,9 +13,15 @@ use crate::{
 
 /// The longest soak: a week.
 const MOST: u32 = 7 * 24 * 60;
-/// The file of tests with the faults, each of which takes seconds.
-const FAULTS: &str = "fault_matrix";
-/// The file with the simulation of schedule and verdict.
+/// The binaries with tests by random inputs.
+const BINARIES: [(&str, &str); 3] = [
+    ("tracker-tests", "e2e"),
+    ("tracker-tests", "prog"),
+    ("tracker-user", SIMULATION),
+];
+/// The tests with the faults, each of which takes seconds.
+const FAULTS: &str = "fault_matrix::";
+/// The binary with the simulation of schedule and verdict.
 const SIMULATION: &str = "histories";
 /// Shares of the time. A row of the matrix takes seconds, a history or a frame microseconds.
 const MATRIX: u64 = 5;
@@ -27,7 +33,7 @@ struct Part {
     /// What the summary calls it, and what repeats it.
     package: &'static str,
     test: String,
-    /// One test of that file; all of it unless something is named.
+    /// The tests whose names begin or end like this; all of the binary unless something is named.
     name: Option<String>,
     command: Command,
     share: u64,
@@ -106,24 +112,18 @@ pub fn run(minutes: u32) -> Result<Outcome> {
 /// What there is to run, with its share of the time.
 fn parts() -> Result<Vec<Part>> {
     let mut parts = Vec::new();
-    for (package, dir) in [
-        ("tracker-tests", "tests/tests"),
-        ("tracker-user", "tracker-user/tests"),
-    ] {
-        // Most files of tests have nothing random, and building them all would take longer than a short soak.
-        let files = random_files(&sh::root().join(dir))?;
-        if files.is_empty() {
-            continue;
-        }
-        for binary in test::build_tests(package, &files)? {
-            match binary.name.as_str() {
-                FAULTS => parts.push(part(package, &binary, None, MATRIX)),
-                SIMULATION => parts.push(part(package, &binary, None, HISTORIES)),
-                _ => {
-                    let fuzzers = fuzzers(&binary)?.into_iter();
-                    parts.extend(fuzzers.map(|name| part(package, &binary, Some(name), 0)));
-                }
+    for (package, name) in BINARIES {
+        for binary in test::build_tests(package, &[name.to_owned()])? {
+            if name == SIMULATION {
+                parts.push(part(package, &binary, None, HISTORIES));
+                continue;
             }
+            let tests = tests(&binary)?;
+            if tests.iter().any(|test| test.starts_with(FAULTS)) {
+                parts.push(part(package, &binary, Some(FAULTS.to_owned()), MATRIX));
+            }
+            let fuzzers = fuzzers(tests).into_iter();
+            parts.extend(fuzzers.map(|name| part(package, &binary, Some(name), 0)));
         }
     }
     // The fuzzers have one share together; a common multiple makes it whole.
@@ -140,28 +140,6 @@ fn parts() -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Names of the files of tests in a directory that obey the two variables.
-fn random_files(dir: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    // A package may have no such directory.
-    for entry in fs::read_dir(dir).into_iter().flatten() {
-        let path = entry?.path();
-        let stem = path.file_stem().and_then(|stem| stem.to_str());
-        let Some(name) = stem.filter(|_| path.extension().is_some_and(|ext| ext == "rs")) else {
-            continue;
-        };
-        let is_random = [FAULTS, SIMULATION].contains(&name)
-            || fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?
-                .contains("fn fuzz_");
-        if is_random {
-            names.push(name.to_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
 fn part(package: &'static str, binary: &Binary, name: Option<String>, share: u64) -> Part {
     let mut command = Command::new(&binary.path);
     command
@@ -169,7 +147,10 @@ fn part(package: &'static str, binary: &Binary, name: Option<String>, share: u64
         .env("CARGO_MANIFEST_DIR", &binary.dir)
         .arg("--nocapture");
     if let Some(name) = &name {
-        command.args(["--exact", name]);
+        command.arg(name);
+        if name != FAULTS {
+            command.arg("--exact");
+        }
     }
     Part {
         package,
@@ -180,10 +161,10 @@ fn part(package: &'static str, binary: &Binary, name: Option<String>, share: u64
     }
 }
 
-/// Names of the fuzzers in a file of tests.
-fn fuzzers(binary: &Binary) -> Result<Vec<String>> {
+/// Names of a binary's tests.
+pub fn tests(binary: &Binary) -> Result<Vec<String>> {
     let mut command = Command::new(&binary.path);
-    command.args(["--list", "--format", "terse", "fuzz_"]);
+    command.args(["--list", "--format", "terse"]);
     let list =
         sh::output(&mut command).with_context(|| format!("`{}` failed", sh::show(&command)))?;
     Ok(named(&list))
@@ -191,11 +172,16 @@ fn fuzzers(binary: &Binary) -> Result<Vec<String>> {
 
 fn named(list: &str) -> Vec<String> {
     let tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
-    let last = |name: &str| name.rsplit("::").next().unwrap_or_default().to_owned();
+    tests.map(str::to_owned).collect()
+}
+
+/// Those whose last name begins with `fuzz_`.
+fn fuzzers(mut tests: Vec<String>) -> Vec<String> {
+    tests.retain(|test| {
+        let last = test.rsplit("::").next();
+        last.is_some_and(|last| last.starts_with("fuzz_"))
+    });
     tests
-        .filter(|name| last(name).starts_with("fuzz_"))
-        .map(str::to_owned)
-        .collect()
 }
 
 #[cfg(test)]
@@ -230,6 +216,6 @@ mod tests {
     #[test]
     fn fuzzers_are_found_by_their_names() {
         let list = "fuzz_journals: test\nprog::fuzz_send::other: test\nmodule::fuzz_x: test\nfuzz_b: benchmark\n";
-        assert_eq!(named(list), ["fuzz_journals", "module::fuzz_x"]);
+        assert_eq!(fuzzers(named(list)), ["fuzz_journals", "module::fuzz_x"]);
     }
 }

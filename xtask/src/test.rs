@@ -19,7 +19,7 @@ pub struct Args {
     /// Only this package's tests
     #[arg(short, long)]
     package: Option<String>,
-    /// Only this file of tests/tests, without .rs; may be given several times
+    /// Only this binary of tests (e2e, prog, histories); may be given several times. Files are modules: `-- route_moves::`
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
     /// Run the end-to-end tests under Debian's kernel of this series instead (6.1, 6.12), in an emulated machine
@@ -154,7 +154,7 @@ fn outcome(command: &mut Command) -> Result<Outcome> {
     Ok(Outcome { totals, trouble })
 }
 
-/// A built file of tests.
+/// A built binary of tests.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Binary {
     /// As `--test` names it.

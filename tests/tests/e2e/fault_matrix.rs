@@ -2,18 +2,15 @@
 //!
 //! `TRACKER_SOAK_SECONDS` repeats the rows for so long, in random order, which `TRACKER_SEED` repeats.
 
-mod forge;
-mod matrix;
-
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::matrix::stage::{Expected, Row, play};
+use crate::matrix::{rows, table};
 use anyhow::{Result, ensure};
-use matrix::stage::{Expected, Row, play};
-use matrix::{rows, table};
 use tracker_ebpf::verdict::Cause;
 use tracker_tests::pace;
 use tracker_tests::random::{self, Random, SEED, SOAK};

@@ -28,9 +28,9 @@ use tracker_user::report::{metrics, protocol::Request, table};
 const INPUTS: u64 = 200;
 /// Pages of the book with configurations.
 const BOOK: [&str; 3] = [
-    include_str!("../../docs/configuration.md"),
-    include_str!("../../docs/probes.md"),
-    include_str!("../../docs/steering.md"),
+    include_str!("../../../docs/configuration.md"),
+    include_str!("../../../docs/probes.md"),
+    include_str!("../../../docs/steering.md"),
 ];
 /// Every key that there is.
 const EVERYTHING: &str = r#"[hub]

@@ -89,7 +89,11 @@ fn what_a_killed_test_left_is_swept() -> Result<()> {
     }
     let mine = Lab::new()?;
     let mut victim = Command::new(std::env::current_exe()?)
-        .args(["what_a_killed_test_left_is_swept", "--exact", "--nocapture"])
+        .args([
+            "harness::what_a_killed_test_left_is_swept",
+            "--exact",
+            "--nocapture",
+        ])
         .env(VICTIM, "1")
         .stdout(Stdio::piped())
         .spawn()?;

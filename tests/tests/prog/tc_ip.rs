@@ -4,12 +4,10 @@
 //! wherever that is; `BPF_PROG_TEST_RUN` insists on an Ethernet header before it, so that packets that begin with
 //! the IP header are for `tunnel_tun.rs`.
 
-mod prog;
-
+use crate::fixtures::receive::{self, Actions};
+use crate::fixtures::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use crate::fixtures::{answer, fuzz, fuzz_answer};
 use anyhow::Result;
-use prog::receive::{self, Actions};
-use prog::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use prog::{answer, fuzz, fuzz_answer};
 use tracker_ebpf::abi::program::TC_RECEIVE_IP;
 
 const ACTIONS: Actions = Actions {
@@ -23,36 +21,36 @@ const ACTIONS: Actions = Actions {
 
 #[test]
 fn each_row_of_the_table() -> Result<()> {
-    needs_root!();
+    tracker_tests::needs_root!();
     receive::check_table(TC_RECEIVE_IP, ACTIONS)
 }
 
 #[test]
 fn each_answer_without_a_mark() -> Result<()> {
-    needs_root!();
+    tracker_tests::needs_root!();
     answer::check_table(TC_RECEIVE_IP, ACTIONS)
 }
 
 #[test]
 fn a_full_ring_loses_only_events() -> Result<()> {
-    needs_root!();
+    tracker_tests::needs_root!();
     receive::check_full_ring(TC_RECEIVE_IP, ACTIONS)
 }
 
 #[test]
 fn fuzz_only_genuine_replies_are_consumed() -> Result<()> {
-    needs_root!();
+    tracker_tests::needs_root!();
     fuzz::check(TC_RECEIVE_IP, ACTIONS, 300)
 }
 
 #[test]
 fn fuzz_only_proven_answers_are_consumed() -> Result<()> {
-    needs_root!();
+    tracker_tests::needs_root!();
     fuzz_answer::check(TC_RECEIVE_IP, ACTIONS, 400)
 }
 
 #[test]
 fn replayed_answers_cost_no_reset_each() -> Result<()> {
-    needs_root!();
+    tracker_tests::needs_root!();
     answer::check_replays(TC_RECEIVE_IP, ACTIONS)
 }

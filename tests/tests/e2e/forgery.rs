@@ -1,12 +1,10 @@
 //! Forged, altered and replayed replies, and those of other instances: none counts, however many there are.
 
-mod forge;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::forge::{capture, forgeries};
 use anyhow::{Context as _, Result, bail};
-use forge::{capture, forgeries};
 use tracker_tests::daemon::{SOON, lines};
 use tracker_tests::flood::flood;
 use tracker_tests::pace::slow;

@@ -58,7 +58,12 @@ fn starved_by_a_real_time_hog() -> Result<()> {
     let status = tracker.wait_verdict("fw-1", "up", "replied")?;
     // It was starved indeed, and knows.
     let late_us = status.0["lateness_us"]["tick"]["max"].as_u64();
-    assert!(late_us >= Some(400_000), "{late_us:?}");
+    assert!(
+        late_us >= Some(400_000),
+        "{late_us:?}: {}\n{}",
+        status.0,
+        tracker.log()
+    );
     assert!(status.0["stalls"].as_u64() >= Some(1));
     never_down(&tracker)
 }

@@ -855,7 +855,7 @@ fn nothing_is_wrong() -> Vec<Row> {
             .alone()
             .breaks(|stage| {
                 let service = stage.service();
-                let reply = forge::capture(service)?;
+                let reply = crate::forge::capture(service)?;
                 let frames: Vec<_> = forge::forgeries(&reply).into_values().collect();
                 let time = slow(Duration::from_millis(1_500));
                 flood(&service.firewall, "eth0", &frames, time).map(drop)

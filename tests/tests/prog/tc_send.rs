@@ -1,12 +1,10 @@
 //! The send program's TC half: what the private veth passes up leaves by its tracker's path, and nothing else.
 
-mod prog;
-
-use anyhow::Result;
-use pnet_packet::ethernet::EtherTypes;
-use prog::{
+use crate::fixtures::{
     OTHER, Object, PATHS, SLOTS, TC_ACT_OK, TC_ACT_REDIRECT, World, assert_same, now_mono_ns,
 };
+use anyhow::Result;
+use pnet_packet::ethernet::EtherTypes;
 use tracker_ebpf::abi::{self, Family};
 use tracker_tests::packets::{self, Echo, Link, MARK, Mark, Tag, with};
 
@@ -186,7 +184,7 @@ fn rows() -> Vec<Row> {
 
 #[test]
 fn only_probes_are_redirected() -> Result<()> {
-    needs_root!();
+    tracker_tests::needs_root!();
     let mut object = Object::load(abi::program::TC_SEND)?;
     let (rows, refused): (Vec<_>, Vec<_>) =
         rows().into_iter().partition(|row| object.takes(&row.frame));
@@ -215,6 +213,6 @@ fn only_probes_are_redirected() -> Result<()> {
 
 #[test]
 fn fuzz_only_probes_are_redirected() -> Result<()> {
-    needs_root!();
-    prog::fuzz_send::check_tc_send(400)
+    tracker_tests::needs_root!();
+    crate::fixtures::fuzz_send::check_tc_send(400)
 }
