@@ -183,8 +183,14 @@ impl<'lab> Tracker<'lab> {
             true => String::new(),
             false => format!("mode = \"{}\"", config.mode),
         };
+        // Builds before this one do not know the key.
+        let is_new = self.binary == binary() && !config.hub.contains("state =");
+        let state = match is_new {
+            true => format!("state = \"{}\"", self.state().display()),
+            false => String::new(),
+        };
         let text = format!(
-            "[hub]\nname = \"hub-1\"\ninstance = \"{}\"\nsocket = \"{}\"\n{}\n{}\n[defaults]\n{}\n{}",
+            "[hub]\nname = \"hub-1\"\ninstance = \"{}\"\nsocket = \"{}\"\n{state}\n{}\n{}\n[defaults]\n{}\n{}",
             self.instance,
             self.socket().display(),
             mode,
@@ -565,6 +571,12 @@ impl<'lab> Tracker<'lab> {
     #[must_use]
     pub fn config(&self) -> PathBuf {
         self.directory.path().join("tracker.toml")
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
     }
 
     /// The directory of its pins.

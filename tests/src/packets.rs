@@ -323,7 +323,9 @@ pub const fn echo_reply(family: IpAddr) -> u8 {
 pub struct Mark {
     /// Tracker slot.
     pub tracker: u32,
-    /// Sequence number.
+    /// The instance's tag; the upper half of the sequence number, where there were no tags.
+    pub tag: u32,
+    /// Sequence number, of which the low half is on the wire.
     pub sequence: u64,
     /// When it was sent.
     pub sent_mono_ns: u64,
@@ -332,12 +334,18 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// What the token covers: the tag above the low half of the sequence number.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        ((self.tag as u64) << 32) + self.sequence % (1 << 32)
+    }
+
     /// A payload of `len` bytes: the mark, then zeros.
     #[must_use]
     pub fn payload(&self, len: usize) -> Vec<u8> {
         let mut payload = b"TRKR".to_vec();
         payload.extend_from_slice(&self.tracker.to_be_bytes());
-        payload.extend_from_slice(&self.sequence.to_be_bytes());
+        payload.extend_from_slice(&self.number().to_be_bytes());
         payload.extend_from_slice(&self.sent_mono_ns.to_be_bytes());
         payload.extend_from_slice(&self.token.to_be_bytes());
         payload.resize(len, 0);
@@ -351,7 +359,8 @@ impl Mark {
         let word = |at: usize| Some(u64::from_be_bytes(*rest.get(at..)?.first_chunk()?));
         Some(Self {
             tracker: u32::from_be_bytes(*rest.first_chunk()?),
-            sequence: word(4)?,
+            tag: u32::from_be_bytes(*rest.get(4..)?.first_chunk()?),
+            sequence: u64::from(u32::from_be_bytes(*rest.get(8..)?.first_chunk()?)),
             sent_mono_ns: word(12)?,
             token: word(20)?,
         })

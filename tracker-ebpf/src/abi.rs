@@ -11,8 +11,10 @@ use core::{
     net::IpAddr,
 };
 
+use crate::window;
+
 /// Version of everything in this module.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Map names, as the object, the pins and bpftool know them.
 pub mod map {
@@ -240,6 +242,22 @@ pub struct Hub {
     /// [`VERSION`] of the object that made the maps.
     pub version: u32,
     /// ifindex of the private veth on which the send program is attached.
+    pub private_ifindex: u32,
+    /// Tells the instance's probes from those of all others, never 0; see [`crate::wire::probe::Mark::number`].
+    pub tag: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// [`Hub`] of versions before 8.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct UntaggedHub {
+    /// Key of the token.
+    pub key: [u64; 2],
+    /// [`VERSION`] then.
+    pub version: u32,
+    /// ifindex of the private veth.
     pub private_ifindex: u32,
 }
 
@@ -691,8 +709,7 @@ pub struct Answered {
 impl Answered {
     /// The probe's sequence number, where `sent` is that of the last one.
     pub const fn sequence(&self, sent: u64) -> u64 {
-        let back = (sent as u32).wrapping_sub(self.sequence);
-        sent.wrapping_sub(back as u64)
+        window::whole_sequence(self.sequence, sent)
     }
 }
 
@@ -881,7 +898,8 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 44 && align_of::<FlowKey>() == 4);
     assert!(size_of::<Flow>() == 32);
     assert!(size_of::<Steered>() == 32);
-    assert!(size_of::<Hub>() == 24);
+    assert!(size_of::<Hub>() == 32 && offset_of!(Hub, version) == offset_of!(UntaggedHub, version));
+    assert!(size_of::<UntaggedHub>() == 24);
     assert!(size_of::<Tracker>() == 72 && align_of::<Tracker>() == 8);
     assert!(offset_of!(Tracker, timeout_ns) == 32 && offset_of!(Tracker, payload) == 56);
     assert!(offset_of!(Tracker, port) == 62 && offset_of!(Tracker, probe) == 67);
@@ -912,6 +930,8 @@ mod pod {
     // SAFETY: repr(C), no padding bytes that are not named fields, no pointers. The `repr(u8)` enums
     // are written by userspace only, from values of the same type.
     unsafe impl aya::Pod for Hub {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for UntaggedHub {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Tracker {}
     // SAFETY: as above.

@@ -5,6 +5,12 @@
 
 use crate::{abi::Tracker, verdict::Verdict};
 
+/// The sequence number that has this low half, where `sent` is that of the last probe: never a later one.
+#[inline(always)]
+pub const fn whole_sequence(low: u32, sent: u64) -> u64 {
+    sent.wrapping_sub((sent as u32).wrapping_sub(low) as u64)
+}
+
 /// Sequence numbers of a word.
 const WORD: u64 = u64::BITS as u64;
 
@@ -18,7 +24,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// The word and bit of a sequence number.
+    /// The word and bit of a sequence number, or of its low half: a window has less than 2^26 words.
     #[inline(always)]
     pub const fn position(self, sequence: u64) -> (u32, u64) {
         (

@@ -471,7 +471,8 @@ impl Daemon {
             (Maps::Anew, Some(_)) => loader::pinned_states(pins),
             _ => Vec::new(),
         };
-        let (kernel, datapath) = Kernel::load(pins, maps, sizes, config.hub.mode, private)?;
+        let tag = restart::tag(&config.hub.state, pins)?;
+        let (kernel, datapath) = Kernel::load(pins, maps, sizes, config.hub.mode, private, tag)?;
         let (sender, reports) =
             Sender::start(datapath, health.clone()).context("cannot start the sending thread")?;
         sender.command(Command::SetPorts(Arc::new(ports::read())));

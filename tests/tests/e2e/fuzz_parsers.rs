@@ -39,6 +39,7 @@ instance = "default"
 socket = "/run/tracker/default.sock"
 metrics = "127.0.0.1:9469"
 bpffs = "/sys/fs/bpf"
+state = "/var/lib/tracker/default"
 mode = "auto"
 room = 16
 flap_window = "10m"

@@ -22,6 +22,7 @@ mod hub_flows;
 mod hub_liveness;
 mod hub_neighbours;
 mod hub_netlink;
+mod instances;
 mod interface;
 mod ipv6_only;
 mod leftovers;

@@ -224,6 +224,7 @@ fn the_unit_grants_what_the_code_names() -> Result<()> {
         ("NoNewPrivileges", "yes"),
         ("ProtectSystem", "strict"),
         ("RuntimeDirectory", "tracker"),
+        ("StateDirectory", "tracker"),
         ("Restart", "on-failure"),
         ("Type", "notify"),
         ("NotifyAccess", "main"),

@@ -375,7 +375,7 @@ fn maps_of_another_version_are_not_misread() -> Result<()> {
     let (maps, links) = (pinned(&tracker, "map")?, pinned(&tracker, "link")?);
     tracker.kill()?;
     // The version comes after the key; all else is left as if it had another meaning.
-    let mut hub = vec![0xa5; 24];
+    let mut hub = vec![0xa5; 32];
     hub[16..20].copy_from_slice(&9_999u32.to_ne_bytes());
     overwrite(&tracker.pins().join("maps/HUB"), 0, &hub)?;
 

@@ -4,12 +4,12 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::fixtures::{
-    ARRIVAL, KEY, OTHER, Object, PATHS, SLOT, SLOTS, WORDS, World, XDP_DROP, XDP_PASS,
-    XDP_REDIRECT, assert_same,
+    ARRIVAL, OTHER, Object, PATHS, SLOT, SLOTS, WORDS, World, XDP_DROP, XDP_PASS, XDP_REDIRECT,
+    assert_same,
 };
 use anyhow::{Context as _, Result, bail};
 use tracker_ebpf::abi::{self, Family, Via};
-use tracker_ebpf::wire::{probe, token};
+use tracker_ebpf::wire::probe;
 use tracker_tests::Namespace;
 use tracker_tests::netns::Owner;
 use tracker_tests::packets;
@@ -167,7 +167,11 @@ fn each_probe_is_complete() -> Result<()> {
             ran.frame
         );
         let mark = world.mark(sequence, sent_mono_ns);
-        assert_eq!(seen.mark, mark, "{what}: mark");
+        let low = packets::Mark {
+            sequence: u64::from(sequence as u32),
+            ..mark
+        };
+        assert_eq!(seen.mark, low, "{what}: mark");
         let frame = world.probe(mark);
         assert_eq!(ran.frame, frame, "{what}: frame");
 
@@ -577,8 +581,7 @@ fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
                 let slot = seen.mark.tracker;
                 let sequence = seen.mark.sequence;
                 let world = worlds.get(slot as usize).context("nobody's probe")?;
-                let sent = seen.mark.sent_mono_ns;
-                let token = token::token(KEY, slot, world.tracker.epoch, sequence, sent);
+                let token = crate::fixtures::token_of(&seen.mark, world.tracker.epoch);
                 assert_eq!(seen.mark.token, token, "probe {sequence} of tracker {slot}");
                 assert_eq!(
                     frame,

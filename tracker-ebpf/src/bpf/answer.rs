@@ -9,7 +9,6 @@ use tracker_ebpf::{
     wire::{
         answer::{self, Answer, Message, Proof as Claimed},
         ethernet, icmp, ipv4, ipv6,
-        probe::Mark,
         stamp::{self, Claim},
         tcp, token, udp,
     },
@@ -54,9 +53,17 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Answer> {
     }
 }
 
-/// The slot of the tracker to whose probe a packet seems to belong.
+/// Where the tracker is to whose probe a packet seems to belong.
+pub struct Place {
+    /// Its slot.
+    pub slot: u32,
+    /// The tag that hides the slot in a STAMP packet: 0 in those of builds before there were tags.
+    tag: u32,
+}
+
+/// The place of the tracker to whose probe a packet seems to belong.
 #[inline(always)]
-pub fn slot(answer: &Answer) -> Option<u32> {
+pub fn place(answer: &Answer) -> Option<Place> {
     match answer.proof {
         Claimed::Syn(_) => {
             // SAFETY: userspace replaces a value whole.
@@ -64,9 +71,19 @@ pub fn slot(answer: &Answer) -> Option<u32> {
             let place = WINDOWS.get_ptr(streams.place(answer.own_port))?;
             // SAFETY: a valid map value, which userspace writes whole. Zero wraps to no slot.
             let taken = unsafe { place.read_volatile() } as u32;
-            Some(taken.wrapping_sub(1))
+            let slot = taken.wrapping_sub(1);
+            Some(Place { slot, tag: 0 })
         }
-        Claimed::Stamp(claim) => Some(claim.tracker()),
+        Claimed::Stamp(claim) => {
+            let tag = HUB.get(0)?.tag;
+            let slot = claim.tracker(tag);
+            let tag = match TRACKERS.get(slot) {
+                Some(tracker) if tracker.active != 0 => tag,
+                _ => 0,
+            };
+            let slot = claim.tracker(tag);
+            Some(Place { slot, tag })
+        }
     }
 }
 
@@ -78,7 +95,7 @@ pub fn recognise(
     arrival: Arrival,
     is_as_sent: impl FnOnce(&Path) -> bool,
 ) -> Option<Outcome> {
-    let slot = slot(answer)?;
+    let Place { slot, tag } = place(answer)?;
     let (hub, tracker, state) = (HUB.get(0)?, TRACKERS.get(slot)?, STATE.get_ptr_mut(slot)?);
     let is_between = answer.belongs_to(tracker);
     // Of TCP the way to the tracker begins with the address that was asked.
@@ -91,9 +108,9 @@ pub fn recognise(
     }
     // SAFETY: a valid map value; the send program writes the word whole.
     let sent = unsafe { (&raw const (*state).send.sent).read_volatile() };
-    let Some(sequence) = proven(answer, slot, hub, tracker, sent) else {
-        // A reflector's packet bears what no other sender puts there. Of a segment nobody can tell whose it is.
-        if is_between && is_reflected {
+    let Some(sequence) = proven(answer, slot, tag, hub, tracker, sent) else {
+        // A reflector's packet bears what no other instance puts there. Of a segment nobody can tell whose it is.
+        if is_between && is_reflected && tag == hub.tag {
             receive::note_corrupt(state, true);
             return Some(Outcome::Corrupt);
         }
@@ -102,7 +119,11 @@ pub fn recognise(
     // What must be stopped was not, whatever address answers it.
     if !is_between && tracker.expects_silence == 0 {
         return match tracker.proof {
-            Proof::Reply => Some(receive::note_elsewhere(state, answer.sender, sequence)),
+            Proof::Reply => Some(receive::note_elsewhere(
+                state,
+                answer.sender,
+                sequence as u32,
+            )),
             Proof::Arrival => None,
         };
     }
@@ -127,7 +148,7 @@ pub fn recognise(
         vlan: answer.vlan,
         arrival,
     };
-    let outcome = match receive::refused_way(path, tracker, proof, &way, state, sequence) {
+    let outcome = match receive::refused_way(path, tracker, proof, &way, state, sequence as u32) {
         Some(refused) => refused,
         None => count_answer(slot, tracker, state, sequence),
     };
@@ -215,7 +236,14 @@ fn hold(
 
 /// The sequence number of the probe that is answered, if the token says so.
 #[inline(always)]
-fn proven(answer: &Answer, slot: u32, hub: &Hub, tracker: &Tracker, sent: u64) -> Option<u64> {
+fn proven(
+    answer: &Answer,
+    slot: u32,
+    tag: u32,
+    hub: &Hub,
+    tracker: &Tracker,
+    sent: u64,
+) -> Option<u64> {
     let sequence = match answer.proof {
         Claimed::Syn(number) => tcp::probe_sequence(number, tracker.salt, sent),
         Claimed::Stamp(claim) => claim.sequence(sent),
@@ -227,7 +255,7 @@ fn proven(answer: &Answer, slot: u32, hub: &Hub, tracker: &Tracker, sent: u64) -
     let token = token::token(hub.key, slot, tracker.epoch, sequence, 0);
     let is_right = match answer.proof {
         Claimed::Syn(number) => tcp::initial_sequence(token, tracker.salt, sequence) == number,
-        Claimed::Stamp(claim) => claim == Claim::new(slot, sequence, token),
+        Claimed::Stamp(claim) => claim == Claim::new(tag, slot, sequence, token),
     };
     is_right.then_some(sequence)
 }
@@ -236,7 +264,7 @@ fn proven(answer: &Answer, slot: u32, hub: &Hub, tracker: &Tracker, sent: u64) -
 #[inline(always)]
 fn count_answer(slot: u32, tracker: &Tracker, state: *mut State, sequence: u64) -> Outcome {
     let Some(time) = WINDOWS.get_ptr(tracker.time_at(sequence)) else {
-        return receive::note_late(slot, tracker, state, sequence);
+        return receive::note_late(slot, tracker, state, sequence as u32);
     };
     // SAFETY: valid map values; the send program writes both words whole, first the number, then the time.
     let (sent_mono_ns, sent) = unsafe {
@@ -245,15 +273,9 @@ fn count_answer(slot: u32, tracker: &Tracker, state: *mut State, sequence: u64) 
     };
     // Later probes have the place of its time: it was sent more than the timeout ago.
     if sent.wrapping_sub(sequence) > u64::from(tracker.window_mask) {
-        return receive::note_late(slot, tracker, state, sequence);
+        return receive::note_late(slot, tracker, state, sequence as u32);
     }
-    let mark = Mark {
-        tracker: slot,
-        sequence,
-        sent_mono_ns,
-        token: 0,
-    };
-    receive::count_reply(&mark, tracker, state)
+    receive::count_reply(slot, sequence as u32, sent_mono_ns, tracker, state)
 }
 
 /// Notes what says that a probe did not get through; as [`receive::complain`].
@@ -268,6 +290,12 @@ fn complain(
         Message::Reset => Complaint::Reset,
         _ => receive::complaint_of(tracker.family, answer.refuses()),
     };
-    receive::note_complaint(state, complaint, answer.kind, answer.sender, sequence);
+    receive::note_complaint(
+        state,
+        complaint,
+        answer.kind,
+        answer.sender,
+        sequence as u32,
+    );
     Some(Outcome::Error)
 }

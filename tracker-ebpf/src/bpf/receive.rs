@@ -3,7 +3,7 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
     abi::{Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker, is_own_port},
-    window::Worth,
+    window::{Worth, whole_sequence},
     wire::{
         ethernet, icmp, ipv4, ipv6,
         probe::{self, HEADER_LEN, Mark},
@@ -200,19 +200,24 @@ pub fn recognise(
     arrival: Arrival,
     is_as_sent: impl FnOnce(&Path) -> bool,
 ) -> Option<Outcome> {
+    let hub = HUB.get(0)?;
+    let mark = &reply.mark;
+    let is_tagged_ours = mark.tag() == hub.tag;
     // Probes of others pass by wherever the hub is a router; only replies must be of somebody here.
     let stale = match reply.message {
-        Message::EchoReply => Some(Outcome::Stale),
-        Message::EchoRequest | Message::Datagram | Message::Error => None,
+        Message::EchoReply if is_tagged_ours => Some(Outcome::Stale),
+        _ => None,
     };
-    let slot = reply.mark.tracker;
-    let (Some(hub), Some(tracker), Some(state)) =
-        (HUB.get(0), TRACKERS.get(slot), STATE.get_ptr_mut(slot))
-    else {
+    let slot = mark.tracker;
+    let (Some(tracker), Some(state)) = (TRACKERS.get(slot), STATE.get_ptr_mut(slot)) else {
         return stale;
     };
     if tracker.active == 0 {
         return stale;
+    }
+    // Another instance's, or of a build before there were tags: its number was the whole sequence number.
+    if !is_tagged_ours && mark.tag() != (sent(state) >> 32) as u32 {
+        return None;
     }
     if matches!(reply.message, Message::Error)
         && let Some(outcome) = complain(reply, hub, tracker, state)?
@@ -233,15 +238,13 @@ pub fn recognise(
     if !is_between && matches!(proof, Proof::Arrival) {
         return None;
     }
-    let Mark {
-        sequence,
-        sent_mono_ns,
-        ..
-    } = reply.mark;
-    let token = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
-    let is_ours = token == reply.mark.token;
+    let sequence = mark.sequence();
+    let is_ours = mark.token == token(hub, tracker, mark);
     let is_told = is_between || reply.is_told_to(tracker);
     if !is_ours || !reply.is_intact || !is_told {
+        if !is_tagged_ours {
+            return None;
+        }
         note_corrupt(state, is_ours || is_between);
         return Some(Outcome::Corrupt);
     }
@@ -264,11 +267,30 @@ pub fn recognise(
     if let Some(refused) = refused_way(path, tracker, proof, &way, state, sequence) {
         return Some(refused);
     }
-    let outcome = count_reply(&reply.mark, tracker, state);
+    let outcome = count_reply(slot, sequence, mark.sent_mono_ns, tracker, state);
     if matches!(outcome, Outcome::Counted) {
         note_hop(state, reply.hop);
     }
     Some(outcome)
+}
+
+/// The token that a mark must have.
+#[inline(always)]
+fn token(hub: &Hub, tracker: &Tracker, mark: &Mark) -> u64 {
+    token::token(
+        hub.key,
+        mark.tracker,
+        tracker.epoch,
+        mark.number,
+        mark.sent_mono_ns,
+    )
+}
+
+/// The sequence number of the tracker's last probe.
+#[inline(always)]
+fn sent(state: *mut State) -> u64 {
+    // SAFETY: a valid map value; the send program writes the number whole.
+    unsafe { (&raw const (*state).send.sent).read_volatile() }
 }
 
 /// Records an ICMP error whose quoted packet bears a valid token. The probe is authenticated, the sender is not, so an error
@@ -281,14 +303,8 @@ fn complain(
     tracker: &Tracker,
     state: *mut State,
 ) -> Option<Option<Outcome>> {
-    let Mark {
-        tracker: slot,
-        sequence,
-        sent_mono_ns,
-        token,
-    } = error.mark;
-    let right = token::token(hub.key, slot, tracker.epoch, sequence, sent_mono_ns);
-    if token != right || !error.is_intact || !error.is_told_to(tracker) {
+    let mark = &error.mark;
+    if mark.token != token(hub, tracker, mark) || !error.is_intact || !error.is_told_to(tracker) {
         return None;
     }
     let refuses = error.refuses(tracker);
@@ -296,7 +312,7 @@ fn complain(
         return Some(None);
     }
     let complaint = complaint_of(tracker.family, refuses);
-    note_complaint(state, complaint, error.kind, error.sender, sequence);
+    note_complaint(state, complaint, error.kind, error.sender, mark.sequence());
     Some(Some(Outcome::Error))
 }
 
@@ -312,7 +328,7 @@ pub const fn complaint_of(family: Family, refuses: bool) -> Complaint {
 
 /// Notes a genuine reply from another address or port than the one that was asked.
 #[inline(always)]
-pub fn note_elsewhere(state: *mut State, sender: [u64; 2], sequence: u64) -> Outcome {
+pub fn note_elsewhere(state: *mut State, sender: [u64; 2], sequence: u32) -> Outcome {
     // SAFETY: a valid map value.
     unsafe { atomic::add32(&raw mut (*state).receive.elsewhere, 1) };
     note_complaint(state, Complaint::Elsewhere, [0; 2], sender, sequence);
@@ -326,8 +342,9 @@ pub fn note_complaint(
     complaint: Complaint,
     [kind, code]: [u8; 2],
     sender: [u64; 2],
-    sequence: u64,
+    sequence: u32,
 ) {
+    let sequence = whole_sequence(sequence, sent(state));
     // SAFETY: a valid map value; whole stores, of which the last ones count. The address is aligned to a word
     // (asserted with the layout).
     unsafe {
@@ -362,12 +379,11 @@ pub fn note_corrupt(state: *mut State, explains: bool) {
 
 /// Notes a reply after the timeout. Where the service must stop the probes, the first one to a probe proves that it did not.
 #[inline(always)]
-pub fn note_late(slot: u32, tracker: &Tracker, state: *mut State, sequence: u64) -> Outcome {
-    // SAFETY: a valid map value; the send program writes the number whole.
-    let sent = unsafe {
-        atomic::add32(&raw mut (*state).trouble.late, 1);
-        (&raw const (*state).send.sent).read_volatile()
-    };
+pub fn note_late(slot: u32, tracker: &Tracker, state: *mut State, sequence: u32) -> Outcome {
+    // SAFETY: a valid map value.
+    unsafe { atomic::add32(&raw mut (*state).trouble.late, 1) };
+    let sent = sent(state);
+    let sequence = whole_sequence(sequence, sent);
     if tracker.expects_silence == 0 || !tracker.window().remembers(sequence, sent) {
         return Outcome::Late;
     }
@@ -433,7 +449,7 @@ pub fn refused_way(
     proof: Proof,
     way: &Way,
     state: *mut State,
-    sequence: u64,
+    sequence: u32,
 ) -> Option<Outcome> {
     let arrival = way.arrival;
     let expected = match proof {
@@ -456,6 +472,7 @@ pub fn refused_way(
     if !is_brought_by_another && !is_of_another_way && expects(expected, arrival.ifindex) {
         return None;
     }
+    let sequence = whole_sequence(sequence, sent(state));
     // SAFETY: a valid map value; whole stores, of which the last one counts.
     unsafe {
         let trouble = &raw mut (*state).trouble;
@@ -472,24 +489,25 @@ pub fn refused_way(
 
 /// Counts a reply that the token proved to be ours and that came by the right way.
 #[inline(always)]
-pub fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome {
+pub fn count_reply(
+    slot: u32,
+    sequence: u32,
+    sent_mono_ns: u64,
+    tracker: &Tracker,
+    state: *mut State,
+) -> Outcome {
     // SAFETY: no arguments, always available.
     let now_mono_ns = unsafe { bpf_ktime_get_ns() };
-    let worth = tracker.admit(
-        mark.sequence,
-        mark.sent_mono_ns,
-        now_mono_ns,
-        |word, bit| {
-            let word = WINDOWS.get_ptr_mut(word)?;
-            // SAFETY: a valid map value, set only here and cleared by the send program before any reply to
-            // these sequence numbers can exist.
-            Some(unsafe { atomic::fetch_or(word, bit) } & bit != 0)
-        },
-    );
+    let worth = tracker.admit(sequence.into(), sent_mono_ns, now_mono_ns, |word, bit| {
+        let word = WINDOWS.get_ptr_mut(word)?;
+        // SAFETY: a valid map value, set only here and cleared by the send program before any reply to
+        // these sequence numbers can exist.
+        Some(unsafe { atomic::fetch_or(word, bit) } & bit != 0)
+    });
     let rtt_ns = match worth {
         Worth::Counts { rtt_ns } => rtt_ns,
         Worth::Duplicate => return note_duplicate(state),
-        Worth::Late => return note_late(mark.tracker, tracker, state, mark.sequence),
+        Worth::Late => return note_late(slot, tracker, state, sequence),
         Worth::Nowhere => return Outcome::Stale,
     };
     // SAFETY: a valid map value. Plain additions, which cost a third of a locked one: first replies to
@@ -509,7 +527,8 @@ pub fn count_reply(mark: &Mark, tracker: &Tracker, state: *mut State) -> Outcome
         receive.verdict
     };
     if tracker.reports(verdict) {
-        report(mark.tracker, tracker, mark.sequence, now_mono_ns);
+        let sequence = whole_sequence(sequence, sent(state));
+        report(slot, tracker, sequence, now_mono_ns);
     }
     Outcome::Counted
 }

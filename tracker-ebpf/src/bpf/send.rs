@@ -82,7 +82,7 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
         let sequence = job.answered(send.sent);
         let mark = Mark {
             tracker: slot,
-            sequence,
+            number: Mark::number(hub.tag, sequence),
             sent_mono_ns: 0,
             token: token::token(hub.key, slot, tracker.epoch, sequence, 0),
         };
@@ -100,18 +100,20 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     }
     // SAFETY: no arguments, always available.
     let sent_mono_ns = unsafe { bpf_ktime_get_ns() };
-    let (time, claimed_mono_ns) = match tracker.probe.keeps_times() {
+    let number = Mark::number(hub.tag, sequence);
+    // A reply that brings no mark back is proven by what the receive program knows.
+    let (time, proven, claimed_mono_ns) = match tracker.probe.keeps_times() {
         true => {
             let time = WINDOWS.get_ptr_mut(tracker.time_at(sequence));
-            (Some(time.ok_or(Refusal::Failed)?), 0)
+            (Some(time.ok_or(Refusal::Failed)?), sequence, 0)
         }
-        false => (None, sent_mono_ns),
+        false => (None, number, sent_mono_ns),
     };
     let mark = Mark {
         tracker: slot,
-        sequence,
+        number,
         sent_mono_ns: claimed_mono_ns,
-        token: token::token(hub.key, slot, tracker.epoch, sequence, claimed_mono_ns),
+        token: token::token(hub.key, slot, tracker.epoch, proven, claimed_mono_ns),
     };
     probe::emit(&mut packet, path, tracker, &mark, job.flow()).ok_or(Refusal::Failed)?;
 
@@ -191,7 +193,7 @@ pub fn redirect(ctx: &TcContext) -> Option<i32> {
     };
     let slot = match payload {
         Some(payload) if Mark::is_present(payload) => Mark::parse(payload).tracker,
-        _ => answer::slot(&wire::answer::parse_sent(&packet)?)?,
+        _ => answer::place(&wire::answer::parse_sent(&packet)?)?.slot,
     };
     let path = PATHS.get(TRACKERS.get(slot)?.path)?;
     // SAFETY: plain helper call.

@@ -396,7 +396,7 @@ mod tests {
         /// A tracker of either kind, its path, and a probe.
         fn probes()(
             behind: [u8; 16], source: [u8; 16], own in 0u16..4_096, port: u16, salt: u8, is_v6: bool, is_tcp: bool,
-            control: u16, is_tagged: bool, tracker in 0u32..1 << 24, sequence in 1u64.., token: u64,
+            control: u16, is_tagged: bool, tracker in 0u32..1 << 24, number in 1u64.., token: u64,
         ) -> (Tracker, Path, Mark) {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             let only = |bytes| address::made_of(bytes, family);
@@ -410,7 +410,7 @@ mod tests {
                 ..Default::default()
             };
             let path = Path { vlan: if is_tagged { control } else { 0 }, ..Default::default() };
-            (tracker_entry, path, Mark { tracker, sequence, sent_mono_ns: 0, token })
+            (tracker_entry, path, Mark { tracker, number, sent_mono_ns: 0, token })
         }
     }
 
@@ -430,8 +430,8 @@ mod tests {
             prop_assert!(seen.is_intact && seen.belongs_to(&tracker));
             prop_assert_eq!((seen.hop.ttl(), seen.vlan), (64, path.vlan));
             let proof = match tracker.probe {
-                Probe::Tcp => Proof::Syn(tcp::initial_sequence(mark.token, tracker.salt, mark.sequence)),
-                _ => Proof::Stamp(Claim::new(mark.tracker, mark.sequence, mark.token)),
+                Probe::Tcp => Proof::Syn(tcp::initial_sequence(mark.token, tracker.salt, mark.number)),
+                _ => Proof::Stamp(Claim::new(mark.tag(), mark.tracker, mark.number, mark.token)),
             };
             prop_assert_eq!(seen.proof, proof);
             prop_assert_eq!(seen.stream(), tracker.stream());

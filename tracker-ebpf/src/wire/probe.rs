@@ -28,8 +28,9 @@ pub const MARK: u32 = 0x5452_4b52;
 pub struct Mark {
     /// Tracker slot.
     pub tracker: u32,
-    /// Sequence number, from 1.
-    pub sequence: u64,
+    /// The instance's tag above the low half of the sequence number, which is from 1. Builds before there were tags
+    /// wrote the whole sequence number.
+    pub number: u64,
     /// When the probe was sent.
     pub sent_mono_ns: u64,
     /// [`super::token::token`] of the above and the slot's epoch.
@@ -37,6 +38,24 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// What a probe of the instance with this tag bears for a sequence number.
+    #[inline(always)]
+    pub const fn number(tag: u32, sequence: u64) -> u64 {
+        ((tag as u64) << 32) | (sequence as u32 as u64)
+    }
+
+    /// The tag of the instance that sent it.
+    #[inline(always)]
+    pub const fn tag(&self) -> u32 {
+        (self.number >> 32) as u32
+    }
+
+    /// The low half of its sequence number.
+    #[inline(always)]
+    pub const fn sequence(&self) -> u32 {
+        self.number as u32
+    }
+
     /// True where a payload begins with [`MARK`].
     #[inline(always)]
     pub fn is_present(payload: &[u8; LEN]) -> bool {
@@ -48,7 +67,7 @@ impl Mark {
     pub fn parse(payload: &[u8; LEN]) -> Self {
         Self {
             tracker: be32(payload, 4),
-            sequence: be64(payload, 8),
+            number: be64(payload, 8),
             sent_mono_ns: be64(payload, 16),
             token: be64(payload, 24),
         }
@@ -59,7 +78,7 @@ impl Mark {
     pub fn emit(&self, payload: &mut [u8; LEN]) {
         put32(payload, 0, MARK);
         put32(payload, 4, self.tracker);
-        put64(payload, 8, self.sequence);
+        put64(payload, 8, self.number);
         put64(payload, 16, self.sent_mono_ns);
         put64(payload, 24, self.token);
     }
@@ -70,7 +89,7 @@ impl Mark {
         Sum::new()
             .u32(MARK)
             .u32(self.tracker)
-            .u64(self.sequence)
+            .u64(self.number)
             .u64(self.sent_mono_ns)
             .u64(self.token)
     }
@@ -213,7 +232,7 @@ fn emit_message<B: BytesMut + ?Sized>(
                 Family::Ipv6 => icmp::ECHO_V6,
             };
             let rest = mark.sum().plus(pseudo);
-            icmp::emit(frame.at_mut(at)?, kind, flow, mark.sequence as u16, rest);
+            icmp::emit(frame.at_mut(at)?, kind, flow, mark.number as u16, rest);
             mark.emit(frame.at_mut(at + HEADER_LEN)?);
         }
         Probe::Udp => {
@@ -221,7 +240,7 @@ fn emit_message<B: BytesMut + ?Sized>(
             mark.emit(frame.at_mut(at + HEADER_LEN)?);
         }
         Probe::Stamp => {
-            let claim = Claim::new(mark.tracker, mark.sequence, mark.token);
+            let claim = Claim::new(mark.tag(), mark.tracker, mark.number, mark.token);
             let mut rest = claim.sum().plus(pseudo);
             if tracker.payload as usize >= stamp::LEN + stamp::TLV_LEN {
                 let padding = frame.at_mut(at + HEADER_LEN + stamp::LEN)?;
@@ -231,7 +250,7 @@ fn emit_message<B: BytesMut + ?Sized>(
             claim.emit(frame.at_mut(at + HEADER_LEN)?);
         }
         Probe::Tcp => {
-            let sequence = tcp::initial_sequence(mark.token, tracker.salt, mark.sequence);
+            let sequence = tcp::initial_sequence(mark.token, tracker.salt, mark.number);
             let header = tcp::Header {
                 source: flow,
                 destination: tracker.port,
@@ -279,8 +298,8 @@ mod tests {
     use std::net::IpAddr;
 
     prop_compose! {
-        fn marks()(tracker: u32, sequence: u64, sent_mono_ns: u64, token: u64) -> Mark {
-            Mark { tracker, sequence, sent_mono_ns, token }
+        fn marks()(tracker: u32, number: u64, sent_mono_ns: u64, token: u64) -> Mark {
+            Mark { tracker, number, sent_mono_ns, token }
         }
     }
 
@@ -333,7 +352,7 @@ mod tests {
             };
             let mark = Mark {
                 tracker: 0,
-                sequence: 1,
+                number: 1,
                 sent_mono_ns: 2,
                 token: 3,
             };
@@ -374,6 +393,7 @@ mod tests {
         fn marks_come_back(mark in marks(), old: [u8; LEN]) {
             let mut payload = old;
             mark.emit(&mut payload);
+            prop_assert_eq!(Mark::number(mark.tag(), u64::from(mark.sequence()) | 5 << 32), mark.number);
             prop_assert!(Mark::is_present(&payload));
             prop_assert_eq!(&payload[..4], b"TRKR");
             prop_assert_eq!(Mark::parse(&payload), mark);
@@ -443,7 +463,7 @@ mod tests {
                     let echo = EchoRequestPacket::new(message).expect("a whole message");
                     prop_assert_eq!(echo.get_checksum(), right);
                     prop_assert_eq!(echo.get_identifier(), flow);
-                    prop_assert_eq!(echo.get_sequence_number(), mark.sequence as u16);
+                    prop_assert_eq!(echo.get_sequence_number(), mark.number as u16);
                 }
                 Probe::Tcp => {
                     prop_assert_eq!(protocol, IpNextHeaderProtocols::Tcp);
@@ -460,7 +480,7 @@ mod tests {
                     prop_assert_eq!(tcp.get_checksum(), right);
                     prop_assert_eq!((tcp.get_source(), tcp.get_destination()), (flow, tracker.port));
                     prop_assert_eq!(message.len(), tcp::SYN_LEN);
-                    let number = tcp::initial_sequence(mark.token, tracker.salt, mark.sequence);
+                    let number = tcp::initial_sequence(mark.token, tracker.salt, mark.number);
                     prop_assert_eq!((tcp.get_sequence(), tcp.get_flags()), (number, tcp::flags::SYN));
                     // Its end fits the same frame, and is a packet of its own length.
                     let mut end = frame.clone();
@@ -508,7 +528,7 @@ mod tests {
             if tracker.probe == Probe::Stamp {
                 let packet = &message[HEADER_LEN..];
                 let claim = Claim::of_probe(packet.first_chunk().expect("a whole claim"));
-                prop_assert_eq!(claim, Some(Claim::new(mark.tracker, mark.sequence, mark.token)));
+                prop_assert_eq!(claim, Some(Claim::new(mark.tag(), mark.tracker, mark.number, mark.token)));
                 let padding = &packet[stamp::LEN..];
                 if let Some((header, rest)) = padding.split_first_chunk::<4>() {
                     let len = u16::try_from(rest.len()).expect("a length").to_be_bytes();

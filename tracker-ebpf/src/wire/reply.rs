@@ -98,7 +98,7 @@ impl Reply {
         message: Message::EchoReply,
         mark: Mark {
             tracker: 0,
-            sequence: 0,
+            number: 0,
             sent_mono_ns: 0,
             token: 0,
         },
@@ -382,7 +382,7 @@ mod tests {
         fn exchanges()(
             behind: [u8; 16], source: [u8; 16], flow_first: u16, port: u16, is_v6: bool, is_udp: bool,
             control: u16, is_tagged: bool,
-            payload in probe::LEN as u16..2_000, tracker: u32, sequence: u64, sent_mono_ns: u64, token: u64,
+            payload in probe::LEN as u16..2_000, tracker: u32, number: u64, sent_mono_ns: u64, token: u64,
         ) -> Exchange {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             let vlan = if is_tagged { control } else { 0 };
@@ -391,7 +391,7 @@ mod tests {
             Exchange {
                 tracker: Tracker { behind, source, payload, flow_first, port, family, probe, ..Default::default() },
                 path: Path { vlan, ..Default::default() },
-                mark: Mark { tracker, sequence, sent_mono_ns, token },
+                mark: Mark { tracker, number, sent_mono_ns, token },
             }
         }
     }

@@ -1,6 +1,8 @@
 //! STAMP test packets without authentication (RFC 8762 section 4.2.1 and 4.3.1), and the padding after them (RFC 8972
 //! section 4.1).
 
+use crate::window::whole_sequence;
+
 use super::{be16, be32, checksum::Sum, put16, put32, put64};
 
 /// Bytes of a test packet, either way.
@@ -31,32 +33,35 @@ const TOKEN_BITS: u32 = 40;
 pub struct Claim {
     /// Sequence number, from 0.
     pub number: u32,
-    /// Tracker slot and token, where others have a time.
+    /// Tracker slot, hidden by the instance's tag, and token, where others have a time.
     pub timestamp: u64,
 }
 
 impl Claim {
-    /// That of a probe. A token of 40 bits is less than others have; it is so much that a million guesses a second
+    /// That of a probe. The slot is exclusive-ored with the low bits of the instance's tag: among 2^24 numbers, another
+    /// instance's slot is hardly ever one that is in use here. A token of 40 bits is less than others have; it is so much that a million guesses a second
     /// find one in twelve days, and only while a probe with that number is under way.
     #[inline(always)]
-    pub const fn new(tracker: u32, sequence: u64, token: u64) -> Self {
+    pub const fn new(tag: u32, tracker: u32, sequence: u64, token: u64) -> Self {
+        let slot = (tracker ^ tag) as u64;
         Self {
             number: sequence.wrapping_sub(1) as u32,
-            timestamp: ((tracker as u64) << TOKEN_BITS) | (token >> (64 - TOKEN_BITS)),
+            timestamp: (slot << TOKEN_BITS) | (token >> (64 - TOKEN_BITS)),
         }
     }
 
-    /// The tracker slot.
+    /// The tracker slot, if this is a probe of the instance with this tag. Probes of builds before there were tags are
+    /// read with the tag 0.
     #[inline(always)]
-    pub const fn tracker(&self) -> u32 {
-        (self.timestamp >> TOKEN_BITS) as u32
+    pub const fn tracker(&self, tag: u32) -> u32 {
+        const SLOTS: u32 = (1 << (64 - TOKEN_BITS)) - 1;
+        ((self.timestamp >> TOKEN_BITS) as u32) ^ (tag & SLOTS)
     }
 
     /// The probe's sequence number, where `sent` is that of the last one: never a later one.
     #[inline(always)]
     pub const fn sequence(&self, sent: u64) -> u64 {
-        let low = self.number.wrapping_add(1);
-        sent.wrapping_sub((sent as u32).wrapping_sub(low) as u64)
+        whole_sequence(self.number.wrapping_add(1), sent)
     }
 
     /// Reads what may be the first bytes of a probe.
@@ -116,8 +121,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_claim_comes_back(tracker in 0u32..1 << 24, sequence in 1u64.., token: u64, later in 0u64..1 << 32) {
-            let claim = Claim::new(tracker, sequence, token);
+        fn a_claim_comes_back(tag: u32, tracker in 0u32..1 << 24, sequence in 1u64.., token: u64, later in 0u64..1 << 32) {
+            let claim = Claim::new(tag, tracker, sequence, token);
             let mut packet = [0xaa; LEN];
             claim.emit(&mut packet);
             prop_assert_eq!(Claim::of_probe(packet.first_chunk().expect("a claim")), Some(claim));
@@ -125,13 +130,14 @@ mod tests {
             let mut reply = [0x55; REFLECTED_LEN];
             reply[24..38].copy_from_slice(&packet[..14]);
             prop_assert_eq!(Claim::of_reply(&reply), Some(claim));
-            prop_assert_eq!(claim.tracker(), tracker);
+            prop_assert_eq!(claim.tracker(tag), tracker);
+            prop_assert_eq!(claim.tracker(tag ^ 1), tracker ^ 1);
             let sent = sequence.saturating_add(later);
             prop_assert_eq!(claim.sequence(sent), sequence);
             prop_assert!(packet[14..].iter().all(|byte| *byte == 0));
             let sum = packet.chunks(2).fold(Sum::new(), |sum, word| sum.u16(u16::from_be_bytes([word[0], word[1]])));
             prop_assert_eq!(claim.sum().folded(), sum.folded());
-            let other = Claim::new(tracker, sequence, token ^ (1 << 24));
+            let other = Claim::new(tag, tracker, sequence, token ^ (1 << 24));
             prop_assert_ne!(claim, other);
         }
 

@@ -760,6 +760,7 @@ impl Daemon {
             &old.instance,
             &old.socket,
             &old.bpffs,
+            &old.state,
             &old.metrics,
             old.mode,
             old.room,
@@ -767,12 +768,13 @@ impl Daemon {
             &new.instance,
             &new.socket,
             &new.bpffs,
+            &new.state,
             &new.metrics,
             new.mode,
             new.room,
         ) {
             bail!(
-                "instance, socket, bpffs, metrics, mode and room of [hub] change only with a restart"
+                "instance, socket, bpffs, state, metrics, mode and room of [hub] change only with a restart"
             );
         }
         let taken_over = keep_added(&mut config, &self.config.services);

@@ -6,6 +6,7 @@ use std::{
         fd::AsRawFd as _,
         unix::{fs::MetadataExt as _, net::UnixDatagram},
     },
+    path::Path,
 };
 
 use anyhow::{Context as _, Result};
@@ -20,6 +21,7 @@ use crate::{
         pins::Pins,
     },
     desired::diff::{self, Used},
+    host::tag,
     state::{
         events::{CAPACITY, Event},
         journal::{
@@ -129,6 +131,25 @@ fn new_run() -> String {
         // Time alone tells sequences of one hub apart unless its clock goes back.
         Err(_) => format!("{:016x}", stamp().wall.as_nanosecond()),
     }
+}
+
+/// The instance's tag: that of the pinned maps, else that of the state directory, else a new one. The state directory keeps it.
+pub(super) fn tag(state: &Path, pins: &Pins) -> Result<u32> {
+    let kept = tag::read(state);
+    let known = *kept.as_ref().unwrap_or(&None);
+    let tag = match loader::pinned_tag(pins).or(known) {
+        Some(tag) => tag,
+        None => (loader::random()?[0] as u32).max(1),
+    };
+    if known != Some(tag)
+        && let Err(error) = tag::keep(state, tag)
+    {
+        tracing::warn!(
+            "the tag of this instance's probes does not outlive its pins: {:#}",
+            kept.err().unwrap_or(error)
+        );
+    }
+    Ok(tag)
 }
 
 /// What tells this network namespace from all others of this boot: its inode number, with the namespace's cookie, which

@@ -22,6 +22,7 @@ pub(super) fn read(section: Option<Section<'_>>) -> Hub {
     let metrics =
         value(&keys::METRICS).and_then(|entry| entry.parsed("an address and port", socket_address));
     let bpffs = value(&keys::BPFFS).and_then(|entry| entry.parsed("a path", absolute));
+    let state = value(&keys::STATE).and_then(|entry| entry.parsed("a path", absolute));
     let mode = value(&keys::MODE).and_then(|entry| entry.word(ModeChoice::WORDS));
     let room = value(&keys::ROOM).and_then(|entry| entry.integer());
     let flap_window = value(&keys::FLAP_WINDOW).and_then(|entry| entry.duration());
@@ -35,6 +36,10 @@ pub(super) fn read(section: Option<Section<'_>>) -> Hub {
         socket: socket.map_or_else(
             || PathBuf::from(format!("/run/tracker/{instance}.sock")),
             |socket| socket.value,
+        ),
+        state: state.map_or_else(
+            || PathBuf::from(format!("/var/lib/tracker/{instance}")),
+            |state| state.value,
         ),
         instance,
         metrics: metrics.map(|metrics| metrics.value),

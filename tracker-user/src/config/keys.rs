@@ -279,6 +279,15 @@ pub static BPFFS: Key = Key {
     doc: "Where the BPF file system is, or is to be, mounted.",
     ..PLAIN
 };
+/// `[hub] state`
+pub static STATE: Key = Key {
+    name: "state",
+    tables: &[Table::Hub],
+    value: Value::Path,
+    default: Default::Text("/var/lib/tracker/INSTANCE"),
+    doc: "The directory of what outlives a reboot: the tag by which the instance's probes are told from those of others.",
+    ..PLAIN
+};
 /// `[hub] mode`
 pub static MODE: Key = Key {
     name: "mode",
@@ -603,6 +612,7 @@ pub static ALL: &[&Key] = &[
     &SOCKET,
     &METRICS,
     &BPFFS,
+    &STATE,
     &MODE,
     &ROOM,
     &FLAP_WINDOW,

@@ -79,6 +79,8 @@ pub struct Hub {
     pub metrics: Option<SocketAddr>,
     /// Where the BPF file system is, or is to be, mounted.
     pub bpffs: PathBuf,
+    /// The directory of what outlives a reboot.
+    pub state: PathBuf,
     /// How to attach to interfaces.
     pub mode: ModeChoice,
     /// So many trackers find place beside those of the file, without a restart.

@@ -116,6 +116,7 @@ fn contract_example_is_valid() {
             socket: "/run/tracker/default.sock".into(),
             metrics: Some("127.0.0.1:9469".parse().unwrap()),
             bpffs: "/sys/fs/bpf".into(),
+            state: "/var/lib/tracker/default".into(),
             mode: ModeChoice::Auto,
             room: 1024,
             flap_window: Duration::from_secs(600),

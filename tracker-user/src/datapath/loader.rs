@@ -82,12 +82,15 @@ impl Sizes {
     }
 }
 
+/// The last version without a tag in HUB. All its other maps are of the present layout, so what they hold is copied.
+const UNTAGGED: u32 = 7;
+
 /// What becomes of the maps that an earlier daemon left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maps {
     /// They are used as they are.
     Adopt,
-    /// They are too small: what they hold is copied into larger ones.
+    /// They are too small, or HUB is of an earlier version: what they hold is copied into new ones.
     Grow,
     /// New ones: there are none, or none that this version can read.
     Anew,
@@ -111,17 +114,18 @@ pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes)> {
         }
     };
     let sizes = old.max(wanted);
-    let adopts = sizes == old && entries(pins, abi::map::EVENTS)? >= events_bytes(sizes);
+    let adopts = sizes == old
+        && pinned_version(pins) == Some(abi::VERSION)
+        && entries(pins, abi::map::EVENTS)? >= events_bytes(sizes);
     let how = if adopts { Maps::Adopt } else { Maps::Grow };
     Ok((how, sizes))
 }
 
 /// The sizes of the pinned maps, or why this version can't read them.
 fn readable(pins: &Pins) -> Result<Sizes> {
-    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
-    let version = hub.and_then(|hub| Some(hub.get(&0, 0).ok()?.version));
+    let version = pinned_version(pins);
     match version {
-        Some(abi::VERSION) => {}
+        Some(abi::VERSION | UNTAGGED) => {}
         Some(other) => bail!(
             "they are of version {other}, this daemon's of {}",
             abi::VERSION
@@ -142,7 +146,8 @@ fn readable(pins: &Pins) -> Result<Sizes> {
                 expected.value_size(),
                 expected.map_flags(),
             );
-        if !is_of_kind || !(is_like || is_fitted) {
+        let is_replaced = name == abi::map::HUB && version == Some(UNTAGGED);
+        if !is_of_kind || !(is_like || is_fitted || is_replaced) {
             bail!("{name} or its entries are of another kind or size");
         }
     }
@@ -243,6 +248,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     hub: Array<MapData, abi::Hub>,
     key: [u64; 2],
+    tag: u32,
     private_ifindex: u32,
     pins: Pins,
     receives: HashMap<u32, Receive>,
@@ -304,6 +310,7 @@ impl Kernel {
         sizes: Sizes,
         mode: ModeChoice,
         private_ifindex: u32,
+        tag: u32,
     ) -> Result<(Self, KernelDatapath)> {
         let has_generic = mode == ModeChoice::XdpGeneric;
         pins.create()?;
@@ -358,16 +365,15 @@ impl Kernel {
             load(&mut ebpf, abi::program::RECEIVE_GENERIC)?;
         }
 
-        let old = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
-        let key = match (maps, old.and_then(|hub| hub.get(&0, 0).ok())) {
-            (Maps::Adopt | Maps::Grow, Some(hub)) => hub.key,
+        let key = match (maps, pinned_key(pins)) {
+            (Maps::Adopt | Maps::Grow, Some(key)) => key,
             _ => random()?,
         };
         if maps == Maps::Grow {
             copy(&mut ebpf, pins)?;
         }
         let mut hub = Array::try_from(take(&mut ebpf, abi::map::HUB)?)?;
-        set_hub(&mut hub, key, private_ifindex)?;
+        set_hub(&mut hub, key, private_ifindex, tag)?;
         if maps == Maps::Grow {
             // Steered flows go on too.
             for name in abi::map::STEERING_KEPT {
@@ -419,6 +425,7 @@ impl Kernel {
             ebpf,
             hub,
             key,
+            tag,
             private_ifindex,
             pins: pins.clone(),
             receives: HashMap::new(),
@@ -455,7 +462,7 @@ impl Kernel {
     pub fn move_send(&mut self, private_ifindex: u32) -> Result<()> {
         // The old links' pins make room for the new ones' first.
         (self.send, self.tc_send) = (Hold::Pinned(None), Hold::Pinned(None));
-        set_hub(&mut self.hub, self.key, private_ifindex)?;
+        set_hub(&mut self.hub, self.key, private_ifindex, self.tag)?;
         let [send, tc_send] = attach_send(&mut self.ebpf, &self.pins, private_ifindex)?;
         (self.send, self.tc_send, self.private_ifindex) = (send, tc_send, private_ifindex);
         Ok(())
@@ -775,9 +782,7 @@ fn follow_log(ebpf: &mut Ebpf) -> Result<()> {
 
 /// What the pinned PATHS of an instance hold. Nothing where there is no such map or it has another layout.
 pub fn pinned_paths(pins: &Pins) -> Vec<abi::Path> {
-    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
-    let version = hub.and_then(|hub| Some(hub.get(&0, 0).ok()?.version));
-    if version != Some(abi::VERSION) {
+    if !matches!(pinned_version(pins), Some(abi::VERSION | UNTAGGED)) {
         return Vec::new();
     }
     let paths = pinned_array::<abi::Path>(&pins.map(abi::map::PATHS));
@@ -792,8 +797,7 @@ const STATE_SINCE: u32 = 5;
 /// What the pinned STATE of an instance holds, for maps that are not taken over. Nothing where its version is known to
 /// have another layout, or its entries have another size.
 pub fn pinned_states(pins: &Pins) -> Vec<abi::State> {
-    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB));
-    let version = hub.and_then(|hub| Some(hub.get(&0, 0).ok()?.version));
+    let version = pinned_version(pins);
     if version.is_some_and(|version| !(STATE_SINCE..=abi::VERSION).contains(&version)) {
         return Vec::new();
     }
@@ -818,6 +822,36 @@ pub fn address(family: abi::Family, bytes: [u8; 16]) -> IpAddr {
     }
 }
 
+/// The entry of a pinned HUB of this version's layout.
+fn pinned_hub(pins: &Pins) -> Option<abi::Hub> {
+    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB))?;
+    hub.get(&0, 0).ok()
+}
+
+/// The entry of a pinned HUB of an earlier version's layout.
+fn untagged_hub(pins: &Pins) -> Option<abi::UntaggedHub> {
+    let hub = pinned_array::<abi::UntaggedHub>(&pins.map(abi::map::HUB))?;
+    hub.get(&0, 0).ok()
+}
+
+/// The version of the pinned maps.
+fn pinned_version(pins: &Pins) -> Option<u32> {
+    let version = pinned_hub(pins).map(|hub| hub.version);
+    version.or_else(|| Some(untagged_hub(pins)?.version))
+}
+
+/// The key of the pinned maps' tokens.
+fn pinned_key(pins: &Pins) -> Option<[u64; 2]> {
+    let key = pinned_hub(pins).map(|hub| hub.key);
+    key.or_else(|| Some(untagged_hub(pins)?.key))
+}
+
+/// The tag of the probes of an instance whose maps are pinned, if they are of a version that has it.
+pub fn pinned_tag(pins: &Pins) -> Option<u32> {
+    let hub = pinned_hub(pins)?;
+    (hub.version == abi::VERSION && hub.tag != 0).then_some(hub.tag)
+}
+
 /// A pinned array whose values have the size of `T`.
 fn pinned_array<T: Pod>(path: &Path) -> Option<Array<MapData, T>> {
     let map = MapData::from_pin(path).ok()?;
@@ -835,11 +869,18 @@ fn page_size() -> u32 {
         .unwrap_or(4096)
 }
 
-fn set_hub(hub: &mut Array<MapData, abi::Hub>, key: [u64; 2], private_ifindex: u32) -> Result<()> {
+fn set_hub(
+    hub: &mut Array<MapData, abi::Hub>,
+    key: [u64; 2],
+    private_ifindex: u32,
+    tag: u32,
+) -> Result<()> {
     let entry = abi::Hub {
         key,
         version: abi::VERSION,
         private_ifindex,
+        tag,
+        pad: 0,
     };
     hub.set(0, entry, 0).context("cannot write the map HUB")
 }

@@ -10,4 +10,5 @@ pub mod preflight;
 pub mod privileges;
 pub mod realtime;
 pub mod repeats;
+pub mod tag;
 pub mod watchdog;

@@ -80,9 +80,9 @@ fn with_mark(reply: &[u8], change: impl FnOnce(&mut Mark)) -> Vec<u8> {
 pub fn forgeries(reply: &[u8]) -> BTreeMap<&'static str, Vec<u8>> {
     let genuine = Mark::read(&reply[MARK_AT..]).expect("a mark");
     // As a daemon would make it that has another key, for the same tracker and its next probes.
-    let token = |sequence| {
+    let token = |number| {
         let key = [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321];
-        tracker_ebpf::wire::token::token(key, genuine.tracker, 1, sequence, genuine.sent_mono_ns)
+        tracker_ebpf::wire::token::token(key, genuine.tracker, 1, number, genuine.sent_mono_ns)
     };
     BTreeMap::from([
         ("replayed", reply.to_vec()),
@@ -103,10 +103,17 @@ pub fn forgeries(reply: &[u8]) -> BTreeMap<&'static str, Vec<u8>> {
             with_mark(reply, |mark| mark.sent_mono_ns += 1_000_000_000),
         ),
         (
-            "of another instance",
+            "of another key",
             with_mark(reply, |mark| {
                 mark.sequence += 50;
-                mark.token = token(mark.sequence);
+                mark.token = token(mark.number());
+            }),
+        ),
+        (
+            "of another instance",
+            with_mark(reply, |mark| {
+                mark.tag ^= 1;
+                mark.token = token(mark.number());
             }),
         ),
         (
