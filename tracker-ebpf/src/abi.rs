@@ -159,6 +159,11 @@ impl From<IpAddr> for Family {
 
 /// What proves that a probe passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "user",
+    derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema),
+    serde(rename_all = "kebab-case")
+)]
 #[repr(u8)]
 pub enum Proof {
     /// The reply of the behind address.

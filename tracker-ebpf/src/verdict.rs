@@ -5,6 +5,11 @@
 
 /// What is known of a tracker, a member, a service or a chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(
+    feature = "user",
+    derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema),
+    serde(rename_all = "kebab-case")
+)]
 #[repr(u8)]
 pub enum Verdict {
     /// Not decided yet, or not decidable because the hub cannot send.
@@ -29,32 +34,67 @@ impl Verdict {
 
 /// Why a verdict is what it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "user",
+    derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema),
+    serde(rename_all = "kebab-case")
+)]
 #[repr(u8)]
 pub enum Cause {
-    /// Probes were sent and nothing came back (yet).
+    /// Probes left and nothing came back; also the cause before the first outcome.
+    ///
+    /// Effect: `down` after `fall` of them; with `expect = "silence"`, `up` after `rise` of them.
     #[default]
     NoReply = 0,
     /// Genuine replies arrive.
+    ///
+    /// Effect: `up` after `rise` of them.
     Replied = 1,
-    /// The endpoint does not answer ARP or neighbour discovery, so no probe can be addressed.
+    /// The endpoint does not answer ARP or neighbour discovery.
+    ///
+    /// Effect: As `interface-down`.
     NextHopUnresolved = 2,
-    /// The interface exists but is down or has no carrier.
+    /// The interface is down or has no carrier, or all interfaces that `returns` names are.
+    ///
+    /// Effect: `up` becomes `down`; a tracker that was never decided stays `unknown`.
     InterfaceDown = 3,
-    /// There is no interface of that name.
+    /// There is no interface of that name, or no route leads to the endpoint without a gateway; or none of `returns`
+    /// exists.
+    ///
+    /// Effect: As `interface-down`.
     InterfaceMissing = 4,
-    /// An ICMP error came back.
+    /// No reply, and an ICMP error came back that quotes one of these probes; `detail` has its type, code and sender.
+    ///
+    /// Effect: `down` after `fall` probes.
     Unreachable = 5,
-    /// A TCP reset came back.
+    /// No reply, and a TCP reset came back from the behind address or, in its name, from a firewall: no program listens
+    /// there, or the connection is not permitted. Of `udp`: a port-unreachable from the behind address itself, whose quote
+    /// bears the token.
+    ///
+    /// Effect: `down` after `fall` probes; with `refused = "up"` it is a reply.
     Refused = 6,
-    /// A genuine reply arrived on an interface outside `returns`.
+    /// Genuine replies, but on an interface outside `returns`, not brought by the endpoint if `return_hop` requires that,
+    /// or with another TTL than `return_ttl`.
+    ///
+    /// Effect: `down` after `fall` probes.
     WrongPath = 7,
-    /// Something bears our mark but fails the token.
+    /// A packet bears Tracker's mark but fails checksum, destination or token.
+    ///
+    /// Effect: `down` after `fall` probes.
     Corrupt = 8,
-    /// A reply came although the service must stop the probe.
+    /// A reply, although the service must stop the probe.
+    ///
+    /// Effect: `down` at once.
     UnexpectedReply = 9,
-    /// The hub could not send the probe.
+    /// The hub could not send: no source address, a configured `source` that the hub does not have, no program attached,
+    /// frames that do not leave the device.
+    ///
+    /// Effect: `up` becomes `unknown`, and so does a `down` that the hub's own interface or next hop alone had made.
     SendFailed = 10,
-    /// The hub itself did not keep up: verdicts are frozen.
+    /// The hub did not keep up, or was suspended.
+    ///
+    /// Effect: The verdict stays as it is; unanswered probes of that time count as nothing. When the daemon itself has
+    /// stood for more than 3 s, `status` and metrics say `unknown`.
     Stalled = 11,
 }
 
@@ -95,6 +135,14 @@ impl Cause {
 }
 
 impl Cause {
+    /// The cause that [`crate::abi::JudgeState::cause`] holds; a number of no cause is [`Self::NoReply`].
+    pub fn from_u8(value: u8) -> Self {
+        Self::ALL
+            .get(usize::from(value))
+            .copied()
+            .unwrap_or_default()
+    }
+
     /// True where it tells why the hub can't send, not what became of a probe.
     pub const fn is_of_hub(self) -> bool {
         matches!(

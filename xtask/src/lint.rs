@@ -65,13 +65,10 @@ pub fn run(cli: &clap::Command) -> Result<()> {
     check("keys stand in the table of keys alone", &mut || {
         report(tree.keys_elsewhere())
     });
-    check(
-        "the book names every command, map, metric and cause",
-        &mut || {
-            let tracker = build::tracker(&[])?;
-            report(tree.unnamed_in_book(commands(&tracker, &[])?, cli))
-        },
-    );
+    check("the book names every command and map", &mut || {
+        let tracker = build::tracker(&[])?;
+        report(tree.unnamed_in_book(commands(&tracker, &[])?, cli))
+    });
 
     if !failed.is_empty() {
         bail!("lint failed: {}", failed.join(", "));
@@ -137,14 +134,6 @@ const SHORT: &[(&str, usize)] = &[("README.md", 150), ("ARCHITECTURE.md", 250)];
 const SUMMARY: &str = "docs/SUMMARY.md";
 /// Pages of the book that are generated. What these name is not thereby explained.
 const REFERENCE: &str = "docs/reference/";
-/// Reads the words of outputs from a source file's text.
-type Reader = fn(&str) -> Vec<String>;
-/// Where lint finds the words of outputs that the book explains: a file, and how to read them from its text.
-const WORDS: &[(&str, Reader)] = &[
-    ("tracker-user/src/api/metrics.rs", metrics),
-    ("tracker-ebpf/src/verdict.rs", verdict_words),
-];
-
 /// Public places that the tree may point to; any other host in a URL is a mistake or a leak.
 const HOSTS: &[&str] = &[
     "bpf.dev",
@@ -351,7 +340,7 @@ impl Tree {
         }
     }
 
-    /// Commands, maps, metrics, verdicts and causes that an operator or a developer meets, and the book does not name.
+    /// Commands and maps that an operator or a developer meets, and that no written page of the book names.
     fn unnamed_in_book(&self, tracker: Vec<String>, cli: &clap::Command) -> Vec<String> {
         let written = self.book().filter(|(name, _)| !name.starts_with(REFERENCE));
         let pages: Vec<&str> = written.map(|(_, text)| text).collect();
@@ -366,13 +355,6 @@ impl Tree {
             if file.starts_with("tracker-ebpf/src/") {
                 names.extend(maps(&String::from_utf8_lossy(bytes)));
             }
-        }
-        for (file, words) in WORDS {
-            let found = words(self.text(file));
-            if found.is_empty() {
-                problems.push(format!("{file}: lint.rs finds no words of outputs in it"));
-            }
-            names.extend(found);
         }
         let unnamed = names.into_iter().filter(|name| !mentions(&book, name));
         problems.extend(unnamed.map(|name| format!("docs: no page names `{name}`")));
@@ -429,28 +411,6 @@ fn maps(source: &str) -> Vec<String> {
         names.extend(declared.map(|name| name.trim_start_matches("mut ").to_owned()));
     }
     names
-}
-
-/// The metrics that a source file names outside of its tests.
-fn metrics(source: &str) -> Vec<String> {
-    let product = source.split("#[cfg(test)]").next().unwrap_or(source);
-    let is_metric = |word: &&str| {
-        let rest = word.strip_prefix("tracker_");
-        rest.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
-    };
-    product
-        .split('"')
-        .filter(is_metric)
-        .map(str::to_owned)
-        .collect()
-}
-
-/// The words that a source file gives to the variants of an enum.
-fn verdict_words(source: &str) -> Vec<String> {
-    let arms = source.lines().map(str::trim);
-    let arms = arms.filter_map(|line| line.strip_prefix("Self::")?.split_once(" => \""));
-    let words = arms.filter_map(|(_, word)| word.strip_suffix("\","));
-    words.map(str::to_owned).collect()
 }
 
 /// Whether `text` has `name` as words of their own.
@@ -744,10 +704,6 @@ mod tests {
         assert_eq!(subcommands(help).collect::<Vec<_>>(), ["run", "cleanup"]);
         let source = "#[btf_map]\n/// Doc.\npub static TRACKERS: Array<u32, 1> = Array::new();\n#[btf_map(name = \"x\")]\nstatic mut STATE: X = X::new();\n";
         assert_eq!(maps(source), ["TRACKERS", "STATE"]);
-        let source = "(\"tracker_up\", '\"', \"Whether tracker_up is.\"),\nfamily(\"tracker_hub_age_seconds\")\n#[cfg(test)]\nmod tests { \"tracker_gone\" }";
-        assert_eq!(metrics(source), ["tracker_up", "tracker_hub_age_seconds"]);
-        let source = "match self {\n    Self::NoReply => \"no-reply\",\n    Self::Up => 1,\n}\n";
-        assert_eq!(verdict_words(source), ["no-reply"]);
         assert!(mentions("run `tracker run --config`", "tracker run"));
         assert!(!mentions("run `tracker runner`", "tracker run"));
         assert!(!mentions("STATES and OLD_STATE", "STATE"));

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tracker_ebpf::verdict::Verdict;
 
 use super::protocol::Api;
-use super::types::{Late, MemberStatus, ServiceStatus, Status, TrackerStatus};
+use super::types::{ChainStatus, Late, MemberStatus, ServiceStatus, Status, TrackerStatus};
 use crate::config::{Probe, Protocol};
 use crate::host::repeats;
 
@@ -28,104 +28,231 @@ pub const BIND_AGAIN: Duration = Duration::from_secs(1);
 /// More clients at a time wait in the listener's own queue.
 const MAX_CLIENTS: usize = 32;
 
-/// A number of a tracker.
-type Value = fn(&TrackerStatus) -> Option<f64>;
+/// A metric: everything that is said of it, in one place. The page of metrics and the reference are made from these.
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Its HELP text.
+    pub help: &'static str,
+    /// What its samples are of, and their values.
+    pub of: Of,
+}
 
-/// Name, kind, meaning and value of each metric of a tracker.
-const TRACKER_METRICS: &[(&str, &str, &str, Value)] = &[
-    ("tracker_up", "gauge", "Whether the tracker is up.", |t| {
-        Some(up(t.verdict))
-    }),
-    (
-        "tracker_unknown",
-        "gauge",
-        "Whether the tracker is neither up nor down.",
-        |t| Some(unknown(t.verdict)),
-    ),
-    (
-        "tracker_sent_total",
-        "counter",
-        "Probes that really left.",
-        |t| Some(t.sent as f64),
-    ),
-    (
-        "tracker_received_total",
-        "counter",
-        "Probes answered in time.",
-        |t| Some(t.received as f64),
-    ),
-    (
-        "tracker_lost_total",
-        "counter",
-        "Probes not answered in time.",
-        |t| Some(t.lost as f64),
-    ),
-    (
-        "tracker_duplicate_total",
-        "counter",
-        "Replies to probes already answered.",
-        |t| Some(t.duplicate as f64),
-    ),
-    (
-        "tracker_late_total",
-        "counter",
-        "Replies after the timeout.",
-        |t| Some(t.late as f64),
-    ),
-    (
-        "tracker_corrupt_total",
-        "counter",
-        "Packets that bear the mark and fail the token.",
-        |t| Some(t.corrupt as f64),
-    ),
-    (
-        "tracker_wrong_path_total",
-        "counter",
-        "Replies on an interface outside returns.",
-        |t| Some(t.wrong_path as f64),
-    ),
-    (
-        "tracker_elsewhere_total",
-        "counter",
-        "Replies from another address or port than was asked.",
-        |t| Some(t.elsewhere as f64),
-    ),
-    (
-        "tracker_skipped_total",
-        "counter",
-        "Probes that were due and not sent.",
-        |t| Some(t.skipped as f64),
-    ),
-    (
-        "tracker_void_total",
-        "counter",
-        "Probes sent whose outcome proves nothing.",
-        |t| Some(t.void as f64),
-    ),
-    (
-        "tracker_rtt_last_seconds",
-        "gauge",
-        "Last round-trip time.",
-        |t| seconds(t.rtt_us.last),
-    ),
-    (
-        "tracker_rtt_min_seconds",
-        "gauge",
-        "Shortest round-trip time.",
-        |t| seconds(t.rtt_us.min),
-    ),
-    (
-        "tracker_rtt_avg_seconds",
-        "gauge",
-        "Mean round-trip time.",
-        |t| seconds(t.rtt_us.avg),
-    ),
-    (
-        "tracker_rtt_max_seconds",
-        "gauge",
-        "Longest round-trip time.",
-        |t| seconds(t.rtt_us.max),
-    ),
+/// The type of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A value that goes up and down.
+    Gauge,
+    /// A count that never falls.
+    Counter,
+}
+
+impl Kind {
+    /// The word of the text format.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gauge => "gauge",
+            Self::Counter => "counter",
+        }
+    }
+}
+
+/// What the samples of a metric are of, and how the value is read. Without a value there is no sample.
+pub enum Of {
+    /// One sample a tracker.
+    Tracker(fn(&TrackerStatus) -> Option<f64>),
+    /// One sample a member.
+    Member(fn(&MemberStatus) -> Option<f64>),
+    /// One sample a service.
+    Service(fn(&ServiceStatus) -> f64),
+    /// One sample a chain.
+    Chain(fn(&ChainStatus) -> f64),
+    /// One sample a kind of lateness.
+    Lateness(fn(Late) -> f64),
+    /// One sample.
+    Hub(fn(&Status) -> f64),
+}
+
+impl Of {
+    /// The labels that tell samples apart.
+    pub const fn labels(&self) -> &'static str {
+        match self {
+            Self::Tracker(_) => "service, member, endpoint, behind, probe, port, protocol, tracker",
+            Self::Member(_) => "service, member, endpoint",
+            Self::Service(_) => "service",
+            Self::Chain(_) => "chain",
+            Self::Lateness(_) => "of",
+            Self::Hub(_) => "",
+        }
+    }
+}
+
+/// All metrics, in the order of the page.
+pub const METRICS: &[Metric] = &[
+    Metric {
+        name: "tracker_up",
+        kind: Kind::Gauge,
+        help: "1 if the tracker is up.",
+        of: Of::Tracker(|t| Some(up(t.verdict))),
+    },
+    Metric {
+        name: "tracker_unknown",
+        kind: Kind::Gauge,
+        help: "1 if the tracker is neither up nor down.",
+        of: Of::Tracker(|t| Some(unknown(t.verdict))),
+    },
+    Metric {
+        name: "tracker_sent_total",
+        kind: Kind::Counter,
+        help: "Probes that really left.",
+        of: Of::Tracker(|t| Some(t.sent as f64)),
+    },
+    Metric {
+        name: "tracker_received_total",
+        kind: Kind::Counter,
+        help: "Probes answered in time.",
+        of: Of::Tracker(|t| Some(t.received as f64)),
+    },
+    Metric {
+        name: "tracker_lost_total",
+        kind: Kind::Counter,
+        help: "Probes not answered in time.",
+        of: Of::Tracker(|t| Some(t.lost as f64)),
+    },
+    Metric {
+        name: "tracker_duplicate_total",
+        kind: Kind::Counter,
+        help: "Replies to probes already answered.",
+        of: Of::Tracker(|t| Some(t.duplicate as f64)),
+    },
+    Metric {
+        name: "tracker_late_total",
+        kind: Kind::Counter,
+        help: "Replies after the timeout.",
+        of: Of::Tracker(|t| Some(t.late as f64)),
+    },
+    Metric {
+        name: "tracker_corrupt_total",
+        kind: Kind::Counter,
+        help: "Packets that bear the mark and fail the token.",
+        of: Of::Tracker(|t| Some(t.corrupt as f64)),
+    },
+    Metric {
+        name: "tracker_wrong_path_total",
+        kind: Kind::Counter,
+        help: "Replies on an interface outside returns, by another hop, or with another TTL.",
+        of: Of::Tracker(|t| Some(t.wrong_path as f64)),
+    },
+    Metric {
+        name: "tracker_elsewhere_total",
+        kind: Kind::Counter,
+        help: "Replies from another address or port than was asked.",
+        of: Of::Tracker(|t| Some(t.elsewhere as f64)),
+    },
+    Metric {
+        name: "tracker_skipped_total",
+        kind: Kind::Counter,
+        help: "Probes that were due and not sent.",
+        of: Of::Tracker(|t| Some(t.skipped as f64)),
+    },
+    Metric {
+        name: "tracker_void_total",
+        kind: Kind::Counter,
+        help: "Probes sent whose outcome proves nothing.",
+        of: Of::Tracker(|t| Some(t.void as f64)),
+    },
+    Metric {
+        name: "tracker_rtt_last_seconds",
+        kind: Kind::Gauge,
+        help: "Last round-trip time; one-way if the proof is the arrival.",
+        of: Of::Tracker(|t| seconds(t.rtt_us.last)),
+    },
+    Metric {
+        name: "tracker_rtt_min_seconds",
+        kind: Kind::Gauge,
+        help: "Shortest round-trip time.",
+        of: Of::Tracker(|t| seconds(t.rtt_us.min)),
+    },
+    Metric {
+        name: "tracker_rtt_avg_seconds",
+        kind: Kind::Gauge,
+        help: "Mean round-trip time.",
+        of: Of::Tracker(|t| seconds(t.rtt_us.avg)),
+    },
+    Metric {
+        name: "tracker_rtt_max_seconds",
+        kind: Kind::Gauge,
+        help: "Longest round-trip time.",
+        of: Of::Tracker(|t| seconds(t.rtt_us.max)),
+    },
+    Metric {
+        name: "tracker_service_up",
+        kind: Kind::Gauge,
+        help: "1 if the service is up.",
+        of: Of::Service(|s| up(s.verdict)),
+    },
+    Metric {
+        name: "tracker_service_unknown",
+        kind: Kind::Gauge,
+        help: "1 if the service is neither up nor down.",
+        of: Of::Service(|s| unknown(s.verdict)),
+    },
+    Metric {
+        name: "tracker_steered_total",
+        kind: Kind::Counter,
+        help: "Packets of others sent through the service; only while there is steering.",
+        of: Of::Member(|m| m.steered.map(|count| count as f64)),
+    },
+    Metric {
+        name: "tracker_replied_total",
+        kind: Kind::Counter,
+        help: "Replies to packets of others given back as from the endpoint; only while there is steering.",
+        of: Of::Member(|m| m.replied.map(|count| count as f64)),
+    },
+    Metric {
+        name: "tracker_service_flaps",
+        kind: Kind::Gauge,
+        help: "How often the service left up or down in the last flap_window.",
+        of: Of::Service(|s| s.flaps as f64),
+    },
+    Metric {
+        name: "tracker_service_flaps_total",
+        kind: Kind::Counter,
+        help: "How often the service left up or down.",
+        of: Of::Service(|s| s.flaps_total as f64),
+    },
+    Metric {
+        name: "tracker_chain_up",
+        kind: Kind::Gauge,
+        help: "1 if every service of the chain is up.",
+        of: Of::Chain(|c| up(c.verdict)),
+    },
+    Metric {
+        name: "tracker_hub_lateness_recent_seconds",
+        kind: Kind::Gauge,
+        help: "How late the hub was at most in the last 10 to 20 seconds.",
+        of: Of::Lateness(|late| late.recent as f64 / 1e6),
+    },
+    Metric {
+        name: "tracker_hub_lateness_max_seconds",
+        kind: Kind::Gauge,
+        help: "How late the hub was at most since the start.",
+        of: Of::Lateness(|late| late.max as f64 / 1e6),
+    },
+    Metric {
+        name: "tracker_hub_age_seconds",
+        kind: Kind::Gauge,
+        help: "Time since the daemon's threads both last ended a turn; above 3 every verdict is unknown.",
+        of: Of::Hub(|hub| hub.as_of_ms as f64 / 1e3),
+    },
+    Metric {
+        name: "tracker_hub_stalls_total",
+        kind: Kind::Counter,
+        help: "How often the hub was so late that probes proved nothing.",
+        of: Of::Hub(|hub| hub.stalls as f64),
+    },
 ];
 
 fn up(verdict: Verdict) -> f64 {
@@ -168,166 +295,80 @@ pub fn render(status: &Status) -> String {
             }
         }
     }
-    let mut text = String::new();
-    for (name, kind, help, value) in TRACKER_METRICS {
-        let samples = trackers
-            .iter()
-            .filter_map(|(labels, tracker)| Some((labels.as_str(), value(tracker)?)));
-        family(&mut text, name, kind, help, samples);
+    let named = |kind: &str, name: &str| format!("{kind}=\"{}\"", escaped(name));
+    let mut members = Vec::new();
+    for service in &status.services {
+        let of_service = service.members.iter();
+        members.extend(of_service.map(|member| (member_labels(service, member), member)));
     }
-    let services: Vec<_> = status
-        .services
-        .iter()
-        .map(|service| {
-            (
-                format!("service=\"{}\"", escaped(&service.name)),
-                service.verdict,
-            )
-        })
-        .collect();
-    let of = |value: fn(Verdict) -> f64| {
-        services
-            .iter()
-            .map(move |(labels, verdict)| (labels.as_str(), value(*verdict)))
-    };
-    family(
-        &mut text,
-        "tracker_service_up",
-        "gauge",
-        "Whether the service is up.",
-        of(up),
-    );
-    let help = "Whether the service is neither up nor down.";
-    family(
-        &mut text,
-        "tracker_service_unknown",
-        "gauge",
-        help,
-        of(unknown),
-    );
-    let members: Vec<_> = status
-        .services
-        .iter()
-        .flat_map(|service| service.members.iter().map(move |member| (service, member)))
-        .map(|(service, member)| (member_labels(service, member), member))
-        .collect();
-    let of = |value: fn(&MemberStatus) -> Option<u64>| {
-        let samples = members.iter();
-        samples.filter_map(move |(labels, member)| Some((labels.as_str(), value(member)? as f64)))
-    };
-    family(
-        &mut text,
-        "tracker_steered_total",
-        "counter",
-        "Others' packets sent through the service.",
-        of(|member| member.steered),
-    );
-    family(
-        &mut text,
-        "tracker_replied_total",
-        "counter",
-        "Replies to others' packets given back as from the endpoint.",
-        of(|member| member.replied),
-    );
-    let flaps: Vec<_> = status
-        .services
-        .iter()
-        .map(|service| (format!("service=\"{}\"", escaped(&service.name)), service))
-        .collect();
-    let of = |value: fn(&ServiceStatus) -> u64| {
-        let samples = flaps.iter();
-        samples.map(move |(labels, service)| (labels.as_str(), value(service) as f64))
-    };
-    family(
-        &mut text,
-        "tracker_service_flaps",
-        "gauge",
-        "How often the service left up or down in the last flap_window.",
-        of(|service| service.flaps),
-    );
-    family(
-        &mut text,
-        "tracker_service_flaps_total",
-        "counter",
-        "How often the service left up or down.",
-        of(|service| service.flaps_total),
-    );
-    let chains: Vec<_> = status
-        .chains
-        .iter()
-        .map(|chain| {
-            (
-                format!("chain=\"{}\"", escaped(&chain.name)),
-                up(chain.verdict),
-            )
-        })
-        .collect();
-    let samples = chains
-        .iter()
-        .map(|(labels, value)| (labels.as_str(), *value));
-    family(
-        &mut text,
-        "tracker_chain_up",
-        "gauge",
-        "Whether every service of the chain is up.",
-        samples,
-    );
     let late = &status.lateness_us;
     let kinds = [
-        ("of=\"tick\"", late.tick),
-        ("of=\"ring\"", late.ring),
-        ("of=\"timer\"", late.timer),
+        ("tick", late.tick),
+        ("ring", late.ring),
+        ("timer", late.timer),
     ];
-    let of = |value: fn(Late) -> u64| {
-        let samples = kinds.iter();
-        samples.map(move |(labels, late)| (*labels, value(*late) as f64 / 1e6))
-    };
-    family(
-        &mut text,
-        "tracker_hub_lateness_recent_seconds",
-        "gauge",
-        "How late the hub was at most in the last 10 to 20 seconds.",
-        of(|late| late.recent),
-    );
-    family(
-        &mut text,
-        "tracker_hub_lateness_max_seconds",
-        "gauge",
-        "How late the hub was at most.",
-        of(|late| late.max),
-    );
-    family(
-        &mut text,
-        "tracker_hub_age_seconds",
-        "gauge",
-        "Time since the daemon's threads both last ended a turn; above 3 every verdict is unknown.",
-        [("", status.as_of_ms as f64 / 1e3)].into_iter(),
-    );
-    family(
-        &mut text,
-        "tracker_hub_stalls_total",
-        "counter",
-        "How often the hub was so late that probes proved nothing.",
-        [("", status.stalls as f64)].into_iter(),
-    );
+    let mut text = String::new();
+    for metric in METRICS {
+        let mut family = Family::new(&mut text, metric);
+        match metric.of {
+            Of::Tracker(value) => {
+                for (labels, tracker) in &trackers {
+                    family.sample(labels, value(tracker));
+                }
+            }
+            Of::Member(value) => {
+                for (labels, member) in &members {
+                    family.sample(labels, value(member));
+                }
+            }
+            Of::Service(value) => {
+                for service in &status.services {
+                    family.sample(&named("service", &service.name), Some(value(service)));
+                }
+            }
+            Of::Chain(value) => {
+                for chain in &status.chains {
+                    family.sample(&named("chain", &chain.name), Some(value(chain)));
+                }
+            }
+            Of::Lateness(value) => {
+                for (kind, late) in kinds {
+                    family.sample(&named("of", kind), Some(value(late)));
+                }
+            }
+            Of::Hub(value) => family.sample("", Some(value(status))),
+        }
+    }
     text
 }
 
-fn family<'l>(
-    text: &mut String,
-    name: &str,
-    kind: &str,
-    help: &str,
-    samples: impl Iterator<Item = (&'l str, f64)>,
-) {
-    let mut samples = samples.peekable();
-    if samples.peek().is_none() {
-        return;
+/// The samples of one metric, after a head that is written before the first of them.
+struct Family<'a> {
+    text: &'a mut String,
+    metric: &'a Metric,
+    has_head: bool,
+}
+
+impl<'a> Family<'a> {
+    const fn new(text: &'a mut String, metric: &'a Metric) -> Self {
+        Self {
+            text,
+            metric,
+            has_head: false,
+        }
     }
-    // Writing to a String cannot fail.
-    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-    for (labels, value) in samples {
-        let _ = writeln!(text, "{name}{{{labels}}} {value}");
+
+    fn sample(&mut self, labels: &str, value: Option<f64>) {
+        let Some(value) = value else { return };
+        let Metric {
+            name, kind, help, ..
+        } = self.metric;
+        // Writing to a String cannot fail.
+        if !std::mem::replace(&mut self.has_head, true) {
+            let kind = kind.as_str();
+            let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        }
+        let _ = writeln!(self.text, "{name}{{{labels}}} {value}");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracker_ebpf::{
     abi::Proof,
@@ -12,70 +13,69 @@ use tracker_ebpf::{
 use crate::config::{Origin, Probe, Protocol, Role};
 use crate::detector::lateness::{Health, Lateness, STALLED_NS};
 use crate::plan::mode::{Mode, SendWay};
-use crate::state::words;
 
 /// What is known of a hub's services and chains.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
-    /// The hub's name.
+    /// Name of the hub.
     pub hub: String,
-    /// The daemon's instance.
+    /// Instance of the daemon.
     pub instance: String,
-    /// In the order of the configuration.
+    /// Services, in the order of the configuration.
     pub services: Vec<ServiceStatus>,
-    /// In the order of the configuration.
+    /// Chains, in the order of the configuration.
     pub chains: Vec<ChainStatus>,
-    /// Of others' tracker packets; present while they are steered.
+    /// Steering of packets of others; absent if none is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steering: Option<SteeringStatus>,
-    /// How late the hub is.
+    /// How late the hub was, in microseconds.
     #[serde(default)]
     pub lateness_us: LatenessUs,
-    /// How often it was so late that probes proved nothing.
+    /// How often the sending thread was so late, or the machine asleep, that probes proved nothing: cause `stalled`.
     #[serde(default)]
     pub stalls: u64,
-    /// Names the sequence of event numbers; see [`crate::state::events::Numbered`].
+    /// Name of the sequence of event numbers; see [events](events.md).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub run: String,
-    /// How old it is: milliseconds since the sending thread and the main loop both last ended a turn. Above 3,000
-    /// every verdict is `unknown`, with cause `stalled`, and `last_verdict` says what it was.
+    /// Age of the status in milliseconds: the time since the sending thread and the main loop both last ended a turn. Above
+    /// 3,000 every verdict is `unknown` with cause `stalled`, and `last_verdict` beside it says what it was.
     #[serde(default)]
     pub as_of_ms: u64,
 }
 
 /// Steering.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SteeringStatus {
-    /// In the order of the configuration.
+    /// Uplinks, in the order of the configuration.
     pub uplinks: Vec<UplinkStatus>,
 }
 
 /// An interface on which others' tracker packets arrive.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct UplinkStatus {
-    /// Its name.
+    /// Name of the interface.
     pub interface: String,
-    /// How the fastest of the programs there is attached, once one is.
+    /// How the fastest of the programs there is attached; null until one is.
     pub mode: Option<Mode>,
 }
 
 /// How late the hub is, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatenessUs {
-    /// The sending thread.
+    /// Time from when the sending thread should have woken up until it did; one that is overdue now counts already.
     pub tick: Late,
-    /// What takes the replies of trackers that are not up.
+    /// Time that a reply lay in the ring buffer; only trackers that are not up use it.
     pub ring: Late,
-    /// The daemon's own loop.
+    /// Time from when the main loop's timer was due until the loop saw it.
     pub timer: Late,
 }
 
 /// One kind of lateness, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Late {
-    /// The greatest of the last 10 to 20 seconds.
+    /// Greatest of the last 10 to 20 seconds.
     pub recent: u64,
-    /// The greatest since the start.
+    /// Greatest since the start.
     pub max: u64,
 }
 
@@ -135,40 +135,34 @@ impl Status {
 }
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
-    /// Its name.
+    /// Name of the service.
     pub name: String,
-    /// Up when any member is.
-    #[serde(with = "words::verdict")]
+    /// Verdict: `up` if any member is.
     pub verdict: Verdict,
-    /// That of the member that decides.
-    #[serde(with = "words::cause")]
+    /// Cause of the member that decides.
     pub cause: Cause,
     /// When the verdict last changed.
     pub since: Timestamp,
-    /// The member in use.
+    /// Member in use: the active one while it is up, else the standby while that is up.
     pub selected: Role,
-    /// One, or two.
+    /// One member, or two.
     pub members: Vec<MemberStatus>,
-    /// Others' packets that were sent through its members; present while they are steered.
+    /// Packets of others that were sent through its members; absent if none are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steered: Option<u64>,
-    /// Replies to them that went back as from the endpoint; present while they are steered.
+    /// Replies to them that went back as from the endpoint; absent if none are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replied: Option<u64>,
-    /// How often it left a verdict of `up` or `down` in the last `flap_window`.
+    /// How often it left the verdict `up` or `down` in the last `flap_window` of `[hub]`, 1,024 at most.
     #[serde(default)]
     pub flaps: u64,
-    /// The same since the daemon knows the service.
+    /// How often it left the verdict `up` or `down` since the daemon knows the service.
     #[serde(default)]
     pub flaps_total: u64,
-    /// The last verdict that was known; present while the daemon stalls.
-    #[serde(
-        default,
-        with = "words::known_verdict",
-        skip_serializing_if = "Option::is_none"
-    )]
+    /// Last verdict that was known; present only while the daemon stalls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
 }
 
@@ -181,158 +175,143 @@ impl ServiceStatus {
 }
 
 /// A member of a service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemberStatus {
-    /// Its part in a pair.
+    /// Part in a high-availability pair.
     pub role: Role,
-    /// The next hop of its probes.
+    /// Next hop of its probes.
     pub endpoint: IpAddr,
-    /// The way out, once known.
+    /// Way out; null until known.
     pub interface: Option<String>,
-    /// How the receive program is attached there, once it is.
+    /// How replies are received, on the first of `returns`; null until known.
     pub mode: Option<Mode>,
-    /// By the policy over the trackers.
-    #[serde(with = "words::verdict")]
+    /// Verdict by the policy over the trackers.
     pub verdict: Verdict,
-    /// That of the tracker that decides.
-    #[serde(with = "words::cause")]
+    /// Cause of the tracker that decides.
     pub cause: Cause,
-    /// In the order of the configuration.
+    /// Trackers, in the order of the configuration.
     pub trackers: Vec<TrackerStatus>,
-    /// How probes leave, once decided.
+    /// How probes leave; null while they cannot.
     pub send: Option<SendWay>,
-    /// Others' packets that were sent through it; present while they are steered.
+    /// Packets of others that were sent through it; absent if none are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steered: Option<u64>,
-    /// Replies to them that went back as from the endpoint; present while they are steered.
+    /// Replies to them that went back as from the endpoint; absent if none are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replied: Option<u64>,
-    /// The last verdict that was known; present while the daemon stalls.
-    #[serde(
-        default,
-        with = "words::known_verdict",
-        skip_serializing_if = "Option::is_none"
-    )]
+    /// Last verdict that was known; present only while the daemon stalls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
 }
 
 /// The services of a hub, as `tracker service list --json` prints them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct List {
-    /// In the order of the configuration, later additions after it.
+    /// Services, in the order of the configuration, later additions after it.
     pub services: Vec<ListedService>,
-    /// So many trackers find place before the daemon must be restarted.
+    /// Number of trackers for which there is still room.
     pub free: u32,
 }
 
 /// What a service is, and its verdict.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ListedService {
-    /// Its name.
+    /// Name of the service.
     pub name: String,
-    /// Who named it.
+    /// Where it comes from: the file, or `tracker service add`.
     pub origin: Origin,
-    /// Up when any member is.
-    #[serde(with = "words::verdict")]
+    /// Verdict: `up` if any member is.
     pub verdict: Verdict,
-    /// That of the member that decides.
-    #[serde(with = "words::cause")]
+    /// Cause of the member that decides.
     pub cause: Cause,
-    /// One, or two.
+    /// One member, or two.
     pub members: Vec<ListedMember>,
 }
 
 /// What a member is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ListedMember {
-    /// Its part in a pair.
+    /// Part in a high-availability pair.
     pub role: Role,
-    /// The next hop of its probes.
+    /// Next hop of its probes.
     pub endpoint: IpAddr,
-    /// The way out, once known.
+    /// Way out; null until known.
     pub interface: Option<String>,
-    /// The address of each of its trackers.
+    /// Behind address of each tracker.
     pub behind: Vec<IpAddr>,
 }
 
 /// One stream of probes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TrackerStatus {
-    /// The address behind the service.
+    /// Address behind the service.
     pub behind: IpAddr,
-    /// The kind of probe.
+    /// Kind of probe.
     pub probe: Probe,
-    /// As reported, that is after `hold_down`.
-    #[serde(with = "words::verdict")]
+    /// Verdict as reported, that is after `hold_down`.
     pub verdict: Verdict,
-    /// Why.
-    #[serde(with = "words::cause")]
+    /// Cause of the verdict.
     pub cause: Cause,
     /// Probes that were handed to the interface: `received`, `lost`, `void`, and those under way.
     pub sent: u64,
-    /// Probes that were answered in time.
+    /// Probes answered within the timeout.
     pub received: u64,
-    /// Probes whose timeout passed without a reply.
+    /// Probes whose timeout passed, once the hub itself is ruled out as the reason: a run of losses is counted when it ends
+    /// or when it decides.
     pub lost: u64,
-    /// Replies to a probe that was already answered.
+    /// Replies beyond the first for one probe.
     pub duplicate: u64,
-    /// Round-trip times.
+    /// Round-trip times in microseconds, one-way times if `proof` is `arrival`.
     pub rtt_us: RttUs,
     /// Replies after the timeout.
     pub late: u64,
-    /// Packets that bear the mark and fail the token.
+    /// Packets that bear the mark and name this tracker but fail checksum, destination or token.
     pub corrupt: u64,
-    /// Genuine replies on an interface outside `returns`.
+    /// Genuine replies on an interface outside `returns`; a bridge's port or a macvlan's parent sees those of the device
+    /// above on their way. Also those by another hop or with another TTL than `return_hop` and `return_ttl` permit.
     pub wrong_path: u64,
-    /// Genuine replies from another address or port than the one that was asked.
+    /// Genuine replies from another address or port than the one that was asked: no reply; `detail` names the address.
     #[serde(default)]
     pub elsewhere: u64,
-    /// Probes that were due and that the hub did not send.
+    /// Probes that were due and that the hub did not send, for whatever reason.
     pub skipped: u64,
-    /// What counts as received; where it is the arrival, `rtt_us` are one-way times.
-    #[serde(with = "words::proof")]
+    /// What counts as received: `arrival` if the behind address is the hub's own.
     pub proof: Proof,
-    /// Probes of `sent` whose outcome proves nothing: unanswered while the hub did not keep up, or not transmitted by
-    /// the device.
+    /// Probes of `sent` whose outcome proves nothing: unanswered while the hub did not keep up, or not transmitted by the
+    /// device.
     #[serde(default)]
     pub void: u64,
-    /// The destination port, for probes that have one.
+    /// Destination port; absent for probes without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Hops (TTL, hop limit) that the last reply had left; present once there was one.
+    /// TTL (hop limit) with which the last reply arrived; present once there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub return_ttl: Option<u8>,
-    /// The MAC address that brought it, where its frame had one.
+    /// MAC address that brought the last reply; present if its frame had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub return_mac: Option<String>,
-    /// What the datagrams of UDP are, where they are not for an echo service.
+    /// `stamp`, of UDP probes that are not for an echo service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
-    /// More about the cause, such as who sent an ICMP error.
+    /// More about the cause; present if there is more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// A change that `hold_down` does not report yet.
+    /// Change that `hold_down` holds back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<HeldStatus>,
-    /// The last verdict that was known; present while the daemon stalls.
-    #[serde(
-        default,
-        with = "words::known_verdict",
-        skip_serializing_if = "Option::is_none"
-    )]
+    /// Last verdict that was known; present only while the daemon stalls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
 }
 
 /// A change of verdict that is reported if it lasts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldStatus {
-    /// The verdict to come.
-    #[serde(with = "words::verdict")]
+    /// Verdict to come.
     pub verdict: Verdict,
-    /// Why.
-    #[serde(with = "words::cause")]
+    /// Cause of it.
     pub cause: Cause,
-    /// When it will be reported, in milliseconds from now.
+    /// Milliseconds until it is reported, unless it is over by then.
     pub due_ms: u64,
     /// More about the cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -340,15 +319,15 @@ pub struct HeldStatus {
 }
 
 /// Round-trip times in microseconds, rounded; `None` until there was one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RttUs {
-    /// Of the last reply.
+    /// Last one; null until there was one.
     pub last: Option<u64>,
-    /// The shortest.
+    /// Shortest; null until there was one.
     pub min: Option<u64>,
-    /// The mean.
+    /// Mean; null until there was one.
     pub avg: Option<u64>,
-    /// The longest.
+    /// Longest; null until there was one.
     pub max: Option<u64>,
 }
 
@@ -365,19 +344,14 @@ impl From<&Counters> for RttUs {
 }
 
 /// A chain.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ChainStatus {
-    /// Its name.
+    /// Name of the chain.
     pub name: String,
-    /// Up when all its services are.
-    #[serde(with = "words::verdict")]
+    /// Verdict: `up` if all its services are.
     pub verdict: Verdict,
-    /// The last verdict that was known; present while the daemon stalls.
-    #[serde(
-        default,
-        with = "words::known_verdict",
-        skip_serializing_if = "Option::is_none"
-    )]
+    /// Last verdict that was known; present only while the daemon stalls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
 }
 
@@ -572,5 +546,24 @@ pub(crate) mod tests {
         let mut status = example();
         status.services[0].verdict = Verdict::Down;
         assert!(!status.all_up());
+    }
+
+    /// Verdicts and causes have one word, in JSON as in text.
+    #[test]
+    fn words_are_the_same_everywhere() {
+        for (at, cause) in Cause::ALL.into_iter().enumerate() {
+            let json = serde_json::to_value(cause).unwrap();
+            assert_eq!(json, cause.as_str());
+            assert_eq!(serde_json::from_value::<Cause>(json).unwrap(), cause);
+            assert_eq!(cause as usize, at);
+            assert_eq!(Cause::from_u8(cause as u8), cause);
+        }
+        assert_eq!(Cause::from_u8(u8::MAX), Cause::NoReply);
+        for verdict in [Verdict::Unknown, Verdict::Up, Verdict::Down] {
+            assert_eq!(serde_json::to_value(verdict).unwrap(), verdict.as_str());
+        }
+        for proof in [Proof::Reply, Proof::Arrival] {
+            assert_eq!(serde_json::to_value(proof).unwrap(), proof.as_str());
+        }
     }
 }

@@ -31,10 +31,7 @@ use crate::{
         address::address_bytes,
         member::{self, Fault},
     },
-    state::{
-        tree::{TrackerRef, TrackerState},
-        words,
-    },
+    state::tree::{TrackerRef, TrackerState},
 };
 
 /// BuddyAllocator of WINDOWS for each tracker that may be added: what one with a timeout of up to 448 intervals
@@ -261,7 +258,7 @@ impl Daemon {
             self.sender.command(Command::Remove(tracker.slot));
             let state = self.kernel.states().state(tracker.slot);
             let verdict = Verdict::from_u8(state.receive.verdict);
-            resume = Some((verdict, words::cause_from(state.judge.cause)));
+            resume = Some((verdict, Cause::from_u8(state.judge.cause)));
         }
         let before = tracker.entry;
         tracker.entry = same_place(&entry(wanted, before.path), &before);

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tracker_ebpf::{abi, verdict::Verdict};
+use tracker_ebpf::{
+    abi,
+    verdict::{Cause, Verdict},
+};
 
 use super::{Attachment, Daemon, Tracker, install, stamp};
 use crate::{
@@ -28,7 +31,6 @@ use crate::{
             Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
         },
         tree::{Flaps, Held, Shown, StateTree, TrackerRef, TrackerState},
-        words,
     },
 };
 
@@ -411,7 +413,7 @@ impl Daemon {
         }
         let state = self.kernel.states().state(slot);
         let verdict = Verdict::from_u8(state.receive.verdict);
-        let cause = words::cause_from(state.judge.cause);
+        let cause = Cause::from_u8(state.judge.cause);
         let detail = saved.detail.clone().filter(|_| cause == saved.cause);
         let adopted = self.start_tracker(tracker, slot, entry, Some((verdict, cause)));
         let state = TrackerState {

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use super::words;
 use crate::config::Role;
 
 /// So many events are kept for those who ask later.
@@ -17,31 +17,28 @@ pub const CAPACITY: usize = 65_536;
 
 /// A change of a verdict: of a tracker (service, member and behind are set), a member (service and
 /// member), a service (service), or a chain (chain).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// When it was reported.
     pub time: Timestamp,
-    /// The service; `None` for a chain's own change.
+    /// Name of the service; null for a chain's own change.
     pub service: Option<Arc<str>>,
-    /// The member; `None` for a service's own change.
+    /// Role of the member; null for a service's own change. A member's own change is reported only if the service has two.
     pub member: Option<Role>,
-    /// The tracker's behind address; `None` for a member's own change.
+    /// Behind address of the tracker; null for a member's or a service's own change.
     pub behind: Option<IpAddr>,
-    /// The verdict before.
-    #[serde(with = "words::verdict")]
+    /// Verdict before.
     pub from: Verdict,
-    /// The verdict from now on.
-    #[serde(with = "words::verdict")]
+    /// Verdict from now on.
     pub to: Verdict,
-    /// Why.
-    #[serde(with = "words::cause")]
+    /// Cause of the change.
     pub cause: Cause,
-    /// From the first probe that showed it to the report, in microseconds; `None` when unknown.
+    /// Microseconds from the first probe that showed it to the report; null if there was none.
     pub detection_us: Option<u64>,
-    /// More about the cause, such as who sent an ICMP error.
+    /// More about the cause, as in `status`; present if there is more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<Arc<str>>,
-    /// The chain, for its own change.
+    /// Name of the chain, for its own change; else absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<Arc<str>>,
     /// The positions of member and tracker within the service, for a tracker's own change: of no use to
@@ -51,14 +48,14 @@ pub struct Event {
 }
 
 /// An event and its place in the stream; prints as one line of JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Numbered {
-    /// From 1, without gap or repeat within an instance.
+    /// Number of the event, from 1, without gap or repeat within `run`.
     pub seq: u64,
     /// What happened.
     #[serde(flatten)]
     pub event: Event,
-    /// Names the sequence of numbers that `seq` belongs to.
+    /// Name of the sequence of numbers that `seq` belongs to.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub run: Arc<str>,
 }
@@ -68,7 +65,7 @@ fn is_empty(run: &Arc<str>) -> bool {
 }
 
 /// Tells a reader that event numbers began anew since the one that it named: all that is kept follows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reset {
     /// Always true.
@@ -103,7 +100,7 @@ impl std::str::FromStr for Place {
 }
 
 /// Tells a follower that was too slow what it missed, in the place of the lost events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Missed {
     /// So many events are lost to this follower.
     pub missed: u64,

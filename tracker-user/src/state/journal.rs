@@ -17,7 +17,6 @@ use crate::{
     state::{
         events::Event,
         tree::{FLAPS_MAX, Held, TrackerState},
-        words,
     },
 };
 
@@ -84,10 +83,8 @@ pub struct SavedTracker {
     /// Index into TRACKERS and STATE.
     pub slot: u32,
     /// The verdict.
-    #[serde(with = "words::verdict")]
     pub verdict: Verdict,
     /// Why.
-    #[serde(with = "words::cause")]
     pub cause: Cause,
     /// More about the cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,10 +98,8 @@ pub struct SavedTracker {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedHeld {
     /// The verdict to come.
-    #[serde(with = "words::verdict")]
     pub verdict: Verdict,
     /// Why.
-    #[serde(with = "words::cause")]
     pub cause: Cause,
     /// More about the cause.
     #[serde(default, skip_serializing_if = "Option::is_none")]

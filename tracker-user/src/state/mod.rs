@@ -4,4 +4,3 @@ pub mod events;
 pub mod journal;
 pub mod tree;
 pub mod verdict_log;
-pub(crate) mod words;

@@ -643,7 +643,7 @@ impl World {
         };
         for spec in specs {
             let state = next.slot(spec.slot).state;
-            let cause = crate::state::words::cause_from(state.judge.cause);
+            let cause = Cause::from_u8(state.judge.cause);
             let resume = Some((Verdict::from_u8(state.receive.verdict), cause));
             next.engine
                 .command(Command::Install(TrackerSpec { resume, ..*spec }));
