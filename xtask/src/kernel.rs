@@ -65,7 +65,7 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
         "cannot test under Linux {series}: name a series, such as 6.1 or 6.12"
     );
     interrupt::catch()?;
-    setup::ensure(&[Need::Build, Need::Run, Need::Emulate])?;
+    setup::ensure(&[Need::Build, Need::Demo, Need::Test, Need::Emulate])?;
     let cache = bpf::cache_dir().map_err(|why| anyhow!(why))?;
     let kernel = kernel(&cache.join("kernels"), series)?;
     let vng = virtme_ng(&cache)?;

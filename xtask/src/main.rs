@@ -109,7 +109,7 @@ fn run(command: Command) -> Result<()> {
         Command::Load { config } => load::run(&config),
         Command::Demo { json } => {
             sh::require_root("the demo makes network namespaces and", "cargo xtask demo")?;
-            demo::run(json, &build::tracker(&[Need::Build, Need::Run])?)
+            demo::run(json, &build::tracker(&[Need::Build, Need::Demo])?)
         }
         Command::Test(args) => test::run(&args),
         Command::Bench { json } => {
@@ -117,7 +117,10 @@ fn run(command: Command) -> Result<()> {
                 "the bench makes network namespaces and",
                 "cargo xtask bench",
             )?;
-            bench::run(json, &build::tracker(&[Need::Build, Need::Run])?)
+            bench::run(
+                json,
+                &build::tracker(&[Need::Build, Need::Demo, Need::Bench])?,
+            )
         }
         Command::Docs => docs::run(),
         Command::Lint => lint::run(&Cli::command()),

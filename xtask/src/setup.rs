@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Everything that any developer command needs.
-const ALL: &[Need] = &[Need::Build, Need::Lint, Need::Run];
+const ALL: &[Need] = &[Need::Build, Need::Lint, Need::Demo, Need::Test, Need::Bench];
 
 /// The command itself.
 pub fn run(check: bool, way: Option<Way>) -> Result<()> {

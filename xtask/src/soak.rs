@@ -66,7 +66,7 @@ pub fn run(minutes: u32) -> Result<Outcome> {
             .parse()
             .with_context(|| format!("{SEED}={seed}: give a whole number, or unset it"))?,
     };
-    let tracker = build::tracker(&[Need::Build, Need::Run])?;
+    let tracker = build::tracker(&[Need::Build, Need::Demo, Need::Test])?;
     let parts = parts()?;
     let shares: u64 = parts.iter().map(|part| part.share).sum();
     let mut totals = Totals::default();

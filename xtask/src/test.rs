@@ -102,7 +102,7 @@ pub struct Outcome {
 
 /// Under the kernel that runs here.
 fn native(args: &Args) -> Result<Outcome> {
-    let tracker = build::tracker(&[Need::Build, Need::Run])?;
+    let tracker = build::tracker(&[Need::Build, Need::Demo, Need::Test])?;
     // In the release profile, so that the daemon under test and the tests share one set of dependencies.
     let cargo_test = || {
         let mut command = sh::cargo();

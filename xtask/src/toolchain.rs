@@ -36,16 +36,17 @@ const DEBIAN_CLIPPY: Tool = ("clippy-driver", "rust-web-clippy");
 /// A program and the Debian package that has it.
 pub type Tool = (&'static str, &'static str);
 
-/// What the demo, the tests and the bench run.
-const RUN_TOOLS: &[Tool] = &[
+/// What the demo runs.
+const DEMO_TOOLS: &[Tool] = &[
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
-    ("fping", "fping"),
     ("bpftool", "bpftool"),
-    ("ethtool", "ethtool"),
-    ("wg", "wireguard-tools"),
 ];
+/// What the tests run besides.
+const TEST_TOOLS: &[Tool] = &[("ethtool", "ethtool"), ("wg", "wireguard-tools")];
+/// What the bench runs besides what the demo runs.
+const BENCH_TOOLS: &[Tool] = &[("fping", "fping")];
 /// What `cargo xtask test --kernel` runs besides.
 const EMULATE_TOOLS: &[Tool] = &[
     ("python3", "python3-venv"),
@@ -61,8 +62,12 @@ pub enum Need {
     Build,
     /// rustfmt and clippy.
     Lint,
-    /// The network tools of the demo, the tests and the bench.
-    Run,
+    /// The network tools of the demo.
+    Demo,
+    /// Those that only tests run.
+    Test,
+    /// Those that only the bench runs.
+    Bench,
     /// An emulated machine for tests under another kernel.
     Emulate,
 }
@@ -102,7 +107,9 @@ pub fn missing(needs: &[Need]) -> Vec<Missing> {
                     }
                 }
             }
-            Need::Run => missing.extend(missing_tools(RUN_TOOLS)),
+            Need::Demo => missing.extend(missing_tools(DEMO_TOOLS)),
+            Need::Test => missing.extend(missing_tools(TEST_TOOLS)),
+            Need::Bench => missing.extend(missing_tools(BENCH_TOOLS)),
             Need::Emulate => missing.extend(missing_tools(EMULATE_TOOLS)),
         }
     }
@@ -249,7 +256,7 @@ fn install_rustc(forced: Option<Way>) -> Result<(Way, PathBuf)> {
         let installed = match way {
             Way::Debian => Apt::install(
                 RUST_PACKAGES,
-                "a compiler with prebuilt core for the BPF target",
+                "a compiler with prebuilt core for the BPF target (120 MB, about 20 s)",
             ),
             Way::RustSrc => rustup(&["rust-src"]),
         };
@@ -301,7 +308,7 @@ fn install_linker() -> Result<PathBuf> {
     let prefix = match llvm_prefix() {
         Some(prefix) => prefix,
         None => {
-            Apt::install(LLVM_PACKAGES, "what bpf-linker is built with")?;
+            Apt::install(LLVM_PACKAGES, "what bpf-linker is built with (about 20 s)")?;
             llvm_prefix().ok_or_else(|| {
                 anyhow!(
                     "cannot build bpf-linker: no llvm-config of LLVM {LLVM} found; set LLVM_PREFIX to \
@@ -314,7 +321,7 @@ fn install_linker() -> Result<PathBuf> {
     if inspect_linker(&linker).is_err() {
         sh::say(format_args!(
             "cargo install bpf-linker {BPF_LINKER_VERSION} with LLVM {LLVM} of {}: the linker for the BPF \
-             target; takes a minute or two",
+             target; takes one to two minutes on two cores",
             prefix.display()
         ));
         // bpf-linker's default feature is a newer LLVM: it builds against this one, then fails on memset.
@@ -463,7 +470,7 @@ pub fn debian_clippy(toolchain: &Toolchain) -> Option<OsString> {
     // Beside the compiler: another clippy on PATH belongs to another compiler.
     let driver = toolchain.rustc.with_file_name(program);
     if !driver.is_file() {
-        Apt::install(&[package], "clippy for the eBPF crate").ok()?;
+        Apt::install(&[package], "clippy for the eBPF crate (a few seconds)").ok()?;
     }
     let theirs = sh::output(Command::new(&driver).arg("--rustc").arg("--version"))?;
     (theirs == toolchain.rustc_version).then(|| driver.into())
@@ -472,7 +479,7 @@ pub fn debian_clippy(toolchain: &Toolchain) -> Option<OsString> {
 /// Installs programs.
 pub fn install_tools(tools: &[Tool]) -> Result<()> {
     let packages: Vec<_> = tools.iter().map(|(_, package)| *package).collect();
-    Apt::install(&packages, "programs that demo, test and bench run")
+    Apt::install(&packages, "network tools that it runs (about 10 s)")
 }
 
 /// Installs packages that no [`Tool`] stands for.
@@ -601,7 +608,7 @@ impl Apt {
     /// so.
     fn update() {
         const ATTEMPTS: u32 = 3;
-        sh::say("apt-get update: refreshes the package lists");
+        sh::say("apt-get update: refreshes the package lists (about 10 s)");
         for attempt in 1..=ATTEMPTS {
             match sh::quiet(apt_get().arg("update")) {
                 Ok(()) => break,
