@@ -1,11 +1,11 @@
 //! Filters of the clsact qdisc, by which programs are attached at TC before TCX (Linux 6.6).
 //!
-//! Nobody owns a filter: it outlives the process that made it, cannot be pinned, and tells nobody when it goes. So the
-//! program is pinned in its place, by which `cleanup` knows a filter for ours, and the filter is looked for when
-//! somebody may have taken it away. A qdisc that was made for it goes with the last filter.
+//! clsact filters have no owner: they outlive the process that made them, cannot be pinned, and are removed without
+//! notification. So the program is pinned in the filter's place, by which `cleanup` recognises a filter as Tracker's, and the
+//! filter is looked for whenever it may have been removed. A qdisc that was made for a filter goes with the last one.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -14,10 +14,17 @@ use aya::programs::{
     SchedClassifier, TcAttachType,
     tc::{NlOptions, TcAttachOptions, qdisc_add_clsact},
 };
-use netlink_packet_core::NlasIterator;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
+};
+use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::{links, pins::Pins};
+use crate::net::exchange::{
+    Answer, Exchange, Expect, HEADER_LEN, RequestError, RequestSocket, request, u16_at,
+};
 
 /// `TC_H_CLSACT` with `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS` (linux/pkt_sched.h).
 const INGRESS: u32 = 0xffff_fff2;
@@ -25,16 +32,8 @@ const EGRESS: u32 = 0xffff_fff3;
 /// The qdisc's own handle, and its place on the device.
 const QDISC: u32 = 0xffff_0000;
 const CLSACT: u32 = 0xffff_fff1;
-/// `TCA_KIND`, `TCA_OPTIONS` (linux/rtnetlink.h), and of a bpf filter's options `TCA_BPF_ID` (linux/pkt_cls.h).
-const TCA_KIND: u16 = 1;
-const TCA_OPTIONS: u16 = 2;
-const TCA_BPF_ID: u16 = 11;
 /// What the name of a qdisc's pin begins with.
 const QDISC_PIN: &str = "clsact-";
-/// `struct nlmsghdr`, and with it `struct tcmsg`.
-const HEADER: usize = 16;
-const TC_HEADER: usize = HEADER + 20;
-
 /// A program attached by a filter; dropped, it is detached.
 pub struct Filter {
     ifindex: u32,
@@ -219,7 +218,8 @@ fn pin_program(program: &mut SchedClassifier, path: &Path) -> Result<()> {
 fn remove(ifindex: u32, parent: u32, wanted: impl Fn(&At) -> bool) {
     for filter in filters(ifindex, parent).unwrap_or_default() {
         if wanted(&filter) {
-            let _ = request(libc::RTM_DELTFILTER, 0, ifindex, parent, &filter);
+            let message = RouteNetlinkMessage::DelTrafficFilter(message(ifindex, parent, &filter));
+            let _ = run(message, Expect::Done(Some(libc::ENOENT)));
         }
     }
 }
@@ -234,98 +234,79 @@ fn remove_unused_qdisc(pins: &Pins, ifindex: u32) {
             handle: QDISC,
             program: None,
         };
-        let _ = request(libc::RTM_DELQDISC, 0, ifindex, CLSACT, &qdisc);
+        let message = RouteNetlinkMessage::DelQueueDiscipline(message(ifindex, CLSACT, &qdisc));
+        let _ = run(message, Expect::Done(Some(libc::ENOENT)));
         let _ = fs::remove_file(pin);
     }
 }
 
-/// The filters of an interface at ingress or egress; none where there is no clsact qdisc.
-fn filters(ifindex: u32, parent: u32) -> io::Result<Vec<At>> {
+/// The filters of an interface at ingress or egress; none if there is no clsact qdisc.
+///
+/// # Errors
+/// If the kernel refuses, does not answer in time, or changed the list while it told it.
+fn filters(ifindex: u32, parent: u32) -> Result<Vec<At>, RequestError> {
     let any = At {
         info: 0,
         handle: 0,
         program: None,
     };
-    let dump = libc::NLM_F_DUMP as u16;
-    let answers = request(libc::RTM_GETTFILTER, dump, ifindex, parent, &any)?;
+    let message = RouteNetlinkMessage::GetTrafficFilter(message(ifindex, parent, &any));
+    let answer = run(message, Expect::List)?;
+    if !answer.is_complete {
+        return Err(RequestError::Lost);
+    }
     // A priority is announced before its filters, with handle 0.
-    Ok(answers
-        .iter()
-        .filter_map(|message| parse(message))
-        .filter(|filter| filter.handle != 0)
-        .collect())
+    let filters = answer.items.into_iter();
+    Ok(filters.filter(|filter| filter.handle != 0).collect())
 }
 
-/// An attribute's value.
-fn value(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
-    NlasIterator::new(attributes)
-        .map_while(Result::ok)
-        .find(|attribute| attribute.kind() == kind)
-        .map(|attribute| attribute.value().to_vec())
-}
-
-/// Reads one RTM_NEWTFILTER. By hand: a filter of a kind that a library misreads must not hide the others.
+/// Reads one RTM_NEWTFILTER. A filter of a kind that cannot be read in full is there all the same, without a program.
 fn parse(message: &[u8]) -> Option<At> {
-    let word = |at: usize| {
-        Some(u32::from_ne_bytes(
-            message.get(at..at + 4)?.try_into().ok()?,
-        ))
-    };
-    let is_filter = message.get(4..6)? == libc::RTM_NEWTFILTER.to_ne_bytes();
-    let body = message.get(TC_HEADER..)?;
-    let is_bpf = value(body, TCA_KIND).is_some_and(|kind| kind.starts_with(b"bpf\0"));
-    let program = value(body, TCA_OPTIONS)
-        .filter(|_| is_bpf)
-        .and_then(|options| value(&options, TCA_BPF_ID))
-        .and_then(|id| Some(u32::from_ne_bytes(id.try_into().ok()?)));
-    is_filter.then_some(At {
-        info: word(HEADER + 16)?,
-        handle: word(HEADER + 8)?,
-        program,
+    if u16_at(message, 4)? != libc::RTM_NEWTFILTER {
+        return None;
+    }
+    let header = TcHeader::parse(message.get(HEADER_LEN..)?).ok()?;
+    Some(At {
+        info: header.info,
+        handle: header.handle.into(),
+        program: program(message),
     })
 }
 
-/// Sends one TC request and collects the answers.
-fn request(kind: u16, flags: u16, ifindex: u32, parent: u32, at: &At) -> io::Result<Vec<Vec<u8>>> {
-    let mut message = Vec::with_capacity(TC_HEADER);
-    message.extend((TC_HEADER as u32).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    let flags = flags | (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
-    message.extend(flags.to_ne_bytes());
-    // Sequence, port; then family and padding.
-    message.extend([1u32, 0, 0].map(u32::to_ne_bytes).concat());
-    let fields = [ifindex, at.handle, parent, at.info];
-    message.extend(fields.map(u32::to_ne_bytes).concat());
+/// The id of the program that a bpf filter runs.
+fn program(message: &[u8]) -> Option<u32> {
+    let read = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) = read.payload
+    else {
+        return None;
+    };
+    let options = filter
+        .attributes
+        .into_iter()
+        .find_map(|attribute| match attribute {
+            TcAttribute::Options(options) => Some(options),
+            _ => None,
+        })?;
+    options.into_iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(id),
+        _ => None,
+    })
+}
 
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&message, 0)?;
-    let mut answers = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while let Some(length) = rest.first_chunk().map(|length| u32::from_ne_bytes(*length)) {
-            let length = length as usize;
-            let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else {
-                return Err(io::ErrorKind::InvalidData.into());
-            };
-            match i32::from(u16::from_ne_bytes([message[4], message[5]])) {
-                libc::NLMSG_DONE => return Ok(answers),
-                libc::NLMSG_ERROR => {
-                    let code = message
-                        .get(HEADER..HEADER + 4)
-                        .map_or([0; 4], |code| [code[0], code[1], code[2], code[3]]);
-                    return match i32::from_ne_bytes(code) {
-                        0 => Ok(answers),
-                        errno => Err(io::Error::from_raw_os_error(-errno)),
-                    };
-                }
-                _ => answers.push(message.to_vec()),
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
+/// A message about a filter or a qdisc.
+fn message(ifindex: u32, parent: u32, at: &At) -> TcMessage {
+    let mut message = TcMessage::default();
+    message.header.index = ifindex.cast_signed();
+    message.header.handle = TcHandle::from(at.handle);
+    message.header.parent = TcHandle::from(parent);
+    message.header.info = at.info;
+    message
+}
+
+/// Sends one request over a socket of its own and awaits the answers, for a limited time.
+fn run(message: RouteNetlinkMessage, expect: Expect) -> Result<Answer<At>, RequestError> {
+    let socket = RequestSocket::open(NETLINK_ROUTE).map_err(RequestError::Refused)?;
+    Exchange::new(socket).run(&mut request(message, 0), expect, parse)
 }
 
 #[cfg(test)]
@@ -333,6 +314,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// `TCA_KIND`, `TCA_OPTIONS` (linux/rtnetlink.h), and of a bpf filter's options `TCA_BPF_ID` (linux/pkt_cls.h).
+    const TCA_KIND: u16 = 1;
+    const TCA_OPTIONS: u16 = 2;
+    const TCA_BPF_ID: u16 = 11;
+    /// `struct nlmsghdr` and `struct tcmsg`.
+    const TC_HEADER: usize = HEADER_LEN + 20;
 
     /// An attribute as the kernel writes it (RFC 3549 section 2.2): length, kind, value, padding.
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
@@ -347,11 +335,13 @@ mod tests {
     fn filter(info: u32, handle: u32, program: u32) -> Vec<u8> {
         let mut message = vec![0; TC_HEADER];
         message[4..6].copy_from_slice(&libc::RTM_NEWTFILTER.to_ne_bytes());
-        message[HEADER + 8..HEADER + 12].copy_from_slice(&handle.to_ne_bytes());
-        message[HEADER + 16..].copy_from_slice(&info.to_ne_bytes());
+        message[HEADER_LEN + 8..HEADER_LEN + 12].copy_from_slice(&handle.to_ne_bytes());
+        message[HEADER_LEN + 16..].copy_from_slice(&info.to_ne_bytes());
         message.extend(attribute(TCA_KIND, b"bpf\0"));
         let id = attribute(TCA_BPF_ID, &program.to_ne_bytes());
         message.extend(attribute(TCA_OPTIONS, &id));
+        let len = (message.len() as u32).to_ne_bytes();
+        message[..4].copy_from_slice(&len);
         message
     }
 

@@ -2,8 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    fs::File,
-    io::{ErrorKind, Read as _},
+    io::ErrorKind,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -287,12 +286,10 @@ impl StateReader {
 /// Sixteen random bytes.
 ///
 /// # Errors
-/// Where /dev/urandom can't be read.
+/// If the kernel gives none (getrandom(2)).
 pub fn random() -> Result<[u64; 2]> {
     let mut bytes = [0u8; 16];
-    File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .context("cannot read random bytes from /dev/urandom")?;
+    getrandom::fill(&mut bytes).context("cannot get random bytes of the kernel by getrandom(2)")?;
     let [low, high] =
         [0, 8].map(|at| u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte])));
     Ok([low, high])

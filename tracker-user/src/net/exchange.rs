@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const ATTEMPTS: usize = 4;
 
 /// Bytes of `struct nlmsghdr`.
-pub(super) const HEADER_LEN: usize = 16;
+pub(crate) const HEADER_LEN: usize = 16;
 
 /// Longest datagram that is read: the kernel's dumps come in parts of at most 32 KiB (`netlink_recvmsg`).
 pub(super) const DATAGRAM_MAX: usize = 65_536;
@@ -64,7 +64,7 @@ impl RequestError {
 }
 
 /// What carries requests and answers: a netlink socket, or in tests one that loses some.
-pub(super) trait Transport {
+pub(crate) trait Transport {
     /// Sends one datagram.
     fn send(&mut self, datagram: &[u8]) -> io::Result<()>;
 
@@ -74,11 +74,11 @@ pub(super) trait Transport {
 }
 
 /// A netlink socket for requests, in the network namespace of the thread that opened it.
-pub(super) struct RequestSocket(Socket);
+pub(crate) struct RequestSocket(Socket);
 
 impl RequestSocket {
     /// Opens a socket of a netlink protocol.
-    pub(super) fn open(protocol: isize) -> io::Result<Self> {
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -107,7 +107,7 @@ impl Transport for RequestSocket {
 
 /// What ends a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Expect {
+pub(crate) enum Expect {
     /// An acknowledgement alone. If an earlier attempt was lost, this error number says that it was done.
     Done(Option<i32>),
     /// One answer, and an acknowledgement.
@@ -117,7 +117,7 @@ pub(super) enum Expect {
 }
 
 /// A request in bytes, with room for what [`Exchange::run`] fills in.
-pub(super) fn request<M: NetlinkSerializable>(message: M, flags: u16) -> Vec<u8>
+pub(crate) fn request<M: NetlinkSerializable>(message: M, flags: u16) -> Vec<u8>
 where
     NetlinkMessage<M>: From<M>,
 {
@@ -141,7 +141,7 @@ pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// A number of two bytes at an offset of a message.
-pub(super) fn u16_at(message: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(message: &[u8], at: usize) -> Option<u16> {
     let bytes = message.get(at..at + 2)?;
     Some(u16::from_ne_bytes(bytes.try_into().ok()?))
 }
@@ -154,22 +154,22 @@ pub(super) fn u32_at(message: &[u8], at: usize) -> Option<u32> {
 
 /// What a request brought.
 #[derive(Debug)]
-pub(super) struct Answer<A> {
+pub(crate) struct Answer<A> {
     /// What was answered, in the kernel's order.
-    pub(super) items: Vec<A>,
+    pub(crate) items: Vec<A>,
     /// False if the list changed while the kernel made it, at each attempt (NLM_F_DUMP_INTR): some of it may be missing.
-    pub(super) is_complete: bool,
+    pub(crate) is_complete: bool,
 }
 
 /// Sends requests and awaits their answers.
-pub(super) struct Exchange<T> {
+pub(crate) struct Exchange<T> {
     transport: T,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
 impl<T: Transport> Exchange<T> {
-    pub(super) const fn new(transport: T) -> Self {
+    pub(crate) const fn new(transport: T) -> Self {
         Self {
             transport,
             sequence: 0,
@@ -181,7 +181,7 @@ impl<T: Transport> Exchange<T> {
     ///
     /// # Errors
     /// As the kernel refuses it, or if no answer arrives.
-    pub(super) fn run<A>(
+    pub(crate) fn run<A>(
         &mut self,
         request: &mut [u8],
         expect: Expect,

@@ -3,7 +3,7 @@
 
 mod addresses;
 pub mod ethtool;
-mod exchange;
+pub(crate) mod exchange;
 pub mod link_counters;
 pub mod neighbour_entries;
 pub mod neighbours;
