@@ -102,12 +102,14 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     let sent_mono_ns = unsafe { bpf_ktime_get_ns() };
     let number = Mark::number(hub.tag, sequence);
     // A reply that brings no mark back is proven by what the receive program knows.
-    let (time, proven, claimed_mono_ns) = match tracker.probe.keeps_times() {
-        true => {
-            let time = WINDOWS.get_ptr_mut(tracker.time_at(sequence));
-            (Some(time.ok_or(Refusal::Failed)?), sequence, 0)
-        }
-        false => (None, number, sent_mono_ns),
+    let time_at = match tracker.probe.keeps_times() {
+        true => Some(tracker.time_at(sequence)),
+        false => None,
+    };
+    let (proven, claimed_mono_ns) = match time_at {
+        Some(at) if WINDOWS.get_ptr_mut(at).is_none() => return Err(Refusal::Failed),
+        Some(_) => (sequence, 0),
+        None => (number, sent_mono_ns),
     };
     let mark = Mark {
         tracker: slot,
@@ -123,7 +125,8 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     // probe's then reads the new number too, and takes the reply to that one for late.
     unsafe {
         (&raw mut send.sent).write_volatile(sequence);
-        if let Some(time) = time {
+        // Looked up once more: the verifier of Linux 6.1 loses what a pointer is that only one of two ways has set.
+        if let Some(time) = time_at.and_then(|at| WINDOWS.get_ptr_mut(at)) {
             time.write_volatile(sent_mono_ns);
         }
     }
