@@ -8,7 +8,9 @@ use tracker_ebpf::{
     abi::{Answered, Complaint, Hub, Path, Proof, Resets, State, Streams, Tracker},
     wire::{
         answer::{self, Answer, Message, Proof as Claimed},
-        ethernet, icmp, ipv4, ipv6,
+        ethernet, icmp,
+        ip::{V4, V6},
+        ipv4, ipv6,
         stamp::{self, Claim},
         tcp, token, udp,
     },
@@ -38,7 +40,7 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Answer> {
             const SEGMENT: usize = ipv4::LEN + tcp::LEN;
             let head =
                 Head::longest::<QUOTED_STAMP, REFLECTED, QUOTED_SYN, SEGMENT>(ctx, &mut memory)?;
-            answer::parse_ipv4(&head, 0)
+            answer::parse_packet::<V4, Head>(&head, 0)
         }
         ethernet::IPV6 => {
             const QUOTED_STAMP: usize = 2 * (ipv6::LEN + udp::LEN) + stamp::CLAIM_LEN;
@@ -47,7 +49,7 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Answer> {
             const SEGMENT: usize = ipv6::LEN + tcp::LEN;
             let head =
                 Head::longest::<QUOTED_STAMP, QUOTED_SYN, REFLECTED, SEGMENT>(ctx, &mut memory)?;
-            answer::parse_ipv6(&head, 0)
+            answer::parse_packet::<V6, Head>(&head, 0)
         }
         _ => None,
     }

@@ -5,7 +5,9 @@ use tracker_ebpf::{
     abi::{Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker, is_own_port},
     window::{Worth, whole_sequence},
     wire::{
-        ethernet, icmp, ipv4, ipv6,
+        ethernet, icmp,
+        ip::{V4, V6},
+        ipv4, ipv6,
         probe::{self, HEADER_LEN, Mark},
         reply::{self, Hop, Message, Reply},
         stamp, tcp, token, vlan,
@@ -114,9 +116,9 @@ pub fn parse_copy(ctx: &TcContext) -> Parsed {
             let kind = head[ipv4::LEN];
             if head[ipv4::PROTOCOL_AT] == ipv4::ICMP && icmp::is_error(kind) {
                 let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory);
-                return Parsed::new(head.and_then(|head| reply::parse_error_ipv4::<[u8], 0>(head)));
+                return Parsed::new(head.and_then(|head| reply::parse_error::<V4, [u8], 0>(head)));
             }
-            Parsed::new(reply::parse_ipv4::<[u8], 0>(head, 0))
+            Parsed::new(reply::parse_packet::<V4, [u8], 0>(head, 0))
         }
         ethernet::IPV6 => {
             const LEN: usize = ipv6::LEN + HEADER_LEN + probe::LEN;
@@ -127,9 +129,9 @@ pub fn parse_copy(ctx: &TcContext) -> Parsed {
             let kind = head[ipv6::LEN];
             if head[ipv6::NEXT_HEADER_AT] == ipv6::ICMP && icmp::is_error_v6(kind) {
                 let head = packet::head::<0, ERROR_LEN>(ctx, &mut memory);
-                return Parsed::new(head.and_then(|head| reply::parse_error_ipv6::<[u8], 0>(head)));
+                return Parsed::new(head.and_then(|head| reply::parse_error::<V6, [u8], 0>(head)));
             }
-            Parsed::new(reply::parse_ipv6::<[u8], 0>(head, 0))
+            Parsed::new(reply::parse_packet::<V6, [u8], 0>(head, 0))
         }
         _ => Parsed::new(None),
     }

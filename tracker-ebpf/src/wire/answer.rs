@@ -3,7 +3,9 @@
 use super::{
     Bytes,
     address::{self, Address},
-    be16, be32, ethernet, icmp, ipv4, ipv6,
+    be16, be32, ethernet, icmp,
+    ip::{Fields, V4, V6, Version},
+    ipv4,
     reply::Hop,
     stamp::{self, Claim},
     tcp::{self, flags},
@@ -149,8 +151,8 @@ pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
         ethertype => (ethernet::LEN, ethertype, 0),
     };
     let answer = match ethertype {
-        ethernet::IPV4 => parse_ipv4(frame, at)?,
-        ethernet::IPV6 => parse_ipv6(frame, at)?,
+        ethernet::IPV4 => parse_packet::<V4, B>(frame, at)?,
+        ethernet::IPV6 => parse_packet::<V6, B>(frame, at)?,
         _ => return None,
     };
     Some(Answer {
@@ -160,84 +162,45 @@ pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
     })
 }
 
-/// The same of an IPv4 packet that begins at `at`.
+/// Looks for an answer in an IP packet that begins at `at`; see [`parse`].
 #[inline(always)]
-pub fn parse_ipv4<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
-    let ip: &[u8; ipv4::LEN] = packet.at(at)?;
-    let protocol = ip[ipv4::PROTOCOL_AT];
-    if !ipv4::carries(ip, protocol) {
+pub fn parse_packet<V: Version, B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
+    let ip = V::header(packet, at)?;
+    let protocol = V::protocol(ip);
+    if !V::carries(ip, protocol) {
         return None;
     }
-    let header = ipv4::parse(ip);
-    let room = usize::from(header.total_len).saturating_sub(ipv4::LEN);
-    let (source, destination) = (
-        address::of_ipv4(header.source),
-        address::of_ipv4(header.destination),
-    );
-    let mut answer = if protocol == ipv4::ICMP {
-        let icmp: &[u8; icmp::LEN] = packet.at(at + ipv4::LEN)?;
-        if !icmp::is_error(icmp[0]) {
+    let Fields {
+        source,
+        destination,
+        hops,
+        room,
+    } = V::fields(ip);
+    let mut answer = if protocol == V::ICMP {
+        let icmp: &[u8; icmp::LEN] = packet.at(at + V::LEN)?;
+        if !V::is_error(icmp[0]) {
             return None;
         }
-        let quoted_at = at + ipv4::LEN + icmp::LEN;
-        let quoted: &[u8; ipv4::LEN] = packet.at(quoted_at)?;
-        let protocol = quoted[ipv4::PROTOCOL_AT];
-        if !ipv4::carries(quoted, protocol) {
+        let quoted_at = at + V::LEN + icmp::LEN;
+        let quoted = V::header(packet, quoted_at)?;
+        let protocol = V::protocol(quoted);
+        if !V::carries(quoted, protocol) {
             return None;
         }
-        let behind = address::of_ipv4(ipv4::parse(quoted).destination);
-        let room = room.saturating_sub(icmp::LEN + ipv4::LEN);
-        let above = quote(packet, quoted_at + ipv4::LEN, protocol, room)?;
-        let answer = answer(above, [destination, behind], source, Family::Ipv4);
+        let behind = V::fields(quoted).destination;
+        let room = room.saturating_sub(icmp::LEN + V::LEN);
+        let above = quote(packet, quoted_at + V::LEN, protocol, room)?;
+        let answer = answer(above, [destination, behind], source, V::FAMILY);
         Answer {
             kind: [icmp[0], icmp[1]],
             ..answer
         }
     } else {
-        let above = above(packet, at + ipv4::LEN, protocol, room)?;
-        answer(above, [source, destination], source, Family::Ipv4)
+        let above = above(packet, at + V::LEN, protocol, room)?;
+        answer(above, [source, destination], source, V::FAMILY)
     };
-    answer.is_intact &= ipv4::checksum_ok(ip);
-    answer.hop = Hop::new(header.ttl);
-    Some(answer)
-}
-
-/// The same of an IPv6 packet that begins at `at`.
-#[inline(always)]
-pub fn parse_ipv6<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Answer> {
-    let ip: &[u8; ipv6::LEN] = packet.at(at)?;
-    let protocol = ip[ipv6::NEXT_HEADER_AT];
-    if !ipv6::carries(ip, protocol) {
-        return None;
-    }
-    let header = ipv6::parse(ip);
-    let room = usize::from(header.payload_len);
-    let source = address::of_ipv6(header.source);
-    let destination = address::of_ipv6(header.destination);
-    let mut answer = if protocol == ipv6::ICMP {
-        let icmp: &[u8; icmp::LEN] = packet.at(at + ipv6::LEN)?;
-        if !icmp::is_error_v6(icmp[0]) {
-            return None;
-        }
-        let quoted_at = at + ipv6::LEN + icmp::LEN;
-        let quoted: &[u8; ipv6::LEN] = packet.at(quoted_at)?;
-        let protocol = quoted[ipv6::NEXT_HEADER_AT];
-        if !ipv6::carries(quoted, protocol) {
-            return None;
-        }
-        let behind = address::of_ipv6(ipv6::parse(quoted).destination);
-        let room = room.saturating_sub(icmp::LEN + ipv6::LEN);
-        let above = quote(packet, quoted_at + ipv6::LEN, protocol, room)?;
-        let answer = answer(above, [destination, behind], source, Family::Ipv6);
-        Answer {
-            kind: [icmp[0], icmp[1]],
-            ..answer
-        }
-    } else {
-        let above = above(packet, at + ipv6::LEN, protocol, room)?;
-        answer(above, [source, destination], source, Family::Ipv6)
-    };
-    answer.hop = Hop::new(header.hop_limit);
+    answer.is_intact &= V::checksum_ok(ip);
+    answer.hop = Hop::new(hops);
     Some(answer)
 }
 
@@ -353,36 +316,23 @@ fn quote<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) ->
 #[inline(always)]
 pub fn parse_sent<B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
     match ethernet::parse(frame.at(0)?) {
-        ethernet::IPV4 => {
-            let ip: &[u8; ipv4::LEN] = frame.at(ethernet::LEN)?;
-            let header = ipv4::parse(ip);
-            let (source, behind) = (
-                address::of_ipv4(header.source),
-                address::of_ipv4(header.destination),
-            );
-            let sent = quote(
-                frame,
-                ethernet::LEN + ipv4::LEN,
-                ip[ipv4::PROTOCOL_AT],
-                usize::MAX,
-            )?;
-            Some(answer(sent, [source, behind], source, Family::Ipv4))
-        }
-        ethernet::IPV6 => {
-            let ip: &[u8; ipv6::LEN] = frame.at(ethernet::LEN)?;
-            let header = ipv6::parse(ip);
-            let source = address::of_ipv6(header.source);
-            let behind = address::of_ipv6(header.destination);
-            let sent = quote(
-                frame,
-                ethernet::LEN + ipv6::LEN,
-                ip[ipv6::NEXT_HEADER_AT],
-                usize::MAX,
-            )?;
-            Some(answer(sent, [source, behind], source, Family::Ipv6))
-        }
+        ethernet::IPV4 => sent::<V4, B>(frame),
+        ethernet::IPV6 => sent::<V6, B>(frame),
         _ => None,
     }
+}
+
+#[inline(always)]
+fn sent<V: Version, B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
+    let ip = V::header(frame, ethernet::LEN)?;
+    let Fields {
+        source,
+        destination,
+        ..
+    } = V::fields(ip);
+    let at = ethernet::LEN + V::LEN;
+    let sent = quote(frame, at, V::protocol(ip), usize::MAX)?;
+    Some(answer(sent, [source, destination], source, V::FAMILY))
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use super::{
     Bytes,
     address::{self, Address},
     checksum::Sum,
-    ethernet, icmp, ipv4, ipv6,
+    ethernet, icmp,
+    ip::{Fields, V4, V6, Version},
+    ipv4,
     probe::{self, HEADER_LEN, Mark},
     udp, vlan,
 };
@@ -197,137 +199,84 @@ fn parse_ip<B: Bytes + ?Sized, const AT: usize>(
     vlan: u16,
 ) -> Option<Reply> {
     match ethertype {
-        ethernet::IPV4 => parse_ipv4::<B, AT>(frame, vlan),
-        ethernet::IPV6 => parse_ipv6::<B, AT>(frame, vlan),
+        ethernet::IPV4 => parse_packet::<V4, B, AT>(frame, vlan),
+        ethernet::IPV6 => parse_packet::<V6, B, AT>(frame, vlan),
         _ => None,
     }
 }
 
-/// The same of an IPv4 packet that begins at `AT`.
+/// Looks for a reply in an IP packet that begins at `AT`; see [`parse`].
 #[inline(always)]
-pub fn parse_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
-    read_ipv4::<B, AT>(frame, vlan, false)
+pub fn parse_packet<V: Version, B: Bytes + ?Sized, const AT: usize>(
+    frame: &B,
+    vlan: u16,
+) -> Option<Reply> {
+    read::<V, B, AT>(frame, vlan, false)
 }
 
-/// The same, of errors only: a copy of the packet can't have the mark of both a reply and an error aligned.
+/// Looks for an ICMP error about one of our probes in an IP packet that begins at `AT`. A copy of the packet cannot have the
+/// mark of both a reply and an error aligned, so each is looked for by itself.
 #[inline(always)]
-pub fn parse_error_ipv4<B: Bytes + ?Sized, const AT: usize>(frame: &B) -> Option<Reply> {
-    read_ipv4::<B, AT>(frame, 0, true)
+pub fn parse_error<V: Version, B: Bytes + ?Sized, const AT: usize>(frame: &B) -> Option<Reply> {
+    read::<V, B, AT>(frame, 0, true)
 }
 
 #[inline(always)]
-fn read_ipv4<B: Bytes + ?Sized, const AT: usize>(
+fn read<V: Version, B: Bytes + ?Sized, const AT: usize>(
     frame: &B,
     vlan: u16,
     only_errors: bool,
 ) -> Option<Reply> {
-    let ip: &[u8; ipv4::LEN] = frame.at(AT)?;
-    let is_icmp = ipv4::carries(ip, ipv4::ICMP);
-    if !is_icmp && !ipv4::carries(ip, ipv4::UDP) {
+    let ip = V::header(frame, AT)?;
+    let is_icmp = V::carries(ip, V::ICMP);
+    if !is_icmp && !V::carries(ip, ipv4::UDP) {
         return None;
     }
-    let head: &[u8; HEADER_LEN] = frame.at(AT + ipv4::LEN)?;
+    let head: &[u8; HEADER_LEN] = frame.at(AT + V::LEN)?;
     let message = match is_icmp {
-        true if icmp::is_error(head[0]) => Message::Error,
-        true => echo(head, icmp::ECHO_REPLY, icmp::ECHO)?,
+        true if V::is_error(head[0]) => Message::Error,
+        true => echo::<V>(head)?,
         false => Message::Datagram,
     };
     if only_errors && !matches!(message, Message::Error) {
         return None;
     }
     let mark = match message {
-        Message::Error => mark(frame, AT + 2 * (ipv4::LEN + HEADER_LEN))?,
-        _ => mark(frame, AT + ipv4::LEN + HEADER_LEN)?,
+        Message::Error => mark(frame, AT + 2 * (V::LEN + HEADER_LEN))?,
+        _ => mark(frame, AT + V::LEN + HEADER_LEN)?,
     };
-    let header = ipv4::parse(ip);
-    let announced = usize::from(header.total_len).saturating_sub(ipv4::LEN);
+    let Fields {
+        source,
+        destination,
+        hops,
+        room,
+    } = V::fields(ip);
     // A larger payload is zeros, which add nothing to the sum. An error's sum covers more than can be read.
     let is_whole = match is_icmp {
         true if matches!(message, Message::Error) => true,
-        true => is_right_echo(head, mark.sum()),
-        false => is_right_datagram(head, announced),
+        true => is_right_echo(head, mark.sum().plus(V::icmp_pseudo_header(ip))),
+        false => is_right_datagram(head, room),
     };
     Some(Reply {
         message,
         mark,
         vlan,
-        is_intact: is_whole && announced >= HEADER_LEN + probe::LEN && ipv4::checksum_ok(ip),
-        family: Family::Ipv4,
-        sender: address::of_ipv4(header.source),
-        receiver: address::of_ipv4(header.destination),
-        hop: Hop::new(header.ttl),
+        is_intact: is_whole && room >= HEADER_LEN + probe::LEN && V::checksum_ok(ip),
+        family: V::FAMILY,
+        sender: source,
+        receiver: destination,
+        hop: Hop::new(hops),
         kind: [head[0], head[1]],
         ports: ports(head),
     })
 }
 
-/// The same of an IPv6 packet that begins at `AT`.
+/// The echo message, if it is one.
 #[inline(always)]
-pub fn parse_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B, vlan: u16) -> Option<Reply> {
-    read_ipv6::<B, AT>(frame, vlan, false)
-}
-
-/// The same, of errors only: a copy of the packet can't have the mark of both a reply and an error aligned.
-#[inline(always)]
-pub fn parse_error_ipv6<B: Bytes + ?Sized, const AT: usize>(frame: &B) -> Option<Reply> {
-    read_ipv6::<B, AT>(frame, 0, true)
-}
-
-#[inline(always)]
-fn read_ipv6<B: Bytes + ?Sized, const AT: usize>(
-    frame: &B,
-    vlan: u16,
-    only_errors: bool,
-) -> Option<Reply> {
-    let ip: &[u8; ipv6::LEN] = frame.at(AT)?;
-    let is_icmp = ipv6::carries(ip, ipv6::ICMP);
-    if !is_icmp && !ipv6::carries(ip, ipv6::UDP) {
-        return None;
-    }
-    let head: &[u8; HEADER_LEN] = frame.at(AT + ipv6::LEN)?;
-    let message = match is_icmp {
-        true if icmp::is_error_v6(head[0]) => Message::Error,
-        true => echo(head, icmp::ECHO_REPLY_V6, icmp::ECHO_V6)?,
-        false => Message::Datagram,
-    };
-    if only_errors && !matches!(message, Message::Error) {
-        return None;
-    }
-    let mark = match message {
-        Message::Error => mark(frame, AT + 2 * (ipv6::LEN + HEADER_LEN))?,
-        _ => mark(frame, AT + ipv6::LEN + HEADER_LEN)?,
-    };
-    let header = ipv6::parse(ip);
-    let is_whole = match is_icmp {
-        true if matches!(message, Message::Error) => true,
-        true => {
-            let (source, destination) = (header.source, header.destination);
-            let len = header.payload_len;
-            let pseudo = ipv6::pseudo_header(source, destination, len, ipv6::ICMP);
-            is_right_echo(head, mark.sum().plus(pseudo))
-        }
-        false => is_right_datagram(head, header.payload_len.into()),
-    };
-    Some(Reply {
-        message,
-        mark,
-        vlan,
-        is_intact: is_whole && usize::from(header.payload_len) >= HEADER_LEN + probe::LEN,
-        family: Family::Ipv6,
-        sender: address::of_ipv6(header.source),
-        receiver: address::of_ipv6(header.destination),
-        hop: Hop::new(header.hop_limit),
-        kind: [head[0], head[1]],
-        ports: ports(head),
-    })
-}
-
-/// The echo message of one of two types.
-#[inline(always)]
-fn echo(header: &[u8; icmp::LEN], reply: u8, request: u8) -> Option<Message> {
+fn echo<V: Version>(header: &[u8; icmp::LEN]) -> Option<Message> {
     match icmp::parse(header).kind {
-        kind if kind == reply => Some(Message::EchoReply),
-        kind if kind == request => Some(Message::EchoRequest),
+        kind if kind == V::ECHO_REPLY => Some(Message::EchoReply),
+        kind if kind == V::ECHO => Some(Message::EchoRequest),
         _ => None,
     }
 }
@@ -370,6 +319,7 @@ fn mark<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Mark> {
 mod tests {
     use super::*;
     use crate::abi::Path;
+    use crate::wire::ipv6;
     use pnet_packet::icmp::{self as pnet_icmp, IcmpCode, IcmpTypes, MutableIcmpPacket};
     use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Types, MutableIcmpv6Packet};
     use pnet_packet::ip::IpNextHeaderProtocols;
@@ -540,8 +490,8 @@ mod tests {
             let frame = if is_reply { exchange.reply() } else { exchange.probe() };
             let packet = &frame[exchange.ip_at()..];
             let bare = match exchange.tracker.family {
-                Family::Ipv4 => parse_ipv4::<_, 0>(packet, exchange.path.vlan),
-                Family::Ipv6 => parse_ipv6::<_, 0>(packet, exchange.path.vlan),
+                Family::Ipv4 => parse_packet::<V4, _, 0>(packet, exchange.path.vlan),
+                Family::Ipv6 => parse_packet::<V6, _, 0>(packet, exchange.path.vlan),
             };
             let framed = parse(&frame[..]).map(|reply| Reply { hop: Hop::new(reply.hop.ttl()), ..reply });
             prop_assert_eq!(bare, framed);
@@ -583,8 +533,8 @@ mod tests {
                 prop_assert_eq!((error.message, error.mark), (Message::Error, exchange.mark));
                 prop_assert_eq!(error.kind, [kind, code]);
                 let alone = match is_v6 {
-                    false => parse_error_ipv4::<[u8], 0>(&frame[ip_at..]),
-                    true => parse_error_ipv6::<[u8], 0>(&frame[ip_at..]),
+                    false => parse_error::<V4, [u8], 0>(&frame[ip_at..]),
+                    true => parse_error::<V6, [u8], 0>(&frame[ip_at..]),
                 };
                 prop_assert_eq!(alone, Some(Reply { vlan: 0, hop: Hop::new(error.hop.ttl()), ..error }));
                 prop_assert!(error.is_intact && error.is_told_to(&exchange.tracker));
