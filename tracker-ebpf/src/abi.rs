@@ -54,7 +54,7 @@ pub mod map {
     pub const STEERING: &str = "STEERING";
     /// Trie of [`super::Source`]: who may send.
     pub const SOURCES: &str = "SOURCES";
-    /// [`super::Uplink`] by ifindex.
+    /// [`super::OwnMac`]: what is for the hub, on interfaces of steering.
     pub const UPLINKS: &str = "UPLINKS";
     /// [`super::Flow`] by [`super::FlowKey`]; the least recently used makes room.
     pub const FLOWS: &str = "FLOWS";
@@ -832,11 +832,14 @@ pub struct Source {
     pub address: [u8; 16],
 }
 
-/// An interface on which steered packets arrive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A MAC address of the hub on an interface on which steered packets, or replies to them, arrive: its own, and those of
+/// macvlan devices on it, as VRRP daemons make them. Frames to other addresses are not the hub's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
-pub struct Uplink {
-    /// Its MAC address: frames to another one are not the hub's.
+pub struct OwnMac {
+    /// The interface.
+    pub ifindex: u32,
+    /// The address.
     pub mac: [u8; 6],
     /// Zero.
     pub pad: [u8; 2],
@@ -890,7 +893,8 @@ pub struct Steered {
     pub replied: u64,
     /// Packets dropped because the member could not be sent to.
     pub no_way: u64,
-    /// Packets passed on because they do not fit the interface's MTU, or their hops are used up.
+    /// Packets that cannot be steered: passed on to the stack, which tells their sender, if they do not fit the interface's MTU
+    /// or their hops are used up, else dropped: fragments, IPv4 options.
     pub unfit: u64,
 }
 
@@ -899,7 +903,7 @@ const _: () = {
     assert!(size_of::<SteerKey>() == 20 && align_of::<SteerKey>() == 2);
     assert!(size_of::<Steer>() == 60 && align_of::<Steer>() == 4);
     assert!(size_of::<Source>() == 20 && offset_of!(Source, address) == 4);
-    assert!(size_of::<Uplink>() == 8);
+    assert!(size_of::<OwnMac>() == 12);
     assert!(size_of::<FlowKey>() == 44 && align_of::<FlowKey>() == 4);
     assert!(size_of::<Flow>() == 32);
     assert!(size_of::<Steered>() == 32);
@@ -964,7 +968,7 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for Source {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Uplink {}
+    unsafe impl aya::Pod for OwnMac {}
     // SAFETY: the programs write keys and flows too, with the families of userspace's entries.
     unsafe impl aya::Pod for FlowKey {}
     // SAFETY: as above.

@@ -641,25 +641,18 @@ fn what_is_not_to_be_steered_reaches_the_endpoint_itself() -> Result<()> {
         service.break_forwarding()?;
         wait_down(&fixture, &tracker)?;
         let before = (counts(&tracker, "fw-4")?, counts(&tracker, "fw-6")?);
-        // Another source, no mark, another mark, fragments: the firewall itself answers all of them.
+        // Another source, no mark, another mark: the firewall itself answers all of them.
         assert!(pings(&fixture.prober, endpoint, &format!("-I {STRANGER}"))?);
         for endpoint in [endpoint, service.endpoint6.into()] {
             assert!(pings(&fixture.lab.hub, endpoint, "")?);
             assert!(pings(&fixture.lab.hub, endpoint, "-m 7")?);
-            assert!(pings(
-                &fixture.lab.hub,
-                endpoint,
-                &format!("-m {MARK} -s 4000")
-            )?);
-            assert!(pings(&fixture.prober, endpoint, "-s 4000")?);
+            // Its answer to what cannot be steered would say that the service passes traffic.
+            let marked = format!("-m {MARK} -s 4000");
+            assert!(!pings(&fixture.lab.hub, endpoint, &marked)?);
+            assert!(!pings(&fixture.prober, endpoint, "-s 4000")?);
+            assert!(pings(&fixture.lab.hub, endpoint, "-s 4000")?);
         }
-        // IPv4 options.
-        assert!(
-            fixture
-                .prober
-                .run(&format!("ping -n -c 2 -i 0.02 -R -W 1 {endpoint}"))?
-                .contains("RR:")
-        );
+        assert!(!pings(&fixture.prober, endpoint, "-R")?);
         // A port that no tracker names, and one of the other protocol.
         for port in [OTHER_PORT, UDP_PORT] {
             let listener = service
@@ -982,4 +975,71 @@ fn nothing_is_left() -> Result<()> {
     );
     tracker.cleanup()?;
     is_clean(&tracker, &second)
+}
+
+/// What cannot be steered comes to no endpoint, which would answer it whether the service passes traffic or not.
+#[test]
+fn large_pings_are_not_answered_by_the_endpoint() -> Result<()> {
+    let fixture = Fixture::new(Setting::default())?;
+    let tracker = fixture.start(Setting::default())?;
+    for endpoint in fixture.endpoints {
+        let (prober, hub) = (&fixture.prober, &fixture.lab.hub);
+        let marked = format!("-m {MARK}");
+        assert!(pings(prober, endpoint, "")? && pings(hub, endpoint, &marked)?);
+        // Without the mark nothing of the hub's own is ours.
+        assert!(pings(hub, endpoint, "-s 2000")?);
+        assert!(!pings(prober, endpoint, "-s 2000")?, "{endpoint}");
+        assert!(
+            !pings(hub, endpoint, &format!("{marked} -s 2000"))?,
+            "{endpoint}"
+        );
+    }
+    for service in ["fw-4", "fw-6"] {
+        assert_eq!(tracker.status()?.verdict(service), "up");
+    }
+    Ok(())
+}
+
+/// A VRRP daemon's device on the uplink, and one where replies arrive, which come while the daemon runs.
+#[test]
+fn virtual_mac_addresses_are_the_hubs() -> Result<()> {
+    let fixture = Fixture::new(Setting::default())?;
+    let tracker = fixture.start(Setting::default())?;
+    let (prober, hub) = (&fixture.prober, &fixture.lab.hub);
+    let endpoint = fixture.endpoints[0];
+    assert!(pings(prober, endpoint, "")?);
+    let hop = |namespace: &Namespace, device: &str, address: &str, mac: &str| {
+        namespace.ip(&format!(
+            "neighbour replace {address} lladdr {mac} dev {device} nud permanent\n"
+        ))
+    };
+    for (last, device) in [(1, "up0"), (2, "eth1")] {
+        hub.ip(&format!(
+            "link add vrrp.{last} link {device} address 00:00:5e:00:01:0{last} type macvlan mode private\n\
+             link set vrrp.{last} up\n"
+        ))?;
+        for key in ["all", "up0", "eth1", &format!("vrrp.{last}")] {
+            hub.sysctl(&format!("net/ipv4/conf/{key}/rp_filter"), "0")?;
+        }
+    }
+    hop(prober, "eth0", "192.0.2.1", "00:00:5e:00:01:01")?;
+    let firewall = &fixture.lab.service().firewall;
+    let hub_address = fixture.hub_addresses[0].to_string();
+    hop(firewall, "eth0", &hub_address, "00:00:5e:00:01:02")?;
+    let deadline = Instant::now() + slow(SOON);
+    let steered = || -> Result<bool> {
+        let (before, _) = counts(&tracker, "fw-4")?;
+        let is_answered = pings(prober, endpoint, "")?;
+        let (after, _) = counts(&tracker, "fw-4")?;
+        Ok(is_answered && after >= before + 5)
+    };
+    while !steered()? {
+        if Instant::now() > deadline {
+            bail!("not steered by way of virtual MAC addresses");
+        }
+    }
+    fixture.lab.service().break_forwarding()?;
+    tracker.wait_verdict("fw-4", "down", "no-reply")?;
+    assert!(!pings(prober, endpoint, "")?);
+    Ok(())
 }

@@ -45,7 +45,7 @@ pub static STEERING: HashMap<abi::SteerKey, abi::Steer, 1> = HashMap::new();
 #[btf_map]
 pub static SOURCES: LpmTrie<abi::Source, u32, 1> = LpmTrie::new();
 #[btf_map]
-pub static UPLINKS: HashMap<u32, abi::Uplink, 1> = HashMap::new();
+pub static UPLINKS: HashMap<abi::OwnMac, u32, 1> = HashMap::new();
 #[btf_map]
 pub static FLOWS: LruHashMap<abi::FlowKey, abi::Flow, 1> = LruHashMap::new();
 #[btf_map]

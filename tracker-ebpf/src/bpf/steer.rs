@@ -15,8 +15,8 @@ use aya_ebpf::{
 };
 use tracker_ebpf::{
     abi::{
-        FLOW_LONG_NS, FLOW_SHORT_NS, Family, Filter, Flow, FlowKey, Source, Steer, SteerKey,
-        Steered, Via,
+        FLOW_LONG_NS, FLOW_SHORT_NS, Family, Filter, Flow, FlowKey, OwnMac, Source, Steer,
+        SteerKey, Steered, Via,
     },
     wire::{
         Bytes, BytesMut, ethernet,
@@ -39,6 +39,8 @@ pub const BARE: usize = 0;
 const SOURCE_BITS: u32 = 8 * size_of::<Source>() as u32;
 /// `PACKET_HOST` (linux/if_packet.h): addressed to this host, not merely seen by it.
 const PACKET_HOST: u32 = 0;
+/// `PACKET_OTHERHOST`: addressed to another MAC address than the device's, as frames to a macvlan device on it are.
+const PACKET_OTHERHOST: u32 = 3;
 /// Most bytes of outer headers before a packet's IP header: IPv6, and GRE with all its options.
 const OUTER_MAX: usize = ipv6::LEN + 16;
 /// Where an IPv4 header has its checksum.
@@ -51,7 +53,7 @@ pub enum Outcome {
     Redirected(i32),
     /// Given other addresses, and on its right way already.
     Changed,
-    /// Ours, and the member cannot be sent to. Passed on, the endpoint itself would answer, and the prober
+    /// Ours, and it cannot be sent, now or at all. Passed on, the endpoint itself would answer, and the prober
     /// would take that for a reply from behind the service.
     NoWay,
     /// Ours, and the kernel refused what began.
@@ -72,7 +74,11 @@ pub fn fast(ctx: &XdpContext) -> Option<u32> {
     let mut head = Head::default();
     flow::parse::<_, ETHERNET>(&packet, ethertype, len, &mut head)?;
     let steer = find(&head)?;
-    if !matches!(steer.via, Via::XdpRedirect) || !fits(&head, steer, 0) || head.may_be_partial() {
+    if !matches!(steer.via, Via::XdpRedirect)
+        || !fits(&head, steer, 0)
+        || !has_hops(&head, true)
+        || head.may_be_partial()
+    {
         return None;
     }
     // Devices drop a redirected packet of several buffers unless they say that they take it (`__xdp_enqueue`).
@@ -80,9 +86,7 @@ pub fn fast(ctx: &XdpContext) -> Option<u32> {
     if unsafe { bpf_xdp_get_buff_len(ctx.ctx) } != (len + ETHERNET) as u64 {
         return None;
     }
-    // SAFETY: a map value of plain bytes; userspace replaces it whole.
-    let uplink = unsafe { UPLINKS.get(ctx.ingress_ifindex() as u32) }?;
-    if packet.at(0)? != &uplink.mac || !may_send(&head) {
+    if !is_own_mac(ctx.ingress_ifindex() as u32, packet.at(0)?) || !may_send(&head) {
         return None;
     }
     let action = DEVICES.redirect(steer.interface, 0).ok()?;
@@ -100,19 +104,18 @@ pub fn fast(ctx: &XdpContext) -> Option<u32> {
 pub fn uplink<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs.
-    let (is_ours, gso_size) = unsafe {
-        let is_ours = (*skb).vlan_present == 0 && (*skb).pkt_type == PACKET_HOST;
-        (is_ours, (*skb).gso_size)
-    };
-    if !is_ours {
+    let (is_tagged, gso_size) = unsafe { ((*skb).vlan_present != 0, (*skb).gso_size) };
+    if is_tagged || !may_be_for_us::<AT>(ctx) {
         return None;
     }
     let at = ip_at::<AT>(ctx)?;
-    if !is_endpoint(last_words::<AT>(ctx, at)?.1) {
+    if !is_endpoint(last_words::<AT>(ctx, at)?.1) || !is_for_us::<AT>(ctx) {
         return None;
     }
     let mut head = Head::default();
-    parse::<AT>(ctx, at, &mut head)?;
+    if parse::<AT>(ctx, at, &mut head).is_none() {
+        return unsteerable::<AT>(ctx, at, &mut head, may_send);
+    }
     let steer = find(&head)?;
     if !may_send(&head) {
         return None;
@@ -143,7 +146,9 @@ pub fn marked<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
         return None;
     }
     let mut head = Head::default();
-    parse::<AT>(ctx, at, &mut head)?;
+    if parse::<AT>(ctx, at, &mut head).is_none() {
+        return unsteerable::<AT>(ctx, at, &mut head, |_| true);
+    }
     let steer = find(&head)?;
     if let Err(outcome) = turn::<AT>(ctx, at, &head, steer, gso_size, false) {
         return outcome;
@@ -166,15 +171,12 @@ pub fn marked<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
 pub fn reply<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs.
-    let (is_ours, ifindex) = unsafe {
-        let is_ours = (*skb).vlan_present == 0 && (*skb).pkt_type == PACKET_HOST;
-        (is_ours, (*skb).ifindex)
-    };
-    if !is_ours {
+    let (is_tagged, ifindex) = unsafe { ((*skb).vlan_present != 0, (*skb).ifindex) };
+    if is_tagged || !may_be_for_us::<AT>(ctx) {
         return None;
     }
     let at = ip_at::<AT>(ctx)?;
-    if !is_behind(last_words::<AT>(ctx, at)?.0) {
+    if !is_behind(last_words::<AT>(ctx, at)?.0) || !is_for_us::<AT>(ctx) {
         return None;
     }
     let mut head = Head::default();
@@ -199,6 +201,39 @@ pub fn reply<const AT: usize>(ctx: &TcContext) -> Option<Outcome> {
     }
     count(member, |counters| &mut counters.replied);
     Some(Outcome::Changed)
+}
+
+/// Whether the interface has a MAC address of the hub.
+#[inline(always)]
+fn is_own_mac(ifindex: u32, mac: &[u8; 6]) -> bool {
+    let key = OwnMac {
+        ifindex,
+        mac: *mac,
+        pad: [0; 2],
+    };
+    // SAFETY: only whether there is an entry is asked.
+    unsafe { UPLINKS.get(key) }.is_some()
+}
+
+/// Whether a packet may be for the hub, by what the device says of it.
+#[inline(always)]
+fn may_be_for_us<const AT: usize>(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    let kind = unsafe { (*ctx.skb.skb).pkt_type };
+    kind == PACKET_HOST || (AT != BARE && kind == PACKET_OTHERHOST)
+}
+
+/// Whether a packet for which [`may_be_for_us`] holds is for the hub: to the device's own MAC address, or to that of a macvlan
+/// device on it.
+#[inline(always)]
+fn is_for_us<const AT: usize>(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    let (kind, ifindex) = unsafe { ((*ctx.skb.skb).pkt_type, (*ctx.skb.skb).ifindex) };
+    if kind == PACKET_HOST {
+        return true;
+    }
+    let packet = Packet::new(ctx.data(), ctx.data_end());
+    packet.at(0).is_some_and(|mac| is_own_mac(ifindex, mac))
 }
 
 /// Where the IP header begins. On an interface without Ethernet header that is the first byte, but on a GRE
@@ -232,6 +267,25 @@ fn parse<const AT: usize>(ctx: &TcContext, at: usize, head: &mut Head) -> Option
     let (packet, ethertype) = packet::<AT>(ctx, at)?;
     let len = (ctx.len() as usize).checked_sub(at)?;
     flow::parse::<_, 0>(&packet, ethertype, len, head)
+}
+
+/// What becomes of a packet that cannot be given another address: it is dropped if it was to be steered.
+#[inline(always)]
+fn unsteerable<const AT: usize>(
+    ctx: &TcContext,
+    at: usize,
+    head: &mut Head,
+    may_send: impl FnOnce(&Head) -> bool,
+) -> Option<Outcome> {
+    let (packet, ethertype) = packet::<AT>(ctx, at)?;
+    *head = Head::default();
+    flow::parse_unsteerable::<_, 0>(&packet, ethertype, head)?;
+    let steer = find(head)?;
+    if !may_send(head) {
+        return None;
+    }
+    count(steer.member, |counters| &mut counters.unfit);
+    Some(Outcome::NoWay)
 }
 
 /// The packet from its IP header on, and what that is.
@@ -293,15 +347,20 @@ fn may_send(head: &Head) -> bool {
     SOURCES.get(&Key::new(SOURCE_BITS, source)).is_some()
 }
 
-/// Whether the member's interface takes the packet, or each of its segments, whole. One that does not fit
-/// goes to the stack like one whose hops are used up: the stack tells the sender.
+/// Whether the member's interface takes the packet, or each of its segments, whole.
 #[inline(always)]
 fn fits(head: &Head, steer: &Steer, gso_size: u32) -> bool {
     let len = match gso_size {
         0 => head.ip_len,
         segment => head.headers_len + segment,
     };
-    len <= steer.mtu && head.hops > 1
+    len <= steer.mtu
+}
+
+/// Whether the packet has hops left, of which a router takes one.
+#[inline(always)]
+fn has_hops(head: &Head, takes_hop: bool) -> bool {
+    head.hops > takes_hop as u8
 }
 
 /// Notes that replies are to be expected, wherever they may arrive.
@@ -368,9 +427,13 @@ fn turn<const AT: usize>(
     }
     // No helper takes outer headers off for an interface that wants an Ethernet header.
     let is_framed = at == AT || steer.is_ethernet == 0;
-    if !fits(head, steer, gso_size) || !is_framed {
+    let (fits, has_hops) = (fits(head, steer, gso_size), has_hops(head, takes_hop));
+    if !fits || !has_hops || !is_framed {
         count(steer.member, |counters| &mut counters.unfit);
-        return Err(None);
+        // The stack, as a router, does not send it on but tells its sender. Of others it makes fragments, and what leaves it
+        // has no router: these might come to the endpoint.
+        let is_told = takes_hop && is_framed && (!has_hops || !head.may_be_fragmented);
+        return Err((!is_told).then_some(Outcome::NoWay));
     }
     let broken = Err(Some(Outcome::Broken));
     if remember(head, steer).is_none() {

@@ -14,12 +14,19 @@ pub use super::tcp::{PROTOCOL as TCP, flags};
 pub const UDP: u8 = 17;
 
 /// Bytes within which all that is read lies, link-layer header included.
-pub const HEAD: usize = ethernet::LEN + ipv6::LEN + TCP_LEN;
+pub const HEAD: usize = ethernet::LEN + IPV4_LONGEST + TCP_LEN;
+/// Bytes of the longest IPv4 header (RFC 791).
+const IPV4_LONGEST: usize = 60;
 
 /// Bytes of a UDP header (RFC 768).
 const UDP_LEN: usize = 8;
 
+/// Next header of an IPv6 fragment (RFC 8200 section 4.5), and its bytes.
+const FRAGMENT: u8 = 44;
+const FRAGMENT_LEN: usize = 8;
+
 /// Where headers have what.
+const IPV4_FRAGMENT: usize = 6;
 const IPV4_TTL: usize = 8;
 const IPV4_CHECKSUM: usize = 10;
 const IPV4_SOURCE: usize = 12;
@@ -72,6 +79,8 @@ pub struct Head {
     pub destination_port: u16,
     /// Time to live, or hop limit.
     pub hops: u8,
+    /// Routers may fragment it: an IPv4 packet without "don't fragment".
+    pub may_be_fragmented: bool,
     /// Bytes of the IP packet, as its header says.
     pub ip_len: u32,
     /// Bytes of the IP header and that of the protocol above it.
@@ -233,7 +242,7 @@ pub fn last_words<B: Bytes + ?Sized, const AT: usize>(
 /// Reads a packet into a fresh `head`. The IP header is `AT` bytes after the packet's beginning, and there are
 /// `len` bytes from there.
 ///
-/// `None` means untouchable: other protocols, ICMP other than echo, fragments, IPv4 options, IPv6
+/// `None` means that it cannot be given other addresses: other protocols, ICMP other than echo, fragments, IPv4 options, IPv6
 /// extension headers, and packets whose headers promise more bytes than there are.
 // Not returned: the verifier sees through no half-made Option of this size.
 #[inline(always)]
@@ -252,6 +261,7 @@ pub fn parse<B: Bytes + ?Sized, const AT: usize>(
             }
             (head.family, head.protocol) = (Family::Ipv4, ip[9]);
             head.hops = header.ttl;
+            head.may_be_fragmented = be16(ip, IPV4_FRAGMENT) & 0x4000 == 0;
             head.ip_len = u32::from(header.total_len);
             head.source[..4].copy_from_slice(&ip[IPV4_SOURCE..IPV4_DESTINATION]);
             head.destination[..4].copy_from_slice(&ip[IPV4_DESTINATION..]);
@@ -274,6 +284,63 @@ pub fn parse<B: Bytes + ?Sized, const AT: usize>(
         _ => return None,
     }
     (head.ip_len >= head.headers_len && head.ip_len as usize <= len).then_some(())
+}
+
+/// Reads what of a packet that [`parse`] refuses tells to whom it is addressed: a first fragment, and an IPv4 packet with options.
+/// Only addresses, protocol, ports and the way are set. Later fragments tell nothing, and are worth nothing without the first.
+#[inline(always)]
+pub fn parse_unsteerable<B: Bytes + ?Sized, const AT: usize>(
+    packet: &B,
+    ethertype: u16,
+    head: &mut Head,
+) -> Option<()> {
+    let (above, icmp_protocol) = match ethertype {
+        ethernet::IPV4 => {
+            let ip: &[u8; ipv4::LEN] = packet.at(AT)?;
+            let fragment = be16(ip, IPV4_FRAGMENT);
+            let header_len = usize::from(ip[0] & 15) * 4;
+            let is_plain = header_len == ipv4::LEN && fragment & 0x2000 == 0;
+            if ip[0] >> 4 != 4 || header_len < ipv4::LEN || fragment & 0x1fff != 0 || is_plain {
+                return None;
+            }
+            (head.family, head.protocol) = (Family::Ipv4, ip[9]);
+            head.source[..4].copy_from_slice(&ip[IPV4_SOURCE..IPV4_DESTINATION]);
+            head.destination[..4].copy_from_slice(&ip[IPV4_DESTINATION..]);
+            (AT + header_len, ipv4::ICMP)
+        }
+        ethernet::IPV6 => {
+            let ip: &[u8; ipv6::LEN] = packet.at(AT)?;
+            if !ipv6::carries(ip, FRAGMENT) {
+                return None;
+            }
+            let fragment: &[u8; FRAGMENT_LEN] = packet.at(AT + ipv6::LEN)?;
+            if be16(fragment, 2) & 0xfff8 != 0 {
+                return None;
+            }
+            (head.family, head.protocol) = (Family::Ipv6, fragment[0]);
+            head.source
+                .copy_from_slice(&ip[IPV6_SOURCE..IPV6_DESTINATION]);
+            head.destination.copy_from_slice(&ip[IPV6_DESTINATION..]);
+            (AT + ipv6::LEN + FRAGMENT_LEN, ipv6::ICMP)
+        }
+        _ => return None,
+    };
+    let first: &[u8; 4] = packet.at(above)?;
+    match head.protocol {
+        TCP | UDP => head.destination_port = be16(first, 2),
+        protocol if protocol == icmp_protocol => {
+            let request = match head.family {
+                Family::Ipv4 => icmp::ECHO,
+                Family::Ipv6 => icmp::ECHO_V6,
+            };
+            if first[0] != request || first[1] != 0 {
+                return None;
+            }
+            head.way = Way::Request;
+        }
+        _ => return None,
+    }
+    Some(())
 }
 
 /// Reads what is above an IP header of `IP` bytes.

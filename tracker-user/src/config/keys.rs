@@ -595,7 +595,7 @@ pub static MARK_MASK: Key = Key {
     name: "mark_mask",
     tables: &[Table::Steering],
     value: integer(1, u32::MAX),
-    default: Default::Text("all 32 bits"),
+    default: Default::Text("as far as the highest bit of `mark`"),
     doc: "The bits of a packet's mark that are compared with `mark`.",
     is_read_by_kernel: true,
 };

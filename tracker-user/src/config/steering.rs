@@ -45,7 +45,10 @@ pub(super) fn read(section: &Section<'_>) -> Steering {
     }
     let mask = section.entry(&keys::MARK_MASK);
     let mark_mask = mask.as_ref().and_then(|entry| entry.integer());
-    let mark_mask = mark_mask.map_or(u32::MAX, |mask| mask.value);
+    let mark_mask = mark_mask.map_or_else(
+        || mark.as_ref().map_or(u32::MAX, |mark| bits_of(mark.value)),
+        |mask| mask.value,
+    );
     if let Some(mask) = &mask {
         match &mark {
             None => mask.refuse("there is no `mark` to compare with; add `mark`, or delete it"),
@@ -60,5 +63,34 @@ pub(super) fn read(section: &Section<'_>) -> Steering {
         sources: sources.unwrap_or_default(),
         mark: mark.map(|mark| mark.value),
         mark_mask,
+    }
+}
+
+/// The bits of a packet's mark that are compared if the file names none: as far as the mark's highest one. Other agents set
+/// bits of their own, mostly high ones, and a packet that is not steered because of one is answered by the endpoint
+/// itself, as if the service passed it.
+const fn bits_of(mark: u32) -> u32 {
+    match mark {
+        0 => u32::MAX,
+        mark => u32::MAX >> mark.leading_zeros(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_compared_as_far_as_its_highest_bit() {
+        for (mark, bits) in [
+            (1, 1),
+            (2, 3),
+            (0x7472, 0x7fff),
+            (0x8000, 0xffff),
+            (0x0001_0000, 0x0001_ffff),
+            (1 << 31, u32::MAX),
+        ] {
+            assert_eq!(bits_of(mark), bits, "{mark:#x}");
+        }
     }
 }

@@ -42,7 +42,7 @@ pub struct Steering {
     filter: Array<MapData, abi::Filter>,
     table: BpfHashMap<MapData, abi::SteerKey, abi::Steer>,
     sources: LpmTrie<MapData, abi::Source, u32>,
-    uplinks: BpfHashMap<MapData, u32, abi::Uplink>,
+    uplinks: BpfHashMap<MapData, abi::OwnMac, u32>,
     flows: BpfHashMap<MapData, abi::FlowKey, abi::Flow>,
     counters: SteeredReader,
     holds: HashMap<Point, Hold>,

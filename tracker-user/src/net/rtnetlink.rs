@@ -607,6 +607,8 @@ impl Netlink {
                                 link.is_bond = *kind == InfoKind::Bond;
                                 link.is_bridge = *kind == InfoKind::Bridge;
                                 link.is_veth = *kind == InfoKind::Veth;
+                                link.is_macvlan =
+                                    matches!(kind, InfoKind::MacVlan | InfoKind::MacVtap);
                                 is_stacked = matches!(
                                     kind,
                                     InfoKind::Vlan

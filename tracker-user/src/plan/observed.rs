@@ -66,6 +66,8 @@ pub struct Link {
     pub vlan: Option<Vlan>,
     /// The device that first sees what arrives on this one: a VLAN's, macvlan's or ipvlan's parent.
     pub parent: Option<u32>,
+    /// Whether frames to its own MAC address, which is not its parent's, arrive on the parent first: a macvlan, macvtap.
+    pub is_macvlan: bool,
     /// The device that takes over what arrives on this one: the bridge, bond or VRF it belongs to.
     pub master: Option<u32>,
     /// Its `xdp-features`; `None` where the kernel doesn't tell (before Linux 6.3).

@@ -55,8 +55,8 @@ pub struct Plan {
     pub table: HashMap<SteerKey, abi::Steer>,
     /// For the map SOURCES: address and bits of its prefix.
     pub sources: HashSet<(abi::Source, u32)>,
-    /// For the map UPLINKS.
-    pub uplinks: HashMap<u32, abi::Uplink>,
+    /// For the map UPLINKS: the hub's MAC addresses on uplinks, and where replies arrive.
+    pub uplinks: HashMap<abi::OwnMac, u32>,
     /// Programs. Those of [`Hook::Fast`] only make it faster, and some devices refuse them.
     pub points: BTreeSet<Point>,
 }
@@ -76,12 +76,17 @@ impl Room {
     /// What a config with steering needs.
     pub fn needed(config: &Config, steering: &config::Steering) -> Self {
         let members = config.services.iter().flat_map(|service| &service.members);
-        let table: usize = members.map(|member| 1 + member.trackers.len()).sum();
+        let table: usize = members
+            .clone()
+            .map(|member| 1 + member.trackers.len())
+            .sum();
+        let returns: usize = members.map(|member| member.returns.len().max(1)).sum();
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Self {
             table: count(table),
             sources: count(steering.sources.len()),
-            uplinks: count(steering.uplinks.len()),
+            // On each a few addresses beside its own.
+            uplinks: count((steering.uplinks.len() + returns).saturating_mul(4)),
         }
     }
 
@@ -168,13 +173,6 @@ pub fn plan(
         }
     };
     for link in &uplinks {
-        plan.uplinks.insert(
-            link.index,
-            abi::Uplink {
-                mac: link.mac,
-                ..Default::default()
-            },
-        );
         add(link.index, Hook::Uplink);
         if fast(link, receiving.contains(&link.index), mode).is_some() {
             add(link.index, Hook::Fast);
@@ -182,6 +180,25 @@ pub fn plan(
     }
     for ifindex in &receiving {
         add(*ifindex, Hook::Return);
+    }
+    let arrivals: HashSet<u32> = uplinks
+        .iter()
+        .map(|link| link.index)
+        .chain(receiving.iter().copied())
+        .collect();
+    // The interface's own, and those of the macvlan devices on it, which VRRP daemons make.
+    for link in observed.links.values() {
+        let of_parent = link.parent.filter(|_| link.is_macvlan);
+        for ifindex in [Some(link.index), of_parent].into_iter().flatten() {
+            if arrivals.contains(&ifindex) {
+                let own = abi::OwnMac {
+                    ifindex,
+                    mac: link.mac,
+                    pad: [0; 2],
+                };
+                plan.uplinks.insert(own, 1);
+            }
+        }
     }
     if steering.mark.is_some() {
         let own = members
@@ -524,8 +541,32 @@ mark = 7
         ];
         let plan = usual(&observed());
         assert_eq!(points(&plan), all);
-        assert_eq!(plan.uplinks[&2].mac, [2, 0, 0, 0, 0, 2]);
-        assert_eq!(plan.uplinks.len(), 1);
+        let own = |ifindex, mac| abi::OwnMac {
+            ifindex,
+            mac,
+            pad: [0; 2],
+        };
+        let plain = [2, 3].map(|ifindex| own(ifindex, [2, 0, 0, 0, 0, ifindex as u8]));
+        let keys = |plan: &Plan| plan.uplinks.keys().copied().collect::<HashSet<_>>();
+        assert_eq!(keys(&plan), plain.into());
+        // A VRRP daemon's devices; a VLAN's frames bear a tag, and eth2 is not concerned.
+        let mut virtual_macs = observed();
+        for (index, parent, is_macvlan) in
+            [(10, 2, true), (11, 3, true), (12, 4, true), (13, 2, false)]
+        {
+            let device = Link {
+                mac: [0, 0, 0x5e, 0, 1, index as u8],
+                parent: Some(parent),
+                is_macvlan,
+                ..link(index, &format!("vrrp.{index}"))
+            };
+            virtual_macs.links.insert(index, device);
+        }
+        let more = [(2, 10), (3, 11)].map(|(ifindex, last)| own(ifindex, [0, 0, 0x5e, 0, 1, last]));
+        assert_eq!(
+            keys(&usual(&virtual_macs)),
+            plain.into_iter().chain(more).collect()
+        );
         // Without a mark nothing of the hub's own is looked at, without uplinks nothing else.
         let unmarked = format!("{SERVICES}{}", STEERING.replace("mark = 7", ""));
         let plan = planned(&unmarked, &observed(), ModeChoice::Auto);
@@ -593,7 +634,7 @@ mark = 7
         let config = config.expect("a good config");
         let steering = config.steering.as_ref().expect("steering");
         let needed = Room::needed(&config, steering);
-        assert_eq!((needed.table, needed.sources, needed.uplinks), (9, 2, 2));
+        assert_eq!((needed.table, needed.sources, needed.uplinks), (9, 2, 16));
         assert!(needed.holds(needed) && needed.with_more().holds(needed));
         assert!(!needed.holds(needed.with_more()));
     }
