@@ -17,11 +17,11 @@ use aya_ebpf::{
     programs::{SkBuffContext, TcContext, XdpContext},
 };
 use bpf::{
-    answer,
-    maps::{EXPECTING, count},
+    answer, disposition,
+    maps::EXPECTING,
     packet::{self, Packet},
     receive::{self, Arrival, Outcome, Parsed},
-    send::{self, Refusal, Sent},
+    send::{self, Refusal},
     steer::{self, BARE, ETHERNET},
 };
 use tracker_ebpf::{
@@ -52,13 +52,7 @@ macro_rules! rarely {
 #[xdp]
 pub fn tracker_send(ctx: XdpContext) -> u32 {
     let outcome = send::send(&ctx);
-    let count = match outcome {
-        Ok(Sent::Redirect(_) | Sent::ToTc) => count(|counters| &mut counters.send_built),
-        Err(Refusal::Idle) => count(|counters| &mut counters.send_idle),
-        Err(Refusal::Inactive) => count(|counters| &mut counters.send_inactive),
-        Err(Refusal::NoPath) => count(|counters| &mut counters.send_no_path),
-        Err(Refusal::Failed) => count(|counters| &mut counters.send_failed),
-    };
+    let (action, count) = disposition::of_frame(&outcome);
     if let Err(Refusal::Failed) = outcome {
         rarely!(
             count,
@@ -66,7 +60,7 @@ pub fn tracker_send(ctx: XdpContext) -> u32 {
             "the kernel refused to size or redirect {} probes"
         );
     }
-    send::action(&outcome)
+    action.xdp()
 }
 
 /// TC ingress of the private veth: sends out what the send program passed up.
@@ -114,14 +108,11 @@ fn receive_by_xdp(ctx: &XdpContext) -> u32 {
 
 #[inline(always)]
 fn finish_in_xdp(ctx: &XdpContext, outcome: Outcome) -> u32 {
-    let count = receive::count_outcome(outcome);
+    let (action, count) = disposition::of_reply(outcome);
     if let Outcome::Corrupt = outcome {
         rarely!(count, ctx, "{} packets bear the mark and fail the token");
     }
-    match outcome.is_done() {
-        true => xdp_action::XDP_DROP,
-        false => xdp_action::XDP_PASS,
-    }
+    action.xdp()
 }
 
 /// The same at TC ingress.
@@ -196,15 +187,11 @@ fn settle_at_tc(
 
 #[inline(always)]
 fn finish_at_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
-    let count = receive::count_outcome(outcome);
+    let (action, count) = disposition::of_reply(outcome);
     if let Outcome::Corrupt = outcome {
         rarely!(count, ctx, "{} packets bear the mark and fail the token");
     }
-    match outcome.is_done() {
-        true => TC_ACT_SHOT,
-        // Not ours: the next program, or the stack, decides.
-        false => TC_ACT_UNSPEC,
-    }
+    action.tc()
 }
 
 /// XDP on an uplink: others' tracker packets, the fast way.
@@ -223,53 +210,42 @@ pub fn trk_steer_gen(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn tracker_uplink(ctx: TcContext) -> i32 {
     pull(&ctx, flow::HEAD as u32);
-    steered(steer::uplink::<ETHERNET>(&ctx))
+    disposition::of_steered(steer::uplink::<ETHERNET>(&ctx)).tc()
 }
 
 /// The same without Ethernet header.
 #[classifier]
 pub fn tracker_ip_up(ctx: TcContext) -> i32 {
     gather(&ctx);
-    steered(steer::uplink::<BARE>(&ctx))
+    disposition::of_steered(steer::uplink::<BARE>(&ctx)).tc()
 }
 
 /// TC egress where local tracker packets may leave.
 #[classifier]
 pub fn tracker_marked(ctx: TcContext) -> i32 {
     pull(&ctx, flow::HEAD as u32);
-    steered(steer::marked::<ETHERNET>(&ctx))
+    disposition::of_steered(steer::marked::<ETHERNET>(&ctx)).tc()
 }
 
 /// The same without Ethernet header.
 #[classifier]
 pub fn tracker_ip_mark(ctx: TcContext) -> i32 {
     gather(&ctx);
-    steered(steer::marked::<BARE>(&ctx))
+    disposition::of_steered(steer::marked::<BARE>(&ctx)).tc()
 }
 
 /// TC ingress where replies to others' tracker packets arrive.
 #[classifier]
 pub fn tracker_return(ctx: TcContext) -> i32 {
     pull(&ctx, flow::HEAD as u32);
-    steered(steer::reply::<ETHERNET>(&ctx))
+    disposition::of_steered(steer::reply::<ETHERNET>(&ctx)).tc()
 }
 
 /// The same without Ethernet header.
 #[classifier]
 pub fn tracker_ip_ret(ctx: TcContext) -> i32 {
     gather(&ctx);
-    steered(steer::reply::<BARE>(&ctx))
-}
-
-/// The action for the outcome.
-#[inline(always)]
-fn steered(outcome: Option<steer::Outcome>) -> i32 {
-    match outcome {
-        Some(steer::Outcome::Redirected(action)) => action,
-        Some(steer::Outcome::NoWay | steer::Outcome::Broken) => TC_ACT_SHOT,
-        // The next program, or the stack, goes on with it.
-        Some(steer::Outcome::Changed) | None => TC_ACT_UNSPEC,
-    }
+    disposition::of_steered(steer::reply::<BARE>(&ctx)).tc()
 }
 
 /// Has the kernel put the head of a scattered packet where a program can read it, if the packet may be ours. What is large

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod atomic;
+pub mod disposition;
 pub mod maps;
 pub mod packet;
 pub mod receive;

@@ -539,33 +539,3 @@ pub fn count_reply(
 fn expects([a, b, c, d]: [u32; RETURNS_MAX], ifindex: u32) -> bool {
     ifindex == a || ifindex == b || ifindex == c || ifindex == d
 }
-
-/// Counts the outcome on this CPU and says how many there are now.
-#[inline(always)]
-pub fn count_outcome(outcome: Outcome) -> u64 {
-    match outcome {
-        Outcome::Counted => count(|counters| &mut counters.reply_counted),
-        Outcome::Duplicate => count(|counters| &mut counters.reply_duplicate),
-        Outcome::Late => count(|counters| &mut counters.reply_late),
-        Outcome::WrongPath => count(|counters| &mut counters.reply_wrong_path),
-        Outcome::Tagged => count(|counters| &mut counters.reply_tagged),
-        Outcome::Error => count(|counters| &mut counters.probe_refused),
-        Outcome::Elsewhere => count(|counters| &mut counters.reply_elsewhere),
-        Outcome::Corrupt => count(|counters| &mut counters.reply_corrupt),
-        Outcome::Stale => count(|counters| &mut counters.reply_stale),
-    }
-}
-
-impl Outcome {
-    /// True where the packet is provably ours and done with. A reply on an interface outside `returns`
-    /// is ours and passes on: this may be a bridge's port or a macvlan's parent, and the device above, to
-    /// which it is on its way, the one of `returns`. Where it is not, the stack drops it.
-    #[inline(always)]
-    pub const fn is_done(self) -> bool {
-        match self {
-            // The hub's own stack has sent nothing that an error could be about.
-            Self::Counted | Self::Duplicate | Self::Late | Self::Error | Self::Elsewhere => true,
-            Self::WrongPath | Self::Tagged | Self::Corrupt | Self::Stale => false,
-        }
-    }
-}

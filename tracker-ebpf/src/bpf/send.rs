@@ -1,7 +1,6 @@
 //! From a tracker slot to a frame on its way to the endpoint.
 
 use aya_ebpf::{
-    bindings::xdp_action,
     helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail},
     programs::{TcContext, XdpContext},
 };
@@ -154,16 +153,6 @@ fn leave(path: &Path) -> Result<Sent, Refusal> {
         }
         Via::TcRedirect => Ok(Sent::ToTc),
         Via::Nowhere => Err(Refusal::NoPath),
-    }
-}
-
-/// The action for the outcome.
-#[inline(always)]
-pub fn action(outcome: &Result<Sent, Refusal>) -> u32 {
-    match outcome {
-        Ok(Sent::Redirect(action)) => *action,
-        Ok(Sent::ToTc) => xdp_action::XDP_PASS,
-        Err(_) => xdp_action::XDP_DROP,
     }
 }
 
