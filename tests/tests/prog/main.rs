@@ -8,3 +8,4 @@ mod steer;
 mod tc_ip;
 mod tc_receive;
 mod tc_send;
+mod watch;

@@ -1,0 +1,73 @@
+//! The filter of the packet socket, which counts replies on interfaces where none is expected: the table of the receive programs
+//! again. It takes no packet, so it answers 0 to all of them, and sees the packet from its IP header on.
+
+use crate::fixtures::receive::{self, Actions, V4, V6};
+use crate::fixtures::{ARRIVAL, Object, World, answer, fuzz, now_mono_ns};
+use anyhow::Result;
+use tracker_ebpf::abi::{Probe, program::WATCH};
+
+/// What the kernel is told of a packet that the socket does not take.
+const NOT_TAKEN: i32 = 0;
+
+const ACTIONS: Actions = Actions {
+    pass: NOT_TAKEN,
+    consume: NOT_TAKEN,
+    // The kernel's word (PACKET_OTHERHOST): neither the device's own address nor one of many.
+    is_as_sent: |destination| *destination != [0; 6] && destination[0] & 1 == 0,
+    takes_tag: false,
+    sees_hop: false,
+};
+
+#[test]
+fn each_row_of_the_table() -> Result<()> {
+    tracker_tests::needs_root!();
+    receive::check_table(WATCH, ACTIONS)
+}
+
+#[test]
+fn each_answer_without_a_mark() -> Result<()> {
+    tracker_tests::needs_root!();
+    answer::check_table(WATCH, ACTIONS)
+}
+
+#[test]
+fn a_full_ring_loses_only_events() -> Result<()> {
+    tracker_tests::needs_root!();
+    receive::check_full_ring(WATCH, ACTIONS)
+}
+
+#[test]
+fn fuzz_only_genuine_replies_are_counted() -> Result<()> {
+    tracker_tests::needs_root!();
+    fuzz::check(WATCH, ACTIONS, 100)
+}
+
+/// Where a receive program is attached, the filter counts nothing: neither replies nor what is wrong with them.
+#[test]
+fn what_arrives_where_replies_are_expected_is_left_to_others() -> Result<()> {
+    tracker_tests::needs_root!();
+    let mut object = Object::load(WATCH)?;
+    for family in [V4, V6] {
+        for probe in [Probe::Icmp, Probe::Udp] {
+            for is_expected in [false, true] {
+                let world = World::new(family).with(|world| world.tracker.probe = probe);
+                world.install(&mut object)?;
+                match is_expected {
+                    true => object.expecting.insert(ARRIVAL, 1, 0)?,
+                    // It is missing in the first round.
+                    false => drop(object.expecting.remove(&ARRIVAL)),
+                }
+                for token_bit in [0, 1] {
+                    let mut mark = world.mark(1_000 - token_bit, now_mono_ns());
+                    mark.token ^= token_bit;
+                    let before = object.snapshot()?;
+                    let frame = receive::Reply::new(&world, mark).frame();
+                    assert_eq!(object.run(&frame)?.action, NOT_TAKEN);
+                    let is_same = object.snapshot()?.is_same(&before);
+                    assert_eq!(is_same, is_expected, "{family:?} {probe:?} {token_bit}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
