@@ -18,32 +18,3 @@ pub mod net;
 pub mod plan;
 pub mod reconcile;
 pub mod state;
-
-/// Names by which the tests' crate reaches what has moved.
-#[doc(hidden)]
-mod moved {
-    pub mod board {
-        pub use crate::state::tree::{Stamp, StateTree as Board};
-    }
-    pub mod daemon {
-        pub use crate::plan::observed::private_names;
-    }
-    pub mod journal {
-        pub use crate::state::journal::*;
-    }
-    pub mod kernel {
-        pub use crate::{
-            datapath::{OBJECT, loader, mmap as mapped},
-            host::privileges,
-        };
-    }
-    pub mod report {
-        pub use crate::{
-            api::{metrics, protocol, types as status},
-            cli::table,
-            state::events,
-        };
-    }
-}
-#[doc(hidden)]
-pub use moved::*;

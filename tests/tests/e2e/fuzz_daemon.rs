@@ -17,7 +17,7 @@ use tracker_tests::daemon::{Config, LATER, lines};
 use tracker_tests::pace::slow;
 use tracker_tests::random::{Random, Rounds, Tally};
 use tracker_tests::{Lab, Tracker, netns};
-use tracker_user::kernel::mapped::Mapped;
+use tracker_user::datapath::mmap::Mapped;
 
 /// Requests of one round.
 const REQUESTS: u64 = 200;

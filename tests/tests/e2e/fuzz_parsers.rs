@@ -10,19 +10,25 @@ use clap::Parser as _;
 use jiff::Timestamp;
 use tracker_ebpf::verdict::{Cause, Verdict};
 use tracker_tests::random::{Random, Rounds, Tally};
-use tracker_user::board::{Board, Stamp};
+use tracker_user::api::types::Status;
 use tracker_user::cli::{Cli, Command, ServiceCommand};
 use tracker_user::config::{
     self, Addition, Config, ConfigError, Given,
     keys::{Default, Value},
 };
-use tracker_user::desired::diff::Used;
-use tracker_user::journal::{
+use tracker_user::desired::{
+    diff::diff,
+    model::{Desired, Used},
+};
+use tracker_user::state::events::{Event, EventLog, Missed, Numbered};
+use tracker_user::state::journal::{
     Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
 };
-use tracker_user::report::events::{Event, EventLog, Missed, Numbered};
-use tracker_user::report::status::{Counters, Status};
-use tracker_user::report::{metrics, protocol::Request, table};
+use tracker_user::state::tree::{Stamp, StateTree};
+use tracker_user::{
+    api::{metrics, protocol::Request, status},
+    cli::table,
+};
 
 /// Inputs of one round.
 const INPUTS: u64 = 200;
@@ -214,8 +220,9 @@ fn use_it(config: &Config) {
         boot_ns: 1,
         wall: Timestamp::UNIX_EPOCH,
     };
-    let board = Board::new(config, now);
-    let status = board.whole_status(now, |_| Counters::default());
+    let desired = Desired::new(config.services.clone(), config.chains.clone());
+    let tree = StateTree::new(&config.hub, &desired, now);
+    let status = status::whole(&tree, now);
     let json = serde_json::to_string(&status).expect("JSON");
     assert_eq!(
         serde_json::from_str::<Status>(&json).expect("itself"),
@@ -404,7 +411,7 @@ fn fuzz_additions_and_command_lines() -> Result<()> {
             let request = Request::ServiceAdd { service };
             let wire = serde_json::to_string(&request)?;
             assert_eq!(serde_json::from_str::<Request>(&wire)?, request, "{wire}");
-            match addition.service(&config) {
+            match addition.service(&config.defaults) {
                 Ok(service) => {
                     assert_eq!(service.check(), Ok(()), "{addition:?}");
                     tally.add("accepted");
@@ -572,26 +579,27 @@ fn fuzz_journals() -> Result<()> {
             };
             tally.add("taken");
             // What a daemon does with it.
-            let before = Config {
-                services: snapshot
-                    .services
-                    .iter()
-                    .map(|saved| saved.service.clone())
-                    .collect(),
-                chains: snapshot.chains.clone(),
-                ..config.clone()
-            };
-            for service in &before.services {
+            let saved = snapshot.services.iter();
+            let services: Vec<_> = saved.map(|saved| saved.service.clone()).collect();
+            for service in &services {
                 service.check().expect(&service.name);
             }
+            let before = Desired::new(services, snapshot.chains.clone());
             let now = Stamp {
                 mono_ns: 1,
                 boot_ns: 1,
                 wall: Timestamp::UNIX_EPOCH,
             };
-            let mut board = Board::resume(&before, now, |_| None);
-            let _ = board.replace(&config, now, |_| Used::default());
-            let _ = board.whole_status(now, |_| Counters::default());
+            let mut tree = StateTree::new(&config.hub, &before, now);
+            let saved = before.services().iter().zip(&snapshot.services);
+            tree.restore(
+                saved.map(|(service, saved)| (service.id, saved.shown())),
+                now,
+            );
+            let (services, chains) = (config.services.clone(), config.chains.clone());
+            let after = before.next(services, chains, |_| Used::default());
+            let _ = tree.apply(&after, &diff(&before, &after), now);
+            let _ = status::whole(&tree, now);
             let next = snapshot.next;
             let mut log = EventLog::resume(8, snapshot.events, next);
             assert_eq!(log.next(), next);
@@ -616,8 +624,9 @@ fn fuzz_answers() -> Result<()> {
         boot_ns: 1,
         wall: Timestamp::UNIX_EPOCH,
     };
-    let status =
-        serde_json::to_vec(&Board::new(&config, now).whole_status(now, |_| Counters::default()))?;
+    let desired = Desired::new(config.services.clone(), config.chains.clone());
+    let tree = StateTree::new(&config.hub, &desired, now);
+    let status = serde_json::to_vec(&status::whole(&tree, now))?;
     let mut tally = Tally::default();
     let mut rounds = Rounds::new(20);
     while let Some(mut round) = rounds.next() {

@@ -381,7 +381,7 @@ fn a_read_only_proc_sys_is_enough() -> Result<()> {
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.status.success(), "{said}");
     // The private interfaces carry nothing of the stack's, also when they are made anew.
-    let names = tracker_user::daemon::private_names(tracker.instance());
+    let names = tracker_user::plan::observed::private_names(tracker.instance());
     lab.hub.ip(&format!("link del {}\n", names[0]))?;
     wait("the private interfaces", SOON, || {
         Ok(lab.hub.run(&format!("ip link show {}", names[1])).is_ok())

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use tracker_ebpf::abi::program;
-use tracker_user::kernel::{OBJECT, loader};
+use tracker_user::datapath::{OBJECT, loader};
 
 static HEARD: AtomicU64 = AtomicU64::new(0);
 

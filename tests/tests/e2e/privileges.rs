@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use tracker_tests::daemon::{SOON, binary};
 use tracker_tests::{Config, Lab, Tracker};
-use tracker_user::kernel::privileges::{RUN, START};
+use tracker_user::host::privileges::{RUN, START};
 
 /// What `/proc/PID/task/TID/status` says of each thread, by its name and number.
 fn threads(pid: u32) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
@@ -94,7 +94,7 @@ fn does_everything(lab: &Lab, tracker: &Tracker, mode: &str, hub: &str) -> Resul
     tracker.service("remove fw-3")?;
 
     // The private interfaces made anew, without IPv6 (/proc/sys).
-    let [private, peer] = tracker_user::daemon::private_names(tracker.instance());
+    let [private, peer] = tracker_user::plan::observed::private_names(tracker.instance());
     lab.hub.ip(&format!("link del {private}\n"))?;
     tracker.wait_for("the private interfaces to be made anew", SOON, |_| {
         lab.hub.run(&format!("ip link show {peer}")).is_ok()
@@ -125,7 +125,7 @@ fn what_is_kept_is_enough() -> Result<()> {
         assert!(status.success(), "{status}: {}", tracker.log());
         assert!(!tracker.pins().exists());
         assert!(!tracker.socket().exists());
-        let private = &tracker_user::daemon::private_names(tracker.instance())[0];
+        let private = &tracker_user::plan::observed::private_names(tracker.instance())[0];
         assert!(!lab.hub.look()?.contains(private), "{before}");
     }
     Ok(())

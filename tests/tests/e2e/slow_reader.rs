@@ -12,7 +12,7 @@ use tracker_tests::{Config, Lab, Tracker};
 
 const TRACKERS: usize = 2_000;
 /// Events that the daemon keeps.
-const KEPT: u64 = tracker_user::report::events::CAPACITY as u64;
+const KEPT: u64 = tracker_user::state::events::CAPACITY as u64;
 
 /// Resident memory of a process, in kilobytes.
 fn memory(pid: u32) -> Result<u64> {

@@ -721,10 +721,10 @@ fn a_direct_connection_keeps_its_addresses() -> Result<()> {
 fn somebody_elses_xdp_program_stays() -> Result<()> {
     use aya::programs::{Xdp, xdp::XdpMode};
     let fixture = Fixture::new(Setting::default())?;
-    let mut ebpf = aya::EbpfLoader::new().load(tracker_user::kernel::OBJECT)?;
+    let mut ebpf = aya::EbpfLoader::new().load(tracker_user::datapath::OBJECT)?;
     // With empty maps it passes everything.
     let name = tracker_ebpf::abi::program::RECEIVE;
-    tracker_user::kernel::loader::load(&mut ebpf, name)?;
+    tracker_user::datapath::loader::load(&mut ebpf, name)?;
     let program: &mut Xdp = ebpf
         .program_mut(name)
         .context("find a program")?

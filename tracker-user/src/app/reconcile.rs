@@ -1,49 +1,41 @@
-//! The kernel brought in line with what is configured and observed, after each change of either.
+//! The kernel brought in line with what is desired and observed, after each change of either.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
-use tokio::time::Instant;
+use anyhow::Result;
 use tracing::Level;
-use tracker_ebpf::{
-    abi::{self, Via},
-    verdict::Cause,
-};
 
-use super::{Attachment, Daemon, MOVE, RETRY, Tracker, stamp};
+use super::{App, RETRY};
 use crate::{
-    config::{Member, ModeChoice},
-    datapath::{
-        loader::{Check, Kernel},
-        steering::Steering,
-    },
+    api::{answers::KnownSteering, types::UplinkStatus},
+    datapath::loader::Check,
+    desired::model::Desired,
     detector::engine::Command,
-    host::repeats,
+    host::{clock, repeats},
     net::rtnetlink::Followed,
     plan::{
-        address::address_bytes,
-        member::{self, Fault, MemberPlan, Probing, Ways},
-        mode::Mode,
-        observed::{Neighbour, Observed, Owners, private_names},
-        steering::Point,
+        member::{self, Fault, MemberPlan},
+        observed::private_names,
+        steering::{self, AttachPoint, Plan, Planned, Room},
     },
-    reconcile::sender::Sender,
+    reconcile::steering::Kept,
     state::tree::MemberPath,
 };
 
 /// What tells of each attached program whether it still is.
 pub(super) struct Checks {
     receive: Vec<(u32, Check)>,
-    steering: Vec<(Point, Check)>,
+    steering: Vec<(AttachPoint, Check)>,
 }
 
 /// Programs that others detached.
 pub(super) struct Detached {
     receive: Vec<u32>,
-    steering: Vec<Point>,
+    steering: Vec<AttachPoint>,
 }
 
 impl Checks {
-    /// Asks the kernel. That may wait for RTNL: not to be called by the daemon's loop.
+    /// Asks the kernel. That may wait for RTNL: not to be called by the main loop.
     pub(super) fn look(self) -> Detached {
         fn detached<K>(checks: Vec<(K, Check)>) -> Vec<K> {
             let detached = checks.into_iter().filter(|(_, check)| check.is_detached());
@@ -56,98 +48,107 @@ impl Checks {
     }
 }
 
-impl Daemon {
+impl App {
     /// Has the kernel's changes of what the members depend on reported, and no others.
     pub(super) async fn follow_members(&mut self) {
         self.is_following_more = false;
-        let members = self.members.values().map(|member| &member.config);
+        let members = self.desired.members().map(|(_, member)| member);
         let followed = Followed {
             endpoints: members.clone().map(|member| member.endpoint).collect(),
-            routes: members.filter_map(member::route_key).collect(),
+            routes: members
+                .filter_map(|member| member::route_key(member))
+                .collect(),
         };
         if let Err(error) = self.netlink.follow(followed).await {
             tracing::error!("{error:#}");
         }
     }
 
-    /// Brings the kernel in line with what is configured and observed.
+    /// Brings the kernel in line with what is desired and observed.
     pub(super) async fn reconcile(&mut self) {
         if self.is_following_more {
             self.follow_members().await;
         }
         self.forget_gone();
         self.keep_private_pair().await;
-        self.neighbours.observe(&self.netlink.observed);
-        let links = &self.netlink.observed.links;
-        self.not_leaving
-            .retain(|ifindex, means| links.get(ifindex).is_some_and(|link| link.caps() == *means));
-        let ways = Ways {
-            mode: self.config.hub.mode,
-            not_leaving: &self.not_leaving,
-            last_macs: self.neighbours.last_macs(),
-        };
+        let mode = self.hub.mode;
         let observed = &self.netlink.observed;
-        let owners = observed.owners();
-        let mut plans = Vec::with_capacity(self.members.len());
-        let mut asked = Vec::new();
-        for member in self.members.values_mut() {
-            let plan = member::plan(&member.config, observed, &owners, ways);
-            let meanwhile = way_meanwhile(member, &plan, observed, &owners, ways);
-            asked.extend(plan.neighbour.filter(|_| meanwhile.is_some()));
-            plans.push(meanwhile.unwrap_or(plan));
-        }
+        self.next_hops.observe(observed);
+        self.devices.observe(observed);
+        let installer = &self.installer;
+        let members = self.desired.members().filter_map(|(id, settings)| {
+            let installed = installer.member(id)?;
+            Some((id, &**settings, installed.plan.as_ref()))
+        });
+        let not_leaving = self.devices.not_leaving();
+        let ids: Vec<_> = members.clone().map(|(id, _, _)| id).collect();
+        let (mut plans, asked) = self.next_hops.plan(members, observed, mode, not_leaving);
 
-        let before = self.steering_fault.take();
-        if let Err(error) = self.keep_steering() {
-            let fault = format!("{error:#}");
-            if before.as_ref() != Some(&fault) {
-                tracing::error!("{fault}; others' packets are not steered, trying again");
-            }
-            self.steering_fault = Some(fault);
-        }
+        let desired = self.desired.clone();
+        let kept = self.keep_steering(&desired);
+        self.steering.take_fault(kept);
         // Planned before a member's own faults of receiving: others' replies do not depend on it.
         let steering = self.plan_steering(&plans);
-        if let (Some(plan), Some(installed)) = (&steering, &mut self.steering) {
-            installed.detach(plan);
+        if let Some(plan) = &steering {
+            self.steering.detach(plan);
         }
-        self.attach(&plans);
+        let receive = plans.iter().flat_map(|plan| &plan.receive);
+        let receive: HashSet<u32> = receive.copied().collect();
+        let observed = &self.netlink.observed;
+        self.devices
+            .attach(&receive, observed, mode, RETRY, &mut self.kernel);
         for plan in &mut plans {
-            let refused = plan
-                .receive
-                .iter()
-                .find_map(|ifindex| self.refused.get(ifindex));
-            if let (Some((why, _)), Ok(_)) = (refused, &plan.path) {
+            if let (Some(why), Ok(_)) = (self.devices.refusal(plan), &plan.path) {
                 plan.path = Err(Fault::cannot_receive(why));
             }
         }
-        let devices = self.add_devices(&plans);
+        let now_ns = clock::monotonic_ns();
+        let targets =
+            self.devices
+                .add_targets(&plans, observed, now_ns, &mut self.kernel, &self.sender);
         if let Some(plan) = steering {
-            self.steer(plan);
+            self.steering.apply(plan, &mut self.kernel, observed, mode);
+            self.show_uplinks();
         }
         let of_plans = plans.iter().filter_map(|plan| plan.neighbour);
         let needed = of_plans.chain(asked).collect();
-        self.neighbours.keep(&self.netlink.observed, needed);
-        let receive = plans.iter().flat_map(|plan| &plan.receive);
-        let receive: HashSet<u32> = receive.copied().collect();
-        let places: Vec<_> = self.members.keys().copied().collect();
-        for (place, plan) in places.into_iter().zip(plans) {
-            self.apply(place, plan);
+        self.next_hops.keep(&self.netlink.observed, needed);
+        for (id, plan) in ids.into_iter().zip(plans) {
+            if let Some(member) = self.installer.member(id) {
+                let path = self.member_path(&plan, member.settings.interface.as_ref());
+                self.known().tree.member_path(id, path);
+            }
+            self.installer
+                .set_plan(id, plan, &mut self.kernel, &self.sender);
         }
-        self.keep_devices(devices);
-        self.detach(&receive);
+        self.devices.keep_targets(&targets, &mut self.kernel);
+        self.devices
+            .detach(&receive, &self.netlink.observed, &mut self.kernel);
+    }
+
+    /// How a member's probes go out, for reports.
+    fn member_path(&self, plan: &MemberPlan, configured: Option<&String>) -> MemberPath {
+        let known = plan.interface.as_ref().map(|(_, name)| name);
+        MemberPath {
+            interface: known.or(configured).cloned(),
+            mode: plan
+                .receive
+                .iter()
+                .find_map(|ifindex| self.kernel.mode(*ifindex)),
+            send: plan.send_way(),
+            proofs: plan.proofs(),
+        }
     }
 
     /// Forgets what was made for interfaces that went: what has their index now is another one, or was in
-    /// another namespace meanwhile, where the kernel took it out of DEVICES.
+    /// another namespace meanwhile.
     fn forget_gone(&mut self) {
         let gone = std::mem::take(&mut self.netlink.gone);
         if gone.is_empty() {
             return;
         }
-        self.devices.retain(|ifindex, _| !gone.contains(ifindex));
-        self.not_leaving
-            .retain(|ifindex, _| !gone.contains(ifindex));
-        self.neighbours.forget(&gone);
+        self.devices.forget(&gone);
+        self.next_hops.forget(&gone);
         let Checks { receive, steering } = self.checks();
         let of_gone = |ifindex: &u32| gone.contains(ifindex);
         let receive = receive.into_iter().map(|(key, _)| key);
@@ -161,10 +162,9 @@ impl Daemon {
 
     /// What tells of each attached program whether it still is.
     pub(super) fn checks(&self) -> Checks {
-        let steering = self.steering.iter().flat_map(Steering::checks);
         Checks {
             receive: self.kernel.checks().collect(),
-            steering: steering.collect(),
+            steering: self.steering.checks().collect(),
         }
     }
 
@@ -178,6 +178,7 @@ impl Daemon {
     /// Forgets those of these programs that are attached no longer; true if there are any. A program that was attached anew
     /// since they were looked at is asked for again.
     fn forget_detached(&mut self, suspects: Detached) -> bool {
+        let links = &self.netlink.observed.links;
         let mut detached = suspects.receive;
         let kernel = &self.kernel;
         detached.retain(|ifindex| {
@@ -187,43 +188,29 @@ impl Daemon {
         });
         for ifindex in &detached {
             // No notification tells of it; the interface itself may be gone, which one does.
-            if let Some(link) = self.netlink.observed.links.get(ifindex) {
+            if let Some(link) = links.get(ifindex) {
                 tracing::warn!("{}: somebody detached the receive program", link.name);
             }
             self.kernel.detach(*ifindex);
-            // Replies to what is under way went unheard: nobody is to blame.
-            let hearing = |plan: &MemberPlan| plan.receive.contains(ifindex);
-            let deaf = self
-                .members
-                .values()
-                .filter(|member| member.plan.as_ref().is_some_and(hearing));
-            for tracker in deaf.flat_map(|member| &member.trackers) {
-                self.sender
-                    .command(Command::Renew(tracker.slot, tracker.entry.epoch));
-            }
+            // Replies to what is under way were not received: no service is to blame.
+            self.installer.renew_receiving(*ifindex, &self.sender);
         }
-        let steering = self.steering.as_mut();
-        let unsteered = steering.map(|steering| steering.forget_detached(&suspects.steering));
-        let unsteered = unsteered.unwrap_or_default();
+        let unsteered = self.steering.forget_detached(&suspects.steering);
         for point in &unsteered {
-            if let Some(link) = self.netlink.observed.links.get(&point.ifindex) {
+            if let Some(link) = links.get(&point.ifindex) {
                 tracing::warn!("{}: somebody detached a steering program", link.name);
             }
         }
         !detached.is_empty() || !unsteered.is_empty()
     }
 
-    /// Makes the private interfaces anew where somebody deleted them or moved them away.
+    /// Makes the private interfaces anew if somebody deleted them or moved them away.
     async fn keep_private_pair(&mut self) {
-        if self
-            .netlink
-            .observed
-            .links
-            .contains_key(&self.kernel.private_ifindex())
-        {
+        let links = &self.netlink.observed.links;
+        if links.contains_key(&self.kernel.private_ifindex()) {
             return;
         }
-        let names = private_names(&self.config.hub.instance);
+        let names = private_names(&self.hub.instance);
         let moved = match self.netlink.make_private_pair(&names).await {
             Ok(private) => self.kernel.move_send(private).map(|()| private),
             Err(error) => Err(error),
@@ -244,269 +231,76 @@ impl Daemon {
         }
     }
 
-    /// Attaches the receive program wherever replies may arrive. All other interfaces are watched for replies that come a wrong
-    /// way.
-    fn attach(&mut self, plans: &[MemberPlan]) {
-        let observed = &self.netlink.observed;
-        let links = &observed.links;
-        let wanted: HashSet<u32> = plans
-            .iter()
-            .flat_map(|plan| &plan.receive)
-            .copied()
+    /// Loads steering if it is configured, and takes it away if it is not.
+    pub(super) fn keep_steering(&mut self, desired: &Desired) -> Result<()> {
+        let config = self.steering_config.as_ref();
+        let members = || desired.members().map(|(_, member)| &**member);
+        let needed = config.map(|config| Room::needed(members(), config));
+        if !self.steering.is_kept(needed) {
+            // What is read of it goes before it does.
+            self.known().steering = None;
+        }
+        match self.steering.keep(needed, &self.kernel)? {
+            Kept::Same => {}
+            Kept::Off => tracing::info!("steering is off"),
+            Kept::Loaded(counters) => {
+                self.known().steering = Some(KnownSteering {
+                    counters,
+                    uplinks: Vec::new(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What steering needs of the kernel now. `plans` are those of the installed members, in the desired order.
+    fn plan_steering(&self, plans: &[MemberPlan]) -> Option<Plan> {
+        let config = self.steering_config.as_ref()?;
+        let installed = self.desired.members();
+        let installed = installed.filter_map(|(id, _)| self.installer.member(id));
+        let members: Vec<Planned<'_>> = installed
+            .zip(plans)
+            .map(|(member, plan)| (&*member.settings, plan, member.path))
             .collect();
-        self.kernel
-            .watch_more(&member::expecting(observed, &wanted));
-        let now = Instant::now();
-        self.refused.retain(|ifindex, _| wanted.contains(ifindex));
-        for ifindex in member::lowest_first(observed, &wanted) {
-            let is_fresh = |(_, since): &(String, Instant)| now - *since < RETRY;
-            if self.kernel.mode(ifindex).is_some()
-                || self.refused.get(&ifindex).is_some_and(is_fresh)
-            {
-                continue;
-            }
-            let Some(link) = links.get(&ifindex) else {
-                continue;
-            };
-            match self.kernel.attach(link, self.config.hub.mode) {
-                Ok((mode, refusals)) => {
-                    self.refused.remove(&ifindex);
-                    let mut why = String::new();
-                    for refusal in refusals {
-                        why.push_str("; ");
-                        why.push_str(&refusal);
-                    }
-                    if let (Some(id), Mode::Tc, ModeChoice::Auto) =
-                        (link.xdp_program, mode, self.config.hub.mode)
-                    {
-                        why.push_str(&format!(
-                            "; XDP program {id} of somebody else stays where it is"
-                        ));
-                    }
-                    tracing::info!("{}: receiving by {}{why}", link.name, mode.as_str());
-                }
-                Err(error) => {
-                    let why = format!("{error:#}");
-                    let before = self.refused.insert(ifindex, (why.clone(), now));
-                    if before.is_none_or(|(before, _)| before != why) {
-                        tracing::error!("{why}");
-                    }
-                }
-            }
+        let (observed, mode) = (&self.netlink.observed, self.hub.mode);
+        Some(steering::plan(config, &members, observed, mode))
+    }
+
+    fn show_uplinks(&self) {
+        let config = self.steering_config.as_ref();
+        let (observed, mode) = (&self.netlink.observed, self.hub.mode);
+        let uplinks = self.steering.uplinks(config, observed, mode);
+        let uplinks = uplinks
+            .into_iter()
+            .map(|(interface, mode)| UplinkStatus { interface, mode });
+        if let Some(steering) = &mut self.known().steering {
+            steering.uplinks = uplinks.collect();
         }
     }
 
-    /// Detaches the receive program where it is no longer wanted: after the new ones were attached, so that an
-    /// interface that changes its purpose is never without, and after the paths were told, so that replies to what
-    /// leaves by the old ones are heard until then.
-    fn detach(&mut self, wanted: &HashSet<u32>) {
-        let observed = &self.netlink.observed;
-        for ifindex in self.kernel.attached() {
-            if !wanted.contains(&ifindex) || !observed.links.contains_key(&ifindex) {
-                self.kernel.detach(ifindex);
-            }
-        }
-        self.kernel.watch_less(&member::expecting(observed, wanted));
-    }
-
-    /// Lets probes be redirected to the devices that are used as such, and says which are.
-    fn add_devices(&mut self, plans: &[MemberPlan]) -> HashSet<u32> {
-        let paths = plans.iter().filter_map(|plan| plan.path.as_ref().ok());
-        let wanted: HashSet<u32> = paths
-            .filter(|path| path.via == Via::XdpRedirect)
-            .map(|path| path.ifindex)
-            .collect();
-        for &ifindex in &wanted {
-            if self.devices.contains_key(&ifindex) {
-                continue;
-            }
-            if let Err(error) = self.kernel.set_device(ifindex, true) {
-                tracing::error!("{error:#}");
-            }
-            self.devices.insert(ifindex, stamp().mono_ns);
-            self.sender.command(Command::UseDevice(ifindex));
-            // A veth says exactly when it takes redirected frames; some drivers drop them on some processors (mlx5, i40e).
-            let links = &self.netlink.observed.links;
-            if links.get(&ifindex).is_none_or(|link| !link.is_veth) {
-                self.sender.command(Command::TryDevice(ifindex));
-            }
-        }
-        wanted
-    }
-
-    /// Keeps the redirect targets to those that are used, once no path leads to the others.
-    fn keep_devices(&mut self, wanted: HashSet<u32>) {
-        self.devices.retain(|ifindex, _| {
-            let is_wanted = wanted.contains(ifindex);
-            if !is_wanted && let Err(error) = self.kernel.set_device(*ifindex, false) {
-                tracing::error!("{error:#}");
-            }
-            is_wanted
-        });
-    }
-
-    /// Installs one member's plan where it differs from the present one.
-    fn apply(&mut self, place: (u32, u32), plan: MemberPlan) {
-        let Some(member) = self.members.get_mut(&place) else {
-            return;
-        };
-        let mode = plan
-            .receive
-            .iter()
-            .find_map(|ifindex| self.kernel.mode(*ifindex));
-        let path = MemberPath {
-            interface: plan
-                .interface
-                .as_ref()
-                .map(|(_, name)| name.clone())
-                .or_else(|| member.config.interface.clone()),
-            mode,
-            send: plan.send_way(),
-            proofs: plan.proofs(),
-        };
-        self.shared
-            .core()
-            .tree
-            .member_path(member.service, member.member, path);
-        if member.plan.as_ref() == Some(&plan) {
-            return;
-        }
-        let before = member.plan.as_ref().and_then(MemberPlan::ifindex);
-        // Replies under way may arrive where nothing hears them any more.
-        let deaf = member.plan.as_ref().is_some_and(|before| {
-            let mut heard = before.receive.iter();
-            heard.any(|ifindex| !plan.receive.contains(ifindex))
-        });
-        let moved = deaf || (before.is_some() && before != plan.ifindex());
-        for (tracker, probing) in member.trackers.iter_mut().zip(&plan.probings) {
-            self.epoch = self.epoch.wrapping_add(1);
-            let epoch = self.epoch;
-            set_probing(
-                &mut self.kernel,
-                &self.sender,
-                tracker,
-                probing,
-                epoch,
-                moved,
-            );
-        }
-        let (entry, cause) = match &plan.path {
-            Ok(entry) => (*entry, None),
-            // Replies under way came by the last one: they are still expected where they arrive, and count or are late.
-            Err(fault) => {
-                let last = abi::Path {
-                    via: Via::Nowhere,
-                    ..member.entry
-                };
-                (last, Some(fault.cause))
-            }
-        };
-        let entry = abi::Path {
-            endpoint: address_bytes(member.config.endpoint),
-            endpoint_family: member.config.endpoint.into(),
-            interface: plan.neighbour.map_or(0, |(ifindex, _)| ifindex),
-            ..entry
-        };
-        member.plan = Some(plan);
-        member.entry = entry;
-        self.sender
-            .command(Command::SetPath(member.path, entry, cause));
+    /// What is done at every turn of the timer, which came this late.
+    pub(super) async fn tick(&mut self, late: Duration) {
+        let now = clock::stamp();
+        let late_ns = u64::try_from(late.as_nanos()).unwrap_or(u64::MAX);
+        self.sender.health.timer.note(now.mono_ns, late_ns);
+        self.known().tree.keep_clock(now);
+        self.look_for_forgery();
+        self.publisher.end_log_window(now.mono_ns);
+        self.retry().await;
     }
 
     /// Tries again what was refused: attachments, and endpoints that did not answer.
-    pub(super) async fn retry(&mut self) {
-        // The endpoint may get another MAC address at any time, also just after it was asked.
-        let members = &self.members;
-        self.silent.retain(|member| members.contains_key(member));
-        for member in self.silent.clone() {
-            self.solicit_next_hop(member);
-        }
-        self.neighbours.retry(&self.netlink.observed);
-        let moving = self.members.values().any(|member| member.moving.is_some());
-        let is_refused = !self.refused.is_empty() || self.steering_fault.is_some();
-        if moving || is_refused {
+    async fn retry(&mut self) {
+        let (installer, observed) = (&self.installer, &self.netlink.observed);
+        let plan = |id| installer.member(id).map(|member| member.plan.as_ref());
+        self.next_hops.retry(plan, observed);
+        let is_refused = self.devices.has_refused() || self.steering.has_fault();
+        if self.next_hops.is_moving() || is_refused {
             self.reconcile().await;
-        } else {
-            self.retry_steering();
+        } else if self.steering.is_loaded() {
+            let mode = self.hub.mode;
+            self.steering.retry(&mut self.kernel, observed, mode);
+            self.show_uplinks();
         }
-    }
-}
-
-/// The way that a member goes on with while its endpoint is asked for on the interface to which the route moved: a route
-/// that moves breaks nothing by itself.
-fn way_meanwhile(
-    member: &mut Attachment,
-    plan: &MemberPlan,
-    observed: &Observed,
-    owners: &Owners,
-    ways: Ways<'_>,
-) -> Option<MemberPlan> {
-    let is_failed = |key| observed.neighbours.get(&key) == Some(&Neighbour::Failed);
-    let is_asking = matches!(&plan.path, Err(fault) if fault.cause == Cause::NextHopUnresolved)
-        && !plan.neighbour.is_some_and(is_failed);
-    let last = member.plan.as_ref().and_then(MemberPlan::ifindex);
-    let last = last.filter(|last| is_asking && plan.ifindex() != Some(*last));
-    let patient = member.moving.is_none_or(|since| since.elapsed() < MOVE);
-    let meanwhile = last.filter(|_| patient).and_then(|last| {
-        let by_last = Member {
-            interface: Some(observed.links.get(&last)?.name.clone()),
-            ..member.config.clone()
-        };
-        let plan = member::plan(&by_last, observed, owners, ways);
-        plan.path.is_ok().then_some(plan)
-    });
-    match &meanwhile {
-        Some(_) => member.moving = member.moving.or_else(|| Some(Instant::now())),
-        None => member.moving = None,
-    }
-    meanwhile
-}
-
-/// Gives a tracker its source address and its proof, or the reason why it can't probe.
-fn set_probing(
-    kernel: &mut Kernel,
-    sender: &Sender,
-    tracker: &mut Tracker,
-    probing: &Result<Probing, Fault>,
-    epoch: u32,
-    moved: bool,
-) {
-    let fault = match probing {
-        Ok(probing) => {
-            let (source, proof) = (address_bytes(probing.source), probing.proof);
-            let was_active = tracker.entry.active != 0;
-            if was_active
-                && (tracker.entry.source, tracker.entry.proof) == (source, proof)
-                && !moved
-            {
-                None
-            } else {
-                if was_active {
-                    // What proves the old probes must not count for the new ones, and nobody waits for what comes
-                    // back by an interface on which nobody listens any more.
-                    tracker.entry.epoch = epoch;
-                }
-                (tracker.entry.source, tracker.entry.proof) = (source, proof);
-                tracker.entry.active = 1;
-                let written = kernel.set_tracker(tracker.slot, &tracker.entry);
-                if written.is_err() && !was_active {
-                    // To be written again.
-                    tracker.entry.active = 0;
-                }
-                if was_active {
-                    // After the map: a probe sent in between bears the new epoch already, and is ignored.
-                    sender.command(Command::Renew(tracker.slot, epoch));
-                }
-                written.err().map(|error| Fault::cannot_write(&error))
-            }
-        }
-        Err(fault) => Some(fault.clone()),
-    };
-    if tracker.fault != fault {
-        sender.command(Command::SetFault(
-            tracker.slot,
-            fault.as_ref().map(|fault| fault.cause),
-        ));
-        tracker.fault = fault;
     }
 }

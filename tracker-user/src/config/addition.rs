@@ -9,7 +9,7 @@ use clap::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Config, Origin, Service, document, file,
+    Defaults, Origin, Service, document, file,
     keys::{self, Default as KeyDefault, Key, SERVICE_NAME, Table, Value},
 };
 
@@ -159,11 +159,10 @@ impl Addition {
     ///
     /// # Errors
     /// What is wrong and what to do.
-    pub fn service(&self, config: &Config) -> Result<Service, String> {
+    pub fn service(&self, defaults: &Defaults) -> Result<Service, String> {
         let text = self.document()?;
         let sink = document::Sink::of_command(&text);
-        let service =
-            document::root(&sink).map(|section| file::addition(section, &config.defaults));
+        let service = document::root(&sink).map(|section| file::addition(section, defaults));
         match (sink.into_line(), service) {
             (None, Some(service)) => Ok(Service {
                 origin: Origin::RunTime,

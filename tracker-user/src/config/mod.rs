@@ -24,6 +24,7 @@ use std::fmt;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -110,7 +111,7 @@ pub struct Service {
     /// Who named it.
     pub origin: Origin,
     /// One, or an active and a standby one in either order.
-    pub members: Vec<Member>,
+    pub members: Vec<Arc<Member>>,
 }
 
 impl Service {

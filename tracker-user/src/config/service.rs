@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use tracker_ebpf::abi;
@@ -32,7 +33,10 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
             outer: None,
             trackers: Vec::new(),
         };
-        let members = member(parts, Role::Active, settings).into_iter().collect();
+        let members = member(parts, Role::Active, settings)
+            .map(Arc::new)
+            .into_iter()
+            .collect();
         return Service {
             name,
             origin: Origin::Config,
@@ -83,7 +87,7 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
                 "same endpoint and interface as the other member; give this member its own",
             );
         }
-        members.push(member);
+        members.push(Arc::new(member));
     }
     Service {
         name,
@@ -284,7 +288,10 @@ pub(super) fn check(service: &Service) -> Result<(), String> {
         [Role::Active] | [Role::Active, Role::Standby] | [Role::Standby, Role::Active] => {}
         _ => return Err(format!("members {roles:?}")),
     }
-    service.members.iter().try_for_each(checked_member)
+    service
+        .members
+        .iter()
+        .try_for_each(|member| checked_member(member))
 }
 
 fn checked_member(member: &Member) -> Result<(), String> {

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
@@ -125,7 +125,7 @@ fn contract_example_is_valid() {
             Service {
                 name: "fw-1".to_owned(),
                 origin: Origin::Config,
-                members: vec![Member {
+                members: vec![Arc::new(Member {
                     role: Role::Active,
                     endpoint: "10.9.0.2".parse().unwrap(),
                     interface: Some("eth1".to_owned()),
@@ -134,13 +134,13 @@ fn contract_example_is_valid() {
                     return_hop: ReturnHop::Any,
                     policy: Policy::Any,
                     trackers: vec![slow("10.20.0.9"), slow("2001:db8:20::9")],
-                }],
+                })],
             },
             Service {
                 name: "fw-pair".to_owned(),
                 origin: Origin::Config,
                 members: vec![
-                    Member {
+                    Arc::new(Member {
                         role: Role::Active,
                         endpoint: "10.9.1.2".parse().unwrap(),
                         interface: Some("eth2".to_owned()),
@@ -149,8 +149,8 @@ fn contract_example_is_valid() {
                         return_hop: ReturnHop::Any,
                         policy: Policy::Any,
                         trackers: vec![tracker("10.20.1.9")],
-                    },
-                    Member {
+                    }),
+                    Arc::new(Member {
                         role: Role::Standby,
                         endpoint: "10.9.2.2".parse().unwrap(),
                         interface: Some("eth3".to_owned()),
@@ -164,7 +164,7 @@ fn contract_example_is_valid() {
                             payload: 0,
                             ..tracker("10.20.2.9")
                         }],
-                    },
+                    }),
                 ],
             },
         ],
@@ -1060,8 +1060,8 @@ fn an_addition_is_as_in_the_file() {
         origin: Origin::RunTime,
         ..config.services[0].clone()
     };
-    assert_eq!(given.service(&config), Ok(expected));
-    let least = addition([]).service(&valid("")).unwrap();
+    assert_eq!(given.service(&config.defaults), Ok(expected));
+    let least = addition([]).service(&valid("").defaults).unwrap();
     assert_eq!(least.members[0].trackers, [tracker("10.20.0.9")]);
 }
 
@@ -1131,7 +1131,7 @@ fn a_wrong_addition_is_refused_in_the_words_of_a_command_line() {
         ),
     ];
     for (given, expected) in cases {
-        assert_eq!(given.service(&valid("")), Err(expected.to_owned()));
+        assert_eq!(given.service(&valid("").defaults), Err(expected.to_owned()));
     }
 }
 

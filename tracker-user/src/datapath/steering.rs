@@ -30,7 +30,7 @@ use crate::{
     plan::{
         mode::{Mode, Offloads},
         observed::Link,
-        steering::{Hook, Plan, Point, Room},
+        steering::{AttachPoint, Hook, Plan, Room},
     },
 };
 
@@ -45,11 +45,11 @@ pub struct Steering {
     uplinks: BpfHashMap<MapData, abi::OwnMac, u32>,
     flows: BpfHashMap<MapData, abi::FlowKey, abi::Flow>,
     counters: SteeredReader,
-    holds: HashMap<Point, Hold>,
+    holds: HashMap<AttachPoint, Hold>,
     /// What the maps hold.
     installed: Plan,
     /// Attachments that were refused, and what was said of it: told once.
-    refused: HashMap<Point, Refusal>,
+    refused: HashMap<AttachPoint, Refusal>,
     is_kept: bool,
     /// FLOWS may hold what this plan does not ask for.
     is_followed: bool,
@@ -248,7 +248,7 @@ impl Steering {
         choice: ModeChoice,
     ) {
         let taken = self.refused.iter().filter(|(_, refusal)| refusal.is_taken);
-        let taken: Vec<Point> = taken.map(|(point, _)| *point).collect();
+        let taken: Vec<AttachPoint> = taken.map(|(point, _)| *point).collect();
         for point in taken {
             if let Some(link) = links.get(&point.ifindex) {
                 let _ = self.try_attach(point, link, kernel, choice);
@@ -259,7 +259,7 @@ impl Steering {
     /// Attaches a program, or says once why not; what is returned is to be tried again.
     fn try_attach(
         &mut self,
-        point: Point,
+        point: AttachPoint,
         link: &Link,
         kernel: &mut Kernel,
         choice: ModeChoice,
@@ -309,18 +309,18 @@ impl Steering {
     }
 
     /// What tells of each program whether it is still attached.
-    pub fn checks(&self) -> impl Iterator<Item = (Point, Check)> {
+    pub fn checks(&self) -> impl Iterator<Item = (AttachPoint, Check)> {
         let points = self.holds.keys();
         points.filter_map(|point| Some((*point, self.check(*point)?)))
     }
 
-    fn check(&self, point: Point) -> Option<Check> {
+    fn check(&self, point: AttachPoint) -> Option<Check> {
         let hold = self.holds.get(&point)?;
         Some(hold.check(self.pins.link(&name(point)), point.ifindex))
     }
 
     /// Forgets those of these programs that are detached, so that they are attached again; says which.
-    pub fn forget_detached(&mut self, suspects: &[Point]) -> Vec<Point> {
+    pub fn forget_detached(&mut self, suspects: &[AttachPoint]) -> Vec<AttachPoint> {
         let mut detached = suspects.to_vec();
         detached.retain(|point| self.check(*point).is_some_and(|check| check.is_detached()));
         for point in &detached {
@@ -335,7 +335,12 @@ impl Steering {
         self.holds.values_mut().for_each(Hold::keep);
     }
 
-    fn attach(&mut self, point: Point, kernel: &mut Kernel, choice: ModeChoice) -> Result<Hold> {
+    fn attach(
+        &mut self,
+        point: AttachPoint,
+        kernel: &mut Kernel,
+        choice: ModeChoice,
+    ) -> Result<Hold> {
         let pin = self.pins.link(&name(point));
         let is_xdp = matches!(point.hook, Hook::Fast);
         kernel.take_left(&pin, point.ifindex, is_xdp);
@@ -479,7 +484,7 @@ pub(super) fn is_fast_pin(pin: &Path) -> bool {
 }
 
 /// What a point's link is pinned as.
-fn name(point: Point) -> String {
+fn name(point: AttachPoint) -> String {
     let hook = match point.hook {
         Hook::Fast => return fast_pin(point.ifindex),
         Hook::Uplink => "uplink",
@@ -490,7 +495,7 @@ fn name(point: Point) -> String {
 }
 
 /// What the log calls an attachment.
-fn what(point: Point, choice: ModeChoice) -> &'static str {
+fn what(point: AttachPoint, choice: ModeChoice) -> &'static str {
     match (point.hook, choice) {
         (Hook::Fast, ModeChoice::XdpGeneric) => "xdp-generic",
         (Hook::Fast, _) => "xdp-native",

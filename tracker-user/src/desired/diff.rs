@@ -1,78 +1,141 @@
-//! Which members and trackers of one configuration go on as which of another (pure).
+//! What changes from one desired state to another (pure).
 //!
-//! A reload, a restart, the reporting state and the check for room all ask here, so that they agree. What changes no
-//! packet of a probe ends nothing: a member goes on while its probes leave by the same interface, to the same endpoint,
-//! from the same source address; a tracker while its probes are the same.
+//! A start, a reload, a restart, `tracker service add` and `remove`, the reporting state and the check for room all go by one
+//! [`Diff`]. What changes no packet of a probe ends nothing: a member goes on while its probes leave by the same interface, to
+//! the same endpoint, from the same source address; a tracker while its probes are the same.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use crate::config::{Expect, Flow, Member, Probe, Protocol, Role, Service, Tracker};
+use super::model::{Desired, MemberId, Service, ServiceId};
+use crate::config::{self, Expect, Flow, Probe, Protocol, Tracker};
 
-/// A member by the number of its service and its position therein.
-pub type Place = (u32, u32);
-
-/// What a member uses that its configuration may leave open.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Used {
-    /// Names of the outgoing interface; the first is the one that the kernel shows, alternative names follow.
-    pub interface: Vec<String>,
-    /// Source addresses of its probes.
-    pub sources: Vec<IpAddr>,
+/// What changes. Services whose settings stay are not in it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Diff {
+    /// Services that end, in the order in which they were reported.
+    pub removed: Vec<Arc<Service>>,
+    /// Services that come or change, in the order in which they are reported from now on.
+    pub changed: Vec<ServiceDiff>,
 }
 
-/// The places of members that go on: new place, old place.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pairs(HashMap<Place, Place>);
+/// A service that comes or changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceDiff {
+    /// What it was; `None` if it comes.
+    pub old: Option<Arc<Service>>,
+    /// What it is from now on.
+    pub new: Arc<Service>,
+    /// Members that end.
+    pub removed: Vec<MemberId>,
+    /// Its members from now on, in the order of the settings.
+    pub members: Vec<MemberDiff>,
+}
 
-impl Pairs {
-    /// The old place of a member that goes on.
-    pub fn old(&self, new: Place) -> Option<Place> {
-        self.0.get(&new).copied()
+/// A member of a service that comes or changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberDiff {
+    /// The member.
+    pub id: MemberId,
+    /// What it was; `None` if it comes.
+    pub old: Option<Arc<config::Member>>,
+    /// What it is from now on.
+    pub new: Arc<config::Member>,
+    /// For each of its trackers the position that it had in the old settings; `None` if it comes.
+    pub trackers: Vec<Option<usize>>,
+}
+
+impl MemberDiff {
+    /// Positions in the old settings of trackers that end.
+    pub fn ended(&self) -> impl Iterator<Item = usize> {
+        let count = self.old.as_ref().map_or(0, |old| old.trackers.len());
+        let kept: HashSet<usize> = self.trackers.iter().flatten().copied().collect();
+        (0..count).filter(move |at| !kept.contains(at))
     }
 }
 
-/// What names a member over all services: its service, role and endpoint.
-type Name<'a> = (&'a str, Role, IpAddr);
-
-/// Pairs the members of `new` services, whose numbers are their positions, with `old` ones: place, name of the
-/// service, configuration. `used` says what an old member uses. Linear in the number of members.
-pub fn members<'o>(
-    old: impl IntoIterator<Item = (Place, &'o str, &'o Member)>,
-    new: &[Service],
-    used: impl Fn(Place) -> Used,
-) -> Pairs {
-    let mut left: HashMap<Name<'_>, Vec<(Place, &Member)>> = HashMap::new();
-    for (place, service, member) in old {
-        let key = (service, member.role, member.endpoint);
-        left.entry(key).or_default().push((place, member));
+impl Diff {
+    /// All members that end, with their settings.
+    pub fn removed_members(&self) -> impl Iterator<Item = (MemberId, &Arc<config::Member>)> {
+        let of_services = self.removed.iter().flat_map(|service| service.members());
+        let of_changed = self.changed.iter().flat_map(|service| {
+            let old = service.old.as_ref();
+            let removed = service.removed.iter();
+            removed.filter_map(move |id| Some((*id, old?.member(*id)?)))
+        });
+        of_services.chain(of_changed)
     }
-    let mut pairs = HashMap::new();
-    for (number, service) in (0..).zip(new) {
-        for (at, member) in (0..).zip(&service.members) {
-            let key = (service.name.as_str(), member.role, member.endpoint);
-            let Some(candidates) = left.get_mut(&key) else {
-                continue;
-            };
-            let found = candidates
-                .iter()
-                .position(|(place, old)| goes_on(old, member, &used(*place)));
-            if let Some(found) = found {
-                pairs.insert((number, at), candidates.swap_remove(found).0);
-            }
+
+    /// All members that come or change, in the order in which they are reported.
+    pub fn members(&self) -> impl Iterator<Item = &MemberDiff> {
+        self.changed.iter().flat_map(|service| &service.members)
+    }
+
+    /// Whether a tracker comes.
+    pub fn adds(&self) -> bool {
+        self.members()
+            .any(|member| member.trackers.iter().any(Option::is_none))
+    }
+}
+
+/// What changes from `old` to `new`. Linear in the number of services, and in that of the members and trackers of services
+/// that changed.
+pub fn diff(old: &Desired, new: &Desired) -> Diff {
+    let same = |(old, new): &(&Arc<Service>, &Arc<Service>)| Arc::ptr_eq(old, new);
+    let (old, new) = (old.services(), new.services());
+    // One service that comes or goes leaves most of both lists the same.
+    let head = old.iter().zip(new).take_while(same).count();
+    let (old, new) = (&old[head..], &new[head..]);
+    let tail = old.iter().rev().zip(new.iter().rev());
+    let tail = tail.take_while(same).count();
+    let (old, new) = (&old[..old.len() - tail], &new[..new.len() - tail]);
+
+    let mut before: HashMap<ServiceId, &Arc<Service>> =
+        old.iter().map(|service| (service.id, service)).collect();
+    let mut changed = Vec::new();
+    for new in new {
+        match before.remove(&new.id) {
+            Some(old) if Arc::ptr_eq(old, new) => {}
+            old => changed.push(service(old, new)),
         }
     }
-    Pairs(pairs)
+    let removed = old.iter().filter(|old| before.contains_key(&old.id));
+    Diff {
+        removed: removed.cloned().collect(),
+        changed,
+    }
 }
 
-/// Whether a member's probes leave as before. `returns` are only where replies may arrive: they change no probe.
-fn goes_on(old: &Member, new: &Member, used: &Used) -> bool {
-    let same_interface = old.interface == new.interface
-        || (new.interface.as_ref()).is_none_or(|name| used.interface.contains(name));
-    let same_source = old.source == new.source
-        || new
-            .source
-            .is_none_or(|source| used.sources.contains(&source));
-    same_interface && same_source
+fn service(old: Option<&Arc<Service>>, new: &Arc<Service>) -> ServiceDiff {
+    let mut before: HashMap<MemberId, &Arc<config::Member>> =
+        old.into_iter().flat_map(|old| old.members()).collect();
+    let members = new.members().map(|(id, member)| {
+        let old = before.remove(&id);
+        MemberDiff {
+            id,
+            old: old.cloned(),
+            new: member.clone(),
+            trackers: match old {
+                Some(old) if Arc::ptr_eq(old, member) => {
+                    (0..member.trackers.len()).map(Some).collect()
+                }
+                Some(old) => trackers(&old.trackers, &member.trackers),
+                None => vec![None; member.trackers.len()],
+            },
+        }
+    });
+    let members = members.collect();
+    let ids = old.into_iter().flat_map(|old| old.members());
+    let removed = ids.map(|(id, _)| id).filter(|id| before.contains_key(id));
+    ServiceDiff {
+        old: old.cloned(),
+        new: new.clone(),
+        removed: removed.collect(),
+        members,
+    }
 }
 
 /// What of a tracker shows in its probes, or turns the meaning of a reply round.
@@ -101,7 +164,7 @@ fn stream(tracker: &Tracker) -> Stream {
 
 /// The position of the old tracker that goes on as each of the new ones: an equal one, else one whose probes are the
 /// same. Linear in the number of trackers.
-pub fn trackers(old: &[Tracker], new: &[Tracker]) -> Vec<Option<usize>> {
+fn trackers(old: &[Tracker], new: &[Tracker]) -> Vec<Option<usize>> {
     if old == new {
         return (0..new.len()).map(Some).collect();
     }
@@ -134,16 +197,31 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
-    use crate::config;
+    use super::{
+        super::model::{Used, goes_on},
+        *,
+    };
+    use crate::config::{Origin, Policy, ReturnHop, Role};
 
-    fn service(lines: &str) -> Vec<Service> {
+    fn service(lines: &str) -> Vec<config::Service> {
         let text = format!(
             "[[service]]\nname = \"fw\"\nendpoint = \"10.9.0.2\"\nbehind = [\"10.20.0.9\"]\n{lines}\n"
         );
         config::parse(&text, Path::new("test.toml"))
             .unwrap()
             .services
+    }
+
+    /// The number of the only member before and after, and what changes.
+    fn step(
+        before: &[config::Service],
+        after: &[config::Service],
+        used: &Used,
+    ) -> (MemberId, MemberId, Diff) {
+        let old = Desired::new(before.to_vec(), Vec::new());
+        let new = old.next(after.to_vec(), Vec::new(), |_| used.clone());
+        let only = |desired: &Desired| desired.members().next().unwrap().0;
+        (only(&old), only(&new), diff(&old, &new))
     }
 
     #[test]
@@ -177,41 +255,51 @@ mod tests {
                 true,
             ),
         ] {
-            let (before, after) = (service(old), service(new));
-            let old_members = [((7, 0), "fw", &before[0].members[0])];
-            let pairs = members(old_members, &after, |_| used.clone());
-            let expected = goes_on.then_some((7, 0));
-            assert_eq!(pairs.old((0, 0)), expected, "{old:?}, then {new:?}");
+            let (before, after, diff) = step(&service(old), &service(new), &used);
+            assert_eq!(before == after, goes_on, "{old:?}, then {new:?}");
+            assert_eq!(diff.removed, [], "the service goes on");
+            // All who ask get one answer.
+            let removed: Vec<_> = diff.removed_members().map(|(id, _)| id).collect();
+            assert_eq!(
+                removed.is_empty(),
+                goes_on,
+                "{old:?}, then {new:?}: {diff:?}"
+            );
+            for member in diff.members() {
+                assert_eq!(member.old.is_some(), goes_on);
+                assert_eq!(member.trackers, [goes_on.then_some(0)]);
+            }
+            assert_eq!(diff.adds(), !goes_on);
         }
     }
 
     #[test]
     fn another_service_role_or_endpoint_is_another_member() {
         let before = service("");
-        let old = || [((0, 0), "fw", &before[0].members[0])];
+        let ends = |after: &[config::Service]| {
+            let (_, _, diff) = step(&before, after, &Used::default());
+            diff.removed_members().count() == 1 && diff.adds()
+        };
         let mut after = before.clone();
         after[0].name = "other".to_owned();
-        assert_eq!(
-            members(old(), &after, |_| Used::default()),
-            Pairs::default()
-        );
+        assert!(ends(&after));
+        let member = |after: &mut config::Service, change: fn(&mut config::Member)| {
+            change(Arc::make_mut(&mut after.members[0]));
+        };
         let mut after = before.clone();
-        after[0].members[0].role = Role::Standby;
-        assert_eq!(
-            members(old(), &after, |_| Used::default()),
-            Pairs::default()
-        );
+        member(&mut after[0], |member| member.role = Role::Standby);
+        assert!(ends(&after));
         let mut after = before.clone();
-        after[0].members[0].endpoint = "10.9.0.3".parse().unwrap();
-        assert_eq!(
-            members(old(), &after, |_| Used::default()),
-            Pairs::default()
-        );
+        member(&mut after[0], |member| {
+            member.endpoint = "10.9.0.3".parse().unwrap();
+        });
+        assert!(ends(&after));
     }
 
     #[test]
     fn a_tracker_is_its_probes() {
-        let tracker = service("").remove(0).members.remove(0).trackers.remove(0);
+        let member = service("").remove(0).members.remove(0);
+        let tracker = member.trackers[0].clone();
         let one =
             |new: &Tracker| trackers(std::slice::from_ref(&tracker), std::slice::from_ref(new));
         type Change = fn(&mut Tracker);
@@ -246,7 +334,215 @@ mod tests {
         assert_eq!(trackers(&old, &[slow, tracker]), [Some(1), Some(0)]);
     }
 
+    #[test]
+    fn a_service_that_comes_or_goes_touches_no_other() {
+        let services: Vec<_> = (0..5)
+            .map(|number| {
+                let mut service = service("").remove(0);
+                service.name = format!("fw-{number}");
+                service
+            })
+            .collect();
+        let all = Desired::new(services[..4].to_vec(), Vec::new());
+        let (more, id) = all.with(services[4].clone());
+        let added = diff(&all, &more);
+        assert_eq!(
+            (id, added.removed.len(), added.changed.len(), added.adds()),
+            (4, 0, 1, true)
+        );
+        let fewer = more.without(1);
+        let removed = diff(&more, &fewer);
+        assert_eq!((removed.removed.len(), removed.changed.len()), (1, 0));
+        assert_eq!(removed.removed[0].settings.name, "fw-1");
+        // Its number is not given again.
+        let (again, id) = fewer.with(services[1].clone());
+        assert_eq!(
+            (id, again.service(1), again.named("fw-1").unwrap().id),
+            (5, None, 5)
+        );
+    }
+
+    #[test]
+    fn settings_that_stay_are_held_once() {
+        let before = Desired::new(service(""), Vec::new());
+        let mut services = service("policy = \"all\"");
+        services.extend(service(""));
+        services[1].name = "other".to_owned();
+        let after = before.next(services.clone(), Vec::new(), |_| Used::default());
+        let again = after.next(services, Vec::new(), |_| Used::default());
+        for (old, new) in after.services().iter().zip(again.services()) {
+            assert!(Arc::ptr_eq(old, new));
+        }
+        assert!(Arc::ptr_eq(after.chains(), again.chains()));
+    }
+
+    /// Services by name: their members by role, endpoint, interface and source, and these members' trackers by behind address
+    /// and `fall`.
+    type Wanted = Vec<(u8, Vec<(bool, u8, Option<u8>, Option<u8>, Vec<(u8, u8)>)>)>;
+
+    fn wanted() -> impl Strategy<Value = Wanted> {
+        let trackers = prop::collection::vec((0u8..4, 1u8..4), 1..5);
+        let optional = || prop::option::of(0u8..3);
+        let member = (any::<bool>(), 0u8..3, optional(), optional(), trackers);
+        prop::collection::vec((0u8..5, prop::collection::vec(member, 1..5)), 0..6)
+    }
+
+    fn address(network: u8, last: u8) -> IpAddr {
+        IpAddr::from([10, network, 0, last])
+    }
+
+    /// The services; of those that have one name, the first.
+    fn services(wanted: &Wanted) -> Vec<config::Service> {
+        let mut names = HashSet::new();
+        let first = wanted.iter().filter(|(name, _)| names.insert(*name));
+        let services = first.map(|(name, members)| config::Service {
+            name: format!("fw-{name}"),
+            origin: Origin::Config,
+            members: members
+                .iter()
+                .map(|(active, endpoint, interface, source, trackers)| {
+                    Arc::new(config::Member {
+                        role: match active {
+                            true => Role::Active,
+                            false => Role::Standby,
+                        },
+                        endpoint: address(9, *endpoint),
+                        interface: interface.map(|number| format!("eth{number}")),
+                        source: source.map(|last| address(8, last)),
+                        returns: Vec::new(),
+                        return_hop: ReturnHop::Any,
+                        policy: Policy::Any,
+                        trackers: trackers
+                            .iter()
+                            .map(|&(behind, fall)| Tracker {
+                                behind: address(20, behind),
+                                fall,
+                                ..Tracker::default()
+                            })
+                            .collect(),
+                    })
+                })
+                .collect(),
+        });
+        services.collect()
+    }
+
+    /// What the members that leave it open use: the same for all, so that any may go on as any.
+    fn used() -> Used {
+        Used {
+            interface: vec!["eth0".to_owned()],
+            sources: vec![address(8, 0)],
+        }
+    }
+
+    /// A kernel as the diff alone makes it: each member's settings, and a number that each of its trackers got when it came.
+    #[derive(Default)]
+    struct Installed {
+        members: HashMap<MemberId, (Arc<config::Member>, Vec<usize>)>,
+        came: usize,
+    }
+
+    impl Installed {
+        fn apply(&mut self, diff: &Diff) {
+            for (id, member) in diff.removed_members() {
+                let (known, _) = self.members.remove(&id).expect("a member that was there");
+                assert!(Arc::ptr_eq(&known, member));
+            }
+            for member in diff.members() {
+                let before = self.members.remove(&member.id);
+                assert_eq!(
+                    before.as_ref().map(|(settings, _)| settings),
+                    member.old.as_ref()
+                );
+                let (old, numbers) = before.unzip();
+                let numbers = numbers.unwrap_or_default();
+                let ended: BTreeSet<usize> = member.ended().collect();
+                let kept: BTreeSet<usize> = member.trackers.iter().flatten().copied().collect();
+                assert_eq!(ended.len() + kept.len(), numbers.len());
+                assert!(ended.is_disjoint(&kept));
+                assert_eq!(kept.len(), member.trackers.iter().flatten().count());
+                let new = member.trackers.iter().zip(&member.new.trackers);
+                let new = new.map(|(from, tracker)| match from {
+                    Some(from) => {
+                        let old = &old.as_ref().expect("a member that was there").trackers[*from];
+                        assert_eq!(stream(old), stream(tracker));
+                        numbers[*from]
+                    }
+                    None => {
+                        self.came += 1;
+                        self.came
+                    }
+                });
+                let new = new.collect();
+                self.members.insert(member.id, (member.new.clone(), new));
+            }
+        }
+    }
+
     proptest! {
+        /// A diff makes the new state of the old one: nothing is missing, nothing is left, no tracker goes on as two, and what
+        /// goes on is the same. No number is given twice. What ends and what comes could not have gone on as each other.
+        #[test]
+        fn a_diff_leads_from_one_state_to_the_next(steps in prop::collection::vec(wanted(), 1..5)) {
+            let mut desired = Desired::default();
+            let mut installed = Installed::default();
+            let mut ever: HashSet<MemberId> = HashSet::new();
+            for wanted in steps {
+                let services = services(&wanted);
+                let new = desired.next(services.clone(), Vec::new(), |_| used());
+                let diff = super::diff(&desired, &new);
+                installed.apply(&diff);
+
+                let settings: Vec<_> = new.services().iter().map(|service| service.settings.clone()).collect();
+                prop_assert_eq!(&settings, &services);
+                let ids: Vec<_> = new.members().map(|(id, _)| id).collect();
+                prop_assert_eq!(ids.len(), installed.members.len());
+                for (id, member) in new.members() {
+                    prop_assert!(Arc::ptr_eq(&installed.members[&id].0, member));
+                }
+                let before: HashSet<MemberId> = desired.members().map(|(id, _)| id).collect();
+                for id in &ids {
+                    prop_assert!(before.contains(id) || !ever.contains(id), "{:?} was given before", id);
+                }
+                ever.extend(&ids);
+                prop_assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+
+                for service in &diff.changed {
+                    let Some(old) = &service.old else { continue };
+                    prop_assert_eq!(&old.settings.name, &service.new.settings.name);
+                    let came = service.members.iter().filter(|member| member.old.is_none());
+                    for came in came {
+                        for ended in &service.removed {
+                            let ended = old.member(*ended).unwrap();
+                            let key = |member: &config::Member| (member.role, member.endpoint);
+                            let one = key(ended) == key(&came.new) && goes_on(ended, &came.new, &used());
+                            prop_assert!(!one, "{:?} ended and {:?} came", ended, came.new);
+                        }
+                    }
+                }
+
+                let again = new.next(services, Vec::new(), |_| used());
+                prop_assert_eq!(super::diff(&new, &again), Diff::default());
+                desired = new;
+            }
+        }
+
+        /// The order of services and members ends nothing.
+        #[test]
+        fn another_order_ends_nothing(wanted in wanted()) {
+            let services = services(&wanted);
+            let old = Desired::new(services.clone(), Vec::new());
+            let mut turned = services;
+            turned.reverse();
+            for service in &mut turned {
+                service.members.reverse();
+            }
+            let new = old.next(turned, Vec::new(), |_| used());
+            let diff = super::diff(&old, &new);
+            prop_assert_eq!(diff.removed_members().count(), 0);
+            prop_assert!(!diff.adds());
+        }
+
         /// No old tracker goes on as two, equal ones go on as themselves, and as many as can go on do.
         #[test]
         fn pairs_are_one_to_one(

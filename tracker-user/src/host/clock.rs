@@ -7,6 +7,8 @@ use std::{fs, sync::LazyLock};
 
 use nix::time::ClockId;
 
+use crate::state::tree::Stamp;
+
 /// Offsets of the time namespace, nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Offsets {
@@ -29,6 +31,15 @@ pub fn monotonic_ns() -> u64 {
 /// the machine is suspended.
 pub fn boot_ns() -> u64 {
     clock_ns(ClockId::CLOCK_BOOTTIME).wrapping_add_signed(-OFFSETS.boot_ns)
+}
+
+/// Now, by all clocks.
+pub fn stamp() -> Stamp {
+    Stamp {
+        mono_ns: monotonic_ns(),
+        boot_ns: boot_ns(),
+        wall: jiff::Timestamp::now(),
+    }
 }
 
 fn clock_ns(clock: ClockId) -> u64 {

@@ -4,6 +4,7 @@ pub mod clock;
 pub mod instance;
 pub mod limits;
 pub mod log;
+pub mod namespace;
 pub mod notify;
 pub mod ports;
 pub mod preflight;

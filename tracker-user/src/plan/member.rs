@@ -517,7 +517,7 @@ mod tests {
              behind = [\"10.20.0.9\", \"2001:db8:20::9\"]\n{extra}"
         );
         let config = config::parse(&text, std::path::Path::new("test")).expect("a good config");
-        config.services[0].members[0].clone()
+        (*config.services[0].members[0]).clone()
     }
 
     fn link(index: u32, name: &str) -> Link {

@@ -252,6 +252,12 @@ impl Observed {
         }
     }
 
+    /// The names of an interface, the one that the kernel shows first; none if there is no such interface.
+    pub fn names(&self, ifindex: u32) -> Vec<String> {
+        let link = self.links.get(&ifindex);
+        link.map_or_else(Vec::new, |link| link.names().map(str::to_owned).collect())
+    }
+
     /// Keeps an index of names and ports from now on, which [`Observed::reindex`] must be told of changes.
     pub(crate) fn begin_index(&mut self) {
         let index = self.index.insert(Index::default());

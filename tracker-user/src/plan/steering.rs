@@ -12,7 +12,7 @@ use tracker_ebpf::{
 };
 
 use crate::{
-    config::{self, Config, Member, ModeChoice, Probe},
+    config::{self, Member, ModeChoice, Probe},
     plan::mode::Offloads,
     plan::{
         address::address_bytes,
@@ -37,7 +37,7 @@ pub enum Hook {
 
 /// One attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Point {
+pub struct AttachPoint {
     /// The interface.
     pub ifindex: u32,
     /// The place on it.
@@ -58,7 +58,7 @@ pub struct Plan {
     /// For the map UPLINKS: the hub's MAC addresses on uplinks, and where replies arrive.
     pub uplinks: HashMap<abi::OwnMac, u32>,
     /// Programs. Those of [`Hook::Fast`] only make it faster, and some devices refuse them.
-    pub points: BTreeSet<Point>,
+    pub points: BTreeSet<AttachPoint>,
 }
 
 /// How much room the maps of a config need.
@@ -73,14 +73,16 @@ pub struct Room {
 }
 
 impl Room {
-    /// What a config with steering needs.
-    pub fn needed(config: &Config, steering: &config::Steering) -> Self {
-        let members = config.services.iter().flat_map(|service| &service.members);
-        let table: usize = members
-            .clone()
-            .map(|member| 1 + member.trackers.len())
-            .sum();
-        let returns: usize = members.map(|member| member.returns.len().max(1)).sum();
+    /// What steering to these members needs.
+    pub fn needed<'m>(
+        members: impl IntoIterator<Item = &'m Member>,
+        steering: &config::Steering,
+    ) -> Self {
+        let (mut table, mut returns) = (0, 0);
+        for member in members {
+            table += 1 + member.trackers.len();
+            returns += member.returns.len().max(1);
+        }
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Self {
             table: count(table),
@@ -165,7 +167,7 @@ pub fn plan(
     let mut add = |ifindex: u32, hook| {
         let header = observed.links.get(&ifindex).map(|link| link.link_type);
         if let Some(header @ (LinkType::Ethernet | LinkType::Ip)) = header {
-            plan.points.insert(Point {
+            plan.points.insert(AttachPoint {
                 ifindex,
                 hook,
                 is_ethernet: header == LinkType::Ethernet,
@@ -403,6 +405,7 @@ mark = 7
             .services
             .iter()
             .flat_map(|service| &service.members)
+            .map(|member| &**member)
             .collect();
         let plans: Vec<MemberPlan> = members
             .iter()
@@ -633,7 +636,8 @@ mark = 7
         let config = config::parse(&format!("{SERVICES}{STEERING}"), Path::new("test"));
         let config = config.expect("a good config");
         let steering = config.steering.as_ref().expect("steering");
-        let needed = Room::needed(&config, steering);
+        let members = config.services.iter().flat_map(|service| &service.members);
+        let needed = Room::needed(members.map(|member| &**member), steering);
         assert_eq!((needed.table, needed.sources, needed.uplinks), (9, 2, 16));
         assert!(needed.holds(needed) && needed.with_more().holds(needed));
         assert!(!needed.holds(needed.with_more()));

@@ -49,7 +49,7 @@ pub struct Finding {
 
 /// What was said, and when.
 #[derive(Debug, Default)]
-pub struct Suspicion {
+pub struct ForgeryLog {
     hub: Counts,
     said: HashMap<Option<u32>, (Counts, Instant)>,
     last: Option<Instant>,
@@ -58,7 +58,7 @@ pub struct Suspicion {
     left: u32,
 }
 
-impl Suspicion {
+impl ForgeryLog {
     /// Takes a turn; `hub` counts the packets of all, `of` those of a slot in use.
     pub fn look(
         &mut self,
@@ -139,13 +139,13 @@ mod tests {
     /// Looks twice a second at trackers of which each got as many packets as it is old; returns what was said when.
     fn watch(slots: u32, seconds: u32) -> Vec<(u32, Finding)> {
         let start = Instant::now();
-        let mut suspicion = Suspicion::default();
+        let mut log = ForgeryLog::default();
         let mut said = Vec::new();
         for half in 1..=2 * seconds {
             let now = start + half * Duration::from_millis(500);
             let each = u64::from(half) * 1_000_000;
             let hub = corrupt(each * u64::from(slots));
-            let found = suspicion.look(now, hub, slots, |_| Some(corrupt(each)));
+            let found = log.look(now, hub, slots, |_| Some(corrupt(each)));
             said.extend(found.map(|finding| (half, finding)));
         }
         said
@@ -179,13 +179,13 @@ mod tests {
     fn of_very_many_each_is_found() {
         let slots = 3 * STEP;
         let start = Instant::now();
-        let mut suspicion = Suspicion::default();
+        let mut log = ForgeryLog::default();
         let culprit = slots - 1;
         let mut said = Vec::new();
         for half in 0..20 {
             let now = start + half * Duration::from_millis(500);
             let of = |slot| Some(corrupt(u64::from(slot == culprit)));
-            said.extend(suspicion.look(now, corrupt(1), slots, of));
+            said.extend(log.look(now, corrupt(1), slots, of));
         }
         assert_eq!(
             said,
@@ -199,27 +199,24 @@ mod tests {
     #[test]
     fn what_is_of_no_tracker_is_told_too_and_a_new_tenant_begins_at_nothing() {
         let start = Instant::now();
-        let mut suspicion = Suspicion::default();
+        let mut log = ForgeryLog::default();
         let at = |seconds| start + Duration::from_secs(seconds);
         let hub = |corrupt, stale| Counts {
             corrupt,
             stale,
             duplicate: 0,
         };
-        let found = suspicion.look(at(0), hub(0, 7), 1, |_| None).unwrap();
+        let found = log.look(at(0), hub(0, 7), 1, |_| None).unwrap();
         assert_eq!((found.slot, found.counts.stale), (None, 7));
-        let found = suspicion.look(at(2), hub(9, 7), 1, |_| Some(corrupt(9)));
+        let found = log.look(at(2), hub(9, 7), 1, |_| Some(corrupt(9)));
         assert_eq!(found.unwrap().counts, corrupt(9));
         assert_eq!(
-            suspicion.look(at(70), hub(12, 7), 1, |_| Some(corrupt(3))),
+            log.look(at(70), hub(12, 7), 1, |_| Some(corrupt(3))),
             Some(Finding {
                 slot: Some(0),
                 counts: corrupt(3)
             })
         );
-        assert_eq!(
-            suspicion.look(at(200), hub(12, 7), 1, |_| Some(corrupt(3))),
-            None
-        );
+        assert_eq!(log.look(at(200), hub(12, 7), 1, |_| Some(corrupt(3))), None);
     }
 }

@@ -1,5 +1,11 @@
-//! Brings the kernel in line with what is configured and observed.
+//! Brings the kernel in line with what is desired and observed. Each part owns its state; `app` joins them.
 
 pub mod cleanup;
+pub mod devices;
 pub mod forgery_log;
+pub mod handover;
+pub mod installer;
+pub mod next_hops;
+pub mod publisher;
 pub mod sender;
+pub mod steering;

@@ -14,9 +14,12 @@ use tracker_ebpf::verdict::{Cause, Verdict};
 
 use crate::{
     config::{Chain, ModeChoice, Service},
+    desired::model as desired,
     state::{
         events::Event,
-        tree::{FLAPS_MAX, Held, TrackerState},
+        flaps::{FLAPS_MAX, Flaps},
+        hold_down::{Held, TrackerState},
+        tree::{Shown, StateTree},
     },
 };
 
@@ -109,6 +112,55 @@ pub struct SavedHeld {
     /// How long it took to find out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detection_ns: Option<u64>,
+}
+
+impl SavedService {
+    /// A service as it is desired and reported; `None` before all of it has its place in the maps.
+    pub fn new(service: &desired::Service, tree: &StateTree) -> Option<Self> {
+        let state = tree.service(service.id)?;
+        let members = state.members.iter().map(|member| {
+            let trackers = member.trackers.iter().map(|entry| {
+                Some(SavedTracker {
+                    slot: entry.slot?,
+                    verdict: entry.shown.verdict,
+                    cause: entry.shown.cause,
+                    detail: entry.shown.detail.clone(),
+                    held: entry.held.as_ref().map(SavedHeld::from),
+                })
+            });
+            Some(SavedMember {
+                path: member.slot?,
+                trackers: trackers.collect::<Option<_>>()?,
+            })
+        });
+        Some(Self {
+            service: service.settings.clone(),
+            since: state.since,
+            members: members.collect::<Option<_>>()?,
+            flaps: SavedFlaps {
+                recent_mono_ns: state.flaps.recent_mono_ns.clone().into(),
+                total: state.flaps.total,
+            },
+        })
+    }
+
+    /// What was reported of it, and what was held back.
+    pub fn shown(&self) -> Shown {
+        let trackers = self.members.iter().map(|member| {
+            let trackers = member.trackers.iter();
+            trackers
+                .map(|tracker| (tracker.shown(), tracker.held.as_ref().map(Held::from)))
+                .collect()
+        });
+        Shown {
+            since: self.since,
+            flaps: Flaps {
+                recent_mono_ns: self.flaps.recent_mono_ns.clone().into(),
+                total: self.flaps.total,
+            },
+            trackers: trackers.collect(),
+        }
+    }
 }
 
 impl From<&Held> for SavedHeld {
@@ -358,7 +410,7 @@ mod tests {
 
     impl Snapshot {
         fn member(&mut self) -> &mut config::Member {
-            &mut self.services[0].service.members[0]
+            std::sync::Arc::make_mut(&mut self.services[0].service.members[0])
         }
     }
 
@@ -551,7 +603,7 @@ mod tests {
             return_ttl = 63\n[[service.member]]\nrole = \"active\"\nendpoint = \"10.9.0.3\"\nbehind = [\"10.20.0.9\"]\n\
             policy = \"all\"\n";
         let config = config::parse(config, Path::new("test.toml")).unwrap();
-        assert_eq!(*read.member(), config.services[0].members[0]);
+        assert_eq!(*read.member(), *config.services[0].members[0]);
         let members = &read.services[0].service.members;
         assert_eq!(members[1], config.services[0].members[1]);
         let written = Record::Snapshot(read.clone()).line();

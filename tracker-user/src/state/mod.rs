@@ -1,6 +1,9 @@
 //! What is known and reported of trackers, members, services and chains, and what is written down of it (pure).
 
 pub mod events;
+pub mod flaps;
+pub mod hold_down;
 pub mod journal;
+pub mod policy;
 pub mod tree;
 pub mod verdict_log;

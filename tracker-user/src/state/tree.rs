@@ -1,10 +1,9 @@
 //! The reporting state: what is known of every tracker, member, service and chain, as it is told.
 //!
-//! A tree has no clock and does no input or output. It is built from a configuration, told of
-//! changes with the time at which they were seen, answers with the events they cause, and can be
-//! asked for the status at any time.
+//! The tree has no clock and does no input or output. It follows the desired state, is told of changes with the time at which
+//! they were seen, and answers with the events that they cause. `api::status` makes the status of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +12,14 @@ use jiff::Timestamp;
 use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use crate::api::types::{
-    ChainStatus, Counters, HeldStatus, LatenessUs, ListedMember, ListedService, MemberStatus,
-    RttUs, ServiceStatus, Status, TrackerStatus,
-};
-use crate::config::{Config, Member, Origin, Policy, Protocol, Role, Service, Tracker};
-use crate::desired::diff::{self, Used};
+use super::events::Event;
+use super::flaps::Flaps;
+use super::hold_down::{Held, TrackerState};
+use super::policy::Tally;
+use crate::config::{Hub, Member, Origin, Role};
+use crate::desired::diff::{Diff, MemberDiff, ServiceDiff};
+use crate::desired::model::{Desired, MemberId, ServiceId, TrackerRef};
 use crate::plan::mode::{Mode, SendWay};
-use crate::state::events::Event;
 
 /// A moment, by the clocks that matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,47 +31,6 @@ pub struct Stamp {
     pub boot_ns: u64,
     /// For people.
     pub wall: Timestamp,
-}
-
-/// A tracker by its place on the tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TrackerRef {
-    /// The service's number: its position in [`Config::services`], or what [`StateTree::add`] gave it.
-    pub service: u32,
-    /// Position in [`Service::members`].
-    pub member: u32,
-    /// Position in [`Member::trackers`].
-    pub tracker: u32,
-}
-
-/// How far a status that is put together in slices has come.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cursor {
-    /// Position in the list of services.
-    service: usize,
-    member: usize,
-    tracker: usize,
-}
-
-impl Cursor {
-    const fn next_service(&mut self) {
-        *self = Self {
-            service: self.service + 1,
-            member: 0,
-            tracker: 0,
-        };
-    }
-}
-
-/// What is known of one tracker.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrackerState {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Why.
-    pub cause: Cause,
-    /// More about the cause, such as who sent an ICMP error.
-    pub detail: Option<String>,
 }
 
 /// How a member's probes go out and replies are received.
@@ -89,96 +47,76 @@ pub struct MemberPath {
 }
 
 /// The reporting state of one daemon.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct StateTree {
     hub: String,
     instance: String,
-    /// By number, which is also the order in which they are reported.
-    services: BTreeMap<u32, ServiceState>,
-    /// The number of the next addition; never that of a service which was removed.
-    next: u32,
+    desired: Desired,
+    services: BTreeMap<ServiceId, ServiceState>,
     chains: Vec<ChainState>,
     flap_window_ns: u64,
     /// The wall clock less the boot clock, nanoseconds, by which every `since` was told.
     wall_offset_ns: Option<i128>,
-    /// Changes when numbers may mean other services than before.
+    /// Changes when a position may mean another tracker than before.
     generation: u64,
     /// When each change that is held down becomes due, by the monotonic clock.
     due: BTreeSet<(u64, TrackerRef)>,
 }
 
-#[derive(Clone, Debug)]
-struct ServiceState {
-    name: Arc<str>,
-    origin: Origin,
-    members: Vec<MemberState>,
-    verdict: Verdict,
-    since: Timestamp,
-    flaps: Flaps,
-}
-
 /// A wall clock that is off by so much was set, and did not just run a little faster or slower.
 const CLOCK_STEP_NS: i128 = 1_000_000_000;
-/// Most flaps of a service that are remembered one by one.
-pub const FLAPS_MAX: usize = 1024;
 
-/// When a service left a verdict of `up` or `down`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Flaps {
-    /// By the monotonic clock: the newest of them, oldest first.
-    pub recent_mono_ns: VecDeque<u64>,
-    /// How often in all.
-    pub total: u64,
-}
-
-impl Flaps {
-    fn note(&mut self, now_mono_ns: u64) {
-        self.total = self.total.saturating_add(1);
-        if self.recent_mono_ns.len() == FLAPS_MAX {
-            self.recent_mono_ns.pop_front();
-        }
-        self.recent_mono_ns.push_back(now_mono_ns);
-    }
-
-    /// How many were in the last `window_ns`.
-    fn recent(&self, now_mono_ns: u64, window_ns: u64) -> u64 {
-        let is_old = |flap_ns: &u64| now_mono_ns.saturating_sub(*flap_ns) > window_ns;
-        let old = self.recent_mono_ns.partition_point(is_old);
-        (self.recent_mono_ns.len() - old) as u64
-    }
-}
-
+/// What is reported of a service.
 #[derive(Clone, Debug)]
-struct MemberState {
-    config: Member,
-    path: MemberPath,
-    trackers: Vec<TrackerSlot>,
+pub struct ServiceState {
+    /// Its number.
+    pub id: ServiceId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it was named.
+    pub origin: Origin,
+    /// Its members, in the order of the settings.
+    pub members: Vec<MemberState>,
+    /// Its verdict.
+    pub verdict: Verdict,
+    /// Since when.
+    pub since: Timestamp,
+    /// How often it left a verdict.
+    pub flaps: Flaps,
+}
+
+/// What is reported of a member.
+#[derive(Clone, Debug)]
+pub struct MemberState {
+    /// Its number within the service.
+    pub id: u32,
+    /// What is configured.
+    pub settings: Arc<Member>,
+    /// How its probes go out.
+    pub path: MemberPath,
+    /// Its place in PATHS, once it has one.
+    pub slot: Option<u32>,
+    /// Its trackers, in the order of the settings.
+    pub trackers: Vec<TrackerEntry>,
     /// How many trackers there are of each verdict: a member may have very many trackers, and none
     /// of them should cost a walk over all when it changes.
     tally: Tally,
-    verdict: Verdict,
+    /// Its verdict.
+    pub verdict: Verdict,
 }
 
+/// What is reported of a tracker.
 #[derive(Clone, Debug, Default)]
-struct TrackerSlot {
+pub struct TrackerEntry {
     /// What is reported.
-    shown: TrackerState,
+    pub shown: TrackerState,
     /// What will be, if it lasts.
-    held: Option<Held>,
+    pub held: Option<Held>,
+    /// Its place in the maps, once it has one.
+    pub slot: Option<u32>,
 }
 
-/// A change of a tracker's verdict that is reported once it has lasted for `hold_down`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// What is to be reported.
-    pub state: TrackerState,
-    /// Since when, by the monotonic clock.
-    pub since_mono_ns: u64,
-    /// From the first probe that showed it to then.
-    pub detection_ns: Option<u64>,
-}
-
-/// What is reported of a service, and what is held back.
+/// What was reported of a service, and what was held back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// Since when its verdict is what it is.
@@ -189,93 +127,26 @@ pub struct Shown {
     pub trackers: Vec<Vec<(TrackerState, Option<Held>)>>,
 }
 
+/// What is reported of a chain.
 #[derive(Clone, Debug)]
-struct ChainState {
-    name: Arc<str>,
-    /// Numbers of services.
-    services: Vec<u32>,
-    verdict: Verdict,
-}
-
-/// How many there are of each verdict.
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    unknown: usize,
-    up: usize,
-    down: usize,
-}
-
-impl Tally {
-    fn of(&mut self, verdict: Verdict) -> &mut usize {
-        match verdict {
-            Verdict::Unknown => &mut self.unknown,
-            Verdict::Up => &mut self.up,
-            Verdict::Down => &mut self.down,
-        }
-    }
-
-    fn count(verdicts: impl Iterator<Item = Verdict>) -> Self {
-        let mut tally = Self::default();
-        for verdict in verdicts {
-            *tally.of(verdict) += 1;
-        }
-        tally
-    }
-
-    /// Up when `wanted` are, down when so many no longer can be.
-    fn at_least(self, wanted: usize) -> Verdict {
-        if self.up >= wanted {
-            Verdict::Up
-        } else if self.up + self.unknown < wanted {
-            Verdict::Down
-        } else {
-            Verdict::Unknown
-        }
-    }
-
-    fn any(self) -> Verdict {
-        self.at_least(1)
-    }
-
-    fn all(self) -> Verdict {
-        self.at_least(self.unknown + self.up + self.down)
-    }
-
-    fn by(self, policy: Policy) -> Verdict {
-        match policy {
-            Policy::Any => self.any(),
-            Policy::All => self.all(),
-            Policy::AtLeast(wanted) => self.at_least(usize::from(wanted)),
-        }
-    }
-}
-
-impl Held {
-    /// When it is to be reported, by the monotonic clock.
-    fn due_ns(&self, hold_down: Duration) -> u64 {
-        let hold_down_ns = u64::try_from(hold_down.as_nanos()).unwrap_or(u64::MAX);
-        self.since_mono_ns.saturating_add(hold_down_ns)
-    }
-
-    fn status(&self, hold_down: Duration, now_mono_ns: u64) -> HeldStatus {
-        HeldStatus {
-            verdict: self.state.verdict,
-            cause: self.state.cause,
-            due_ms: self.due_ns(hold_down).saturating_sub(now_mono_ns) / 1_000_000,
-            detail: self.state.detail.clone(),
-        }
-    }
+pub struct ChainState {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Numbers of its services.
+    pub services: Vec<ServiceId>,
+    /// Its verdict.
+    pub verdict: Verdict,
 }
 
 impl MemberState {
     /// The outgoing interface, as far as it is known.
-    fn interface(&self) -> Option<&String> {
-        let configured = self.config.interface.as_ref();
+    pub fn interface(&self) -> Option<&String> {
+        let configured = self.settings.interface.as_ref();
         self.path.interface.as_ref().or(configured)
     }
 
     /// The tracker that decides: the first with the member's own verdict. Every policy has one.
-    fn deciding(&self) -> TrackerState {
+    pub fn deciding(&self) -> TrackerState {
         let slot = self
             .trackers
             .iter()
@@ -286,11 +157,11 @@ impl MemberState {
 
 impl ServiceState {
     /// The member in use: the active one while up, else the standby one while up.
-    fn selected(&self) -> Role {
+    pub fn selected(&self) -> Role {
         let up = |role| {
             self.members
                 .iter()
-                .any(|member| member.config.role == role && member.verdict == Verdict::Up)
+                .any(|member| member.settings.role == role && member.verdict == Verdict::Up)
         };
         if !up(Role::Active) && up(Role::Standby) {
             Role::Standby
@@ -300,20 +171,49 @@ impl ServiceState {
     }
 
     /// What decides: the selected member while up, else the first with the service's own verdict.
-    fn deciding(&self) -> TrackerState {
+    pub fn deciding(&self) -> TrackerState {
         let selected = self.selected();
         let decides = |member: &&MemberState| {
             member.verdict == self.verdict
-                && (self.verdict != Verdict::Up || member.config.role == selected)
+                && (self.verdict != Verdict::Up || member.settings.role == selected)
         };
         let member = self.members.iter().find(decides);
         member.map(MemberState::deciding).unwrap_or_default()
     }
-}
 
-impl ServiceState {
-    /// Reports the end of what was known of a service: whoever follows the events is not left with
-    /// a verdict that nobody will change any more.
+    /// When each change that is held back becomes due.
+    fn due(&self) -> impl Iterator<Item = (u64, TrackerRef)> {
+        self.members.iter().flat_map(|member| {
+            let id = MemberId {
+                service: self.id,
+                member: member.id,
+            };
+            let entries = member.trackers.iter().zip(&member.settings.trackers);
+            (0..)
+                .zip(entries)
+                .filter_map(move |(at, (entry, settings))| {
+                    let held = entry.held.as_ref()?;
+                    Some((held.due_ns(settings.hold_down), id.tracker(at)))
+                })
+        })
+    }
+
+    /// The member of a number, and its position.
+    fn member(&self, id: u32) -> Option<(usize, &MemberState)> {
+        // Numbers are positions until the first change.
+        let is_it = |at: &usize| self.members.get(*at).is_some_and(|member| member.id == id);
+        let at = Some(id as usize).filter(is_it);
+        let at = at.or_else(|| self.members.iter().position(|member| member.id == id))?;
+        Some((at, &self.members[at]))
+    }
+
+    fn member_mut(&mut self, id: u32) -> Option<&mut MemberState> {
+        let (at, _) = self.member(id)?;
+        self.members.get_mut(at)
+    }
+
+    /// Reports the end of what was known of a service: a reader of the events is not left with a verdict that will never
+    /// change again.
     fn retire(&self, seen: Seen, events: &mut Vec<Event>) {
         let mut end = |member, behind, from| {
             if from != Verdict::Unknown {
@@ -331,8 +231,8 @@ impl ServiceState {
             }
         };
         for member in &self.members {
-            let role = Some(member.config.role);
-            for (config, slot) in member.config.trackers.iter().zip(&member.trackers) {
+            let role = Some(member.settings.role);
+            for (config, slot) in member.settings.trackers.iter().zip(&member.trackers) {
                 end(role, Some(config.behind), slot.shown.verdict);
             }
             if self.members.len() > 1 {
@@ -340,27 +240,6 @@ impl ServiceState {
             }
         }
         end(None, None, self.verdict);
-    }
-
-    fn listed(&self) -> ListedService {
-        let members = self.members.iter().map(|member| ListedMember {
-            role: member.config.role,
-            endpoint: member.config.endpoint,
-            interface: member.interface().cloned(),
-            behind: member
-                .config
-                .trackers
-                .iter()
-                .map(|tracker| tracker.behind)
-                .collect(),
-        });
-        ListedService {
-            name: self.name.to_string(),
-            origin: self.origin,
-            verdict: self.verdict,
-            cause: self.deciding().cause,
-            members: members.collect(),
-        }
     }
 }
 
@@ -398,75 +277,66 @@ impl Seen {
 }
 
 impl StateTree {
-    /// A tree on which nothing is known yet.
-    pub fn new(config: &Config, now: Stamp) -> Self {
-        let mut tree = Self {
-            hub: String::new(),
-            instance: String::new(),
-            services: BTreeMap::new(),
-            next: 0,
-            chains: Vec::new(),
-            flap_window_ns: 0,
-            wall_offset_ns: None,
-            generation: 0,
-            due: BTreeSet::new(),
-        };
+    /// The state of a hub of which nothing is known yet.
+    pub fn new(hub: &Hub, desired: &Desired, now: Stamp) -> Self {
+        let mut tree = Self::default();
+        tree.set_hub(hub);
         // Nothing was known before, so nothing can have changed.
-        let _ = tree.replace(config, now, |_| Used::default());
+        let diff = crate::desired::diff::diff(&Desired::default(), desired);
+        let _ = tree.apply(desired, &diff, now);
         tree
     }
 
-    /// A tree on which what `known` says of each service was reported or held back before, by a daemon that had this
-    /// configuration and is gone.
-    pub fn resume(config: &Config, now: Stamp, known: impl Fn(u32) -> Option<Shown>) -> Self {
-        let mut tree = Self::new(config, now);
+    /// Takes the names of hub and instance, and how long a flap counts as recent.
+    pub fn set_hub(&mut self, hub: &Hub) {
+        self.hub.clone_from(&hub.name);
+        self.instance.clone_from(&hub.instance);
+        self.flap_window_ns = hub.flap_window.as_nanos() as u64;
+    }
+
+    /// Takes what an earlier daemon reported and held back of services. It was all reported, so it is no event.
+    pub fn restore(&mut self, known: impl IntoIterator<Item = (ServiceId, Shown)>, now: Stamp) {
         let seen = Seen {
             now,
             detection_ns: None,
         };
-        // It was all reported.
         let mut told = Vec::new();
-        for number in tree.services.keys().copied().collect::<Vec<_>>() {
-            let (Some(service), Some(known)) = (tree.services.get_mut(&number), known(number))
-            else {
+        for (service, known) in known {
+            let Some(state) = self.services.get_mut(&service) else {
                 continue;
             };
-            for (at, (member, known)) in (0..).zip(service.members.iter_mut().zip(known.trackers)) {
-                let slots = member.trackers.iter_mut().zip(&member.config.trackers);
-                for (tracker, ((slot, config), (shown, held))) in (0..).zip(slots.zip(known)) {
-                    (slot.shown, slot.held) = (shown, held);
-                    if let Some(held) = &mut slot.held {
+            for (member, known) in state.members.iter_mut().zip(known.trackers) {
+                let id = MemberId {
+                    service,
+                    member: member.id,
+                };
+                let entries = member.trackers.iter_mut().zip(&member.settings.trackers);
+                for (at, ((entry, settings), (shown, held))) in (0..).zip(entries.zip(known)) {
+                    (entry.shown, entry.held) = (shown, held);
+                    if let Some(held) = &mut entry.held {
                         held.since_mono_ns = held.since_mono_ns.min(now.mono_ns);
-                        let at = TrackerRef {
-                            service: number,
-                            member: at,
-                            tracker,
-                        };
-                        tree.due.insert((held.due_ns(config.hold_down), at));
+                        self.due
+                            .insert((held.due_ns(settings.hold_down), id.tracker(at)));
                     }
                 }
-                let shown = member.trackers.iter().map(|slot| slot.shown.verdict);
+                let shown = member.trackers.iter().map(|entry| entry.shown.verdict);
                 member.tally = Tally::count(shown);
             }
-            for member in 0..service.members.len() {
-                tree.settle_member(number, member, seen, &mut told);
-            }
-            tree.settle_service(number, seen, &mut told);
-            if let Some(service) = tree.services.get_mut(&number) {
-                (service.since, service.flaps) = (known.since, known.flaps);
+            self.settle(service, seen, &mut told);
+            if let Some(state) = self.services.get_mut(&service) {
+                (state.since, state.flaps) = (known.since, known.flaps);
             }
         }
-        tree.settle_chains(None, seen, &mut told);
-        tree
+        self.settle_chains(None, seen, &mut told);
     }
 
     /// What is reported of a service, and what is held back.
-    pub fn shown(&self, service: u32) -> Option<Shown> {
+    pub fn shown(&self, service: ServiceId) -> Option<Shown> {
         let service = self.services.get(&service)?;
         let members = service.members.iter().map(|member| {
-            let slots = member.trackers.iter();
-            slots
-                .map(|slot| (slot.shown.clone(), slot.held.clone()))
+            let entries = member.trackers.iter();
+            entries
+                .map(|entry| (entry.shown.clone(), entry.held.clone()))
                 .collect()
         });
         Some(Shown {
@@ -476,158 +346,145 @@ impl StateTree {
         })
     }
 
-    /// What is reported of a tracker.
-    pub fn tracker(&self, at: TrackerRef) -> Option<&TrackerState> {
-        let member = self
-            .services
-            .get(&at.service)?
-            .members
-            .get(at.member as usize)?;
-        Some(&member.trackers.get(at.tracker as usize)?.shown)
-    }
-
-    /// What is held back of a tracker.
-    pub fn held(&self, at: TrackerRef) -> Option<&Held> {
-        let member = self
-            .services
-            .get(&at.service)?
-            .members
-            .get(at.member as usize)?;
-        member.trackers.get(at.tracker as usize)?.held.as_ref()
-    }
-
-    /// Takes another configuration. Trackers that go on ([`diff`]) keep their state; so do members their path, and
-    /// `used` says what they use. What is new is unknown, which may change the verdict of what contains it. What is gone
-    /// is unknown from here on.
-    pub fn replace(
-        &mut self,
-        config: &Config,
-        now: Stamp,
-        used: impl Fn(diff::Place) -> Used,
-    ) -> Vec<Event> {
-        self.generation += 1;
-        self.keep_clock(now);
-        self.hub.clone_from(&config.hub.name);
-        self.instance.clone_from(&config.hub.instance);
-        self.flap_window_ns = config.hub.flap_window.as_nanos() as u64;
-        let pairs = {
-            let old = self.services.iter().flat_map(|(number, service)| {
-                let members = (0..).zip(&service.members);
-                members.map(|(at, member)| ((*number, at), &*service.name, &member.config))
-            });
-            diff::members(old, &config.services, used)
-        };
-        let mut old_services: HashMap<Arc<str>, (u32, ServiceState)> =
-            std::mem::take(&mut self.services)
-                .into_iter()
-                .map(|(number, service)| (service.name.clone(), (number, service)))
-                .collect();
-        let old_chains: HashMap<Arc<str>, Verdict> = self
-            .chains
-            .drain(..)
-            .map(|chain| (chain.name, chain.verdict))
-            .collect();
-
-        self.services = (0..)
-            .zip(&config.services)
-            .map(|(number, service)| {
-                let old = old_services.remove(service.name.as_str());
-                let old = old.map(|(_, state)| state);
-                let goes_on = |at| pairs.old((number, at)).map(|(_, at)| at);
-                (number, service_state(service, old, goes_on, now))
-            })
-            .collect();
-        self.next = config.services.len() as u32;
-        let numbers: HashMap<&str, u32> = config
-            .services
-            .iter()
-            .map(|service| service.name.as_str())
-            .zip(0..)
-            .collect();
-        self.chains = config
-            .chains
-            .iter()
-            .map(|chain| ChainState {
-                name: chain.name.as_str().into(),
-                services: chain
-                    .services
-                    .iter()
-                    .filter_map(|name| numbers.get(name.as_str()).copied())
-                    .collect(),
-                verdict: old_chains
-                    .get(chain.name.as_str())
-                    .copied()
-                    .unwrap_or_default(),
-            })
-            .collect();
-
-        self.due.clear();
-        for (&service, state) in &self.services {
-            for (member, state) in state.members.iter().enumerate() {
-                let slots = state.trackers.iter().zip(&state.config.trackers);
-                for (tracker, (slot, config)) in slots.enumerate() {
-                    if let Some(held) = &slot.held {
-                        let at = TrackerRef {
-                            service,
-                            member: member as u32,
-                            tracker: tracker as u32,
-                        };
-                        self.due.insert((held.due_ns(config.hold_down), at));
-                    }
-                }
-            }
+    /// Takes another desired state. Trackers that go on keep their state; so do members their path. What is new is unknown,
+    /// which may change the verdict of what contains it. What is gone is unknown from here on.
+    pub fn apply(&mut self, desired: &Desired, diff: &Diff, now: Stamp) -> Vec<Event> {
+        let mut changed = diff.changed.iter();
+        let has_same_chains = Arc::ptr_eq(self.desired.chains(), desired.chains());
+        if !has_same_chains || changed.any(|service| service.old.is_some()) {
+            self.generation += 1;
         }
-
-        let mut events = Vec::new();
+        self.keep_clock(now);
         let seen = Seen {
             now,
             detection_ns: None,
         };
-        let mut gone: Vec<_> = old_services.into_values().collect();
-        gone.sort_by_key(|(number, _)| *number);
-        for (_, service) in &gone {
-            service.retire(seen, &mut events);
-        }
-        for service in self.services.keys().copied().collect::<Vec<_>>() {
-            for member in 0..self.services[&service].members.len() {
-                self.settle_member(service, member, seen, &mut events);
+        let mut events = Vec::new();
+        for service in &diff.removed {
+            if let Some(gone) = self.take(service.id) {
+                gone.retire(seen, &mut events);
             }
-            self.settle_service(service, seen, &mut events);
         }
-        // A chain may have lost or gained a service whose own verdict did not change.
-        self.settle_chains(None, seen, &mut events);
+        for service in &diff.changed {
+            let old = self.take(service.new.id);
+            let new = service_state(service, old, now);
+            self.due.extend(new.due());
+            self.services.insert(new.id, new);
+        }
+        self.desired = desired.clone();
+        if !has_same_chains {
+            self.take_chains();
+        }
+        let mut has_changed = !has_same_chains;
+        for service in &diff.changed {
+            has_changed |= self.settle(service.new.id, seen, &mut events);
+        }
+        if has_changed {
+            // A chain may have lost or gained a service whose own verdict did not change.
+            self.settle_chains(None, seen, &mut events);
+        }
         events
     }
 
-    /// Takes one more service, of which nothing is known yet, and says its number. The name must be new.
-    pub fn add(&mut self, service: &Service, now: Stamp) -> u32 {
-        let number = self.next;
-        self.next += 1;
-        self.services
-            .insert(number, service_state(service, None, |_| None, now));
-        number
+    /// Takes a service off, with what is due of it.
+    fn take(&mut self, service: ServiceId) -> Option<ServiceState> {
+        let gone = self.services.remove(&service)?;
+        for due in gone.due() {
+            self.due.remove(&due);
+        }
+        Some(gone)
+    }
+
+    fn take_chains(&mut self) {
+        let known: HashMap<Arc<str>, Verdict> = self
+            .chains
+            .drain(..)
+            .map(|chain| (chain.name, chain.verdict))
+            .collect();
+        let services = self.desired.services().iter();
+        let numbers: HashMap<&str, ServiceId> = services
+            .map(|service| (service.settings.name.as_str(), service.id))
+            .collect();
+        let chains = self.desired.chains().iter().map(|chain| {
+            let services = chain.services.iter();
+            ChainState {
+                name: chain.name.as_str().into(),
+                services: services
+                    .filter_map(|name| numbers.get(name.as_str()).copied())
+                    .collect(),
+                verdict: known.get(chain.name.as_str()).copied().unwrap_or_default(),
+            }
+        });
+        self.chains = chains.collect();
+    }
+
+    /// Notes where in the maps a member has its place.
+    pub fn place_member(&mut self, member: MemberId, slot: u32) {
+        let service = self.services.get_mut(&member.service);
+        if let Some(member) = service.and_then(|service| service.member_mut(member.member)) {
+            member.slot = Some(slot);
+        }
+    }
+
+    /// Notes where in the maps a tracker has its place.
+    pub fn place_tracker(&mut self, at: TrackerRef, slot: u32) {
+        if let Some((_, entry)) = self.entry(at) {
+            entry.slot = Some(slot);
+        }
+    }
+
+    /// The name of the hub, and that of the instance.
+    pub fn names(&self) -> (&str, &str) {
+        (&self.hub, &self.instance)
+    }
+
+    /// How long a flap counts as recent.
+    pub const fn flap_window_ns(&self) -> u64 {
+        self.flap_window_ns
+    }
+
+    /// The service of a number.
+    pub fn service(&self, id: ServiceId) -> Option<&ServiceState> {
+        self.services.get(&id)
+    }
+
+    /// All services, in the order in which they are reported.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceState> {
+        let services = self.desired.services().iter();
+        services.filter_map(|service| self.services.get(&service.id))
+    }
+
+    /// All chains, in the order in which they are reported.
+    pub fn chains(&self) -> &[ChainState] {
+        &self.chains
+    }
+
+    fn member(&self, at: TrackerRef) -> Option<&MemberState> {
+        let (_, member) = self.services.get(&at.service)?.member(at.member)?;
+        Some(member)
+    }
+
+    /// What is reported of a tracker.
+    pub fn tracker(&self, at: TrackerRef) -> Option<&TrackerState> {
+        Some(&self.member(at)?.trackers.get(at.tracker as usize)?.shown)
+    }
+
+    /// What is held back of a tracker.
+    pub fn held(&self, at: TrackerRef) -> Option<&Held> {
+        let entry = self.member(at)?.trackers.get(at.tracker as usize)?;
+        entry.held.as_ref()
+    }
+
+    /// The name of a tracker's service, and the positions of its member and itself.
+    pub fn position(&self, at: TrackerRef) -> Option<(Arc<str>, (u32, u32))> {
+        let service = self.services.get(&at.service)?;
+        let (member, _) = service.member(at.member)?;
+        Some((service.name.clone(), (member as u32, at.tracker)))
     }
 
     /// The service of this name.
-    pub fn find(&self, name: &str) -> Option<u32> {
-        let mut services = self.services.iter();
-        services
-            .find(|(_, service)| &*service.name == name)
-            .map(|(number, _)| *number)
-    }
-
-    /// Takes a service off, which no chain may name; what was known of it is unknown from here on.
-    pub fn remove(&mut self, service: u32, now: Stamp) -> Vec<Event> {
-        let mut events = Vec::new();
-        if let Some(gone) = self.services.remove(&service) {
-            self.due.retain(|(_, at)| at.service != service);
-            let seen = Seen {
-                now,
-                detection_ns: None,
-            };
-            gone.retire(seen, &mut events);
-        }
-        events
+    pub fn find(&self, name: &str) -> Option<ServiceId> {
+        self.desired.named(name).map(|service| service.id)
     }
 
     /// Moves every `since` along with a wall clock that was set, so that it tells the time of the change by the clock of
@@ -657,13 +514,13 @@ impl StateTree {
     ) -> Vec<Event> {
         self.keep_clock(now);
         let mut events = Vec::new();
-        let Some((hold_down, slot)) = self.slot(at) else {
+        let Some((hold_down, entry)) = self.entry(at) else {
             return events;
         };
-        if state.verdict == slot.shown.verdict {
+        if state.verdict == entry.shown.verdict {
             // Back before it was reported, or only another cause for the same verdict.
-            slot.shown = state;
-            if let Some(held) = slot.held.take() {
+            entry.shown = state;
+            if let Some(held) = entry.held.take() {
                 self.due.remove(&(held.due_ns(hold_down), at));
             }
             return events;
@@ -673,7 +530,7 @@ impl StateTree {
             self.show(at, state, seen, &mut events);
             return events;
         }
-        match &mut slot.held {
+        match &mut entry.held {
             // A hub that does not keep up is not why somebody is down.
             Some(held) if held.state.verdict == state.verdict => {
                 if state.cause != Cause::Stalled {
@@ -709,7 +566,7 @@ impl StateTree {
                 break;
             }
             self.due.pop_first();
-            let Some(held) = self.slot(at).and_then(|(_, slot)| slot.held.take()) else {
+            let Some(held) = self.entry(at).and_then(|(_, entry)| entry.held.take()) else {
                 continue;
             };
             // The wait is part of how long the report took.
@@ -722,188 +579,38 @@ impl StateTree {
     }
 
     /// Takes how a member's probes go out. Nothing happens when there is no such member.
-    pub fn member_path(&mut self, service: u32, member: u32, path: MemberPath) {
-        let member = self
-            .services
-            .get_mut(&service)
-            .and_then(|service| service.members.get_mut(member as usize));
-        if let Some(member) = member {
+    pub fn member_path(&mut self, member: MemberId, path: MemberPath) {
+        let service = self.services.get_mut(&member.service);
+        if let Some(member) = service.and_then(|service| service.member_mut(member.member)) {
             member.path = path;
         }
     }
 
-    /// A number that is different after each [`Self::replace`], which may give services other numbers.
+    /// A number that is different after each [`Self::apply`], which may give positions another meaning.
     pub const fn generation(&self) -> u64 {
         self.generation
     }
 
     /// The services by their numbers, in the order in which they are reported.
-    pub fn numbers(&self) -> Vec<u32> {
-        self.services.keys().copied().collect()
-    }
-
-    /// Everything that is known, put together at once. `counters` is asked for each tracker once.
-    pub fn whole_status(&self, now: Stamp, counters: impl Fn(TrackerRef) -> Counters) -> Status {
-        let (mut status, numbers) = self.outline_of(None, self.numbers());
-        let (mut cursor, into) = (Cursor::default(), &mut status.services);
-        while self.status_slice(&numbers, &mut cursor, usize::MAX, now, &counters, into) {}
-        status
-    }
-
-    /// A status of everything, or of the service `name`, or of the chain `name` and its services, that lacks the
-    /// services: these are to be added by [`Self::status_slice`], by their numbers, while the generation is the same.
-    ///
-    /// # Errors
-    /// When nothing has this name; the error says what there is.
-    pub fn outline(&self, name: Option<&str>) -> Result<(Status, Vec<u32>, u64), String> {
-        let Some(name) = name else {
-            let (status, numbers) = self.outline_of(None, self.numbers());
-            return Ok((status, numbers, self.generation));
-        };
-        let chain = self.chains.iter().find(|chain| &*chain.name == name);
-        let service = self.find(name);
-        if chain.is_none() && service.is_none() {
-            return Err(self.no_such(name));
-        }
-        let mut numbers: Vec<u32> = chain
-            .map(|chain| chain.services.clone())
-            .unwrap_or_default();
-        numbers.extend(service.filter(|service| !numbers.contains(service)));
-        let (status, numbers) = self.outline_of(Some(chain), numbers);
-        Ok((status, numbers, self.generation))
-    }
-
-    fn outline_of(
-        &self,
-        chain: Option<Option<&ChainState>>,
-        numbers: Vec<u32>,
-    ) -> (Status, Vec<u32>) {
-        let chains = match chain {
-            None => self.chains.iter().map(ChainState::status).collect(),
-            Some(chain) => chain.map(ChainState::status).into_iter().collect(),
-        };
-        let status = Status {
-            hub: self.hub.clone(),
-            instance: self.instance.clone(),
-            services: Vec::with_capacity(numbers.len()),
-            chains,
-            steering: None,
-            lateness_us: LatenessUs::default(),
-            stalls: 0,
-            run: String::new(),
-            as_of_ms: 0,
-        };
-        (status, numbers)
-    }
-
-    /// Adds the next services of `numbers` to a status, about `limit` trackers at a time; a service of more trackers
-    /// is taken up in the middle. Returns whether there is more. `counters` is asked for each tracker once.
-    pub fn status_slice(
-        &self,
-        numbers: &[u32],
-        cursor: &mut Cursor,
-        limit: usize,
-        now: Stamp,
-        counters: impl Fn(TrackerRef) -> Counters,
-        into: &mut Vec<ServiceStatus>,
-    ) -> bool {
-        let mut left = limit;
-        while let Some(number) = numbers.get(cursor.service) {
-            if left == 0 {
-                return true;
-            }
-            let Some(service) = self.services.get(number) else {
-                // Removed meanwhile; what was taken of it is still what it was.
-                cursor.next_service();
-                continue;
-            };
-            if (cursor.member, cursor.tracker) == (0, 0) {
-                // It has at least one tracker, which is taken in the same slice.
-                into.push(self.service_status(service, now));
-            }
-            let status = into.last_mut();
-            let status = status.and_then(|status| status.members.get_mut(cursor.member));
-            let (Some(member), Some(status)) = (service.members.get(cursor.member), status) else {
-                cursor.next_service();
-                continue;
-            };
-            let from = cursor.tracker.min(member.trackers.len());
-            let to = from.saturating_add(left).min(member.trackers.len());
-            for at in from..to {
-                let (Some(config), Some(slot)) =
-                    (member.config.trackers.get(at), member.trackers.get(at))
-                else {
-                    break;
-                };
-                let proof = member.path.proofs.get(at).copied().unwrap_or_default();
-                let at = TrackerRef {
-                    service: *number,
-                    member: cursor.member as u32,
-                    tracker: at as u32,
-                };
-                let counters = counters(at);
-                status
-                    .trackers
-                    .push(tracker_status(config, slot, now.mono_ns, proof, &counters));
-            }
-            left -= to - from;
-            cursor.tracker = to;
-            if to == member.trackers.len() {
-                (cursor.member, cursor.tracker) = (cursor.member + 1, 0);
-                if cursor.member == service.members.len() {
-                    cursor.next_service();
-                }
-            }
-        }
-        false
-    }
-
-    /// What `tracker service list` shows of these services.
-    pub fn list(&self, numbers: &[u32]) -> Vec<ListedService> {
-        let services = numbers
-            .iter()
-            .filter_map(|number| self.services.get(number));
-        services.map(ServiceState::listed).collect()
-    }
-
-    fn no_such(&self, name: &str) -> String {
-        let list = |kind: &str, names: &mut dyn Iterator<Item = &Arc<str>>| {
-            let names: Vec<&str> = names.map(|name| &**name).collect();
-            match names.as_slice() {
-                [] => None,
-                [name] => Some(format!("the {kind} {name}")),
-                names => Some(format!("the {kind}s {}", names.join(", "))),
-            }
-        };
-        let services = list(
-            "service",
-            &mut self.services.values().map(|service| &service.name),
-        );
-        let chains = list("chain", &mut self.chains.iter().map(|chain| &chain.name));
-        let known: Vec<_> = services.into_iter().chain(chains).collect();
-        let known = if known.is_empty() {
-            "none at all".to_owned()
-        } else {
-            known.join(" and ")
-        };
-        format!("no service or chain is named {name:?}; this hub has {known}")
+    pub fn numbers(&self) -> Vec<ServiceId> {
+        let services = self.desired.services().iter();
+        services.map(|service| service.id).collect()
     }
 
     /// A tracker and its `hold_down`.
-    fn slot(&mut self, at: TrackerRef) -> Option<(Duration, &mut TrackerSlot)> {
-        let member = self
-            .services
-            .get_mut(&at.service)?
-            .members
-            .get_mut(at.member as usize)?;
-        let hold_down = member.config.trackers.get(at.tracker as usize)?.hold_down;
+    fn entry(&mut self, at: TrackerRef) -> Option<(Duration, &mut TrackerEntry)> {
+        let member = self.services.get_mut(&at.service)?.member_mut(at.member)?;
+        let hold_down = member.settings.trackers.get(at.tracker as usize)?.hold_down;
         Some((hold_down, member.trackers.get_mut(at.tracker as usize)?))
     }
 
     /// Reports a tracker's new verdict, and what follows from it: tracker, member, service, chain.
     fn show(&mut self, at: TrackerRef, state: TrackerState, seen: Seen, events: &mut Vec<Event>) {
-        let (number, index) = (at.service, at.member as usize);
+        let number = at.service;
         let Some(service) = self.services.get_mut(&number) else {
+            return;
+        };
+        let Some((index, _)) = service.member(at.member) else {
             return;
         };
         let name = &service.name;
@@ -915,18 +622,27 @@ impl StateTree {
         *member.tally.of(to) += 1;
         let subject = Subject {
             service: Some(name),
-            member: Some(member.config.role),
-            behind: Some(member.config.trackers[at.tracker as usize].behind),
+            member: Some(member.settings.role),
+            behind: Some(member.settings.trackers[at.tracker as usize].behind),
             chain: None,
         };
         events.push(Event {
-            tracker: Some((at.member, at.tracker)),
+            tracker: Some((index as u32, at.tracker)),
             ..seen.event(subject, from, state, to)
         });
         self.settle_member(number, index, seen, events);
         if self.settle_service(number, seen, events) {
             self.settle_chains(Some(number), seen, events);
         }
+    }
+
+    /// Settles a service and its members; true if the service's verdict changed.
+    fn settle(&mut self, service: ServiceId, seen: Seen, events: &mut Vec<Event>) -> bool {
+        let members = self.services.get(&service);
+        for member in 0..members.map_or(0, |service| service.members.len()) {
+            self.settle_member(service, member, seen, events);
+        }
+        self.settle_service(service, seen, events)
     }
 
     fn settle_member(&mut self, service: u32, index: usize, seen: Seen, events: &mut Vec<Event>) {
@@ -936,7 +652,7 @@ impl StateTree {
         // The only member's change is the service's own.
         let own = service.members.len() > 1;
         let member = &mut service.members[index];
-        let (from, to) = (member.verdict, member.tally.by(member.config.policy));
+        let (from, to) = (member.verdict, member.tally.by(member.settings.policy));
         if from == to {
             return;
         }
@@ -944,7 +660,7 @@ impl StateTree {
         if own {
             let subject = Subject {
                 service: Some(&service.name),
-                member: Some(member.config.role),
+                member: Some(member.settings.role),
                 behind: None,
                 chain: None,
             };
@@ -1007,109 +723,25 @@ impl StateTree {
             events.push(seen.event(subject, from, why, to));
         }
     }
-
-    /// The status of a service without its trackers.
-    fn service_status(&self, service: &ServiceState, now: Stamp) -> ServiceStatus {
-        let members = service.members.iter().map(|member| MemberStatus {
-            role: member.config.role,
-            endpoint: member.config.endpoint,
-            interface: member.interface().cloned(),
-            mode: member.path.mode,
-            verdict: member.verdict,
-            cause: member.deciding().cause,
-            trackers: Vec::new(),
-            send: member.path.send,
-            steered: None,
-            replied: None,
-            last_verdict: None,
-        });
-        ServiceStatus {
-            name: service.name.to_string(),
-            verdict: service.verdict,
-            cause: service.deciding().cause,
-            since: service.since,
-            selected: service.selected(),
-            members: members.collect(),
-            steered: None,
-            replied: None,
-            flaps: service.flaps.recent(now.mono_ns, self.flap_window_ns),
-            flaps_total: service.flaps.total,
-            last_verdict: None,
-        }
-    }
 }
 
-impl ChainState {
-    fn status(&self) -> ChainStatus {
-        ChainStatus {
-            name: self.name.to_string(),
-            verdict: self.verdict,
-            last_verdict: None,
-        }
-    }
-}
-
-fn tracker_status(
-    config: &Tracker,
-    slot: &TrackerSlot,
-    now_mono_ns: u64,
-    proof: Proof,
-    counters: &Counters,
-) -> TrackerStatus {
-    let state = &slot.shown;
-    let held = slot.held.as_ref();
-    TrackerStatus {
-        behind: config.behind,
-        probe: config.probe,
-        verdict: state.verdict,
-        cause: state.cause,
-        sent: counters.sent,
-        received: counters.received,
-        lost: counters.lost,
-        duplicate: counters.duplicate,
-        rtt_us: RttUs::from(counters),
-        late: counters.late,
-        corrupt: counters.corrupt,
-        wrong_path: counters.wrong_path,
-        elsewhere: counters.elsewhere,
-        skipped: counters.skipped,
-        void: counters.void,
-        proof,
-        port: config.port,
-        return_ttl: counters.return_ttl,
-        return_mac: counters.return_mac.map(mac),
-        protocol: Some(config.protocol).filter(|protocol| *protocol != Protocol::Echo),
-        detail: state.detail.clone(),
-        held: held.map(|held| held.status(config.hold_down, now_mono_ns)),
-        last_verdict: None,
-    }
-}
-
-/// As people write it.
-fn mac(address: [u8; 6]) -> String {
-    address.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// A service's state in a new configuration, with what the old one knew of it; `goes_on` says which of its old members
-/// a new one is.
-fn service_state(
-    config: &Service,
-    old: Option<ServiceState>,
-    goes_on: impl Fn(u32) -> Option<u32>,
-    now: Stamp,
-) -> ServiceState {
-    let (verdict, since, flaps, old_members) = match old {
+/// A service's state by new settings, with what was known of it.
+fn service_state(service: &ServiceDiff, old: Option<ServiceState>, now: Stamp) -> ServiceState {
+    let settings = &service.new.settings;
+    let (verdict, since, flaps, members) = match old {
         Some(old) => (old.verdict, old.since, old.flaps, old.members),
         None => (Verdict::Unknown, now.wall, Flaps::default(), Vec::new()),
     };
-    let mut old_members: Vec<_> = old_members.into_iter().map(Some).collect();
-    let members = (0..).zip(&config.members).map(|(at, member)| {
-        let old = goes_on(at).and_then(|old| old_members.get_mut(old as usize)?.take());
-        member_state(member, old)
-    });
+    let mut before: HashMap<u32, MemberState> = members
+        .into_iter()
+        .map(|member| (member.id, member))
+        .collect();
+    let members = service.members.iter();
+    let members = members.map(|member| member_state(member, before.remove(&member.id.member)));
     ServiceState {
-        name: config.name.as_str().into(),
-        origin: config.origin,
+        id: service.new.id,
+        name: settings.name.as_str().into(),
+        origin: settings.origin,
         members: members.collect(),
         verdict,
         since,
@@ -1117,20 +749,22 @@ fn service_state(
     }
 }
 
-fn member_state(config: &Member, old: Option<MemberState>) -> MemberState {
-    let (path, verdict, old_config, old_trackers) = match old {
-        Some(old) => (old.path, old.verdict, old.config.trackers, old.trackers),
+fn member_state(member: &MemberDiff, old: Option<MemberState>) -> MemberState {
+    let (path, slot, verdict, before) = match old {
+        Some(old) => (old.path, old.slot, old.verdict, old.trackers),
         None => Default::default(),
     };
-    let pairs = diff::trackers(&old_config, &config.trackers).into_iter();
-    let trackers: Vec<TrackerSlot> = pairs
-        .map(|old| old_trackers.get(old?).cloned())
+    let trackers = member.trackers.iter();
+    let trackers: Vec<TrackerEntry> = trackers
+        .map(|old| before.get((*old)?).cloned())
         .map(Option::unwrap_or_default)
         .collect();
     MemberState {
-        config: config.clone(),
+        id: member.id.member,
+        settings: member.new.clone(),
         path,
-        tally: Tally::count(trackers.iter().map(|slot| slot.shown.verdict)),
+        slot,
+        tally: Tally::count(trackers.iter().map(|entry| entry.shown.verdict)),
         trackers,
         verdict,
     }
@@ -1143,9 +777,56 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config;
+    use crate::{
+        api::{
+            status::{self, Cursor, Facts, NotSteered},
+            types::{Counters, ListedService, Status},
+        },
+        config::{self, Config, Policy, Service},
+        desired::{diff::diff, model::Used},
+        detector::lateness::Health,
+        state::flaps::FLAPS_MAX,
+    };
 
     impl StateTree {
+        /// The tree of a configuration.
+        fn of(config: &Config, now: Stamp) -> Self {
+            let desired = Desired::new(config.services.clone(), config.chains.clone());
+            Self::new(&config.hub, &desired, now)
+        }
+
+        fn replace(
+            &mut self,
+            config: &Config,
+            now: Stamp,
+            used: impl Fn(MemberId) -> Used,
+        ) -> Vec<Event> {
+            let (services, chains) = (config.services.clone(), config.chains.clone());
+            let desired = self.desired.next(services, chains, used);
+            self.set_hub(&config.hub);
+            self.go_to(&desired, now)
+        }
+
+        fn go_to(&mut self, desired: &Desired, now: Stamp) -> Vec<Event> {
+            let diff = diff(&self.desired, desired);
+            self.apply(desired, &diff, now)
+        }
+
+        fn add(&mut self, service: &Service, now: Stamp) -> ServiceId {
+            let (desired, id) = self.desired.with(service.clone());
+            assert_eq!(self.go_to(&desired, now), []);
+            id
+        }
+
+        fn remove(&mut self, service: ServiceId, now: Stamp) -> Vec<Event> {
+            let desired = self.desired.without(service);
+            self.go_to(&desired, now)
+        }
+
+        fn list(&self, services: &[ServiceId]) -> Vec<ListedService> {
+            status::list(self, services)
+        }
+
         /// Everything that is known, at a time of the monotonic clock.
         fn status_at(&self, mono_ns: u64, counters: impl Fn(TrackerRef) -> Counters) -> Status {
             self.status_by(None, usize::MAX, mono_ns, counters).unwrap()
@@ -1177,10 +858,20 @@ mod tests {
                 boot_ns: mono_ns,
                 wall: Timestamp::UNIX_EPOCH,
             };
-            let (mut status, numbers, _) = self.outline(name)?;
-            let (mut cursor, into) = (Cursor::default(), &mut status.services);
-            while self.status_slice(&numbers, &mut cursor, limit, now, &counters, into) {}
-            Ok(status)
+            let outline = status::outline(self, name)?;
+            let (mut cursor, mut services) = (Cursor::default(), Vec::new());
+            let (facts, into) = (facts(counters), &mut services);
+            while status::slice(self, &outline, &mut cursor, limit, now, &facts, into) {}
+            Ok(outline.status(services, None, String::new(), &Health::default(), 0))
+        }
+    }
+
+    fn facts<C: Fn(TrackerRef) -> Counters>(
+        counters: C,
+    ) -> Facts<impl Fn(TrackerRef, Option<u32>) -> Counters, NotSteered> {
+        Facts {
+            counters: move |at: TrackerRef, _: Option<u32>| counters(at),
+            steered: None,
         }
     }
 
@@ -1214,7 +905,7 @@ mod tests {
         }
     }
 
-    fn unused(_: diff::Place) -> Used {
+    fn unused(_: MemberId) -> Used {
         Used::default()
     }
 
@@ -1274,7 +965,7 @@ behind = ["10.20.2.9"]
             single("fw", "\"any\"", 1)
         );
         let config = read(&text);
-        let mut tree = StateTree::new(&config, at(0));
+        let mut tree = StateTree::of(&config, at(0));
         let flaps = |tree: &mut StateTree, ms: u64| {
             let status = tree.status_at(ms * MS, |_| Counters::default());
             (status.services[0].flaps, status.services[0].flaps_total)
@@ -1308,7 +999,7 @@ behind = ["10.20.2.9"]
             text.push_str(&single(name, "\"any\"", trackers));
         }
         text.push_str("[[chain]]\nname = \"net\"\nservices = [\"b\", \"d\"]\n");
-        let mut tree = StateTree::new(&read(&text), at(0));
+        let mut tree = StateTree::of(&read(&text), at(0));
         tree.tracker_changed(place(1, 0, 3), state(Verdict::Up), at(1), None);
         let counters = |at: TrackerRef| Counters {
             sent: u64::from(at.service * 100 + at.tracker),
@@ -1322,8 +1013,9 @@ behind = ["10.20.2.9"]
             }
         }
         // No slice looks at more trackers than it is allowed to.
-        let (mut status, numbers, _) = tree.outline(None).unwrap();
+        let outline = status::outline(&tree, None).unwrap();
         let (mut cursor, asked) = (Cursor::default(), std::cell::Cell::new(0));
+        let mut services = Vec::new();
         let counted = |at: TrackerRef| {
             asked.set(asked.get() + 1);
             counters(at)
@@ -1331,8 +1023,8 @@ behind = ["10.20.2.9"]
         let mut slices = 0;
         loop {
             asked.set(0);
-            let into = &mut status.services;
-            let more = tree.status_slice(&numbers, &mut cursor, 3, at(0), counted, into);
+            let (facts, into) = (facts(counted), &mut services);
+            let more = status::slice(&tree, &outline, &mut cursor, 3, at(0), &facts, into);
             assert!(asked.get() <= 3, "{}", asked.get());
             slices += 1;
             if !more {
@@ -1341,11 +1033,12 @@ behind = ["10.20.2.9"]
         }
         assert!(slices >= 4, "{slices}");
         // A service that goes meanwhile leaves the others whole.
-        let (mut status, numbers, _) = tree.outline(None).unwrap();
-        let (mut cursor, into) = (Cursor::default(), &mut status.services);
-        tree.status_slice(&numbers, &mut cursor, 4, at(0), counters, into);
+        let outline = status::outline(&tree, None).unwrap();
+        let (mut cursor, mut services) = (Cursor::default(), Vec::new());
+        let (facts, into) = (facts(counters), &mut services);
+        status::slice(&tree, &outline, &mut cursor, 4, at(0), &facts, into);
         tree.remove(1, at(2));
-        while tree.status_slice(&numbers, &mut cursor, 4, at(0), counters, into) {}
+        while status::slice(&tree, &outline, &mut cursor, 4, at(0), &facts, into) {}
         let names: Vec<_> = into.iter().map(|service| service.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c", "d"]);
         assert_eq!(into[3].members[0].trackers.len(), 3);
@@ -1370,7 +1063,7 @@ behind = ["10.20.2.9"]
             ("2", [U, U, D], U),
         ];
         for (policy, verdicts, expected) in cases {
-            let mut tree = StateTree::new(&read(&single("fw", policy, 3)), at(0));
+            let mut tree = StateTree::of(&read(&single("fw", policy, 3)), at(0));
             for (tracker, verdict) in (0..).zip(verdicts) {
                 tree.tracker_changed(place(0, 0, tracker), state(verdict), at(1), None);
             }
@@ -1386,7 +1079,7 @@ behind = ["10.20.2.9"]
 
     #[test]
     fn the_cause_is_that_of_the_tracker_that_decides() {
-        let mut tree = StateTree::new(&read(&single("fw", "\"all\"", 3)), at(0));
+        let mut tree = StateTree::of(&read(&single("fw", "\"all\"", 3)), at(0));
         tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
         let refused = TrackerState {
             verdict: Verdict::Down,
@@ -1418,7 +1111,7 @@ behind = ["10.20.2.9"]
     fn a_pair_is_up_by_either_member_and_says_which_is_in_use() {
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"pair\", \"fw\"]\n";
         let text = format!("{PAIR}{}{chain}", single("fw", "\"any\"", 1));
-        let mut tree = StateTree::new(&read(&text), at(0));
+        let mut tree = StateTree::of(&read(&text), at(0));
         let selected = |tree: &StateTree| tree.status(|_| Counters::default()).services[0].selected;
         assert_eq!(selected(&tree), Role::Active);
         let mut tell = |service, member, verdict| {
@@ -1498,7 +1191,7 @@ behind = ["10.20.2.9"]
 
     #[test]
     fn another_cause_for_the_same_verdict_is_no_event() {
-        let mut tree = StateTree::new(&read(&single("fw", "\"any\"", 1)), at(0));
+        let mut tree = StateTree::of(&read(&single("fw", "\"any\"", 1)), at(0));
         tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
         let stalled = TrackerState {
             cause: Cause::Stalled,
@@ -1514,7 +1207,7 @@ behind = ["10.20.2.9"]
     #[test]
     fn a_stall_is_not_why_a_held_service_is_down() {
         let text = format!("{}hold_down = \"100ms\"\n", single("fw", "\"any\"", 1));
-        let mut tree = StateTree::new(&read(&text), at(0));
+        let mut tree = StateTree::of(&read(&text), at(0));
         let down = state(Verdict::Down);
         let stalled = TrackerState {
             cause: Cause::Stalled,
@@ -1534,21 +1227,21 @@ behind = ["10.20.2.9"]
 
     #[test]
     fn places_that_do_not_exist_are_ignored() {
-        let mut tree = StateTree::new(&read(&single("fw", "\"any\"", 1)), at(0));
+        let mut tree = StateTree::of(&read(&single("fw", "\"any\"", 1)), at(0));
         for place in [place(1, 0, 0), place(0, 1, 0), place(0, 0, 1)] {
             assert_eq!(
                 tree.tracker_changed(place, state(Verdict::Up), at(1), None),
                 []
             );
         }
-        tree.member_path(0, 1, MemberPath::default());
-        tree.member_path(1, 0, MemberPath::default());
+        tree.member_path(place(0, 1, 0).of(), MemberPath::default());
+        tree.member_path(place(1, 0, 0).of(), MemberPath::default());
     }
 
     #[test]
     fn a_change_is_held_down_until_it_lasted() {
         let text = format!("{}hold_down = \"100ms\"\n", single("fw", "\"any\"", 1));
-        let mut tree = StateTree::new(&read(&text), at(0));
+        let mut tree = StateTree::of(&read(&text), at(0));
         let only = place(0, 0, 0);
         let verdict = |tree: &StateTree| tree.status(|_| Counters::default()).services[0].verdict;
         assert_eq!(
@@ -1599,14 +1292,14 @@ behind = ["10.20.2.9"]
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"fw\"]\n";
         let hub = "[hub]\nname = \"hub-1\"\ninstance = \"blue\"\n";
         let text = format!("{hub}{PAIR}{}{chain}", single("fw", "\"any\"", 2));
-        let mut tree = StateTree::new(&read(&text), at(0));
+        let mut tree = StateTree::of(&read(&text), at(0));
         let path = MemberPath {
             interface: Some("eth9".to_owned()),
             mode: Some(Mode::XdpGeneric),
             send: Some(SendWay::TcRedirect),
             proofs: Vec::new(),
         };
-        tree.member_path(0, 1, path);
+        tree.member_path(place(0, 1, 0).of(), path);
         let counters = |place: TrackerRef| Counters {
             sent: u64::from(place.service * 100 + place.member * 10 + place.tracker),
             ..Counters::default()
@@ -1647,7 +1340,7 @@ behind = ["10.20.2.9"]
     fn a_new_configuration_keeps_what_is_the_same() {
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
         let (a, b) = (single("a", "\"all\"", 2), single("b", "\"any\"", 1));
-        let mut tree = StateTree::new(&read(&format!("{a}{b}{chain}")), at(0));
+        let mut tree = StateTree::of(&read(&format!("{a}{b}{chain}")), at(0));
         for place in [place(0, 0, 0), place(0, 0, 1), place(1, 0, 0)] {
             tree.tracker_changed(place, state(Verdict::Up), at(1), None);
         }
@@ -1655,7 +1348,7 @@ behind = ["10.20.2.9"]
             interface: Some("eth1".to_owned()),
             ..MemberPath::default()
         };
-        tree.member_path(0, 0, path);
+        tree.member_path(place(0, 0, 0).of(), path);
         let before = tree.status(|_| Counters::default());
         assert_eq!(
             tree.replace(&read(&format!("{a}{b}{chain}")), at(2), unused),
@@ -1728,18 +1421,20 @@ behind = ["10.20.2.9"]
     }
 
     #[test]
-    fn a_board_goes_on_from_what_was_shown() {
+    fn the_state_goes_on_from_what_was_shown() {
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
         let (a, b) = (single("a", "\"all\"", 2), single("b", "\"any\"", 1));
         let config = read(&format!("{a}{b}{PAIR}{chain}"));
-        let mut tree = StateTree::new(&config, at(0));
+        let mut tree = StateTree::of(&config, at(0));
         for place in [place(0, 0, 0), place(0, 0, 1), place(1, 0, 0)] {
             tree.tracker_changed(place, state(Verdict::Up), at(1), None);
         }
         tree.tracker_changed(place(2, 1, 0), state(Verdict::Down), at(2), None);
-        let shown: Vec<_> = (0..3).filter_map(|number| tree.shown(number)).collect();
-        let resumed =
-            StateTree::resume(&config, at(9), |number| shown.get(number as usize).cloned());
+        let shown: Vec<_> = (0..3)
+            .filter_map(|id| Some((id, tree.shown(id)?)))
+            .collect();
+        let mut resumed = StateTree::of(&config, at(9));
+        resumed.restore(shown, at(9));
         let status = |tree: &StateTree| tree.status(|_| Counters::default());
         assert_eq!(status(&resumed), status(&tree));
         let mut trees = [tree, resumed];
@@ -1754,7 +1449,7 @@ behind = ["10.20.2.9"]
     fn services_come_and_go_beside_the_others() {
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"b\"]\n";
         let (a, b) = (single("a", "\"any\"", 1), single("b", "\"any\"", 1));
-        let mut tree = StateTree::new(&read(&format!("{a}{b}{chain}")), at(0));
+        let mut tree = StateTree::of(&read(&format!("{a}{b}{chain}")), at(0));
         tree.tracker_changed(place(1, 0, 0), state(Verdict::Up), at(1), None);
         let held = format!("{}hold_down = \"1s\"\n", single("c", "\"any\"", 1));
         let c = &read(&held).services[0];
@@ -1801,7 +1496,7 @@ behind = ["10.20.2.9"]
     #[test]
     fn what_is_held_down_survives_a_new_configuration() {
         let held = |name| format!("{}hold_down = \"1s\"\n", single(name, "\"any\"", 1));
-        let mut tree = StateTree::new(&read(&format!("{}{}", held("a"), held("b"))), at(0));
+        let mut tree = StateTree::of(&read(&format!("{}{}", held("a"), held("b"))), at(0));
         tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(1), None);
         tree.tracker_changed(place(1, 0, 0), state(Verdict::Down), at(2), None);
         tree.replace(&read(&held("b")), at(3), unused);
@@ -1849,7 +1544,7 @@ behind = ["10.20.2.9"]
             let chain = "[[chain]]\nname = \"net\"\nservices = [\"a\", \"b\"]\n";
             let (a, b) = (single("a", policy, 3), single("b", policy, 3));
             let config = read(&format!("{a}{hold}{b}{hold}{chain}"));
-            let mut tree = StateTree::new(&config, at(0));
+            let mut tree = StateTree::of(&config, at(0));
             let mut told = [[Verdict::Unknown; 3]; 2];
             let mut last: HashMap<String, Verdict> = HashMap::new();
             let mut now = 0;
@@ -1898,7 +1593,7 @@ behind = ["10.20.2.9"]
             let text = format!("{}hold_down = \"{hold_ms}ms\"\n", single("fw", "\"any\"", 1));
             let config = read(&text);
             prop_assert_eq!(config.services[0].members[0].trackers[0].hold_down, Duration::from_millis(hold_ms));
-            let mut tree = StateTree::new(&config, at(0));
+            let mut tree = StateTree::of(&config, at(0));
             tree.tracker_changed(place(0, 0, 0), state(Verdict::Down), at(7), None);
             prop_assert_eq!(tree.tick(at(7 + early % hold_ms)), vec![]);
             prop_assert_eq!(tree.tick(at(7 + hold_ms)).len(), 2);

@@ -2,7 +2,7 @@
 //! change without a change of what older daemons wrote and newer ones read. Conversions name every field, so that a new setting
 //! does not compile until it is decided what a journal without it means.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -76,7 +76,10 @@ impl From<&config::Service> for Service {
         Self {
             name: name.clone(),
             origin: *origin,
-            members: members.iter().map(Member::from).collect(),
+            members: members
+                .iter()
+                .map(|member| Member::from(&**member))
+                .collect(),
         }
     }
 }
@@ -91,7 +94,10 @@ impl From<Service> for config::Service {
         Self {
             name,
             origin,
-            members: members.into_iter().map(config::Member::from).collect(),
+            members: members
+                .into_iter()
+                .map(|member| Arc::new(config::Member::from(member)))
+                .collect(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, thread};
 use anyhow::{Context as _, Result};
 use tokio::sync::oneshot;
 
-use super::Shared;
+use super::answers::Answers;
 use crate::{
     api::{
         metrics,
@@ -19,7 +19,7 @@ use crate::{
 const FIRST_FREE_PORT: u16 = 1_024;
 
 /// The running thread, seen from the main loop.
-pub(super) struct Clients {
+pub struct Clients {
     stop: oneshot::Sender<()>,
     thread: thread::JoinHandle<()>,
 }
@@ -28,11 +28,7 @@ pub(super) struct Clients {
 ///
 /// # Errors
 /// When the system has no thread or descriptor left.
-pub(super) fn start(
-    socket: Socket,
-    metrics: Option<SocketAddr>,
-    shared: Shared,
-) -> Result<Clients> {
+pub fn start(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) -> Result<Clients> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -45,7 +41,7 @@ pub(super) fn start(
                 tokio::select! {
                     // Also when the sender is dropped.
                     _ = stopped => {}
-                    () = answer(socket, metrics, shared) => {}
+                    () = answer(socket, metrics, answers) => {}
                 }
             });
         })
@@ -55,14 +51,14 @@ pub(super) fn start(
 
 impl Clients {
     /// Ends all connections and removes the socket.
-    pub(super) fn stop(self) {
+    pub fn stop(self) {
         // A thread that is gone has done so.
         let _ = self.stop.send(());
         let _ = self.thread.join();
     }
 }
 
-async fn answer(socket: Socket, metrics: Option<SocketAddr>, shared: Shared) {
+async fn answer(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) {
     let scrapes = async {
         let Some(address) = metrics else {
             return limit();
@@ -84,9 +80,9 @@ async fn answer(socket: Socket, metrics: Option<SocketAddr>, shared: Shared) {
         };
         limit();
         tracing::info!("serving metrics on {address}");
-        metrics::serve(listener, shared.clone()).await;
+        metrics::serve(listener, answers.clone()).await;
     };
-    tokio::join!(protocol::serve(socket, shared.clone()), scrapes);
+    tokio::join!(protocol::serve(socket, answers.clone()), scrapes);
 }
 
 /// Gives up what this thread does not need (any more).

@@ -1,0 +1,398 @@
+//! What `status` and `service list` say, put together from facts: the one place where that is done.
+//!
+//! A large status is made in slices, so that what it is read from is never locked for more than a few trackers.
+
+use tracker_ebpf::abi;
+
+use super::types::{
+    ChainStatus, Counters, HeldStatus, LatenessUs, ListedMember, ListedService, MemberStatus,
+    RttUs, ServiceStatus, Status, SteeringStatus, TrackerStatus,
+};
+use crate::{
+    config::{Protocol, Tracker},
+    desired::model::{MemberId, ServiceId, TrackerRef},
+    detector::lateness::Health,
+    state::{
+        hold_down::Held,
+        tree::{ChainState, MemberState, ServiceState, Stamp, StateTree, TrackerEntry},
+    },
+};
+
+/// What is known beside the state tree, while a slice is read.
+pub struct Facts<C, S> {
+    /// The counters of a tracker, which has a slot once it is installed. Called for each tracker once.
+    pub counters: C,
+    /// Packets that were steered to a member and replies that came back, while there is steering.
+    pub steered: Option<S>,
+}
+
+/// No steering, for [`Facts::steered`].
+pub type NotSteered = fn(Option<u32>) -> abi::Steered;
+
+/// Which services a status is about, and what it says beside them.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    hub: String,
+    instance: String,
+    chains: Vec<ChainStatus>,
+    /// The services, in the order in which they are reported.
+    pub services: Vec<ServiceId>,
+    /// The generation of the state tree to which the services' members and trackers belong.
+    pub generation: u64,
+}
+
+/// How far a status that is put together in slices has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor {
+    /// Position in the list of services.
+    service: usize,
+    member: usize,
+    tracker: usize,
+}
+
+impl Cursor {
+    const fn next_service(&mut self) {
+        *self = Self {
+            service: self.service + 1,
+            member: 0,
+            tracker: 0,
+        };
+    }
+}
+
+/// The outline of a status of everything, or of the service `name`, or of the chain `name` and its services.
+///
+/// # Errors
+/// When nothing has this name; the error says what there is.
+pub fn outline(tree: &StateTree, name: Option<&str>) -> Result<Outline, String> {
+    let Some(name) = name else {
+        return Ok(everything(tree));
+    };
+    let chain = tree.chains().iter().find(|chain| &*chain.name == name);
+    let service = tree.find(name);
+    if chain.is_none() && service.is_none() {
+        return Err(no_such(tree, name));
+    }
+    let mut services = chain.map_or_else(Vec::new, |chain| chain.services.clone());
+    services.extend(service.filter(|service| !services.contains(service)));
+    Ok(outline_of(tree, chain, services))
+}
+
+fn everything(tree: &StateTree) -> Outline {
+    outline_of(tree, tree.chains(), tree.numbers())
+}
+
+fn outline_of<'c>(
+    tree: &StateTree,
+    chains: impl IntoIterator<Item = &'c ChainState>,
+    services: Vec<ServiceId>,
+) -> Outline {
+    let (hub, instance) = tree.names();
+    Outline {
+        hub: hub.to_owned(),
+        instance: instance.to_owned(),
+        chains: chains.into_iter().map(chain_status).collect(),
+        services,
+        generation: tree.generation(),
+    }
+}
+
+impl Outline {
+    /// The status, once all its services are there. Its age is that of `now_ns`: what hung while it was made counts.
+    pub fn status(
+        self,
+        services: Vec<ServiceStatus>,
+        steering: Option<SteeringStatus>,
+        run: String,
+        health: &Health,
+        now_ns: u64,
+    ) -> Status {
+        let mut status = Status {
+            hub: self.hub,
+            instance: self.instance,
+            services,
+            chains: self.chains,
+            steering,
+            lateness_us: LatenessUs::new(health, now_ns),
+            stalls: health.stalls.load(std::sync::atomic::Ordering::Relaxed),
+            run,
+            as_of_ms: health.age_ns(now_ns) / 1_000_000,
+        };
+        if status.is_stalled() {
+            status.stall();
+        }
+        status
+    }
+}
+
+/// Adds the next services of an outline to a status, about `limit` trackers at a time; a service of more trackers is
+/// taken up in the middle. Returns whether there is more.
+pub fn slice<C, S>(
+    tree: &StateTree,
+    outline: &Outline,
+    cursor: &mut Cursor,
+    limit: usize,
+    now: Stamp,
+    facts: &Facts<C, S>,
+    into: &mut Vec<ServiceStatus>,
+) -> bool
+where
+    C: Fn(TrackerRef, Option<u32>) -> Counters,
+    S: Fn(Option<u32>) -> abi::Steered,
+{
+    let mut left = limit;
+    while let Some(id) = outline.services.get(cursor.service) {
+        if left == 0 {
+            return true;
+        }
+        let Some(service) = tree.service(*id) else {
+            // Removed meanwhile; what was taken of it is still what it was.
+            cursor.next_service();
+            continue;
+        };
+        if (cursor.member, cursor.tracker) == (0, 0) {
+            // It has at least one tracker, which is taken in the same slice.
+            into.push(service_status(
+                service,
+                tree.flap_window_ns(),
+                now,
+                facts.steered.as_ref(),
+            ));
+        }
+        let status = into.last_mut();
+        let status = status.and_then(|status| status.members.get_mut(cursor.member));
+        let (Some(member), Some(status)) = (service.members.get(cursor.member), status) else {
+            cursor.next_service();
+            continue;
+        };
+        let from = cursor.tracker.min(member.trackers.len());
+        let to = from.saturating_add(left).min(member.trackers.len());
+        let id = MemberId {
+            service: *id,
+            member: member.id,
+        };
+        let trackers = member.settings.trackers.iter().zip(&member.trackers);
+        let trackers = (0..).zip(trackers).skip(from).take(to - from);
+        status
+            .trackers
+            .extend(trackers.map(|(at, (settings, entry))| {
+                let counters = (facts.counters)(id.tracker(at), entry.slot);
+                tracker_status(member, settings, at, entry, now.mono_ns, &counters)
+            }));
+        left -= to - from;
+        cursor.tracker = to;
+        if to == member.trackers.len() {
+            (cursor.member, cursor.tracker) = (cursor.member + 1, 0);
+            if cursor.member == service.members.len() {
+                cursor.next_service();
+            }
+        }
+    }
+    false
+}
+
+/// The status of everything that a tree knows, without counters, put together at once.
+pub fn whole(tree: &StateTree, now: Stamp) -> Status {
+    let facts: Facts<_, NotSteered> = Facts {
+        counters: |_: TrackerRef, _: Option<u32>| Counters::default(),
+        steered: None,
+    };
+    let (mut cursor, mut services) = (Cursor::default(), Vec::new());
+    let outline = everything(tree);
+    while slice(
+        tree,
+        &outline,
+        &mut cursor,
+        usize::MAX,
+        now,
+        &facts,
+        &mut services,
+    ) {}
+    outline.status(services, None, String::new(), &Health::default(), 0)
+}
+
+/// What `tracker service list` shows of these services.
+pub fn list(tree: &StateTree, services: &[ServiceId]) -> Vec<ListedService> {
+    let services = services.iter().filter_map(|id| tree.service(*id));
+    services.map(listed).collect()
+}
+
+fn listed(service: &ServiceState) -> ListedService {
+    let members = service.members.iter().map(|member| ListedMember {
+        role: member.settings.role,
+        endpoint: member.settings.endpoint,
+        interface: member.interface().cloned(),
+        behind: member
+            .settings
+            .trackers
+            .iter()
+            .map(|tracker| tracker.behind)
+            .collect(),
+    });
+    ListedService {
+        name: service.name.to_string(),
+        origin: service.origin,
+        verdict: service.verdict,
+        cause: service.deciding().cause,
+        members: members.collect(),
+    }
+}
+
+fn no_such(tree: &StateTree, name: &str) -> String {
+    let list = |kind: &str, names: Vec<&str>| match names.as_slice() {
+        [] => None,
+        [name] => Some(format!("the {kind} {name}")),
+        names => Some(format!("the {kind}s {}", names.join(", "))),
+    };
+    let services = tree.services().map(|service| &*service.name).collect();
+    let chains = tree.chains().iter().map(|chain| &*chain.name).collect();
+    let known: Vec<_> = [list("service", services), list("chain", chains)]
+        .into_iter()
+        .flatten()
+        .collect();
+    let known = match known.is_empty() {
+        true => "none at all".to_owned(),
+        false => known.join(" and "),
+    };
+    format!("no service or chain is named {name:?}; this hub has {known}")
+}
+
+/// The status of a service, whose trackers are still to be added.
+fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
+    service: &ServiceState,
+    flap_window_ns: u64,
+    now: Stamp,
+    steered: Option<&S>,
+) -> ServiceStatus {
+    let members: Vec<MemberStatus> = service
+        .members
+        .iter()
+        .map(|member| {
+            let steered = steered.map(|steered| steered(member.slot));
+            MemberStatus {
+                role: member.settings.role,
+                endpoint: member.settings.endpoint,
+                interface: member.interface().cloned(),
+                mode: member.path.mode,
+                verdict: member.verdict,
+                cause: member.deciding().cause,
+                trackers: Vec::with_capacity(member.trackers.len()),
+                send: member.path.send,
+                steered: steered.map(|steered| steered.steered),
+                replied: steered.map(|steered| steered.replied),
+                last_verdict: None,
+            }
+        })
+        .collect();
+    let sum = |count: fn(&MemberStatus) -> Option<u64>| members.iter().map(count).sum();
+    ServiceStatus {
+        name: service.name.to_string(),
+        verdict: service.verdict,
+        cause: service.deciding().cause,
+        since: service.since,
+        selected: service.selected(),
+        steered: sum(|member| member.steered),
+        replied: sum(|member| member.replied),
+        members,
+        flaps: service.flaps.recent(now.mono_ns, flap_window_ns),
+        flaps_total: service.flaps.total,
+        last_verdict: None,
+    }
+}
+
+fn chain_status(chain: &ChainState) -> ChainStatus {
+    ChainStatus {
+        name: chain.name.to_string(),
+        verdict: chain.verdict,
+        last_verdict: None,
+    }
+}
+
+fn tracker_status(
+    member: &MemberState,
+    settings: &Tracker,
+    at: u32,
+    entry: &TrackerEntry,
+    now_mono_ns: u64,
+    counters: &Counters,
+) -> TrackerStatus {
+    let state = &entry.shown;
+    let held = entry.held.as_ref();
+    TrackerStatus {
+        behind: settings.behind,
+        probe: settings.probe,
+        verdict: state.verdict,
+        cause: state.cause,
+        sent: counters.sent,
+        received: counters.received,
+        lost: counters.lost,
+        duplicate: counters.duplicate,
+        rtt_us: RttUs::from(counters),
+        late: counters.late,
+        corrupt: counters.corrupt,
+        wrong_path: counters.wrong_path,
+        elsewhere: counters.elsewhere,
+        skipped: counters.skipped,
+        void: counters.void,
+        proof: member
+            .path
+            .proofs
+            .get(at as usize)
+            .copied()
+            .unwrap_or_default(),
+        port: settings.port,
+        return_ttl: counters.return_ttl,
+        return_mac: counters.return_mac.map(mac),
+        protocol: Some(settings.protocol).filter(|protocol| *protocol != Protocol::Echo),
+        detail: state.detail.clone(),
+        held: held.map(|held| held_status(held, settings, now_mono_ns)),
+        last_verdict: None,
+    }
+}
+
+fn held_status(held: &Held, settings: &Tracker, now_mono_ns: u64) -> HeldStatus {
+    let due_ns = held.due_ns(settings.hold_down);
+    HeldStatus {
+        verdict: held.state.verdict,
+        cause: held.state.cause,
+        due_ms: due_ns.saturating_sub(now_mono_ns) / 1_000_000,
+        detail: held.state.detail.clone(),
+    }
+}
+
+/// A MAC address in its usual notation.
+fn mac(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// What `status` shows of a slot's state.
+pub fn counters(state: &abi::State) -> Counters {
+    let abi::State {
+        send,
+        receive,
+        trouble,
+        judge,
+    } = state;
+    let rtt = |ns: u64| (receive.received > 0).then_some(ns);
+    Counters {
+        sent: send.sent,
+        received: receive.received,
+        lost: judge.lost,
+        duplicate: trouble.duplicate.into(),
+        late: trouble.late.into(),
+        corrupt: trouble.corrupt.into(),
+        wrong_path: trouble.wrong_path.into(),
+        elsewhere: receive.elsewhere.into(),
+        skipped: judge.skipped,
+        void: judge.void,
+        rtt_last_ns: rtt(receive.rtt_last_ns),
+        rtt_min_ns: rtt(receive.rtt_min_ns),
+        rtt_avg_ns: rtt(receive
+            .rtt_sum_ns
+            .checked_div(receive.received)
+            .unwrap_or(0)),
+        rtt_max_ns: rtt(receive.rtt_max_ns),
+        return_ttl: (receive.ttl > 0).then_some(receive.ttl),
+        return_mac: (receive.hop_mac != [0; 6]).then_some(receive.hop_mac),
+    }
+}

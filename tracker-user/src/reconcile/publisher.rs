@@ -1,0 +1,257 @@
+//! Reports events: into the journal first, then into the log and to readers.
+
+use anyhow::Result;
+
+use crate::{
+    datapath::journal::Journal,
+    state::{
+        events::{Event, EventFeed},
+        journal::{Record, SavedHeld, SavedService, Snapshot},
+        verdict_log::VerdictLog,
+    },
+};
+
+/// Where the journal is kept.
+pub trait Store {
+    /// Adds a line; false if there is no room for it, or no journal.
+    fn append(&mut self, line: &[u8]) -> bool;
+    /// Begins a new journal with these lines.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    fn begin(&mut self, lines: &[u8]) -> Result<()>;
+    /// Takes a journal away that would tell the next daemon what is no longer so.
+    fn give_up(&mut self);
+}
+
+impl Store for Journal {
+    fn append(&mut self, line: &[u8]) -> bool {
+        Self::append(self, line)
+    }
+
+    fn begin(&mut self, lines: &[u8]) -> Result<()> {
+        Self::begin(self, lines)
+    }
+
+    fn give_up(&mut self) {
+        Self::give_up(self);
+    }
+}
+
+/// The journal, the log of verdicts, and the feed that readers follow.
+pub struct Publisher<S> {
+    journal: S,
+    /// The journal can't be written.
+    journal_failed: bool,
+    verdict_log: VerdictLog,
+    feed: EventFeed,
+}
+
+impl<S: Store> Publisher<S> {
+    /// A publisher of a feed, which goes on from what the journal has.
+    pub fn new(journal: S, feed: EventFeed) -> Self {
+        Self {
+            journal,
+            journal_failed: false,
+            verdict_log: VerdictLog::default(),
+            feed,
+        }
+    }
+
+    /// Reports events: they are in the journal before any reader sees them. `snapshot` is called if the journal has to begin
+    /// anew.
+    pub fn publish(
+        &mut self,
+        events: Vec<Event>,
+        now_mono_ns: u64,
+        snapshot: impl FnOnce() -> Snapshot,
+    ) {
+        if events.is_empty() {
+            return;
+        }
+        self.write(&Record::of(&events, now_mono_ns), snapshot);
+        self.show(events, now_mono_ns);
+    }
+
+    /// Reports the end of a service.
+    pub fn publish_removal(
+        &mut self,
+        service: &str,
+        events: Vec<Event>,
+        now_mono_ns: u64,
+        snapshot: impl FnOnce() -> Snapshot,
+    ) {
+        let record = Record::Removed {
+            service: service.to_owned(),
+            events: events.clone(),
+        };
+        self.write(&record, snapshot);
+        self.show(events, now_mono_ns);
+    }
+
+    /// Writes down a service that was added.
+    pub fn add(&mut self, service: SavedService, snapshot: impl FnOnce() -> Snapshot) {
+        self.write(&Record::Added(service), snapshot);
+    }
+
+    /// Writes down what is held back of a tracker from here on; the tracker by positions of its member and itself.
+    pub fn hold(
+        &mut self,
+        service: &str,
+        tracker: (u32, u32),
+        held: Option<SavedHeld>,
+        snapshot: impl FnOnce() -> Snapshot,
+    ) {
+        let record = Record::Held {
+            service: service.to_owned(),
+            tracker,
+            held,
+        };
+        self.write(&record, snapshot);
+    }
+
+    /// Writes everything down anew, and reports events, which the snapshot has the effects of.
+    pub fn begin(&mut self, events: Vec<Event>, now_mono_ns: u64, snapshot: Snapshot) {
+        self.begin_with(&Record::of(&events, now_mono_ns), snapshot);
+        self.show(events, now_mono_ns);
+    }
+
+    /// Logs how many changes were left out of the log, once that is due.
+    pub fn end_log_window(&mut self, now_mono_ns: u64) {
+        if let Some((_, line)) = self.verdict_log.end_window(now_mono_ns) {
+            tracing::warn!("{line}");
+        }
+    }
+
+    fn write(&mut self, record: &Record, snapshot: impl FnOnce() -> Snapshot) {
+        if !self.journal_failed && !self.journal.append(&record.line()) {
+            self.begin_with(record, snapshot());
+        }
+    }
+
+    fn begin_with(&mut self, record: &Record, snapshot: Snapshot) {
+        let mut text = Record::Snapshot(snapshot).line();
+        // The snapshot has its effects already.
+        text.extend(record.clone().after_snapshot().line());
+        let begun = self.journal.begin(&text);
+        if let Err(error) = &begun {
+            self.journal.give_up();
+            if !self.journal_failed {
+                tracing::warn!(
+                    "cannot write the journal: {error:#}; the next daemon will not go on from this one"
+                );
+            }
+        }
+        self.journal_failed = begun.is_err();
+    }
+
+    /// Shows events in the log and to readers.
+    fn show(&mut self, events: Vec<Event>, now_mono_ns: u64) {
+        for (level, line) in self.verdict_log.lines(now_mono_ns, &events) {
+            match level {
+                tracing::Level::WARN => tracing::warn!("{line}"),
+                _ => tracing::info!("{line}"),
+            }
+        }
+        self.feed.publish(events);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::ModeChoice,
+        state::events::{EventLog, tests::example},
+    };
+
+    /// A journal in memory that holds so many bytes, and notes how many events readers had seen at each write.
+    struct Memory {
+        text: Vec<u8>,
+        room: usize,
+        works: bool,
+        feed: EventFeed,
+        seen: Vec<u64>,
+    }
+
+    impl Store for Memory {
+        fn append(&mut self, line: &[u8]) -> bool {
+            self.seen.push(self.feed.bounds().1);
+            let fits = self.works && self.text.len() + line.len() <= self.room;
+            if fits {
+                self.text.extend(line);
+            }
+            fits
+        }
+
+        fn begin(&mut self, lines: &[u8]) -> Result<()> {
+            self.seen.push(self.feed.bounds().1);
+            anyhow::ensure!(self.works, "no memory");
+            self.text = lines.to_vec();
+            Ok(())
+        }
+
+        fn give_up(&mut self) {
+            self.text.clear();
+        }
+    }
+
+    fn publisher(room: usize) -> Publisher<Memory> {
+        let feed = EventFeed::new(EventLog::new(8, 1));
+        let memory = Memory {
+            text: Vec::new(),
+            room,
+            works: true,
+            feed: feed.clone(),
+            seen: Vec::new(),
+        };
+        Publisher::new(memory, feed)
+    }
+
+    fn snapshot(next: u64) -> Snapshot {
+        Snapshot {
+            namespace: (1, 2),
+            mode: ModeChoice::Auto,
+            services: Vec::new(),
+            chains: Vec::new(),
+            events: Vec::new(),
+            next,
+            run: "run".to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_event_is_in_the_journal_before_a_reader_sees_it() {
+        let mut publisher = publisher(1 << 20);
+        publisher.begin(Vec::new(), 0, snapshot(1));
+        publisher.publish(vec![example()], 1, || unreachable!());
+        publisher.publish(vec![example(), example()], 2, || unreachable!());
+        publisher.publish(Vec::new(), 3, || unreachable!());
+        assert_eq!(publisher.journal.seen, [1, 1, 2]);
+        assert_eq!(publisher.feed.bounds().1, 4);
+        assert_eq!(Snapshot::read(&publisher.journal.text).unwrap().next, 4);
+    }
+
+    #[test]
+    fn a_journal_that_is_full_begins_anew() {
+        let mut publisher = publisher(0);
+        publisher.publish(vec![example()], 1, || snapshot(7));
+        assert_eq!(Snapshot::read(&publisher.journal.text).unwrap().next, 8);
+        publisher.publish(vec![example()], 1, || snapshot(8));
+        assert_eq!(Snapshot::read(&publisher.journal.text).unwrap().next, 9);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_written_is_no_journal() {
+        let mut publisher = publisher(0);
+        publisher.journal.works = false;
+        publisher.publish(vec![example()], 1, || snapshot(1));
+        assert!(publisher.journal_failed && publisher.journal.text.is_empty());
+        // Readers see what there is to see, and no more is written before all is.
+        publisher.journal.works = true;
+        publisher.publish(vec![example()], 2, || unreachable!());
+        assert_eq!(publisher.feed.bounds().1, 3);
+        publisher.begin(Vec::new(), 3, snapshot(3));
+        assert!(!publisher.journal_failed);
+    }
+}
