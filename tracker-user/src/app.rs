@@ -21,9 +21,10 @@ use crate::{
     },
     config::{self, Config, Defaults, Hub},
     datapath::{
+        adopt::{self, Maps},
         clsact,
         journal::Journal,
-        loader::{self, Kernel, Maps},
+        loader::Kernel,
         pins::{self, Pins},
         steering,
     },
@@ -48,6 +49,7 @@ use crate::{
         forgery_log::ForgeryLog,
         handover::{self, Handover},
         installer::{self, Installer, LeftMaps, LeftTrackers},
+        map_space,
         next_hops::NextHops,
         publisher::Publisher,
         sender::Sender,
@@ -307,14 +309,14 @@ impl App {
         }
         let names = private_names(&config.hub.instance);
         let private = netlink.private_pair(&names).await?;
-        let paths = loader::pinned_paths(pins);
-        let wanted = installer::sizes(&config);
+        let paths = adopt::pinned_paths(pins);
+        let wanted = map_space::sizes(&config);
         let (maps, sizes) = match maps {
             Some(maps) => (maps, wanted),
-            None => loader::survey(pins, wanted)?,
+            None => adopt::survey(pins, wanted)?,
         };
         let states = match (maps, &snapshot) {
-            (Maps::Anew, Some(_)) => loader::pinned_states(pins),
+            (Maps::Anew, Some(_)) => adopt::pinned_states(pins),
             _ => Vec::new(),
         };
         let tag = handover::tag(&config.hub.state, pins)?;

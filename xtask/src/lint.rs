@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     bpf::{self, Toolchain, Way},
-    build, docs, setup, sh,
+    build, docs, layers, setup, sh,
     toolchain::{self, Need},
 };
 
@@ -62,6 +62,9 @@ pub fn run(cli: &clap::Command) -> Result<()> {
     check("generated documentation", &mut docs::check);
     let tree = Tree::read()?;
     check("tree", &mut || report(tree.problems()));
+    check("imports go down and in no circle", &mut || {
+        report(tree.imports())
+    });
     check("keys stand in the table of keys alone", &mut || {
         report(tree.keys_elsewhere())
     });
@@ -279,6 +282,16 @@ impl Tree {
             }
         }
         problems
+    }
+
+    /// Imports of the daemon's crate that go up or round.
+    fn imports(&self) -> Vec<String> {
+        let files = self.0.iter().filter_map(|(name, bytes)| {
+            let path = name.strip_prefix(layers::DIR)?;
+            let text = str::from_utf8(bytes).ok()?;
+            path.ends_with(".rs").then_some((path, text))
+        });
+        layers::problems(files)
     }
 
     /// Names of configuration keys that stand in the configuration's code outside of the table of keys.

@@ -6,6 +6,7 @@ mod build;
 mod demo;
 mod docs;
 mod kernel;
+mod layers;
 mod lint;
 mod load;
 mod setup;

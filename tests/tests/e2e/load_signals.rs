@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::pthread::pthread_kill;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use tracker_ebpf::abi::program;
-use tracker_user::datapath::{OBJECT, loader};
+use tracker_user::datapath::{OBJECT, object};
 
 static HEARD: AtomicU64 = AtomicU64::new(0);
 
@@ -29,7 +29,7 @@ fn programs_load_under_signals() -> Result<()> {
     let loading = thread::spawn(|| -> Result<()> {
         let mut ebpf = aya::EbpfLoader::new().load(OBJECT)?;
         for name in [program::SEND, program::RECEIVE, program::TC_RECEIVE] {
-            loader::load(&mut ebpf, name)?;
+            object::load(&mut ebpf, name)?;
         }
         Ok(())
     });

@@ -724,7 +724,7 @@ fn somebody_elses_xdp_program_stays() -> Result<()> {
     let mut ebpf = aya::EbpfLoader::new().load(tracker_user::datapath::OBJECT)?;
     // With empty maps it passes everything.
     let name = tracker_ebpf::abi::program::RECEIVE;
-    tracker_user::datapath::loader::load(&mut ebpf, name)?;
+    tracker_user::datapath::object::load(&mut ebpf, name)?;
     let program: &mut Xdp = ebpf
         .program_mut(name)
         .context("find a program")?

@@ -6,9 +6,9 @@ use tracker_ebpf::{abi, verdict::Cause};
 
 use crate::{
     config::{self, ReturnHop},
-    datapath::loader,
     detector::{engine::SendFailure, flows::Moved},
     plan::{
+        address::address_from,
         member::{Fault, MemberPlan, Probing},
         observed::Observed,
     },
@@ -33,8 +33,8 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// What is known beside a cause. `foreign_xdp` says whether the XDP program of somebody else on an interface sees
-    /// replies first.
+    /// What is known beside a cause. `foreign_xdp` says whether an XDP program that is not ours sees replies on an
+    /// interface first.
     pub fn detail(&self, cause: Cause, foreign_xdp: impl Fn(u32) -> bool) -> Option<String> {
         match cause {
             Cause::NoReply => {
@@ -61,7 +61,7 @@ impl Facts<'_> {
         }
     }
 
-    /// The XDP program of somebody else that sees the member's replies before the receive program does.
+    /// An XDP program that is not ours and sees the member's replies before the receive program does.
     fn foreign_xdp(&self, sees_first: impl Fn(u32) -> bool) -> Option<String> {
         self.plan?.receive.iter().find_map(|ifindex| {
             let link = self.observed.links.get(ifindex)?;
@@ -102,7 +102,7 @@ impl Facts<'_> {
         if !is_latest {
             return None;
         }
-        let from = loader::address(behind.into(), trouble.complaint_from);
+        let from = address_from(behind.into(), trouble.complaint_from);
         Some(match from == behind {
             true => format!("replies come from another port of {from} than the one that is asked"),
             false => format!("replies come from {from}, not from {behind}"),
@@ -157,13 +157,13 @@ fn icmp_error(trouble: &abi::TroubleState) -> Option<String> {
     let (protocol, from) = match trouble.complaint {
         // A reset has the behind address as source, whatever sent it.
         abi::Complaint::None | abi::Complaint::Reset | abi::Complaint::Elsewhere => return None,
-        abi::Complaint::Icmp => ("ICMP", loader::address(abi::Family::Ipv4, from)),
-        abi::Complaint::Icmpv6 => ("ICMPv6", loader::address(abi::Family::Ipv6, from)),
+        abi::Complaint::Icmp => ("ICMP", address_from(abi::Family::Ipv4, from)),
+        abi::Complaint::Icmpv6 => ("ICMPv6", address_from(abi::Family::Ipv6, from)),
         // Type 3 of ICMP is type 1 of ICMPv6.
         abi::Complaint::Port if trouble.complaint_type == 3 => {
-            ("ICMP", loader::address(abi::Family::Ipv4, from))
+            ("ICMP", address_from(abi::Family::Ipv4, from))
         }
-        abi::Complaint::Port => ("ICMPv6", loader::address(abi::Family::Ipv6, from)),
+        abi::Complaint::Port => ("ICMPv6", address_from(abi::Family::Ipv6, from)),
     };
     let (kind, code) = (trouble.complaint_type, trouble.complaint_code);
     let meaning = match protocol {

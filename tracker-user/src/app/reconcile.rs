@@ -8,7 +8,7 @@ use tracing::Level;
 use super::{App, RETRY};
 use crate::{
     api::{answers::KnownSteering, types::UplinkStatus},
-    datapath::loader::Check,
+    datapath::attach::Check,
     desired::model::Desired,
     detector::engine::Command,
     host::{clock, repeats},
@@ -204,7 +204,7 @@ impl App {
         !detached.is_empty() || !unsteered.is_empty()
     }
 
-    /// Makes the private interfaces anew if somebody deleted them or moved them away.
+    /// Makes the private interfaces anew if they were deleted or moved to another namespace.
     async fn keep_private_pair(&mut self) {
         let links = &self.netlink.observed.links;
         if links.contains_key(&self.kernel.private_ifindex()) {

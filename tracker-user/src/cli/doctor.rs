@@ -17,7 +17,7 @@ use tracker_ebpf::{
 
 use crate::{
     config::{self, Config, ModeChoice},
-    datapath::{OBJECT, loader, pins},
+    datapath::{OBJECT, object, pins},
     host::preflight,
     net::{
         ethtool,
@@ -447,7 +447,7 @@ fn try_programs() -> Result<()> {
     .into_iter()
     .chain(abi::program::STEERING_ALL)
     {
-        loader::load(&mut ebpf, name)?;
+        object::load(&mut ebpf, name)?;
     }
     if let Some(Program::Xdp(send)) = ebpf.program_mut(abi::program::SEND) {
         send.test_run(TestRunOptions {

@@ -1,11 +1,14 @@
 //! The eBPF programs and maps: loaded, pinned, attached, read and written.
 
+pub mod adopt;
+pub mod attach;
 pub mod clsact;
 pub mod journal;
 pub mod links;
 pub mod live_frames;
 pub mod loader;
 pub mod mmap;
+pub mod object;
 pub mod pins;
 pub mod steering;
 mod watch;

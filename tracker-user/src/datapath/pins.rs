@@ -277,3 +277,16 @@ pub fn ensure_mounted(path: &Path) -> Result<()> {
         )
     })
 }
+/// What the name of the pin of an uplink's XDP link begins with.
+const FAST_PIN: &str = "steer-";
+
+/// What an uplink's XDP link is pinned as.
+pub(super) fn fast_pin(ifindex: u32) -> String {
+    format!("{FAST_PIN}{ifindex}")
+}
+
+/// Whether a pin is of that kind.
+pub(super) fn is_fast_pin(pin: &Path) -> bool {
+    let name = pin.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(FAST_PIN))
+}

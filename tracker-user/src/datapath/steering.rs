@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     hash::Hash,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,8 +20,10 @@ use tracker_ebpf::abi;
 
 use super::{
     OBJECT,
-    loader::{self, Check, Hold, Kernel, TcPlace},
-    pins::Pins,
+    attach::{self, Attachment, Check, TcPlace},
+    loader::Kernel,
+    object,
+    pins::{Pins, fast_pin},
 };
 use crate::{
     config::ModeChoice,
@@ -45,7 +46,7 @@ pub struct Steering {
     uplinks: BpfHashMap<MapData, abi::OwnMac, u32>,
     flows: BpfHashMap<MapData, abi::FlowKey, abi::Flow>,
     counters: SteeredReader,
-    holds: HashMap<AttachPoint, Hold>,
+    holds: HashMap<AttachPoint, Attachment>,
     /// What the maps hold.
     installed: Plan,
     /// Attachments that were refused, and what was said of it: told once.
@@ -145,12 +146,12 @@ impl Steering {
             .load(OBJECT)
             .context("the kernel refused the eBPF maps of steering")?;
         for name in abi::program::STEERING_ALL {
-            loader::load(&mut ebpf, name)?;
+            object::load(&mut ebpf, name)?;
         }
         if kernel.has_generic() {
-            loader::load(&mut ebpf, abi::program::STEER_GENERIC)?;
+            object::load(&mut ebpf, abi::program::STEER_GENERIC)?;
         }
-        let mut take = |name| loader::take(&mut ebpf, name);
+        let mut take = |name| object::take(&mut ebpf, name);
         Ok(Self {
             filter: take(abi::map::FILTER)?.try_into()?,
             table: take(abi::map::STEERING)?.try_into()?,
@@ -332,7 +333,7 @@ impl Steering {
     /// Leaves maps and links pinned, so that programs stay attached.
     pub fn keep(mut self) {
         self.is_kept = true;
-        self.holds.values_mut().for_each(Hold::keep);
+        self.holds.values_mut().for_each(Attachment::keep);
     }
 
     fn attach(
@@ -340,7 +341,7 @@ impl Steering {
         point: AttachPoint,
         kernel: &mut Kernel,
         choice: ModeChoice,
-    ) -> Result<Hold> {
+    ) -> Result<Attachment> {
         let pin = self.pins.link(&name(point));
         let is_xdp = matches!(point.hook, Hook::Fast);
         kernel.take_left(&pin, point.ifindex, is_xdp);
@@ -350,7 +351,7 @@ impl Steering {
                     ModeChoice::XdpGeneric => (XdpMode::Skb, abi::program::STEER_GENERIC),
                     _ => (XdpMode::Driver, abi::program::STEER),
                 };
-                return loader::hold_xdp(&mut self.ebpf, name, point.ifindex, mode, &pin);
+                return attach::attach_xdp(&mut self.ebpf, name, point.ifindex, mode, &pin);
             }
             (Hook::Uplink, true) => (abi::program::UPLINK, TcPlace::INGRESS),
             (Hook::Uplink, false) => (abi::program::UPLINK_IP, TcPlace::INGRESS),
@@ -370,7 +371,7 @@ impl Steering {
             }
         };
         let (ebpf, ifindex) = (&mut self.ebpf, point.ifindex);
-        loader::hold_tc(ebpf, program, ifindex, place, &self.pins, &pin)
+        attach::attach_tc(ebpf, program, ifindex, place, &self.pins, &pin)
     }
 
     fn write(&mut self, plan: &Plan) -> Result<()> {
@@ -467,20 +468,6 @@ pub fn forget_left(pins: &Pins) {
     for name in abi::map::STEERING_ALL {
         unpin(pins, name);
     }
-}
-
-/// What the name of the pin of an uplink's XDP link begins with.
-const FAST_PIN: &str = "steer-";
-
-/// What an uplink's XDP link is pinned as.
-pub(super) fn fast_pin(ifindex: u32) -> String {
-    format!("{FAST_PIN}{ifindex}")
-}
-
-/// Whether a pin is of that kind.
-pub(super) fn is_fast_pin(pin: &Path) -> bool {
-    let name = pin.file_name().and_then(|name| name.to_str());
-    name.is_some_and(|name| name.starts_with(FAST_PIN))
 }
 
 /// What a point's link is pinned as.

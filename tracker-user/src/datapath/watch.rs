@@ -16,7 +16,7 @@ use aya::{
 };
 use tracker_ebpf::abi;
 
-use super::loader;
+use super::object;
 
 /// `PACKET_IGNORE_OUTGOING` of linux/if_packet.h (Linux 4.20): what the hub sends is not even copied for the socket.
 const IGNORE_OUTGOING: libc::c_int = 23;
@@ -35,7 +35,7 @@ impl Watch {
     /// # Errors
     /// As the kernel answers: EPERM without CAP_NET_RAW.
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self> {
-        let expecting = loader::take(ebpf, abi::map::EXPECTING)?;
+        let expecting = object::take(ebpf, abi::map::EXPECTING)?;
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: no pointers; protocol 0 receives nothing (packet(7)), and the descriptor belongs to nobody else.
         let socket = unsafe {
@@ -45,7 +45,7 @@ impl Watch {
             }
             OwnedFd::from_raw_fd(socket)
         };
-        let filter: &mut SocketFilter = loader::program(ebpf, abi::program::WATCH)?;
+        let filter: &mut SocketFilter = object::program(ebpf, abi::program::WATCH)?;
         filter.attach(&socket)?;
         let yes: libc::c_int = 1;
         // SAFETY: the pointer is to a value of the length that is given, borrowed for the call.

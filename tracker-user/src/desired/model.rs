@@ -109,7 +109,7 @@ pub struct Used {
 /// Everything that is wanted. Cheap to clone: services and chains are shared.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
-    services: Vec<Arc<Service>>,
+    services: Arc<Vec<Arc<Service>>>,
     chains: Arc<[Chain]>,
     /// The number of the next new service.
     next: ServiceId,
@@ -168,7 +168,7 @@ impl Desired {
             .map(|service| (service.settings.name.as_str(), service))
             .collect();
         let mut next = self.next;
-        let services = services
+        let services: Vec<Arc<Service>> = services
             .into_iter()
             .map(|settings| match old.remove(settings.name.as_str()) {
                 Some(old) if old.settings == settings => old.clone(),
@@ -180,7 +180,7 @@ impl Desired {
             })
             .collect();
         Self {
-            services,
+            services: Arc::new(services),
             chains: match *chains == *self.chains {
                 true => self.chains.clone(),
                 false => chains.into(),
@@ -194,7 +194,8 @@ impl Desired {
     pub fn with(&self, settings: config::Service) -> (Self, ServiceId) {
         let id = self.next;
         let mut new = self.clone();
-        new.services.push(Arc::new(Service::new(id, settings)));
+        let service = Arc::new(Service::new(id, settings));
+        Arc::make_mut(&mut new.services).push(service);
         new.next += 1;
         (new, id)
     }
@@ -203,7 +204,7 @@ impl Desired {
     #[must_use]
     pub fn without(&self, id: ServiceId) -> Self {
         let mut new = self.clone();
-        new.services.retain(|service| service.id != id);
+        Arc::make_mut(&mut new.services).retain(|service| service.id != id);
         new
     }
 

@@ -427,7 +427,7 @@ impl<P: Datapath> Engine<P> {
             slot.account.fault(cause);
         }
         self.slots[index] = Some(slot);
-        self.settle(spec.slot, now_ns, None);
+        self.report(spec.slot, now_ns, None);
     }
 
     /// Goes on from what an earlier daemon kept of a tracker. Its probes under way are still waited for, so that
@@ -579,7 +579,7 @@ impl<P: Datapath> Engine<P> {
                 self.groups[state.cohort].prompt(slot, state);
             }
         }
-        self.settle(slot, now_ns, None);
+        self.report(slot, now_ns, None);
     }
 
     fn device(&mut self, ifindex: u32) -> usize {
@@ -699,7 +699,7 @@ impl<P: Datapath> Engine<P> {
             if let Some(since_ns) = since_ns {
                 let detection_ns = now_ns.saturating_sub(since_ns);
                 self.doubt_silence(event.tracker, event.received_mono_ns);
-                self.settle(event.tracker, now_ns, Some(detection_ns));
+                self.report(event.tracker, now_ns, Some(detection_ns));
             }
         }
     }
@@ -791,7 +791,7 @@ impl<P: Datapath> Engine<P> {
         }
         let since_ns = judged.since_ns;
         let detection_ns = since_ns.map(|since_ns| now_ns.saturating_sub(since_ns));
-        self.settle(index, now_ns, detection_ns);
+        self.report(index, now_ns, detection_ns);
     }
 
     /// Whether silence of probes that were redirected to a device proves nothing yet; has them sent by TC. That is done within
@@ -821,11 +821,11 @@ impl<P: Datapath> Engine<P> {
     }
 
     /// Publishes a slot's state, and reports it where verdict or cause changed.
-    fn settle(&mut self, index: u32, now_ns: u64, detection_ns: Option<u64>) {
+    fn report(&mut self, index: u32, now_ns: u64, detection_ns: Option<u64>) {
         let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
             return;
         };
-        let change = slot.account.settle();
+        let change = slot.account.take_change();
         self.datapath.set_judge(index, slot.account.judge_state());
         let Some(change) = change else {
             return;
@@ -857,7 +857,7 @@ impl<P: Datapath> Engine<P> {
         let (datapath, window) = (&self.datapath, slot.spec.window);
         let is_replied = |sequence| datapath.is_replied(window, sequence);
         if slot.account.catch_up(now_ns, is_replied) {
-            self.settle(index, now_ns, Some(0));
+            self.report(index, now_ns, Some(0));
         }
     }
 
@@ -909,7 +909,7 @@ impl<P: Datapath> Engine<P> {
                 if slot.is_some_and(|slot| slot.account.early(sequence, now_ns, |_| true).is_some())
                 {
                     self.doubt_silence(index, now_ns);
-                    self.settle(index, now_ns, None);
+                    self.report(index, now_ns, None);
                 }
             }
             if self.batch.is_empty() {
@@ -1036,7 +1036,7 @@ impl<P: Datapath> Engine<P> {
         }
         group.in_flight.sent(sent_ns, deadline_ns);
         while let Some(tracker) = self.refused.pop() {
-            self.settle(tracker, sent_ns, None);
+            self.report(tracker, sent_ns, None);
         }
     }
 

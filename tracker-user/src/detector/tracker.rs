@@ -46,7 +46,7 @@ pub struct TrackerAccount {
 /// What judging a probe led to.
 #[derive(Clone, Copy, Debug)]
 pub struct Judged {
-    /// A verdict that rests on silence: it is settled by [`TrackerAccount::conclude`].
+    /// A verdict that rests on silence: it is decided by [`TrackerAccount::conclude`].
     pub claim: Option<Claim>,
     /// When what was judged began to tell.
     pub since_ns: Option<u64>,
@@ -465,7 +465,7 @@ impl TrackerAccount {
 
     /// What is to be reported, if anything.
     #[inline]
-    pub fn settle(&mut self) -> Option<Change> {
+    pub fn take_change(&mut self) -> Option<Change> {
         let (verdict, cause) = (self.machine.verdict(), self.machine.cause());
         self.account.lost_run = self.machine.lost_run();
         self.account.replied_run = self.machine.replied_run();

@@ -3,7 +3,7 @@
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 
 use super::rtnetlink::Netlink;
-use crate::plan::address::Address;
+use crate::plan::observed::Address;
 
 impl Netlink {
     pub(super) fn take_address(&mut self, message: &AddressMessage, is_there: bool) {

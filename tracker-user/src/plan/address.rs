@@ -9,56 +9,9 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use super::observed::Link;
+use tracker_ebpf::abi::Family;
 
-/// One address of an interface. The kernel tells addresses apart by address, prefix length and peer: an interface may have one
-/// address with two prefix lengths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// The address.
-    pub ip: IpAddr,
-    /// Its prefix length: the peer's, where there is one.
-    pub prefix: u8,
-    /// The other end, where one is set (`ip address add A peer B/L`).
-    pub peer: Option<IpAddr>,
-    /// False while duplicate address detection runs or after it failed.
-    pub is_usable: bool,
-    /// Its preferred lifetime is over (RFC 4862 section 5.5.4).
-    pub is_deprecated: bool,
-    /// IPv6: a temporary address (RFC 8981). IPv4: not the first address of its network.
-    pub is_secondary: bool,
-    /// `RT_SCOPE_*`: 0 is universe, 253 link, 254 host.
-    pub scope: u8,
-    /// When it was set, hundredths of a second since the machine started.
-    pub created: u32,
-}
-
-impl Address {
-    /// An address that may be used.
-    pub const fn new(ip: IpAddr, prefix: u8) -> Self {
-        Self {
-            ip,
-            prefix,
-            peer: None,
-            is_usable: true,
-            is_deprecated: false,
-            is_secondary: false,
-            scope: 0,
-            created: 0,
-        }
-    }
-
-    /// Whether an address is in this one's network.
-    pub fn reaches(&self, ip: IpAddr) -> bool {
-        let network = ipnet::IpNet::new(self.peer.unwrap_or(self.ip), self.prefix);
-        network.is_ok_and(|network| network.contains(&ip))
-    }
-
-    /// Whether the kernel takes both for one address of an interface.
-    pub fn is(&self, other: &Self) -> bool {
-        (self.ip, self.prefix, self.peer) == (other.ip, other.prefix, other.peer)
-    }
-}
+use super::observed::{Address, Link};
 
 /// The source address of probes to `behind` that leave by `link` to `endpoint`: one of the interface's, as the kernel would
 /// take it.
@@ -156,6 +109,15 @@ pub fn address_bytes(ip: IpAddr) -> [u8; 16] {
             bytes
         }
         IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+/// An address as the maps have it.
+pub fn address_from(family: Family, bytes: [u8; 16]) -> IpAddr {
+    let [a, b, c, d, ..] = bytes;
+    match family {
+        Family::Ipv4 => IpAddr::from([a, b, c, d]),
+        Family::Ipv6 => IpAddr::from(bytes),
     }
 }
 

@@ -314,8 +314,8 @@ fn path(
     Ok(entry)
 }
 
-/// Nobody knows the endpoint's MAC address. Neighbours are solicited from a link-local address, which every
-/// IPv6 interface has (RFC 4291 section 2.1); where somebody took it away, Linux asks nobody (`ndisc_send_ns`).
+/// The fault of an endpoint whose MAC address is not known. Neighbours are solicited from a link-local address, which every
+/// IPv6 interface has (RFC 4291 section 2.1); without one, Linux solicits no neighbour (`ndisc_send_ns`).
 /// A bridge or bond takes over the answers that arrive on its ports (`br_handle_frame`, `bond_handle_frame`), so the
 /// kernel never finds a neighbour on one.
 fn unresolved(link: &Link, endpoint: IpAddr, observed: &Observed, why: String) -> Fault {
@@ -372,7 +372,7 @@ fn next_hop_mac(
     let endpoint = member.endpoint;
     match observed.neighbours.get(&(link.index, endpoint)) {
         Some(Neighbour::Resolved(mac) | Neighbour::Permanent(mac)) => Ok(*mac),
-        // Where nobody is asked, the kernel sends to the interface's own address (`arp_constructor`).
+        // Without neighbour resolution the kernel sends to the interface's own address (`arp_constructor`).
         _ if !link.has_neighbours() => Ok(link.mac),
         Some(Neighbour::Asking) | None => match ways.last_macs.get(&(link.index, endpoint)) {
             Some(mac) => Ok(*mac),
@@ -503,10 +503,7 @@ mod tests {
     use super::*;
     use crate::{
         config,
-        plan::{
-            address::Address,
-            observed::{Vlan, XDP_ACT_NDO_XMIT},
-        },
+        plan::observed::{Address, Vlan, XDP_ACT_NDO_XMIT},
     };
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -722,7 +719,7 @@ mod tests {
         );
     }
 
-    /// Where the kernel asks nobody, it sends to the interface's own address, or to what the operator set.
+    /// Without neighbour resolution the kernel sends to the interface's own address, or to what the operator set.
     #[test]
     fn an_interface_without_arp() {
         let mut observed = observed();

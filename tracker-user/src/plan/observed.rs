@@ -5,14 +5,61 @@ use std::{
     net::IpAddr,
 };
 
-use super::address::Address;
-
 /// `NETDEV_XDP_ACT_NDO_XMIT` of the netdev family (Linux 6.3): the device takes redirected frames.
 pub const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
 /// `NETDEV_XDP_ACT_BASIC`: the driver runs XDP programs itself.
 pub const XDP_ACT_BASIC: u64 = 1;
 /// `NETDEV_XDP_ACT_RX_SG`: the driver runs XDP programs also on packets of several buffers, if they are made for it.
 pub const XDP_ACT_RX_SG: u64 = 1 << 5;
+
+/// One address of an interface. The kernel tells addresses apart by address, prefix length and peer: an interface may have one
+/// address with two prefix lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// Its prefix length: the peer's, where there is one.
+    pub prefix: u8,
+    /// The other end, where one is set (`ip address add A peer B/L`).
+    pub peer: Option<IpAddr>,
+    /// False while duplicate address detection runs or after it failed.
+    pub is_usable: bool,
+    /// Its preferred lifetime is over (RFC 4862 section 5.5.4).
+    pub is_deprecated: bool,
+    /// IPv6: a temporary address (RFC 8981). IPv4: not the first address of its network.
+    pub is_secondary: bool,
+    /// `RT_SCOPE_*`: 0 is universe, 253 link, 254 host.
+    pub scope: u8,
+    /// When it was set, hundredths of a second since the machine started.
+    pub created: u32,
+}
+
+impl Address {
+    /// An address that may be used.
+    pub const fn new(ip: IpAddr, prefix: u8) -> Self {
+        Self {
+            ip,
+            prefix,
+            peer: None,
+            is_usable: true,
+            is_deprecated: false,
+            is_secondary: false,
+            scope: 0,
+            created: 0,
+        }
+    }
+
+    /// Whether an address is in this one's network.
+    pub fn reaches(&self, ip: IpAddr) -> bool {
+        let network = ipnet::IpNet::new(self.peer.unwrap_or(self.ip), self.prefix);
+        network.is_ok_and(|network| network.contains(&ip))
+    }
+
+    /// Whether the kernel takes both for one address of an interface.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.ip, self.prefix, self.peer) == (other.ip, other.prefix, other.peer)
+    }
+}
 
 /// An 802.1Q device's place on its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +119,7 @@ pub struct Link {
     pub master: Option<u32>,
     /// Its `xdp-features`; `None` where the kernel doesn't tell (before Linux 6.3).
     pub xdp_features: Option<u64>,
-    /// The XDP program that is attached to it, whoever attached it.
+    /// The XDP program that is attached to it, ours or another.
     pub xdp_program: Option<u32>,
     /// Its addresses.
     pub addresses: Vec<Address>,

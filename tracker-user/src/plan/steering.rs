@@ -327,9 +327,8 @@ mod tests {
     use crate::{
         plan::observed::Neighbour,
         plan::{
-            address::Address,
             member::{self, Ways},
-            observed::{Vlan, XDP_ACT_NDO_XMIT, XDP_ACT_RX_SG},
+            observed::{Address, Vlan, XDP_ACT_NDO_XMIT, XDP_ACT_RX_SG},
         },
     };
 

@@ -6,17 +6,17 @@ use anyhow::Result;
 
 use crate::plan::observed::private_names;
 use crate::{
-    datapath::{clsact, loader, pins::Pins},
+    datapath::{adopt, clsact, pins::Pins},
     host::{instance, preflight},
     net::{neighbour_entries, rtnetlink::Netlink},
 };
 
 /// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
 pub async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
-    let paths = loader::pinned_paths(pins);
+    let paths = adopt::pinned_paths(pins);
     neighbour_entries::release_all(
         netlink.requests(),
-        paths.iter().filter_map(loader::neighbour),
+        paths.iter().filter_map(adopt::neighbour),
     )
     .await;
 }

@@ -1,4 +1,4 @@
-//! Says in the log that somebody forges, replays or alters replies: seldom, however many there are.
+//! Logs that replies are forged, replayed or altered, at a bounded rate.
 //!
 //! The kernel counts such packets where they arrive; nothing of them comes up here. The counts are looked at
 //! while those of the whole hub go on, and only so many trackers at a time.
@@ -136,7 +136,7 @@ mod tests {
         }
     }
 
-    /// Looks twice a second at trackers of which each got as many packets as it is old; returns what was said when.
+    /// Looks twice a second at trackers, each with as many packets as seconds have passed; returns what was said when.
     fn watch(slots: u32, seconds: u32) -> Vec<(u32, Finding)> {
         let start = Instant::now();
         let mut log = ForgeryLog::default();

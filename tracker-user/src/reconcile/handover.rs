@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::{
-    datapath::{journal::Journal, loader, pins::Pins},
+    datapath::{adopt, journal::Journal, loader, pins::Pins},
     host::tag,
     state::{events::Event, journal::Snapshot},
 };
@@ -87,7 +87,7 @@ fn new_run(now_ns: i128) -> String {
 pub fn tag(state: &Path, pins: &Pins) -> Result<u32> {
     let kept = tag::read(state);
     let known = *kept.as_ref().unwrap_or(&None);
-    let tag = match loader::pinned_tag(pins).or(known) {
+    let tag = match adopt::pinned_tag(pins).or(known) {
         Some(tag) => tag,
         None => (loader::random()?[0] as u32).max(1),
     };

@@ -9,20 +9,21 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use tracker_ebpf::{
     abi,
     verdict::{Cause, Rules, Verdict},
-    window::Window,
 };
 
 use crate::{
-    config::{self, Config, Expect, Flow, Refused},
-    datapath::loader::{self, Kernel, Maps, Sizes},
+    config::{self, Expect, Flow},
+    datapath::{
+        adopt::{Maps, Sizes},
+        loader::Kernel,
+    },
     desired::{
         diff::{Diff, MemberDiff},
         model::{Desired, MemberId, TrackerRef, Used},
-        slots::{BuddyAllocator, SlotAllocator},
     },
     detector::{
         engine::{Command, TrackerSpec},
@@ -30,24 +31,19 @@ use crate::{
         streams::{Group, StreamAllocator},
     },
     plan::{
-        address::address_bytes,
+        address::{address_bytes, address_from},
         member::{Fault, MemberPlan, Probing},
         observed::Observed,
     },
-    reconcile::sender::Sender,
+    reconcile::{
+        map_space::{Added, MapSpace, Removed, entry, nanoseconds, same_place, words_of},
+        sender::Sender,
+    },
     state::{hold_down::TrackerState, journal::SavedService},
 };
 
-/// Words of WINDOWS for each tracker that may be added: what one with a timeout of up to 448 intervals
-/// needs, though most need only half of it.
-const ROOM_WORDS: usize = 8;
-
 /// So many trackers give their places back at a time, in about 10 ms.
 const FREE_AT_ONCE: usize = 1_024;
-/// Words of WINDOWS for each TCP tracker's share of the source ports: a run of twice as many as there are trackers of one
-/// port, beside the one of half that size before it.
-const STREAM_WORDS: usize = 3;
-
 /// The maps that hold trackers.
 pub trait TrackerMaps {
     /// Writes a tracker.
@@ -200,107 +196,6 @@ pub enum Placed {
     Tracker(TrackerRef, u32),
 }
 
-/// What is free in the maps.
-struct MapSpace {
-    slots: SlotAllocator,
-    paths: SlotAllocator,
-    words: BuddyAllocator,
-    /// By which answers to the probes of TCP trackers are told apart.
-    streams: StreamAllocator,
-    room: u32,
-}
-
-impl MapSpace {
-    fn new(sizes: Sizes, room: u32) -> Self {
-        Self {
-            slots: SlotAllocator::new(sizes.trackers),
-            paths: SlotAllocator::new(sizes.paths),
-            words: BuddyAllocator::new(sizes.words),
-            streams: StreamAllocator::default(),
-            room,
-        }
-    }
-
-    /// Marks a place that an earlier daemon gave as in use; false if it is taken already.
-    fn claim(&mut self, slot: u32, entry: &abi::Tracker) -> bool {
-        if !self.slots.claim(slot) {
-            return false;
-        }
-        if !self.words.claim(entry.window_first, entry.words()) {
-            self.slots.give(slot);
-            return false;
-        }
-        if entry.probe == abi::Probe::Tcp
-            && !(self.streams).claim(&entry.stream(), slot, entry.flow_first)
-        {
-            self.words.give(entry.window_first, entry.words());
-            self.slots.give(slot);
-            return false;
-        }
-        true
-    }
-
-    /// Frees a tracker's place, but for that of its stream.
-    fn give(&mut self, slot: u32, entry: &abi::Tracker) {
-        self.slots.give(slot);
-        self.words.give(entry.window_first, entry.words());
-    }
-
-    /// Checks that the added trackers fit once the removed ones are freed. Allocates nothing.
-    fn check(&self, removed: &Removed, added: &Added<'_>) -> Result<()> {
-        let slots = self.slots.available() + removed.words.len();
-        let paths = self.paths.available() + removed.paths;
-        let trackers = added.trackers.len();
-        let mut words = self.words.clone();
-        for (first, count) in &removed.words {
-            words.give(*first, *count);
-        }
-        let mut fits = trackers <= slots && added.paths <= paths;
-        for tracker in &added.trackers {
-            fits = fits && words.take(words_of(tracker)).is_some();
-        }
-        let mut streams = HashMap::new();
-        let tcp = added.trackers.iter();
-        for tracker in tcp.filter(|tracker| tracker.kind() == abi::Probe::Tcp) {
-            *streams.entry(entry(tracker, 0).stream()).or_insert(0) += 1;
-        }
-        for (key, count) in &streams {
-            let needs = self.streams.needs(key, *count);
-            fits = fits && needs.is_none_or(|count| words.take(count).is_some());
-        }
-        if !fits {
-            bail!(
-                "no room for {trackers} more trackers in the maps of this daemon, which has {slots} free; raise room of \
-                 [hub], now {}, and restart it",
-                self.room
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Places that are freed.
-#[derive(Default)]
-struct Removed {
-    paths: usize,
-    /// First word of each tracker's bit set, and how many it has.
-    words: Vec<(u32, u32)>,
-}
-
-impl Removed {
-    fn tracker(&mut self, tracker: &InstalledTracker) {
-        let entry = &tracker.entry;
-        self.words.push((entry.window_first, entry.words()));
-    }
-}
-
-/// What needs places.
-#[derive(Default)]
-struct Added<'a> {
-    paths: usize,
-    trackers: Vec<&'a config::Tracker>,
-}
-
 /// A member that was removed: nothing is sent for it any more, and its places are not free yet.
 struct Leaving {
     path: u32,
@@ -347,8 +242,8 @@ pub struct Installer {
 }
 
 impl Installer {
-    /// An installer of empty maps, of which `room` trackers beside those of the configuration are promised. The seed makes
-    /// epochs and identifiers that differ from those of other daemons.
+    /// An installer of empty maps with room for `room` trackers beside those of the configuration. The seed makes epochs and
+    /// identifiers that differ from those of other daemons.
     pub fn new(sizes: Sizes, room: u32, seed: u64) -> Self {
         Self {
             members: BTreeMap::new(),
@@ -426,7 +321,7 @@ impl Installer {
             if let Some(gone) = self.members.get(&id) {
                 removed.paths += 1;
                 gone.installed()
-                    .for_each(|tracker| removed.tracker(tracker));
+                    .for_each(|tracker| removed.tracker(&tracker.entry));
             }
         }
         for leaving in &self.leaving {
@@ -434,7 +329,7 @@ impl Installer {
             leaving
                 .trackers
                 .iter()
-                .for_each(|tracker| removed.tracker(tracker));
+                .for_each(|tracker| removed.tracker(&tracker.entry));
         }
         for member in diff.members() {
             let known = self.members.get(&member.id);
@@ -443,12 +338,12 @@ impl Installer {
             member
                 .ended()
                 .filter_map(installed)
-                .for_each(|tracker| removed.tracker(tracker));
+                .for_each(|tracker| removed.tracker(&tracker.entry));
             for (from, settings) in member.trackers.iter().zip(&member.new.trackers) {
                 match from.and_then(installed) {
                     Some(tracker) if tracker.entry.words() == words_of(settings) => {}
                     Some(tracker) => {
-                        removed.tracker(tracker);
+                        removed.tracker(&tracker.entry);
                         added.trackers.push(settings);
                     }
                     None => added.trackers.push(settings),
@@ -807,7 +702,7 @@ impl Installer {
     }
 
     /// Takes ports of trackers that were not adopted out of the maps.
-    fn settle_streams(&mut self, maps: &mut impl TrackerMaps) {
+    fn rewrite_streams(&mut self, maps: &mut impl TrackerMaps) {
         let keys: Vec<_> = (self.space.streams.groups().map(|(key, _)| *key)).collect();
         for key in keys {
             let space = &mut self.space;
@@ -1015,7 +910,7 @@ impl Installer {
             }
         }
         self.deactivate(entries, maps);
-        self.settle_streams(maps);
+        self.rewrite_streams(maps);
         (found, handover)
     }
 
@@ -1155,7 +1050,7 @@ pub fn left_used(
     Used {
         interface: ifindex.map_or_else(Vec::new, |ifindex| observed.names(ifindex)),
         sources: found
-            .map(|entry| loader::address(entry.family, entry.source))
+            .map(|entry| address_from(entry.family, entry.source))
             .collect(),
     }
 }
@@ -1170,10 +1065,6 @@ fn warn(written: Result<()>) {
     if let Err(error) = written {
         tracing::warn!("{error:#}");
     }
-}
-
-fn nanoseconds(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Gives a tracker its source address and its proof, or the reason why it can't probe.
@@ -1225,84 +1116,6 @@ fn set_probing(
     }
 }
 
-/// What the maps say of a tracker wherever its place is.
-fn entry(settings: &config::Tracker, path: u32) -> abi::Tracker {
-    let probe = settings.kind();
-    abi::Tracker {
-        behind: address_bytes(settings.behind),
-        timeout_ns: nanoseconds(settings.timeout),
-        path,
-        window_mask: window_words(settings) - 1,
-        payload: settings.wire_payload(),
-        flow_mask: match settings.flow {
-            Flow::Fixed => 0,
-            Flow::Rotate => u16::MAX,
-        },
-        port: settings.port.unwrap_or(0),
-        expects_silence: u8::from(settings.expect == Expect::Silence),
-        return_ttl: settings.return_ttl.unwrap_or(0),
-        refused_is_reply: u8::from(settings.refused == Refused::Up),
-        family: settings.behind.into(),
-        probe,
-        ..Default::default()
-    }
-}
-
-/// What the maps say of a tracker that keeps its place, once it is configured otherwise.
-fn same_place(wanted: &abi::Tracker, before: &abi::Tracker) -> abi::Tracker {
-    abi::Tracker {
-        source: before.source,
-        epoch: before.epoch,
-        window_first: before.window_first,
-        flow_first: before.flow_first,
-        salt: before.salt,
-        proof: before.proof,
-        active: before.active,
-        ..*wanted
-    }
-}
-
-/// Words of a tracker's bit set. If send times are kept, there is one for each probe under way, and as many words
-/// of bits.
-fn window_words(settings: &config::Tracker) -> u32 {
-    let (interval, timeout) = (settings.interval, settings.timeout);
-    let words = Window::words(nanoseconds(interval), nanoseconds(timeout));
-    if !settings.kind().keeps_times() {
-        return words;
-    }
-    let in_flight = nanoseconds(timeout) / nanoseconds(interval) + 2;
-    words.max((in_flight as u32).next_power_of_two())
-}
-
-/// Words of WINDOWS that a tracker takes.
-fn words_of(settings: &config::Tracker) -> u32 {
-    window_words(settings) << u32::from(settings.kind().keeps_times())
-}
-
-/// Map sizes for a configuration, with room for trackers that come later.
-pub fn sizes(config: &Config) -> Sizes {
-    let members = config.services.iter().flat_map(|service| &service.members);
-    let trackers = members.clone().flat_map(|member| &member.trackers);
-    let room = config.hub.room as usize;
-    let words: usize = trackers
-        .clone()
-        .map(|tracker| {
-            let streams = match tracker.kind() {
-                abi::Probe::Tcp => STREAM_WORDS,
-                _ => 0,
-            };
-            words_of(tracker) as usize + streams
-        })
-        .sum();
-    let size = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    Sizes {
-        trackers: size(trackers.count() + room),
-        // Each of them may be a service of its own.
-        paths: size(members.count() + room),
-        words: size(words + room * ROOM_WORDS),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::{cell::RefCell, collections::BTreeSet, path::Path};
@@ -1310,7 +1123,11 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::desired::diff::diff;
+    use crate::{
+        config::Config,
+        desired::diff::diff,
+        reconcile::map_space::{self, sizes},
+    };
 
     /// Takes commands down instead of obeying them.
     #[derive(Default)]
@@ -1441,7 +1258,7 @@ pub(super) mod tests {
                     assert_eq!(entry, tracker.entry);
                     assert_eq!(
                         entry,
-                        same_place(&super::entry(settings, member.path), &entry)
+                        same_place(&map_space::entry(settings, member.path), &entry)
                     );
                     for word in entry.window_first..entry.window_first + entry.words() {
                         assert!(words.insert(word), "word {word} is given twice");

@@ -5,6 +5,7 @@ pub mod devices;
 pub mod forgery_log;
 pub mod handover;
 pub mod installer;
+pub mod map_space;
 pub mod next_hops;
 pub mod publisher;
 pub mod sender;

@@ -13,7 +13,7 @@ use tracker_ebpf::{
 
 use crate::{
     config::{Member, ModeChoice},
-    datapath::loader,
+    datapath::adopt,
     desired::model::MemberId,
     net::{neighbours::Neighbours, requests::Requests},
     plan::{
@@ -35,7 +35,7 @@ pub struct NextHops {
 }
 
 impl NextHops {
-    /// Next hops of which nothing is known, with a way to ask the kernel.
+    /// Next hops that are not known yet, with a way to ask the kernel.
     pub fn new(requests: Requests) -> Self {
         Self {
             neighbours: Neighbours::new(requests),
@@ -47,7 +47,7 @@ impl NextHops {
     /// Learns the endpoints' MAC addresses from the paths of an earlier daemon: it would take time to learn them anew.
     pub fn learn(&mut self, paths: &[abi::Path]) {
         for path in paths {
-            if let Some(key) = loader::neighbour(path)
+            if let Some(key) = adopt::neighbour(path)
                 && path.next_hop_mac != [0; 6]
                 && path.via != abi::Via::Nowhere
             {
@@ -143,7 +143,7 @@ impl NextHops {
 
     /// Gives back those neighbour entries of an earlier daemon that are not needed.
     pub fn release_left(&self, paths: &[abi::Path]) {
-        let left = paths.iter().filter_map(loader::neighbour);
+        let left = paths.iter().filter_map(adopt::neighbour);
         self.neighbours.release_left(left);
     }
 
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
     use crate::{
         config,
-        plan::{address::Address, observed::Link},
+        plan::observed::{Address, Link},
     };
 
     const ENDPOINT: &str = "10.9.0.2";

@@ -5,7 +5,8 @@ use anyhow::Result;
 use crate::{
     config::{self, ModeChoice},
     datapath::{
-        loader::{Check, Kernel},
+        attach::Check,
+        loader::Kernel,
         steering::{SteeredReader, Steering as Programs},
     },
     plan::{

@@ -277,7 +277,7 @@ impl Seen {
 }
 
 impl StateTree {
-    /// The state of a hub of which nothing is known yet.
+    /// The state of a hub before anything is known of it.
     pub fn new(hub: &Hub, desired: &Desired, now: Stamp) -> Self {
         let mut tree = Self::default();
         tree.set_hub(hub);
@@ -322,12 +322,12 @@ impl StateTree {
                 let shown = member.trackers.iter().map(|entry| entry.shown.verdict);
                 member.tally = Tally::count(shown);
             }
-            self.settle(service, seen, &mut told);
+            self.update(service, seen, &mut told);
             if let Some(state) = self.services.get_mut(&service) {
                 (state.since, state.flaps) = (known.since, known.flaps);
             }
         }
-        self.settle_chains(None, seen, &mut told);
+        self.update_chains(None, seen, &mut told);
     }
 
     /// What is reported of a service, and what is held back.
@@ -377,11 +377,11 @@ impl StateTree {
         }
         let mut has_changed = !has_same_chains;
         for service in &diff.changed {
-            has_changed |= self.settle(service.new.id, seen, &mut events);
+            has_changed |= self.update(service.new.id, seen, &mut events);
         }
         if has_changed {
             // A chain may have lost or gained a service whose own verdict did not change.
-            self.settle_chains(None, seen, &mut events);
+            self.update_chains(None, seen, &mut events);
         }
         events
     }
@@ -531,7 +531,7 @@ impl StateTree {
             return events;
         }
         match &mut entry.held {
-            // A hub that does not keep up is not why somebody is down.
+            // A hub that does not keep up is not why a service is down.
             Some(held) if held.state.verdict == state.verdict => {
                 if state.cause != Cause::Stalled {
                     held.state = state;
@@ -630,22 +630,22 @@ impl StateTree {
             tracker: Some((index as u32, at.tracker)),
             ..seen.event(subject, from, state, to)
         });
-        self.settle_member(number, index, seen, events);
-        if self.settle_service(number, seen, events) {
-            self.settle_chains(Some(number), seen, events);
+        self.update_member(number, index, seen, events);
+        if self.update_service(number, seen, events) {
+            self.update_chains(Some(number), seen, events);
         }
     }
 
-    /// Settles a service and its members; true if the service's verdict changed.
-    fn settle(&mut self, service: ServiceId, seen: Seen, events: &mut Vec<Event>) -> bool {
+    /// Derives the verdicts of a service and its members; true if the service's verdict changed.
+    fn update(&mut self, service: ServiceId, seen: Seen, events: &mut Vec<Event>) -> bool {
         let members = self.services.get(&service);
         for member in 0..members.map_or(0, |service| service.members.len()) {
-            self.settle_member(service, member, seen, events);
+            self.update_member(service, member, seen, events);
         }
-        self.settle_service(service, seen, events)
+        self.update_service(service, seen, events)
     }
 
-    fn settle_member(&mut self, service: u32, index: usize, seen: Seen, events: &mut Vec<Event>) {
+    fn update_member(&mut self, service: u32, index: usize, seen: Seen, events: &mut Vec<Event>) {
         let Some(service) = self.services.get_mut(&service) else {
             return;
         };
@@ -669,7 +669,7 @@ impl StateTree {
     }
 
     /// Whether the service's verdict changed.
-    fn settle_service(&mut self, service: u32, seen: Seen, events: &mut Vec<Event>) -> bool {
+    fn update_service(&mut self, service: u32, seen: Seen, events: &mut Vec<Event>) -> bool {
         let Some(service) = self.services.get_mut(&service) else {
             return false;
         };
@@ -693,8 +693,8 @@ impl StateTree {
         true
     }
 
-    /// Settles the chains that contain `service`, or all.
-    fn settle_chains(&mut self, service: Option<u32>, seen: Seen, events: &mut Vec<Event>) {
+    /// Derives the verdicts of the chains that contain `service`, or all.
+    fn update_chains(&mut self, service: Option<u32>, seen: Seen, events: &mut Vec<Event>) {
         for chain in &mut self.chains {
             if service.is_some_and(|service| !chain.services.contains(&service)) {
                 continue;

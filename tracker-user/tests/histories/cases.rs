@@ -78,7 +78,7 @@ impl Walk<'_> {
         let now_ns = 1_000 * MS + self.path.len() as u64 * INTERVAL_NS;
         if case == Case::Skip {
             assert!(!account.turn(Turn::Skip(1), true, now_ns, 0));
-            assert_eq!(account.settle(), None);
+            assert_eq!(account.take_change(), None);
             return (account, word);
         }
         assert!(account.turn(Turn::Take, true, now_ns, 0));
@@ -112,7 +112,7 @@ impl Walk<'_> {
             self.record.answered |= 1 << (sequence - 1);
             if self.tracker.reports(verdict) {
                 account.early(sequence, now_ns + rtt_ns, is_replied);
-                account.settle();
+                account.take_change();
             }
         }
         self.record.over = self.record.sent;
@@ -120,7 +120,10 @@ impl Walk<'_> {
         if let Some(claim) = judged.claim {
             account.conclude(claim, true, &Default::default());
         }
-        if account.settle().is_some_and(|change| change.misses_replies) {
+        if account
+            .take_change()
+            .is_some_and(|change| change.misses_replies)
+        {
             assert!(
                 !account.catch_up(now_ns, is_replied),
                 "nothing is under way"

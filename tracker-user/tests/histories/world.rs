@@ -707,7 +707,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
     /// What is reported, after probe `judged` or an early reply.
     #[inline(always)]
     fn settle(&mut self, now_ns: u64, judged: Option<usize>, since_ns: Option<u64>) -> Checked {
-        let change = self.account.settle();
+        let change = self.account.take_change();
         let account = self.account.judge_state();
         let counters = [account.lost, account.skipped, account.void];
         require!(
@@ -746,7 +746,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
                 words[word as usize & 7] & bit != 0
             };
             if C::catch_up(&mut self.account, now_ns, is_replied) {
-                let change = self.account.settle();
+                let change = self.account.take_change();
                 self.verdict = self.account.machine().verdict();
                 self.changes += 1;
                 say!(self, "REPORTED at once {change:?}");

@@ -1,0 +1,252 @@
+//! The maps that an earlier daemon pinned: what becomes of them, and what they hold.
+
+use std::{net::IpAddr, path::Path};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray},
+};
+use tracker_ebpf::abi;
+
+use super::{OBJECT, mmap::Mapped, object::mapped, pins::Pins};
+
+use crate::plan::address::address_from;
+
+/// How large the maps must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Tracker slots.
+    pub trackers: u32,
+    /// Path slots.
+    pub paths: u32,
+    /// BuddyAllocator of WINDOWS.
+    pub words: u32,
+}
+
+impl Sizes {
+    /// Large enough for both.
+    const fn max(self, other: Self) -> Self {
+        const fn larger(a: u32, b: u32) -> u32 {
+            if a > b { a } else { b }
+        }
+        Self {
+            trackers: larger(self.trackers, other.trackers),
+            paths: larger(self.paths, other.paths),
+            words: larger(self.words, other.words),
+        }
+    }
+}
+
+/// The last version without a tag in HUB. All its other maps are of the present layout, so what they hold is copied.
+const UNTAGGED: u32 = 7;
+
+/// What becomes of the maps that an earlier daemon left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maps {
+    /// They are used as they are.
+    Adopt,
+    /// They are too small, or HUB is of an earlier version: what they hold is copied into new ones.
+    Grow,
+    /// New ones: there are none, or none that this version can read.
+    Anew,
+}
+
+/// What can become of the pinned maps of an instance, if so much must find place, and how large they will be. Says
+/// so where they are of no use.
+pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes)> {
+    let hub = pins.map(abi::map::HUB);
+    if !hub.exists() {
+        return Ok((Maps::Anew, wanted));
+    }
+    let old = match readable(pins) {
+        Ok(old) => old,
+        Err(why) => {
+            tracing::warn!(
+                "the maps that an earlier daemon left are not taken over: {why}; verdicts, event numbers and counters \
+                 that can be read go on"
+            );
+            return Ok((Maps::Anew, wanted));
+        }
+    };
+    let sizes = old.max(wanted);
+    let adopts = sizes == old
+        && pinned_version(pins) == Some(abi::VERSION)
+        && entries(pins, abi::map::EVENTS)? >= events_bytes(sizes);
+    let how = if adopts { Maps::Adopt } else { Maps::Grow };
+    Ok((how, sizes))
+}
+
+/// The sizes of the pinned maps, or why this version can't read them.
+fn readable(pins: &Pins) -> Result<Sizes> {
+    let version = pinned_version(pins);
+    match version {
+        Some(abi::VERSION | UNTAGGED) => {}
+        Some(other) => bail!(
+            "they are of version {other}, this daemon's of {}",
+            abi::VERSION
+        ),
+        None => bail!("HUB is of another version than this daemon's"),
+    }
+    let object = aya_obj::Object::parse(OBJECT).context("cannot read the eBPF object")?;
+    for name in abi::map::ALL {
+        let pinned = MapData::from_pin(pins.map(name)).map_err(|_| anyhow!("{name} is missing"))?;
+        let info = pinned.info()?;
+        let expected = object.maps.get(name).context("no such map")?;
+        let is_of_kind = matches!(info.map_type(), Ok(kind) if kind as u32 == expected.map_type());
+        // aya fits the size of a device map's value to the kernel, which adds flags of its own.
+        let is_fitted = name == abi::map::DEVICES;
+        let is_like = (info.key_size(), info.value_size(), info.map_flags())
+            == (
+                expected.key_size(),
+                expected.value_size(),
+                expected.map_flags(),
+            );
+        let is_replaced = name == abi::map::HUB && version == Some(UNTAGGED);
+        if !is_of_kind || !(is_like || is_fitted || is_replaced) {
+            bail!("{name} or its entries are of another kind or size");
+        }
+    }
+    let sizes = Sizes {
+        trackers: entries(pins, abi::map::TRACKERS)?,
+        paths: entries(pins, abi::map::PATHS)?,
+        words: entries(pins, abi::map::WINDOWS)?,
+    };
+    if entries(pins, abi::map::STATE)? != sizes.trackers {
+        bail!("TRACKERS and STATE do not fit together");
+    }
+    Ok(sizes)
+}
+
+fn entries(pins: &Pins, name: &str) -> Result<u32> {
+    Ok(MapData::from_pin(pins.map(name))?.info()?.max_entries())
+}
+
+/// Bytes of EVENTS: room for an early reply of every other tracker; the state is re-read where that is too little.
+pub(super) fn events_bytes(sizes: Sizes) -> u32 {
+    (sizes.trackers.saturating_mul(16))
+        .next_power_of_two()
+        .clamp(page_size(), abi::EVENTS_BYTES)
+}
+
+/// What the pinned PATHS of an instance hold. Nothing where there is no such map or it has another layout.
+pub fn pinned_paths(pins: &Pins) -> Vec<abi::Path> {
+    if !matches!(pinned_version(pins), Some(abi::VERSION | UNTAGGED)) {
+        return Vec::new();
+    }
+    let paths = pinned_array::<abi::Path>(&pins.map(abi::map::PATHS));
+    paths.map_or_else(Vec::new, |paths| {
+        paths.iter().map(Result::unwrap_or_default).collect()
+    })
+}
+
+/// The first version of the ABI with the present layout of STATE.
+const STATE_SINCE: u32 = 5;
+
+/// What the pinned STATE of an instance holds, for maps that are not taken over. Nothing where its version is known to
+/// have another layout, or its entries have another size.
+pub fn pinned_states(pins: &Pins) -> Vec<abi::State> {
+    let version = pinned_version(pins);
+    if version.is_some_and(|version| !(STATE_SINCE..=abi::VERSION).contains(&version)) {
+        return Vec::new();
+    }
+    let states = pinned_array::<abi::State>(&pins.map(abi::map::STATE));
+    states.map_or_else(Vec::new, |states| {
+        states.iter().map(Result::unwrap_or_default).collect()
+    })
+}
+
+/// The neighbour entry of a path, which its daemon had the kernel keep.
+pub fn neighbour(path: &abi::Path) -> Option<(u32, IpAddr)> {
+    let ip = address_from(path.endpoint_family, path.endpoint);
+    (path.interface != 0).then_some((path.interface, ip))
+}
+
+/// The entry of a pinned HUB of this version's layout.
+fn pinned_hub(pins: &Pins) -> Option<abi::Hub> {
+    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB))?;
+    hub.get(&0, 0).ok()
+}
+
+/// The entry of a pinned HUB of an earlier version's layout.
+fn untagged_hub(pins: &Pins) -> Option<abi::UntaggedHub> {
+    let hub = pinned_array::<abi::UntaggedHub>(&pins.map(abi::map::HUB))?;
+    hub.get(&0, 0).ok()
+}
+
+/// The version of the pinned maps.
+fn pinned_version(pins: &Pins) -> Option<u32> {
+    let version = pinned_hub(pins).map(|hub| hub.version);
+    version.or_else(|| Some(untagged_hub(pins)?.version))
+}
+
+/// The key of the pinned maps' tokens.
+pub(super) fn pinned_key(pins: &Pins) -> Option<[u64; 2]> {
+    let key = pinned_hub(pins).map(|hub| hub.key);
+    key.or_else(|| Some(untagged_hub(pins)?.key))
+}
+
+/// The tag of the probes of an instance whose maps are pinned, if they are of a version that has it.
+pub fn pinned_tag(pins: &Pins) -> Option<u32> {
+    let hub = pinned_hub(pins)?;
+    (hub.version == abi::VERSION && hub.tag != 0).then_some(hub.tag)
+}
+
+/// A pinned array whose values have the size of `T`.
+fn pinned_array<T: Pod>(path: &Path) -> Option<Array<MapData, T>> {
+    let map = MapData::from_pin(path).ok()?;
+    if map.info().ok()?.value_size() as usize != size_of::<T>() {
+        return None;
+    }
+    Array::try_from(Map::Array(map)).ok()
+}
+
+fn page_size() -> u32 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|size| u32::try_from(size).ok())
+        .unwrap_or(4096)
+}
+
+/// Copies what an earlier daemon's maps hold of trackers into larger ones, at the same places.
+pub(super) fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
+    fn words<T: Pod>(ebpf: &Ebpf, pins: &Pins, name: &str) -> Result<()> {
+        let old = Mapped::<T>::new(&MapData::from_pin(pins.map(name))?)?;
+        let new = mapped::<T>(ebpf, name)?;
+        for at in 0..old.len() {
+            if let (Some(from), Some(to)) = (old.at(at), new.at(at)) {
+                // SAFETY: valid elements of plain words; a reply that is counted meanwhile may be missing.
+                unsafe { to.write_volatile(from.read_volatile()) };
+            }
+        }
+        Ok(())
+    }
+    words::<abi::State>(ebpf, pins, abi::map::STATE)?;
+    words::<u64>(ebpf, pins, abi::map::WINDOWS)?;
+    words::<abi::Path>(ebpf, pins, abi::map::PATHS)?;
+    let missing = |name: &str| anyhow!("the eBPF object has no map {name}");
+    let name = abi::map::TRACKERS;
+    let old = pinned_array::<abi::Tracker>(&pins.map(name)).ok_or_else(|| missing(name))?;
+    let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+    let mut new: Array<_, abi::Tracker> = Array::try_from(new)?;
+    for (at, entry) in (0u32..).zip(old.iter()) {
+        new.set(at, entry?, 0)?;
+    }
+    let name = abi::map::STREAMS;
+    let old = Map::HashMap(MapData::from_pin(pins.map(name))?);
+    let old: BpfHashMap<_, abi::StreamKey, u32> = BpfHashMap::try_from(old)?;
+    let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+    let mut new: BpfHashMap<_, abi::StreamKey, u32> = BpfHashMap::try_from(new)?;
+    for entry in old.iter() {
+        let (key, word) = entry?;
+        new.insert(key, word, 0)?;
+    }
+    let name = abi::map::COUNTERS;
+    let old = Map::PerCpuArray(MapData::from_pin(pins.map(name))?);
+    let old: PerCpuArray<_, abi::Counters> = PerCpuArray::try_from(old)?;
+    let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
+    let mut new: PerCpuArray<_, abi::Counters> = PerCpuArray::try_from(new)?;
+    new.set(0, old.get(&0, 0)?, 0)?;
+    Ok(())
+}
