@@ -51,7 +51,7 @@ use crate::{
         installer::{self, Installer, LeftMaps, LeftTrackers},
         map_space,
         next_hops::NextHops,
-        publisher::Publisher,
+        publisher::{LogLines, Publisher},
         sender::Sender,
         steering::Steering,
     },
@@ -484,10 +484,12 @@ impl App {
         format!("{services} with {}", count(trackers, "tracker"))
     }
 
-    /// Has the publisher do something, with what it writes if the journal has to begin anew.
-    fn with_publisher(
+    /// Changes what is reported, and publishes the events of that before anything else can read the change: a status never
+    /// tells what no event has told.
+    fn report<R>(
         &mut self,
-        publish: impl FnOnce(&mut Publisher<Journal>, &dyn Fn() -> Snapshot),
+        change: impl FnOnce(&mut StateTree) -> R,
+        publish: impl FnOnce(R, &StateTree, &mut Publisher<Journal>, &dyn Fn() -> Snapshot) -> LogLines,
     ) {
         let Self {
             publisher,
@@ -496,29 +498,43 @@ impl App {
             ..
         } = self;
         let (namespace, mode) = (self.namespace, self.hub.mode);
-        publish(publisher, &|| {
+        let mut known = answers.known();
+        let changed = change(&mut known.tree);
+        let tree = &known.tree;
+        // What is written if the journal has to begin anew.
+        let snapshot = || {
             let (events, next) = answers.feed().last(CAPACITY);
-            let known = answers.known();
             let services = desired.services().iter();
             Snapshot {
                 namespace,
                 mode,
                 services: services
-                    .filter_map(|service| SavedService::new(service, &known.tree))
+                    .filter_map(|service| SavedService::new(service, tree))
                     .collect(),
                 chains: desired.chains().to_vec(),
                 events,
                 next,
                 run: answers.feed().run().to_string(),
             }
+        };
+        let lines = publish(changed, tree, publisher, &snapshot);
+        drop(known);
+        lines.write();
+    }
+
+    /// Changes what is reported, and publishes the events that come of it.
+    fn publish(&mut self, change: impl FnOnce(&mut StateTree) -> Vec<Event>) {
+        self.report(change, |events, _, publisher, snapshot| {
+            publisher.publish(events, monotonic_ns(), snapshot)
         });
     }
 
     /// Writes everything down anew, and reports events.
     fn begin_journal(&mut self, events: Vec<Event>) {
-        self.with_publisher(|publisher, snapshot| {
-            publisher.begin(events, monotonic_ns(), snapshot());
-        });
+        self.report(
+            |_| events,
+            |events, _, publisher, snapshot| publisher.begin(events, monotonic_ns(), snapshot()),
+        );
     }
 }
 

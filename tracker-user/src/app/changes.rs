@@ -16,7 +16,10 @@ use crate::{
     detector::engine::Command,
     host::{clock, ports},
     plan::member,
-    reconcile::installer::{LeftTrackers, Placed},
+    reconcile::{
+        installer::{LeftTrackers, Placed},
+        publisher::LogLines,
+    },
     state::{events::Event, hold_down::TrackerState, journal::SavedService},
 };
 
@@ -105,10 +108,15 @@ impl App {
         self.place();
         self.tell_room();
         if let Some(service) = desired.service(id) {
-            let saved = SavedService::new(service, &self.known().tree);
-            if let Some(saved) = saved {
-                self.with_publisher(|publisher, snapshot| publisher.add(saved, snapshot));
-            }
+            self.report(
+                |_| (),
+                |(), tree, publisher, snapshot| {
+                    if let Some(saved) = SavedService::new(service, tree) {
+                        publisher.add(saved, snapshot);
+                    }
+                    LogLines::default()
+                },
+            );
             for (_, member) in service.members() {
                 let followed = self
                     .netlink
@@ -147,11 +155,13 @@ impl App {
         let desired = self.desired.without(service.id);
         let changed = diff(&self.desired, &desired);
         let now = clock::stamp();
-        let events = self.known().tree.apply(&desired, &changed, now);
+        self.report(
+            |tree| tree.apply(&desired, &changed, now),
+            |events, _, publisher, snapshot| {
+                publisher.publish_removal(name, events, now.mono_ns, snapshot)
+            },
+        );
         self.install(&desired, &changed, &mut LeftTrackers::default());
-        self.with_publisher(|publisher, snapshot| {
-            publisher.publish_removal(name, events, now.mono_ns, snapshot);
-        });
         self.free_some();
         self.is_following_more = true;
         tracing::info!("removed service {name}");

@@ -19,7 +19,7 @@ use crate::{
     },
     plan::mode::Mode,
     reconcile::forgery_log::Counts,
-    state::{events::Event, hold_down::TrackerState, journal::SavedHeld},
+    state::{hold_down::TrackerState, journal::SavedHeld},
 };
 
 impl App {
@@ -101,35 +101,27 @@ impl App {
 
     /// Takes a tracker's verdict: what is held back of it is written down, what changes is reported.
     fn tracker_changed(&mut self, at: TrackerRef, state: TrackerState, detection_ns: Option<u64>) {
-        let (events, held) = {
-            let tree = &mut self.answers.known().tree;
-            let before = tree.held(at).cloned();
-            let events = tree.tracker_changed(at, state, clock::stamp(), detection_ns);
-            let after = tree.held(at);
-            let held = (before.as_ref() != after).then(|| after.map(SavedHeld::from));
-            (
-                events,
-                held.and_then(|held| Some((tree.position(at)?, held))),
-            )
-        };
-        if let Some(((service, tracker), held)) = held {
-            self.with_publisher(|publisher, snapshot| {
-                publisher.hold(&service, tracker, held, snapshot);
-            });
-        }
-        self.publish(events);
+        self.report(
+            |tree| {
+                let before = tree.held(at).cloned();
+                let events = tree.tracker_changed(at, state, clock::stamp(), detection_ns);
+                (events, before)
+            },
+            |(events, before), tree, publisher, snapshot| {
+                let after = tree.held(at);
+                if before.as_ref() != after
+                    && let Some((service, tracker)) = tree.position(at)
+                {
+                    publisher.hold(&service, tracker, after.map(SavedHeld::from), snapshot);
+                }
+                publisher.publish(events, monotonic_ns(), snapshot)
+            },
+        );
     }
 
     /// Reports changes that have lasted long enough.
     pub(super) fn report_due(&mut self) {
-        let events = self.known().tree.tick(clock::stamp());
-        self.publish(events);
-    }
-
-    fn publish(&mut self, events: Vec<Event>) {
-        self.with_publisher(|publisher, snapshot| {
-            publisher.publish(events, monotonic_ns(), snapshot);
-        });
+        self.publish(|tree| tree.tick(clock::stamp()));
     }
 
     /// What is known beside a tracker's cause.

@@ -65,12 +65,12 @@ impl<S: Store> Publisher<S> {
         events: Vec<Event>,
         now_mono_ns: u64,
         snapshot: impl FnOnce() -> Snapshot,
-    ) {
+    ) -> LogLines {
         if events.is_empty() {
-            return;
+            return LogLines::default();
         }
         self.write(&Record::of(&events, now_mono_ns), snapshot);
-        self.show(events, now_mono_ns);
+        self.show(events, now_mono_ns)
     }
 
     /// Reports the end of a service.
@@ -80,13 +80,13 @@ impl<S: Store> Publisher<S> {
         events: Vec<Event>,
         now_mono_ns: u64,
         snapshot: impl FnOnce() -> Snapshot,
-    ) {
+    ) -> LogLines {
         let record = Record::Removed {
             service: service.to_owned(),
             events: events.clone(),
         };
         self.write(&record, snapshot);
-        self.show(events, now_mono_ns);
+        self.show(events, now_mono_ns)
     }
 
     /// Writes down a service that was added.
@@ -111,9 +111,9 @@ impl<S: Store> Publisher<S> {
     }
 
     /// Writes everything down anew, and reports events, which the snapshot has the effects of.
-    pub fn begin(&mut self, events: Vec<Event>, now_mono_ns: u64, snapshot: Snapshot) {
+    pub fn begin(&mut self, events: Vec<Event>, now_mono_ns: u64, snapshot: Snapshot) -> LogLines {
         self.begin_with(&Record::of(&events, now_mono_ns), snapshot);
-        self.show(events, now_mono_ns);
+        self.show(events, now_mono_ns)
     }
 
     /// Logs how many changes were left out of the log, once that is due.
@@ -145,15 +145,28 @@ impl<S: Store> Publisher<S> {
         self.journal_failed = begun.is_err();
     }
 
-    /// Shows events in the log and to readers.
-    fn show(&mut self, events: Vec<Event>, now_mono_ns: u64) {
-        for (level, line) in self.verdict_log.lines(now_mono_ns, &events) {
+    /// Shows events to readers, and returns their lines for the log.
+    fn show(&mut self, events: Vec<Event>, now_mono_ns: u64) -> LogLines {
+        let lines = LogLines(self.verdict_log.lines(now_mono_ns, &events));
+        self.feed.publish(events);
+        lines
+    }
+}
+
+/// Lines for the log. They are written once nothing is locked: writing may block.
+#[must_use]
+#[derive(Default)]
+pub struct LogLines(Vec<(tracing::Level, String)>);
+
+impl LogLines {
+    /// Writes the lines.
+    pub fn write(self) {
+        for (level, line) in self.0 {
             match level {
                 tracing::Level::WARN => tracing::warn!("{line}"),
                 _ => tracing::info!("{line}"),
             }
         }
-        self.feed.publish(events);
     }
 }
 
@@ -223,10 +236,10 @@ mod tests {
     #[test]
     fn an_event_is_in_the_journal_before_a_reader_sees_it() {
         let mut publisher = publisher(1 << 20);
-        publisher.begin(Vec::new(), 0, snapshot(1));
-        publisher.publish(vec![example()], 1, || unreachable!());
-        publisher.publish(vec![example(), example()], 2, || unreachable!());
-        publisher.publish(Vec::new(), 3, || unreachable!());
+        let _ = publisher.begin(Vec::new(), 0, snapshot(1));
+        let _ = publisher.publish(vec![example()], 1, || unreachable!());
+        let _ = publisher.publish(vec![example(), example()], 2, || unreachable!());
+        let _ = publisher.publish(Vec::new(), 3, || unreachable!());
         assert_eq!(publisher.journal.seen, [1, 1, 2]);
         assert_eq!(publisher.feed.bounds().1, 4);
         assert_eq!(Snapshot::read(&publisher.journal.text).unwrap().next, 4);
@@ -235,9 +248,9 @@ mod tests {
     #[test]
     fn a_journal_that_is_full_begins_anew() {
         let mut publisher = publisher(0);
-        publisher.publish(vec![example()], 1, || snapshot(7));
+        let _ = publisher.publish(vec![example()], 1, || snapshot(7));
         assert_eq!(Snapshot::read(&publisher.journal.text).unwrap().next, 8);
-        publisher.publish(vec![example()], 1, || snapshot(8));
+        let _ = publisher.publish(vec![example()], 1, || snapshot(8));
         assert_eq!(Snapshot::read(&publisher.journal.text).unwrap().next, 9);
     }
 
@@ -245,13 +258,13 @@ mod tests {
     fn a_journal_that_cannot_be_written_is_no_journal() {
         let mut publisher = publisher(0);
         publisher.journal.works = false;
-        publisher.publish(vec![example()], 1, || snapshot(1));
+        let _ = publisher.publish(vec![example()], 1, || snapshot(1));
         assert!(publisher.journal_failed && publisher.journal.text.is_empty());
         // Readers see what there is to see, and no more is written before all is.
         publisher.journal.works = true;
-        publisher.publish(vec![example()], 2, || unreachable!());
+        let _ = publisher.publish(vec![example()], 2, || unreachable!());
         assert_eq!(publisher.feed.bounds().1, 3);
-        publisher.begin(Vec::new(), 3, snapshot(3));
+        let _ = publisher.begin(Vec::new(), 3, snapshot(3));
         assert!(!publisher.journal_failed);
     }
 }
