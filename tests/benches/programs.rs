@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use fixtures::{Object, World};
 use tracker_ebpf::abi::{self, Family, Via};
-use tracker_tests::{
+use tracker_lab::{
     netns::{Namespace, Owner},
     packets::{self, Echo},
 };

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use tracker_tests::{Config, Lab, Tracker, daemon::SOON};
+use tracker_lab::{Config, Lab, Tracker, daemon::SOON};
 
 use crate::sh;
 

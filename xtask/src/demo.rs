@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use tracker_tests::daemon::SOON;
-use tracker_tests::{Config, Lab, Namespace, Tracker, interrupt, netns};
+use tracker_lab::daemon::SOON;
+use tracker_lab::{Config, Lab, Namespace, Tracker, interrupt, netns};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_millis(100);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use tracker_tests::{interrupt, pace};
+use tracker_lab::{interrupt, pace};
 
 use crate::{
     bpf, build, setup, sh, soak,

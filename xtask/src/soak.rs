@@ -3,7 +3,7 @@
 use std::{env, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
-use tracker_tests::random::{self, SEED, SOAK};
+use tracker_lab::random::{self, SEED, SOAK};
 
 use crate::{
     build, sh,

@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn test_binaries_are_found_in_cargos_messages() {
-        let messages = r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"tracker_tests"},"profile":{"test":false},"executable":null}
+        let messages = r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"tracker_lab"},"profile":{"test":false},"executable":null}
 {"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"pair"},"profile":{"test":true},"executable":"/t/deps/pair-1"}
 {"reason":"compiler-artifact","manifest_path":"/w/user/Cargo.toml","target":{"name":"tracker"},"profile":{"test":false},"executable":"/t/tracker"}
 {"reason":"build-finished","success":true}"#;

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
-use tracker_tests::netns::BPFFS;
-use tracker_tests::{Lab, daemon};
+use tracker_lab::netns::BPFFS;
+use tracker_lab::{Lab, daemon};
 
 /// A config that is right; each case changes it a little.
 const GOOD: &str = r#"[hub]

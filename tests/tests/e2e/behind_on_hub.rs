@@ -7,8 +7,8 @@
 //! ```
 
 use anyhow::Result;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::{Lab, Status, Tracker, skip};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::{Lab, Status, Tracker, skip};
 
 const SERVICE: &str = r#"
 [[service]]
@@ -89,13 +89,13 @@ fn the_arriving_probe_is_the_proof() -> Result<()> {
     let config = tracker.config();
     let config = config.to_string_lossy();
     let mut doctor = tracker.command(&["doctor", "--json", "--config", &config]);
-    let doctor = String::from_utf8(tracker_tests::netns::check(&mut doctor)?.stdout)?;
+    let doctor = String::from_utf8(tracker_lab::netns::check(&mut doctor)?.stdout)?;
     let doctor: serde_json::Value = serde_json::from_str(&doctor)?;
     let names = [0, 1].map(|at| &doctor["interfaces"][at]["name"]);
     assert_eq!(names, [&"eth1", &"eth2"], "{doctor}");
     let mode = &status.member("fw-1", "active")["mode"];
     assert_eq!(&doctor["interfaces"][1]["mode"], mode, "{doctor}");
-    let table = tracker_tests::netns::check(&mut tracker.client(&["status"]))?;
+    let table = tracker_lab::netns::check(&mut tracker.client(&["status"]))?;
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert_eq!(table.matches(" one-way").count(), 2, "{table}");
     Ok(())
@@ -111,14 +111,14 @@ fn a_syn_and_a_stamp_packet_arrive() -> Result<()> {
             "probe = \"udp\"\nprotocol = \"stamp\"",
         ] {
             let config = format!("{SERVICE}{probe}\n");
-            let config = tracker_tests::Config::new(config).mode(mode);
+            let config = tracker_lab::Config::new(config).mode(mode);
             let tracker = Tracker::start(&lab.hub, config)?;
             follows_the_firewall(&lab, &tracker)?;
         }
     }
     // Nobody answered for them.
-    assert_eq!(tracker_tests::servers::tcp_counter(&lab.hub, "OutRsts")?, 0);
-    assert_eq!(tracker_tests::servers::udp_counter(&lab.hub, "NoPorts")?, 0);
+    assert_eq!(tracker_lab::servers::tcp_counter(&lab.hub, "OutRsts")?, 0);
+    assert_eq!(tracker_lab::servers::udp_counter(&lab.hub, "NoPorts")?, 0);
     Ok(())
 }
 
@@ -126,7 +126,7 @@ fn a_syn_and_a_stamp_packet_arrive() -> Result<()> {
 fn in_every_mode() -> Result<()> {
     let lab = lab()?;
     for mode in ["xdp-native", "xdp-generic", "tc"] {
-        let config = tracker_tests::Config::new(SERVICE).mode(mode);
+        let config = tracker_lab::Config::new(SERVICE).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         follows_the_firewall(&lab, &tracker)?;
     }
@@ -194,7 +194,7 @@ fn a_flooded_copy_is_no_proof() -> Result<()> {
             skip!("this kernel has no nftables copies at ingress (`dup to`)");
         }
         lab.service().break_forwarding()?;
-        let config = tracker_tests::Config::new(SERVICE).mode(mode);
+        let config = tracker_lab::Config::new(SERVICE).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         let down = tracker.wait_verdict("fw-1", "down", "no-reply")?;
         assert!(each_is(&down, "proof", "arrival"), "{down:?}");

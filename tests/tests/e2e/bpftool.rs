@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::{Lab, Tracker};
 
 /// `bpftool -j map dump pinned`: the entries as BTF formats them.
 fn dump(tracker: &Tracker, map: &str) -> Result<Vec<Value>> {
     let path = tracker.pins().join("maps").join(map);
-    let output = tracker_tests::netns::check(
+    let output = tracker_lab::netns::check(
         std::process::Command::new("bpftool")
             .args(["-j", "map", "dump", "pinned"])
             .arg(&path),
@@ -47,7 +47,7 @@ fn config_and_state_print_field_names() -> Result<()> {
     let lab = Lab::new()?;
     let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
-    tracker.wait_alive(tracker_tests::daemon::SOON, "fw-1")?;
+    tracker.wait_alive(tracker_lab::daemon::SOON, "fw-1")?;
     for map in ["TRACKERS", "STATE"] {
         assert!(!dump(&tracker, map)?.is_empty(), "{map} is empty");
     }

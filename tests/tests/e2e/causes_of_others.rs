@@ -1,8 +1,8 @@
 //! What others say of a probe that they do not let through is the cause.
 
 use anyhow::{Context as _, Result};
-use tracker_tests::servers::UdpEcho;
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::servers::UdpEcho;
+use tracker_lab::{Config, Lab, Tracker};
 
 const PORT: u16 = 7_007;
 

@@ -4,8 +4,8 @@
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
-use tracker_tests::daemon::LATER;
-use tracker_tests::{Config, Lab, Status, Tracker};
+use tracker_lab::daemon::LATER;
+use tracker_lab::{Config, Lab, Status, Tracker};
 
 /// An interface that takes redirected frames, or one that does not: the way out differs, and what must be renewed.
 fn redirect(lab: &Lab, by: &str) -> Result<()> {
@@ -212,7 +212,7 @@ fn what_lies_below() -> Result<()> {
         .firewall
         .ip("address add 10.9.7.2/24 dev eth0\n")?;
     let config = "[[service]]\nname = \"fw-1\"\nendpoint = \"10.9.7.2\"\ninterface = \"br1\"\nbehind = [\"10.20.0.9\"]\n";
-    let tracker = Tracker::start(hub, tracker_tests::Config::new(config).mode("auto"))?;
+    let tracker = Tracker::start(hub, tracker_lab::Config::new(config).mode("auto"))?;
     tracker.wait_alive(LATER, "fw-1")?;
     // The bridge's only port leaves it, comes back, loses its cable.
     hub.ip("link set eth1 nomaster\n")?;

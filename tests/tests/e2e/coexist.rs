@@ -1,9 +1,9 @@
 //! Others' programs and rules on the service's interface: theirs go on working, and so does ours.
 
 use anyhow::{Context, Result};
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::foreign::{Foreign, Hook, Tcx};
-use tracker_tests::{Config, Lab, Tracker, skip};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::foreign::{Foreign, Hook, Tcx};
+use tracker_lab::{Config, Lab, Tracker, skip};
 
 /// What `tracker doctor` says of eth1.
 fn doctor(tracker: &Tracker<'_>) -> Result<serde_json::Value> {

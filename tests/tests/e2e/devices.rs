@@ -1,9 +1,9 @@
 //! Services on devices that only some kernels have, and lines that are bad but not broken.
 
 use anyhow::Result;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::foreign::{Foreign, Hook};
-use tracker_tests::{Config, Lab, Tracker, skip};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::foreign::{Foreign, Hook};
+use tracker_lab::{Config, Lab, Tracker, skip};
 
 /// A service on an interface of the hub in 10.9.7.0/24.
 fn on(interface: &str) -> String {
@@ -62,7 +62,7 @@ fn vlan() -> Result<()> {
     assert_eq!(status.count("fw-1", "lost"), 0);
     let by_xdp = status.member("fw-1", "active")["send"] == "xdp-redirect";
     assert_eq!(redirected(&lab)? > before, by_xdp, "{}", status.0);
-    assert_eq!(by_xdp, tracker_tests::skip::linux() >= (6, 3));
+    assert_eq!(by_xdp, tracker_lab::skip::linux() >= (6, 3));
     breaks_and_mends(&lab, &tracker)?;
 
     // What is sent by the parent must not outlive the VLAN device.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tracker_tests::daemon::LATER;
-use tracker_tests::foreign::{Foreign, Hook};
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::daemon::LATER;
+use tracker_lab::foreign::{Foreign, Hook};
+use tracker_lab::{Config, Lab, Tracker};
 
 /// Mode and send of each interface.
 type Ways = BTreeMap<String, (Value, Value)>;
@@ -14,7 +14,7 @@ type Ways = BTreeMap<String, (Value, Value)>;
 fn foretold(tracker: &Tracker<'_>) -> Result<Ways> {
     let config = tracker.config();
     let mut command = tracker.command(&["doctor", "--json", "--config"]);
-    let output = tracker_tests::netns::check(command.arg(config))?;
+    let output = tracker_lab::netns::check(command.arg(config))?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(report["ok"], true, "{report}");
     report["interfaces"]

@@ -12,8 +12,8 @@ use crate::matrix::stage::{Expected, Row, play};
 use crate::matrix::{rows, table};
 use anyhow::{Result, ensure};
 use tracker_ebpf::verdict::Cause;
-use tracker_tests::pace;
-use tracker_tests::random::{self, Random, SEED, SOAK};
+use tracker_lab::pace;
+use tracker_lab::random::{self, Random, SEED, SOAK};
 
 /// Rows that are played beside each other: they wait most of the time.
 const BESIDE: usize = 4;

@@ -1,7 +1,7 @@
 //! Whatever the hub's own routing says, a probe goes out of the service's interface, through the service.
 
 use anyhow::Result;
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::{Config, Lab, Tracker};
 
 /// The service is up through its firewall (by the firewall's own count), and the firewall decides over the verdict.
 fn is_up_through_the_firewall(lab: &Lab, config: impl Into<Config>) -> Result<()> {
@@ -12,7 +12,7 @@ fn is_up_through_the_firewall(lab: &Lab, config: impl Into<Config>) -> Result<()
         service.forwarded()?,
         tracker.status()?.count("fw-1", "sent"),
     );
-    let status = tracker.wait_alive(tracker_tests::daemon::SOON, "fw-1")?;
+    let status = tracker.wait_alive(tracker_lab::daemon::SOON, "fw-1")?;
     let (forwarded, sent) = (
         service.forwarded()? - forwarded,
         status.count("fw-1", "sent") - sent,

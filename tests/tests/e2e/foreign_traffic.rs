@@ -6,9 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tracker_tests::daemon::SOON;
-use tracker_tests::pace::slow;
-use tracker_tests::{Lab, Namespace, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::pace::slow;
+use tracker_lab::{Lab, Namespace, Tracker};
 
 /// A lab whose hub can also reach the host, under all its addresses, by ordinary routing.
 fn busy_lab() -> Result<Lab> {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use crate::forge::{capture, forgeries};
 use anyhow::{Context as _, Result, bail};
-use tracker_tests::daemon::{SOON, lines};
-use tracker_tests::flood::flood;
-use tracker_tests::pace::slow;
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::daemon::{SOON, lines};
+use tracker_lab::flood::flood;
+use tracker_lab::pace::slow;
+use tracker_lab::{Config, Lab, Tracker};
 
 /// How long each flood lasts.
 const FLOOD: Duration = Duration::from_secs(4);

@@ -13,10 +13,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use serde_json::Value;
 use tracker_ebpf::abi::map;
-use tracker_tests::daemon::{Config, LATER, lines};
-use tracker_tests::pace::slow;
-use tracker_tests::random::{Random, Rounds, Tally};
-use tracker_tests::{Lab, Tracker, netns};
+use tracker_lab::daemon::{Config, LATER, lines};
+use tracker_lab::pace::slow;
+use tracker_lab::random::{Random, Rounds, Tally};
+use tracker_lab::{Lab, Tracker, netns};
 use tracker_user::datapath::mmap::Mapped;
 
 /// Requests of one round.
@@ -381,7 +381,7 @@ fn fuzz_what_an_earlier_daemon_left() -> Result<()> {
         }
         // Numbers have no gap, wherever they begin.
         let events = tracker.events()?;
-        let is_next = |pair: &[tracker_tests::Event]| pair[1].seq == pair[0].seq + 1;
+        let is_next = |pair: &[tracker_lab::Event]| pair[1].seq == pair[0].seq + 1;
         assert!(
             events.windows(2).all(is_next),
             "{damage:?}: {}",

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use jiff::Timestamp;
 use tracker_ebpf::verdict::{Cause, Verdict};
-use tracker_tests::random::{Random, Rounds, Tally};
+use tracker_lab::random::{Random, Rounds, Tally};
 use tracker_user::api::types::Status;
 use tracker_user::cli::{Cli, Command, ServiceCommand};
 use tracker_user::config::{

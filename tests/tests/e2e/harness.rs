@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use tracker_tests::{Lab, netns};
+use tracker_lab::{Lab, netns};
 
 const VICTIM: &str = "TRACKER_TESTS_VICTIM";
 

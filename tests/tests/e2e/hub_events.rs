@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tracker_tests::daemon::{SOON, lines};
-use tracker_tests::foreign::{Foreign, Hook};
-use tracker_tests::pace::pause;
-use tracker_tests::{Config, Lab, Status, Tracker, netns};
+use tracker_lab::daemon::{SOON, lines};
+use tracker_lab::foreign::{Foreign, Hook};
+use tracker_lab::pace::pause;
+use tracker_lab::{Config, Lab, Status, Tracker, netns};
 
 const COUNTERS: [&str; 9] = [
     "sent",

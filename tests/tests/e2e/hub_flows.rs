@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use tracker_tests::daemon::SOON;
-use tracker_tests::pace::pause;
-use tracker_tests::servers::{Reflector, TcpEcho, UdpEcho};
-use tracker_tests::{Config, Lab, Service, Status, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::pace::pause;
+use tracker_lab::servers::{Reflector, TcpEcho, UdpEcho};
+use tracker_lab::{Config, Lab, Service, Status, Tracker};
 
 const TCP: u16 = 7_443;
 const UDP: u16 = 7_007;

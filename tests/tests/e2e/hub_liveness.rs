@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use tracker_tests::clock::SteppedClock;
-use tracker_tests::daemon::{SOON, binary, lines};
-use tracker_tests::hang::Hang;
-use tracker_tests::pace::slow;
-use tracker_tests::{Config, Lab, Namespace, Status, Tracker};
+use tracker_lab::clock::SteppedClock;
+use tracker_lab::daemon::{SOON, binary, lines};
+use tracker_lab::hang::Hang;
+use tracker_lab::pace::slow;
+use tracker_lab::{Config, Lab, Namespace, Status, Tracker};
 
 /// From the last turn until every verdict is unknown (see `as_of_ms`), and what a busy machine adds.
 const STALL: Duration = Duration::from_secs(6);
@@ -477,7 +477,7 @@ fn a_time_namespace_changes_no_time() -> Result<()> {
         .status()?
         .success()
     {
-        tracker_tests::skip!("no time namespaces here");
+        tracker_lab::skip!("no time namespaces here");
     }
     let own = wrapped(&directory, day)?;
     let config = Config::new(lab.service().toml("fw-1")).binary(&own);

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::pace::{pause, slow};
-use tracker_tests::tun::{Parcel, Tunnel};
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::pace::{pause, slow};
+use tracker_lab::tun::{Parcel, Tunnel};
+use tracker_lab::{Lab, Tracker};
 
 /// The hub's entry of the firewall, as `ip` shows it.
 fn entry(lab: &Lab) -> Result<String> {

@@ -6,9 +6,9 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use tracker_tests::daemon::SOON;
-use tracker_tests::pace::pause;
-use tracker_tests::{Lab, Namespace, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::pace::pause;
+use tracker_lab::{Lab, Namespace, Tracker};
 
 /// A service without `interface`, whose way is found by route.
 fn routed(lab: &Lab, more: &str) -> String {
@@ -149,7 +149,7 @@ fn a_trunk_flaps() -> Result<()> {
     lab.hub.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
     lab.hub.ip(&hub)?;
     firewall.ip(&far)?;
-    let config = tracker_tests::Config::new(lab.service().toml("fw-1") + &config);
+    let config = tracker_lab::Config::new(lab.service().toml("fw-1") + &config);
     let config = config.mode("auto").defaults("interval = \"200ms\"");
     let tracker = Tracker::start(&lab.hub, config)?;
     let all_are = |verdict: &str| {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData};
 use tracker_ebpf::abi;
-use tracker_tests::daemon::LATER;
-use tracker_tests::servers::{Reflector, TcpEcho, UdpEcho};
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::daemon::LATER;
+use tracker_lab::servers::{Reflector, TcpEcho, UdpEcho};
+use tracker_lab::{Config, Lab, Tracker};
 
 const NAMES: [&str; 6] = ["icmp", "icmp-6", "udp", "udp-6", "stamp", "tcp"];
 

@@ -1,8 +1,8 @@
 //! The hub's interface: down, deleted, made again, made late.
 
 use anyhow::Result;
-use tracker_tests::daemon::LATER;
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::LATER;
+use tracker_lab::{Lab, Tracker};
 
 #[test]
 fn interface_down_and_up() -> Result<()> {
@@ -98,7 +98,7 @@ fn what_was_up_is_down_with_its_interface_whatever_went_first() -> Result<()> {
         &format!("behind = [\"{}\", ", service.behind6),
     );
     let tracker = Tracker::start(&lab.hub, &config)?;
-    let both = |status: &tracker_tests::status::Status, verdict: &str| {
+    let both = |status: &tracker_lab::status::Status, verdict: &str| {
         let trackers = [
             status.tracker("fw-1", service.behind),
             status.tracker("fw-1", service.behind6),

@@ -1,7 +1,7 @@
 //! A hub, a service and a behind address without any IPv4.
 
 use anyhow::Result;
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::{Lab, Tracker};
 
 #[test]
 fn ipv6_only() -> Result<()> {

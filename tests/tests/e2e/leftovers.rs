@@ -5,9 +5,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tracker_tests::daemon::{KernelObject, SOON};
-use tracker_tests::pace::slow;
-use tracker_tests::{Config, Lab, Tracker, netns, skip};
+use tracker_lab::daemon::{KernelObject, SOON};
+use tracker_lab::pace::slow;
+use tracker_lab::{Config, Lab, Tracker, netns, skip};
 
 /// Programs, maps and links: those the process holds, and those it has pinned.
 fn objects(tracker: &Tracker) -> Result<BTreeSet<KernelObject>> {
@@ -236,7 +236,7 @@ fn a_start_that_fails_leaves_nothing() -> Result<()> {
         };
         let hub = format!("[hub]\ninstance = \"{instance}\"\n{socket}{line}\n");
         std::fs::write(&path, hub + &lab.service().toml("fw-1"))?;
-        let mut command = lab.hub.command(tracker_tests::daemon::binary());
+        let mut command = lab.hub.command(tracker_lab::daemon::binary());
         let output = command.args(["run", "--config"]).arg(&path).output()?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{line}: {stderr}");

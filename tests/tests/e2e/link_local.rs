@@ -1,8 +1,8 @@
 //! Link-local endpoints, the same on several interfaces; next hops of one family, addresses behind of the other.
 
 use anyhow::Result;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::{Lab, Tracker};
 
 /// `count` services whose firewalls are all fe80::2 on the hub's side, and nothing else in IPv6.
 fn lab(count: u8) -> Result<Lab> {
@@ -92,7 +92,7 @@ fn a_link_local_endpoint_needs_its_interface() -> Result<()> {
     for command in [&["check"][..], &["run", "--config"]] {
         let output = lab
             .hub
-            .command(tracker_tests::daemon::binary())
+            .command(tracker_lab::daemon::binary())
             .args(command)
             .arg(&file)
             .output()?;

@@ -1,8 +1,8 @@
 //! Addresses behind a service that are its own: on its loopback, and on its far side.
 
 use anyhow::Result;
-use tracker_tests::daemon::LATER;
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::LATER;
+use tracker_lab::{Lab, Tracker};
 
 /// The service's loopback, twice; its far side; and the host beyond it.
 const BEHIND: [&str; 5] = [

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use tracker_tests::daemon::LATER;
-use tracker_tests::pace::pause;
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::LATER;
+use tracker_lab::pace::pause;
+use tracker_lab::{Lab, Tracker};
 
 #[test]
 fn an_endpoint_that_never_answers_is_not_blamed() -> Result<()> {

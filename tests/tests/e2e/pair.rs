@@ -1,8 +1,8 @@
 //! High-availability pairs, and policies over several behind addresses.
 
 use anyhow::Result;
-use tracker_tests::daemon::SOON;
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::{Lab, Tracker};
 
 const PAIR: &str = r#"
 [[service]]
@@ -86,7 +86,7 @@ fn policies_any_all_and_number() -> Result<()> {
             }
         }
         let what = format!("{verdicts:?} with {blocked} of 3 blocked");
-        let settled = |name: &str, status: &tracker_tests::Status| {
+        let settled = |name: &str, status: &tracker_lab::Status| {
             (1..=3).all(|one| {
                 let ten = ["any", "all", "two"]
                     .iter()

@@ -1,8 +1,8 @@
 //! A high-availability pair whose members and trackers are probed each in its own way.
 
 use anyhow::Result;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::{Config, Lab, Status, Tracker};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::{Config, Lab, Status, Tracker};
 
 /// The active member is probed fast; one address of the standby slowly, and with another `fall`.
 const PAIR: &str = r#"

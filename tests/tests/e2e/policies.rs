@@ -1,8 +1,8 @@
 //! What makes a member, a service and a chain of several: one after another fails and comes back.
 
 use anyhow::Result;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::{Config, Event, Lab, Tracker};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::{Config, Event, Lab, Tracker};
 
 /// A service, its policy, how many addresses it has, and how many of them must be up.
 const SERVICES: [(&str, &str, usize, usize); 7] = [
@@ -141,7 +141,7 @@ fn a_chain_is_up_when_all_of_it_are() -> Result<()> {
     wait("all up again", "up", "up")?;
 
     // The chains' own events, which follow that of the service which decided.
-    let output = tracker_tests::netns::check(&mut tracker.client(&["events", "--json"]))?;
+    let output = tracker_lab::netns::check(&mut tracker.client(&["events", "--json"]))?;
     let text = String::from_utf8(output.stdout)?;
     let mut changes = [const { Vec::new() }; 2];
     let mut before = None;
@@ -181,7 +181,7 @@ fn a_chain_is_up_when_all_of_it_are() -> Result<()> {
     let status = tracker
         .client(&["status", "--json", "without-lb"])
         .output()?;
-    let status = tracker_tests::Status(serde_json::from_slice(&status.stdout)?);
+    let status = tracker_lab::Status(serde_json::from_slice(&status.stdout)?);
     assert_eq!(status.0["services"].as_array().map(Vec::len), Some(2));
     Ok(())
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use tracker_tests::daemon::{SOON, binary};
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::daemon::{SOON, binary};
+use tracker_lab::{Config, Lab, Tracker};
 use tracker_user::host::privileges::{RUN, START};
 
 /// What `/proc/PID/task/TID/status` says of each thread, by its name and number.

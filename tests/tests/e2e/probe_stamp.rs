@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use tracker_tests::daemon::SOON;
-use tracker_tests::servers::{Reflector, UdpEcho};
-use tracker_tests::{Config, Lab, Service, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::servers::{Reflector, UdpEcho};
+use tracker_lab::{Config, Lab, Service, Tracker};
 
 /// The port of STAMP, which nobody has to name.
 const PORT: u16 = 862;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage};
 use std::os::fd::AsRawFd as _;
-use tracker_tests::daemon::SOON;
-use tracker_tests::pace::slow;
-use tracker_tests::servers::{self, TcpEcho};
-use tracker_tests::{Config, Lab, Namespace, Service, Status, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::pace::slow;
+use tracker_lab::servers::{self, TcpEcho};
+use tracker_lab::{Config, Lab, Namespace, Service, Status, Tracker};
 
 const PORT: u16 = 7_443;
 

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use tracker_tests::daemon::SOON;
-use tracker_tests::servers::UdpEcho;
-use tracker_tests::{Config, Lab, Service, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::servers::UdpEcho;
+use tracker_lab::{Config, Lab, Service, Tracker};
 
 const PORT: u16 = 7_007;
 

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use serde_json::Value;
-use tracker_tests::daemon::{Config, SOON};
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::{Config, SOON};
+use tracker_lab::{Lab, Tracker};
 
 fn origins(list: &Value) -> Vec<String> {
     let services = list["services"].as_array().into_iter().flatten();

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tracker_tests::daemon::{Config, SOON, lines};
-use tracker_tests::{Lab, Status, Tracker, netns};
+use tracker_lab::daemon::{Config, SOON, lines};
+use tracker_lab::{Lab, Status, Tracker, netns};
 
 /// Ids of everything pinned in one directory, by name. Among the links may be programs, where TC has filters and no
 /// links (before Linux 6.6): each daemon attaches its own, so they have no id that stays, and 0 stands for it.

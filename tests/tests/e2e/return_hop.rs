@@ -1,8 +1,8 @@
 //! Who brings the replies back on the member's own interface: the endpoint, or a neighbour of it.
 
 use anyhow::{Context as _, Result};
-use tracker_tests::daemon::SOON;
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::{Config, Lab, Tracker};
 
 /// Replies to the hub come from another MAC address of the same network segment, or no longer.
 fn answer_by_another(lab: &Lab, is_another: bool) -> Result<()> {

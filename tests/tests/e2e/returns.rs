@@ -1,8 +1,8 @@
 //! Replies that come back by the same interface, by another one, or by either.
 
 use anyhow::Result;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::{Config, Lab, Status, Tracker};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::{Config, Lab, Status, Tracker};
 
 /// A service for each way of returning, over IPv4 and IPv6, through the same firewall.
 fn every_way(lab: &Lab) -> String {

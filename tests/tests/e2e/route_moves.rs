@@ -4,10 +4,10 @@
 use std::fmt::Display;
 
 use anyhow::Result;
-use tracker_tests::daemon::SOON;
-use tracker_tests::slow_listener::SlowListener;
-use tracker_tests::status::Status;
-use tracker_tests::{Lab, Tracker, skip};
+use tracker_lab::daemon::SOON;
+use tracker_lab::slow_listener::SlowListener;
+use tracker_lab::status::Status;
+use tracker_lab::{Lab, Tracker, skip};
 
 /// A hub with two services that could stand in for each other: each has the first one's endpoint, and answers for
 /// everything behind.
@@ -92,7 +92,7 @@ fn the_route_moves_to_another_device_and_back() -> Result<()> {
         wait_by(tracker, "eth1")?;
         let what = format!(
             "up all the time:\n{}\n{}",
-            tracker_tests::daemon::lines(&tracker.events()?),
+            tracker_lab::daemon::lines(&tracker.events()?),
             tracker.log()
         );
         assert_eq!(tracker.history("fw-1")?, history, "{what}");

@@ -1,8 +1,8 @@
 //! Somebody takes away what the daemon made: it makes it anew, and nobody is blamed.
 
 use anyhow::{Context as _, Result};
-use tracker_tests::daemon::LATER;
-use tracker_tests::{Config, Lab, Tracker, netns};
+use tracker_lab::daemon::LATER;
+use tracker_lab::{Config, Lab, Tracker, netns};
 
 /// The private interface's end on which nothing is attached, as the hub's namespace lists it.
 fn private_interface(lab: &Lab) -> Result<String> {

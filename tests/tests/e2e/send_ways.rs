@@ -1,9 +1,9 @@
 //! The ways out of the hub: XDP redirect where the interface can, TC redirect where it cannot, followed when that changes.
 
 use anyhow::Result;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::skip::linux;
-use tracker_tests::{Config, Lab, Tracker, skip};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::skip::linux;
+use tracker_lab::{Config, Lab, Tracker, skip};
 
 /// How many frames have left the hub's interface by XDP redirect, by the driver's own count.
 fn redirected(lab: &Lab) -> Result<u64> {

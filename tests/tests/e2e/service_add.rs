@@ -8,8 +8,8 @@ use std::{fs, io, thread};
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::{Uid, setfsuid};
 use serde_json::{Value, json};
-use tracker_tests::daemon::{Config, LATER, SOON};
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::{Config, LATER, SOON};
+use tracker_lab::{Lab, Tracker};
 
 /// The names in `tracker service list --json`, each with its origin.
 fn names(list: &Value) -> Vec<(String, String)> {
@@ -93,7 +93,7 @@ fn every_option_counts() -> Result<()> {
     // What the kernel has been told of it.
     let dump = |map: &str| -> Result<Value> {
         let path = tracker.pins().join("maps").join(map);
-        let output = tracker_tests::netns::check(
+        let output = tracker_lab::netns::check(
             std::process::Command::new("bpftool")
                 .args(["-j", "map", "lookup", "pinned"])
                 .arg(path)

@@ -6,9 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tracker_tests::daemon::{Config, SOON};
-use tracker_tests::status::Event;
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::daemon::{Config, SOON};
+use tracker_lab::status::Event;
+use tracker_lab::{Lab, Tracker};
 
 /// One of these tests loads the machine, another must not be disturbed.
 fn alone() -> MutexGuard<'static, ()> {

@@ -1,8 +1,8 @@
 //! What services share: one address behind them all, one interface before them all.
 
 use anyhow::Result;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::{Lab, Status, Tracker};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::{Lab, Status, Tracker};
 
 const NAMES: [&str; 3] = ["fw-1", "fw-2", "fw-3"];
 

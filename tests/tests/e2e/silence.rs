@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use tracker_tests::daemon::SOON;
-use tracker_tests::pace::pause;
-use tracker_tests::servers::{Reflector, TcpEcho, UdpEcho};
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::pace::pause;
+use tracker_lab::servers::{Reflector, TcpEcho, UdpEcho};
+use tracker_lab::{Config, Lab, Tracker};
 
 const PORT: u16 = 7_007;
 
@@ -31,7 +31,7 @@ fn a_firewall_that_fails_open() -> Result<()> {
         let tracker = Tracker::start(&lab.hub, config)?;
         let up = tracker.wait_for(
             "both to be as they should",
-            tracker_tests::daemon::SOON,
+            tracker_lab::daemon::SOON,
             |status| status.verdict("fw-1") == "up",
         )?;
         let trackers = &up.member("fw-1", "active")["trackers"];
@@ -44,7 +44,7 @@ fn a_firewall_that_fails_open() -> Result<()> {
         service.mend()?;
         tracker.wait_verdict("fw-1", "down", "unexpected-reply")?;
         service.firewall.nft(&rule)?;
-        tracker.wait_for("silence again", tracker_tests::daemon::SOON, |status| {
+        tracker.wait_for("silence again", tracker_lab::daemon::SOON, |status| {
             status.verdict("fw-1") == "up"
         })?;
 
@@ -52,7 +52,7 @@ fn a_firewall_that_fails_open() -> Result<()> {
         service.mend()?;
         tracker.wait_verdict("fw-1", "down", "unexpected-reply")?;
         service.firewall.nft(&rule.replace("drop", "reject"))?;
-        tracker.wait_for("silence again", tracker_tests::daemon::SOON, |status| {
+        tracker.wait_for("silence again", tracker_lab::daemon::SOON, |status| {
             status.verdict("fw-1") == "up"
         })?;
         service.break_forwarding()?;

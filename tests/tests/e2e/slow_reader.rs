@@ -7,8 +7,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use tracker_tests::daemon::LATER;
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::daemon::LATER;
+use tracker_lab::{Config, Lab, Tracker};
 
 const TRACKERS: usize = 2_000;
 /// Events that the daemon keeps.
@@ -119,7 +119,7 @@ fn who_does_not_read_learns_what_was_missed() -> Result<()> {
     // Who comes back with the number of the last event goes on where it was.
     let from = end - 1_000;
     let output = tracker.client(&["events", "--json", "--since", &from.to_string()]);
-    let output = tracker_tests::netns::check(&mut { output })?;
+    let output = tracker_lab::netns::check(&mut { output })?;
     let text = String::from_utf8(output.stdout)?;
     let mut next = from + 1;
     for line in text.lines() {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
-use tracker_tests::clock::SteppedClock;
-use tracker_tests::daemon::{LATER, SOON, lines};
-use tracker_tests::hog;
-use tracker_tests::pace::{pause, slow};
-use tracker_tests::{Config, Lab, Tracker, netns};
+use tracker_lab::clock::SteppedClock;
+use tracker_lab::daemon::{LATER, SOON, lines};
+use tracker_lab::hog;
+use tracker_lab::pace::{pause, slow};
+use tracker_lab::{Config, Lab, Tracker, netns};
 
 fn never_down(tracker: &Tracker) -> Result<()> {
     let events = tracker.events()?;

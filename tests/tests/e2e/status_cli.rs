@@ -4,8 +4,8 @@ use std::process::Output;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tracker_tests::daemon::lines;
-use tracker_tests::{Event, Lab, Tracker};
+use tracker_lab::daemon::lines;
+use tracker_lab::{Event, Lab, Tracker};
 
 fn run(tracker: &Tracker, arguments: &[&str]) -> Result<Output> {
     tracker
@@ -75,7 +75,7 @@ fn status_has_the_keys_of_the_contract() -> Result<()> {
         lab.service().toml("fw-1") + "[[chain]]\nname = \"internet\"\nservices = [\"fw-1\"]\n";
     let tracker = Tracker::start(&lab.hub, &config)?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
-    let status = tracker.wait_alive(tracker_tests::daemon::SOON, "fw-1")?.0;
+    let status = tracker.wait_alive(tracker_lab::daemon::SOON, "fw-1")?.0;
     has_keys(&status, &["chains", "hub", "instance", "services"]);
     assert_eq!(status["hub"], "hub-1");
     assert_eq!(status["instance"], tracker.instance());
@@ -234,7 +234,7 @@ fn follow_tells_as_it_happens() -> Result<()> {
 #[test]
 fn every_command_has_help() -> Result<()> {
     for command in ["run", "check", "status", "events", "doctor", "cleanup"] {
-        let output = std::process::Command::new(tracker_tests::daemon::binary())
+        let output = std::process::Command::new(tracker_lab::daemon::binary())
             .args([command, "--help"])
             .output()?;
         assert!(output.status.success(), "{command}");
@@ -251,7 +251,7 @@ fn doctor_tells_the_mode_of_an_interface() -> Result<()> {
     for json in [false, true] {
         let mut command = tracker.command(&["doctor", "--config"]);
         command.arg(&config).args(json.then_some("--json"));
-        let output = tracker_tests::netns::check(&mut command)?;
+        let output = tracker_lab::netns::check(&mut command)?;
         let text = String::from_utf8(output.stdout)?;
         if json {
             serde_json::from_str::<Value>(&text).context("parse doctor's JSON")?;

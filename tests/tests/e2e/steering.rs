@@ -17,11 +17,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tracker_tests::daemon::{KernelObject, SOON};
-use tracker_tests::netns::Owner;
-use tracker_tests::pace::{pause, slow};
-use tracker_tests::tun::Tunnel;
-use tracker_tests::{Config, Lab, Namespace, Status, Tracker, skip};
+use tracker_lab::daemon::{KernelObject, SOON};
+use tracker_lab::netns::Owner;
+use tracker_lab::pace::{pause, slow};
+use tracker_lab::tun::Tunnel;
+use tracker_lab::{Config, Lab, Namespace, Status, Tracker, skip};
 
 const PROBER: &str = "192.0.2.9";
 const STRANGER: &str = "198.51.100.9";
@@ -902,7 +902,7 @@ fn uplinks_are_followed() -> Result<()> {
         let pins = names.iter().filter(|name| name.starts_with(hook));
         for pin in pins.map(|name| tracker.pins().join("links").join(name)) {
             let mut detach = std::process::Command::new("bpftool");
-            tracker_tests::netns::check(detach.args(["link", "detach", "pinned"]).arg(&pin))?;
+            tracker_lab::netns::check(detach.args(["link", "detach", "pinned"]).arg(&pin))?;
         }
         // A ping now and then may go untouched, or unanswered, until the daemon looks again.
         let deadline = Instant::now() + slow(SOON);

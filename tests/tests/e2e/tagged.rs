@@ -1,8 +1,8 @@
 //! A reply in a VLAN is of no concern to the untagged interface, whatever the mode and wherever its tag is.
 
 use anyhow::{Result, ensure};
-use tracker_tests::foreign::{Foreign, Hook};
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::foreign::{Foreign, Hook};
+use tracker_lab::{Config, Lab, Tracker};
 
 /// A VLAN that the hub has no device for.
 const BYPASS: u16 = 200;

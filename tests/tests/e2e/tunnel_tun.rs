@@ -3,10 +3,10 @@
 
 use anyhow::Result;
 use serde_json::Value;
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::servers::{Reflector, TcpEcho, half_open};
-use tracker_tests::tun::Tunnel;
-use tracker_tests::{Config, Lab, Tracker, skip};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::servers::{Reflector, TcpEcho, half_open};
+use tracker_lab::tun::Tunnel;
+use tracker_lab::{Config, Lab, Tracker, skip};
 
 const SERVICE: &str = r#"
 [[service]]
@@ -258,7 +258,7 @@ fn xdp_is_refused() -> Result<()> {
         let config = config.to_string_lossy();
         let mut doctor = tracker.command(&["doctor", "--json", "--config", &config]);
         let doctor: Value =
-            serde_json::from_slice(&tracker_tests::netns::check(&mut doctor)?.stdout)?;
+            serde_json::from_slice(&tracker_lab::netns::check(&mut doctor)?.stdout)?;
         assert_eq!(doctor["interfaces"][0]["name"], "tun0");
         assert_eq!(doctor["interfaces"][0]["mode"], expected, "{doctor}");
         if expected.is_null() {

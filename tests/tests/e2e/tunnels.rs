@@ -3,8 +3,8 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use tracker_tests::daemon::{LATER, SOON};
-use tracker_tests::{Config, Lab, Namespace, Tracker, skip};
+use tracker_lab::daemon::{LATER, SOON};
+use tracker_lab::{Config, Lab, Namespace, Tracker, skip};
 
 const V4: &str = r#"
 [[service]]
@@ -161,7 +161,7 @@ fn keys(directory: &std::path::Path, end: &Namespace, host: u8) -> Result<(Strin
     fs::write(&file, end.run("wg genkey")?)?;
     let mut command = end.command("wg");
     command.arg("pubkey").stdin(fs::File::open(&file)?);
-    let public = tracker_tests::netns::check(&mut command)?;
+    let public = tracker_lab::netns::check(&mut command)?;
     let public = String::from_utf8(public.stdout)?.trim().to_owned();
     Ok((file.display().to_string(), public))
 }

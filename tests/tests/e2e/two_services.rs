@@ -1,7 +1,7 @@
 //! Services do not touch one another.
 
 use anyhow::Result;
-use tracker_tests::{Lab, Tracker};
+use tracker_lab::{Lab, Tracker};
 
 #[test]
 fn one_fails_and_the_other_stays_up() -> Result<()> {
@@ -22,7 +22,7 @@ fn one_fails_and_the_other_stays_up() -> Result<()> {
             down.0["chains"][0]["verdict"], "down",
             "a chain is up when all are"
         );
-        tracker.wait_alive(tracker_tests::daemon::SOON, "fw-2")?;
+        tracker.wait_alive(tracker_lab::daemon::SOON, "fw-2")?;
         first.mend()?;
         tracker.wait_verdict("fw-1", "up", "replied")?;
     }

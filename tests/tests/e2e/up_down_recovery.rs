@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tracker_tests::pace::slow;
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::pace::slow;
+use tracker_lab::{Config, Lab, Tracker};
 
 #[test]
 fn firewall_breaks_and_recovers() -> Result<()> {
@@ -46,7 +46,7 @@ fn firewall_breaks_and_recovers() -> Result<()> {
 
     service.mend()?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
-    tracker.wait_alive(tracker_tests::daemon::SOON, "fw-1")?;
+    tracker.wait_alive(tracker_lab::daemon::SOON, "fw-1")?;
     let verdicts: Vec<_> = tracker
         .history("fw-1")?
         .into_iter()

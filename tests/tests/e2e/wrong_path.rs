@@ -1,9 +1,9 @@
 //! A reply that comes back around the service proves nothing, on whatever interface of the hub it arrives.
 
 use anyhow::Result;
-use tracker_tests::daemon::SOON;
-use tracker_tests::servers::{Reflector, TcpEcho};
-use tracker_tests::{Config, Lab, Tracker};
+use tracker_lab::daemon::SOON;
+use tracker_lab::servers::{Reflector, TcpEcho};
+use tracker_lab::{Config, Lab, Tracker};
 
 /// Connects the hub's `bypass` and the host directly, past the firewall.
 fn lay_bypass(lab: &Lab) -> Result<()> {
@@ -42,7 +42,7 @@ fn a_reply_on_an_interface_that_nobody_named() -> Result<()> {
             ),
         ];
         let leaks = ["closed", "closed-tcp"];
-        let config = tracker_tests::Config::new(services.concat()).mode(mode);
+        let config = tracker_lab::Config::new(services.concat()).mode(mode);
         let tracker = Tracker::start(&lab.hub, config)?;
         for name in ["fw-1", "tcp", "stamp"] {
             tracker.wait_verdict(name, "up", "replied")?;
@@ -57,7 +57,7 @@ fn a_reply_on_an_interface_that_nobody_named() -> Result<()> {
             tracker.wait_verdict(name, "down", "unexpected-reply")?;
         }
         let down = tracker.wait_verdict("fw-1", "down", "wrong-path")?;
-        let wrong = |status: &tracker_tests::Status| status.count("fw-1", "wrong_path");
+        let wrong = |status: &tracker_lab::Status| status.count("fw-1", "wrong_path");
         assert!(wrong(&down) >= 3, "{}", wrong(&down));
         answer_by_bypass(&lab, false)?;
         for name in ["fw-1", "tcp", "stamp"] {

@@ -10,9 +10,9 @@ use crate::fixtures::{
 use anyhow::{Context as _, Result, bail};
 use tracker_ebpf::abi::{self, Family, Via};
 use tracker_ebpf::wire::probe;
-use tracker_tests::Namespace;
-use tracker_tests::netns::Owner;
-use tracker_tests::packets;
+use tracker_lab::Namespace;
+use tracker_lab::netns::Owner;
+use tracker_lab::packets;
 
 /// What frames hold before the program runs: nothing of it may be seen on the wire.
 const OLD: [u8; probe::LEN_V4] = [0xaa; probe::LEN_V4];
@@ -132,7 +132,7 @@ fn sends() -> Vec<Sends> {
 
 #[test]
 fn each_probe_is_complete() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     let mut object = Object::load(abi::program::SEND)?;
     object.devices.insert(ARRIVAL, ARRIVAL, None, 0)?;
     let rows = sends();
@@ -194,7 +194,7 @@ fn each_probe_is_complete() -> Result<()> {
 /// Probes that bear no mark, and the ends of connections: each byte, the time that is kept, and nothing else.
 #[test]
 fn each_unmarked_frame_is_complete() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     let mut object = Object::load(abi::program::SEND)?;
     object.devices.insert(ARRIVAL, ARRIVAL, None, 0)?;
     let mut worlds = Vec::new();
@@ -350,7 +350,7 @@ type Count = fn(&mut abi::Counters) -> &mut u64;
 /// Frames that come to nothing: dropped, counted, and neither a sequence number nor a time is spent.
 #[test]
 fn each_refusal_is_counted_and_spends_nothing() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     let mut object = Object::load(abi::program::SEND)?;
     object.devices.insert(ARRIVAL, ARRIVAL, None, 0)?;
     let inactive: Count = |counters| &mut counters.send_inactive;
@@ -470,14 +470,14 @@ fn each_refusal_is_counted_and_spends_nothing() -> Result<()> {
 
 #[test]
 fn fuzz_what_leaves_is_a_whole_probe() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     crate::fixtures::fuzz_send::check_send(100)
 }
 
 /// Once the device is a target again, the same sequence number leaves.
 #[test]
 fn a_refused_sequence_number_is_used_later() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     let mut object = Object::load(abi::program::SEND)?;
     let world = World::new(Family::Ipv4);
     world.install(&mut object)?;
@@ -502,7 +502,7 @@ fn a_refused_sequence_number_is_used_later() -> Result<()> {
 /// The cursor walks through the batch in its order, once, and the batch's end in the map is no end.
 #[test]
 fn a_batch_is_sent_in_its_order() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     let mut object = Object::load(abi::program::SEND)?;
     let world = World::new(Family::Ipv4).with(|world| world.path.via = Via::TcRedirect);
     world.install(&mut object)?;
@@ -539,7 +539,7 @@ fn a_batch_is_sent_in_its_order() -> Result<()> {
 /// probes take turns, and each that arrives is complete, with zeros where zeros belong.
 #[test]
 fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     let owner = Owner::new()?;
     let hub = Namespace::new(&owner, "send")?;
     hub.ip("link add p0 type veth peer name p1\nlink set p0 up\nlink set p1 up\n")?;

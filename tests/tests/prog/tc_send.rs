@@ -6,7 +6,7 @@ use crate::fixtures::{
 use anyhow::Result;
 use pnet_packet::ethernet::EtherTypes;
 use tracker_ebpf::abi::{self, Family};
-use tracker_tests::packets::{self, Echo, Link, MARK, Mark, Tag, with};
+use tracker_lab::packets::{self, Echo, Link, MARK, Mark, Tag, with};
 
 struct Row {
     what: String,
@@ -184,7 +184,7 @@ fn rows() -> Vec<Row> {
 
 #[test]
 fn only_probes_are_redirected() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     let mut object = Object::load(abi::program::TC_SEND)?;
     let (rows, refused): (Vec<_>, Vec<_>) =
         rows().into_iter().partition(|row| object.takes(&row.frame));
@@ -213,6 +213,6 @@ fn only_probes_are_redirected() -> Result<()> {
 
 #[test]
 fn fuzz_only_probes_are_redirected() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     crate::fixtures::fuzz_send::check_tc_send(400)
 }

@@ -20,32 +20,32 @@ const ACTIONS: Actions = Actions {
 
 #[test]
 fn each_row_of_the_table() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     receive::check_table(WATCH, ACTIONS)
 }
 
 #[test]
 fn each_answer_without_a_mark() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     answer::check_table(WATCH, ACTIONS)
 }
 
 #[test]
 fn a_full_ring_loses_only_events() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     receive::check_full_ring(WATCH, ACTIONS)
 }
 
 #[test]
 fn fuzz_only_genuine_replies_are_counted() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     fuzz::check(WATCH, ACTIONS, 100)
 }
 
 /// Where a receive program is attached, the filter counts nothing: neither replies nor what is wrong with them.
 #[test]
 fn what_arrives_where_replies_are_expected_is_left_to_others() -> Result<()> {
-    tracker_tests::needs_root!();
+    tracker_lab::needs_root!();
     let mut object = Object::load(WATCH)?;
     for family in [V4, V6] {
         for probe in [Probe::Icmp, Probe::Udp] {

@@ -5,9 +5,9 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tracker_tests::Service;
-use tracker_tests::daemon::SOON;
-use tracker_tests::packets::{self, ETHERNET, IPV4, Mark};
+use tracker_lab::Service;
+use tracker_lab::daemon::SOON;
+use tracker_lab::packets::{self, ETHERNET, IPV4, Mark};
 
 /// Where the mark begins in an IPv4 echo.
 const MARK_AT: usize = ETHERNET + IPV4 + 8;

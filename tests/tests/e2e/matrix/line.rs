@@ -1,13 +1,13 @@
 //! What a line, or a box in it, does to the packets of probes, beyond forwarding them.
 //!
-//! The left end of each [`tracker_tests::tun::Tunnel`] here is the firewall, the right one the host.
+//! The left end of each [`tracker_lab::tun::Tunnel`] here is the firewall, the right one the host.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use tracker_tests::packets::{self, ECHO, Echo, IPV4, IPV6};
-use tracker_tests::tun::{Carrier, End, Parcel};
+use tracker_lab::packets::{self, ECHO, Echo, IPV4, IPV6};
+use tracker_lab::tun::{Carrier, End, Parcel};
 
 const ICMP: u8 = 1;
 const UDP: u8 = 17;

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use tracker_tests::Lab;
-use tracker_tests::clock::SteppedClock;
-use tracker_tests::daemon::SOON;
-use tracker_tests::flood::flood;
-use tracker_tests::foreign::{Foreign, Hook};
-use tracker_tests::hog;
-use tracker_tests::pace::{pause, slow};
-use tracker_tests::tun::Tunnel;
+use tracker_lab::Lab;
+use tracker_lab::clock::SteppedClock;
+use tracker_lab::daemon::SOON;
+use tracker_lab::flood::flood;
+use tracker_lab::foreign::{Foreign, Hook};
+use tracker_lab::hog;
+use tracker_lab::pace::{pause, slow};
+use tracker_lab::tun::Tunnel;
 
 use super::line;
 use super::stage::{Expected, Props, Row, Stage, forwards};
@@ -150,7 +150,7 @@ fn answers_for_others() -> Vec<Row> {
                 props.listen(lab.service())?;
                 lay_line(lab, props)
             })
-            .mends(|stage| stage.line(tracker_tests::tun::faithful()))
+            .mends(|stage| stage.line(tracker_lab::tun::faithful()))
     };
     vec![
         proxy("answers for the host, in words of its own")
@@ -277,7 +277,7 @@ fn carries_badly() -> Vec<Row> {
                 props.listen(lab.service())?;
                 lay_line(lab, props)
             })
-            .mends(|stage| stage.line(tracker_tests::tun::faithful()))
+            .mends(|stage| stage.line(tracker_lab::tun::faithful()))
     };
     vec![
         carries("delays replies by 300 ms")

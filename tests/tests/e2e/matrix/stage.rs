@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tracker_tests::clock::SteppedClock;
-use tracker_tests::daemon::{Follower, LATER, SOON, lines};
-use tracker_tests::foreign::Foreign;
-use tracker_tests::servers::{Reflector, TcpEcho, UdpEcho};
-use tracker_tests::tun::{Carrier, Tunnel};
-use tracker_tests::{Config, Event, Lab, Service, Status, Tracker};
+use tracker_lab::clock::SteppedClock;
+use tracker_lab::daemon::{Follower, LATER, SOON, lines};
+use tracker_lab::foreign::Foreign;
+use tracker_lab::servers::{Reflector, TcpEcho, UdpEcho};
+use tracker_lab::tun::{Carrier, Tunnel};
+use tracker_lab::{Config, Event, Lab, Service, Status, Tracker};
 
 /// The port of the UDP echo service, where a row has one.
 pub const PORT: u16 = 7_007;
@@ -592,7 +592,7 @@ impl Told {
         let is_it = |event: &Event| {
             event.seq >= first && event.is_of_service(service) && event.to == verdict
         };
-        let deadline = Instant::now() + tracker_tests::pace::slow(patience);
+        let deadline = Instant::now() + tracker_lab::pace::slow(patience);
         loop {
             if let Some(at) = self.seen.iter().position(|(_, event)| is_it(event)) {
                 return Ok(self.seen.remove(at).0);
@@ -613,7 +613,7 @@ impl Told {
 /// Fails where a service forwarded, or did not, what it should not or should have while it was broken.
 pub fn forwards(stage: &Stage, does: bool) -> Result<()> {
     let before = stage.service().forwarded()?;
-    tracker_tests::pace::pause(Duration::from_millis(400));
+    tracker_lab::pace::pause(Duration::from_millis(400));
     let after = stage.service().forwarded()?;
     ensure!(
         (after > before) == does,

@@ -5,7 +5,7 @@
 //! scope, also after a panic; what a killed test left is removed by the next one.
 //!
 //! ```no_run
-//! use tracker_tests::{Lab, Tracker};
+//! use tracker_lab::{Lab, Tracker};
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let lab = Lab::new()?; // hub --eth1-- firewall -- host
