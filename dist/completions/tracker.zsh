@@ -120,6 +120,7 @@ _arguments "${_arguments_options[@]}" : \
 '--json[Print one JSON object instead of a table]' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
+'::name -- Only this service, or the services of this chain:_default' \
 && ret=0
 ;;
 (help)

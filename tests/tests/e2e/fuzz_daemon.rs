@@ -22,12 +22,13 @@ use tracker_user::datapath::mmap::Mapped;
 /// Requests of one round.
 const REQUESTS: u64 = 200;
 /// What a client may ask; none of it touches the service that is watched.
-const CORPUS: [&str; 9] = [
+const CORPUS: [&str; 10] = [
     r#"{"command":"status","name":null}"#,
     r#"{"command":"status","name":"fw-1"}"#,
     r#"{"command":"events","since":null,"follow":false}"#,
     r#"{"command":"events","since":1,"follow":true}"#,
     r#"{"command":"service-list"}"#,
+    r#"{"command":"service-list","name":"fw-1"}"#,
     r#"{"command":"service-add","service":{"name":"fw-9","endpoint":"10.9.0.7","behind":["10.20.0.77"]}}"#,
     r#"{"command":"service-add","service":{"name":"fw-8","endpoint":"10.9.0.8","behind":["10.20.0.8"],"probe":"udp","port":7,"interval":"1h","timeout":"1ms","fall":60,"rise":1,"payload":64,"returns":["eth1"],"policy":1}}"#,
     r#"{"command":"service-remove","name":"fw-9"}"#,

@@ -46,6 +46,12 @@ fn endpoint_and_behind_are_enough() -> Result<()> {
         table.lines().count() == 3 && table.contains("run-time"),
         "{table}"
     );
+    let one = tracker.service("list fw-2 --json")?;
+    let one: Value = serde_json::from_str(&one)?;
+    assert_eq!(one["services"], json!([expected]));
+    assert_eq!(one["free"], 1022);
+    let unknown = tracker.service("list fw-3").unwrap_err().to_string();
+    assert!(unknown.contains("fw-3"), "{unknown}");
 
     lab.services()[1].break_forwarding()?;
     tracker.wait_verdict("fw-2", "down", "no-reply")?;

@@ -175,8 +175,10 @@ impl Api for Answers {
 }
 
 impl Control for Answers {
-    async fn services(&self) -> Result<List, String> {
-        let (numbers, free) = self.read(|known| (known.tree.numbers(), known.free))?;
+    async fn services(&self, name: Option<&str>) -> Result<List, String> {
+        let (outline, free) =
+            self.read(|known| (status::outline(&known.tree, name), known.free))?;
+        let numbers = outline?.services;
         let mut services = Vec::with_capacity(numbers.len());
         for numbers in numbers.chunks(SLICE) {
             services.extend(self.read(|known| status::list(&known.tree, numbers))?);

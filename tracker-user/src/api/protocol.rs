@@ -80,7 +80,11 @@ pub enum Request {
         follow: bool,
     },
     /// What services there are, and who named them.
-    ServiceList,
+    ServiceList {
+        /// Only this service, or the services of this chain.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
     /// One more service.
     ServiceAdd {
         /// The service.
@@ -115,8 +119,8 @@ pub trait Api: Clone + Send + Sync + 'static {
 
 /// What the daemon's owner may do besides.
 pub trait Control: Api {
-    /// The services.
-    fn services(&self) -> impl Future<Output = Result<List, String>> + Send;
+    /// The services: all, or the service or those of the chain `name`; the error names what there is.
+    fn services(&self, name: Option<&str>) -> impl Future<Output = Result<List, String>> + Send;
     /// Adds a service, and says so; the error says why nothing was changed.
     fn add_service(&self, service: Addition)
     -> impl Future<Output = Result<String, String>> + Send;
@@ -244,8 +248,8 @@ async fn answer(stream: UnixStream, api: impl Control) -> io::Result<()> {
             let since = since.map(|seq| Place { run, seq });
             events(&mut read, &mut write, &api.events(), since, follow).await
         }
-        Request::ServiceList => {
-            let bytes = match api.services().await {
+        Request::ServiceList { name } => {
+            let bytes = match api.services(name.as_deref()).await {
                 Ok(list) => line(&list),
                 Err(error) => refusal(error),
             };
@@ -287,10 +291,10 @@ async fn request(read: &mut OwnedReadHalf) -> Result<Request, String> {
         format!("cannot understand the request: {error}; use a `tracker` of the daemon's version")
     })?;
     let name = match &request {
-        Request::Status { name } => name.as_deref(),
+        Request::Status { name } | Request::ServiceList { name } => name.as_deref(),
         Request::ServiceAdd { service } => Some(service.name.as_str()),
         Request::ServiceRemove { name } => Some(name.as_str()),
-        Request::Events { .. } | Request::ServiceList => None,
+        Request::Events { .. } => None,
     };
     match name.map(str::len).filter(|len| *len > NAME_MAX) {
         Some(len) => Err(format!(
@@ -577,8 +581,11 @@ pub fn ask_status(socket: &Path, name: Option<&str>) -> Result<(String, Status),
 }
 
 /// Asks for the services: the daemon's own line, and what it says.
-pub fn ask_services(socket: &Path) -> Result<(String, List), ClientError> {
-    ask_one(socket, &Request::ServiceList, ANSWER_WAIT)
+pub fn ask_services(socket: &Path, name: Option<&str>) -> Result<(String, List), ClientError> {
+    let request = Request::ServiceList {
+        name: name.map(str::to_owned),
+    };
+    ask_one(socket, &request, ANSWER_WAIT)
 }
 
 /// Asks for a service to be added or removed; says what was done.
@@ -636,7 +643,7 @@ mod tests {
     }
 
     impl Control for Fixed {
-        async fn services(&self) -> Result<List, String> {
+        async fn services(&self, _: Option<&str>) -> Result<List, String> {
             Ok(List {
                 services: Vec::new(),
                 free: 7,
@@ -762,7 +769,7 @@ mod tests {
     #[test]
     fn services_are_listed_added_and_removed() {
         let daemon = Daemon::start(8);
-        let (line, list) = ask_services(&daemon.socket()).unwrap();
+        let (line, list) = ask_services(&daemon.socket(), None).unwrap();
         assert_eq!(
             (line.as_str(), list.free),
             ("{\"services\":[],\"free\":7}", 7)
@@ -969,7 +976,7 @@ mod tests {
         let silent = dir.path().join("silent.sock");
         let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
         let wait = Some(Duration::from_millis(20));
-        let asked = ask(&silent, &Request::ServiceList, wait, |_| {
+        let asked = ask(&silent, &Request::ServiceList { name: None }, wait, |_| {
             ControlFlow::Break(())
         });
         let error = asked.unwrap_err().to_string();

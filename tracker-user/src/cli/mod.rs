@@ -204,6 +204,9 @@ pub struct RemoveArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 listed; 1 no answer; 64 wrong usage.")]
 pub struct ListArgs {
+    /// Only this service, or the services of this chain
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
@@ -330,7 +333,7 @@ pub fn service(args: ServiceArgs) -> ExitCode {
 }
 
 fn service_list(args: &ListArgs) -> ExitCode {
-    let (line, list) = match protocol::ask_services(&args.socket.path) {
+    let (line, list) = match protocol::ask_services(&args.socket.path, args.name.as_deref()) {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };
