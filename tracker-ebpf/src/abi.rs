@@ -76,9 +76,9 @@ pub mod program {
     pub const RECEIVE: &str = "tracker_receive";
     /// XDP there in the generic hook.
     pub const RECEIVE_GENERIC: &str = "trk_recv_gen";
-    /// The same logic at TC ingress, where XDP is not to be had.
+    /// TC ingress on the interfaces on which replies may arrive, without XDP.
     pub const TC_RECEIVE: &str = "tracker_tc_recv";
-    /// The same of interfaces without Ethernet header.
+    /// TC ingress on interfaces without Ethernet header on which replies may arrive.
     pub const TC_RECEIVE_IP: &str = "tracker_tc_ip";
     /// Filter of the packet socket that watches all other interfaces for replies.
     pub const WATCH: &str = "tracker_watch";
@@ -88,15 +88,15 @@ pub mod program {
     pub const STEER_GENERIC: &str = "trk_steer_gen";
     /// TC ingress of an uplink: steers whatever arrives there.
     pub const UPLINK: &str = "tracker_uplink";
-    /// The same on an uplink without Ethernet header.
+    /// TC ingress of an uplink without Ethernet header.
     pub const UPLINK_IP: &str = "tracker_ip_up";
     /// TC egress where marked local packets leave.
     pub const MARKED: &str = "tracker_marked";
-    /// The same on an interface without Ethernet header.
+    /// TC egress where marked local packets leave, on an interface without Ethernet header.
     pub const MARKED_IP: &str = "tracker_ip_mark";
     /// TC ingress where replies to steered packets arrive.
     pub const RETURN: &str = "tracker_return";
-    /// The same on an interface without Ethernet header.
+    /// TC ingress where replies to steered packets arrive, on an interface without Ethernet header.
     pub const RETURN_IP: &str = "tracker_ip_ret";
     /// Those that only steering needs.
     pub const STEERING_ALL: [&str; 7] = [
@@ -134,7 +134,7 @@ pub const FLOWS_MAX: u32 = 65_536;
 /// A flow of ICMP echo or UDP without a steered packet for so long is over, and so is a TCP
 /// connection after its end.
 pub const FLOW_SHORT_NS: u64 = 30_000_000_000;
-/// The same for an open TCP connection.
+/// A flow of an open TCP connection without a steered packet for so long is over.
 pub const FLOW_LONG_NS: u64 = 3_600_000_000_000;
 
 /// Protocol family of a tracker's behind address.
@@ -936,43 +936,15 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::*;
-    // SAFETY: repr(C), no padding bytes that are not named fields, no pointers. The `repr(u8)` enums
-    // are written by userspace only, from values of the same type.
-    unsafe impl aya::Pod for Hub {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for UntaggedHub {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Tracker {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Path {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for State {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Cursor {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for StreamKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Job {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Event {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Answered {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Counters {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Filter {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for SteerKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Steer {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Source {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for OwnMac {}
-    // SAFETY: the programs write keys and flows too, with the families of userspace's entries.
-    unsafe impl aya::Pod for FlowKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Flow {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Steered {}
+    /// Lets userspace read and write these as bytes.
+    macro_rules! pod {
+        ($($type:ident),+ $(,)?) => {$(
+            // SAFETY: repr(C), no padding bytes that are not named fields, no pointers. A `repr(u8)` enum in it is written
+            // from a value of its type only: by userspace, or by a program that copies it from an entry of userspace.
+            unsafe impl aya::Pod for $type {}
+        )+};
+    }
+    pod! {
+        Hub, UntaggedHub, Tracker, Path, State, Cursor, StreamKey, Job, Event, Answered, Counters, Filter, SteerKey, Steer, Source, OwnMac, FlowKey, Flow, Steered,
+    }
 }

@@ -115,7 +115,7 @@ fn finish_in_xdp(ctx: &XdpContext, outcome: Outcome) -> u32 {
     action.xdp()
 }
 
-/// The same at TC ingress.
+/// TC ingress of an interface on which replies may arrive.
 #[classifier]
 pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
     if packet::is_scattered(&ctx) && !gather_ours(ctx.skb.skb) {
@@ -125,7 +125,7 @@ pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
     settle_at_tc(&ctx, parsed, || answer::parse_skb(&ctx))
 }
 
-/// The same of a device whose packets have no Ethernet header.
+/// TC ingress of an interface without Ethernet header on which replies may arrive.
 #[classifier]
 pub fn tracker_tc_ip(ctx: TcContext) -> i32 {
     if !receive::may_be_ours(&ctx) {
@@ -213,7 +213,7 @@ pub fn tracker_uplink(ctx: TcContext) -> i32 {
     disposition::of_steered(steer::uplink::<ETHERNET>(&ctx)).tc()
 }
 
-/// The same without Ethernet header.
+/// TC ingress of an uplink without Ethernet header.
 #[classifier]
 pub fn tracker_ip_up(ctx: TcContext) -> i32 {
     gather(&ctx);
@@ -227,7 +227,7 @@ pub fn tracker_marked(ctx: TcContext) -> i32 {
     disposition::of_steered(steer::marked::<ETHERNET>(&ctx)).tc()
 }
 
-/// The same without Ethernet header.
+/// TC egress where local tracker packets may leave, on an interface without Ethernet header.
 #[classifier]
 pub fn tracker_ip_mark(ctx: TcContext) -> i32 {
     gather(&ctx);
@@ -241,7 +241,7 @@ pub fn tracker_return(ctx: TcContext) -> i32 {
     disposition::of_steered(steer::reply::<ETHERNET>(&ctx)).tc()
 }
 
-/// The same without Ethernet header.
+/// TC ingress where replies to others' tracker packets arrive, on an interface without Ethernet header.
 #[classifier]
 pub fn tracker_ip_ret(ctx: TcContext) -> i32 {
     gather(&ctx);
@@ -263,7 +263,8 @@ fn gather_ours(skb: *mut __sk_buff) -> bool {
     true
 }
 
-/// The same where outer headers may come before.
+/// Has the kernel put the head of a scattered packet where a program can read it, on a device on which outer headers may come
+/// before it.
 #[inline(always)]
 fn gather(ctx: &TcContext) {
     if packet::is_scattered(ctx) {

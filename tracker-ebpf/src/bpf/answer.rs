@@ -28,7 +28,7 @@ pub fn parse_skb(ctx: &TcContext) -> Option<Answer> {
     answer::parse(&Packet::new(ctx.data(), ctx.data_end()))
 }
 
-/// The same of a device whose packets have no Ethernet header, of one that may be ours.
+/// Looks for an answer in a packet that may be ours, at TC ingress of a device whose packets have no Ethernet header.
 #[inline(always)]
 pub fn parse_bare_skb(ctx: &TcContext) -> Option<Answer> {
     let mut memory = Memory::uninit();

@@ -44,7 +44,7 @@ impl BytesMut for Packet {
         if start + N > self.data_end {
             return None;
         }
-        // SAFETY: as above, and `&mut self` makes it the only reference into the packet.
+        // SAFETY: the bytes are inside the packet, and `&mut self` makes it the only reference into the packet.
         Some(unsafe { &mut *(start as *mut [u8; N]) })
     }
 }
@@ -75,7 +75,7 @@ pub fn head<'a, const SHIFT: usize, const LEN: usize>(
     }
 }
 
-/// The same of as many bytes as there are, of lengths to choose from: neither is what may be ours of one length, nor
+/// A copy of the first bytes of a packet, of one of several lengths: neither is what may be ours of one length, nor
 /// does an error quote more than it likes to.
 pub struct Head<'a> {
     memory: &'a Memory,

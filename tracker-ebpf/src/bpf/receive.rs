@@ -92,7 +92,7 @@ pub fn parse_skb(ctx: &TcContext) -> Parsed {
     Parsed::new(reply::parse(&Packet::new(ctx.data(), ctx.data_end())))
 }
 
-/// The same of a device whose packets have no Ethernet header, of one that may be ours.
+/// Looks for a reply in a packet that may be ours, at TC ingress of a device whose packets have no Ethernet header.
 #[inline(always)]
 pub fn parse_bare_skb(ctx: &TcContext) -> Parsed {
     if packet::is_scattered(ctx) {
@@ -160,7 +160,7 @@ pub fn may_be_ours(ctx: &TcContext) -> bool {
 /// Bytes that may stand before an IP header in a packet: Ethernet's, or those of a tunnel over IPv6.
 const LOWER_LEN: usize = 56;
 
-/// The same of bytes that begin with the protocol's number and end with the flags of a TCP header, `ip` bytes
+/// True if a packet may be ours, as far as these bytes tell, which begin with the protocol's number and end with the flags of a TCP header, `ip` bytes
 /// after the beginning of the IP header.
 #[inline(always)]
 fn is_suspect<const LEN: usize>(ctx: &TcContext, bytes: &[u8; LEN], icmp: u8, ip: usize) -> bool {

@@ -503,7 +503,7 @@ fn change(
             }
             store(ctx, address_at, to.first_chunk::<4>()?, 0)?;
             if takes_hop {
-                // SAFETY: as above.
+                // SAFETY: helper call on this program's own context; no packet pointer is held across it.
                 if unsafe { bpf_l3_csum_replace(skb, checksum_at, before, after, 2) } != 0 {
                     return None;
                 }

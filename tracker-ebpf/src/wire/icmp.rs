@@ -22,7 +22,8 @@ pub const fn is_error(kind: u8) -> bool {
     matches!(kind, 3 | 11 | 12)
 }
 
-/// The same of IPv6: these, and packet too big.
+/// True for a message of ICMPv6 that says what became of a packet: unreachable, packet too big, time exceeded, parameter
+/// problem.
 #[inline(always)]
 pub const fn is_error_v6(kind: u8) -> bool {
     matches!(kind, 1..=4)

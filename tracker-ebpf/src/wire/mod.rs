@@ -84,7 +84,7 @@ mod word {
     word!(u64, load_u64, store_u64);
 }
 
-/// The same in one instruction each. LLVM's BPF target assumes strict alignment and would take a word
+/// Words in the machine's own order, wherever they lie, in one instruction each. LLVM's BPF target assumes strict alignment and would take a word
 /// of a byte array one byte at a time, which doubled the cost of a reply; the kernel allows unaligned
 /// packet access wherever the machine does it well (x86-64 and arm64 do). LLVM's own switch for it
 /// (`allows-misaligned-mem-access`) also misaligns the stack, which the verifier refuses.

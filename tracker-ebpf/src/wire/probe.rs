@@ -15,7 +15,7 @@ pub const HEADER_LEN: usize = icmp::LEN;
 const _: () = assert!(udp::LEN == HEADER_LEN && tcp::PORTS_LEN == HEADER_LEN);
 /// [`Tracker::payload`] of TCP.
 pub const SYN_PAYLOAD: u16 = (tcp::SYN_LEN - HEADER_LEN) as u16;
-/// The same for the end of a connection.
+/// [`Tracker::payload`] of the segment that ends a connection of TCP.
 pub const RESET_PAYLOAD: u16 = (tcp::LEN - HEADER_LEN) as u16;
 
 /// Bytes of [`Mark`] on the wire: the first bytes after the ICMP or UDP header.
@@ -124,7 +124,7 @@ pub fn emit<B: BytesMut + ?Sized>(
     emit_frame(frame, path, tracker, mark, flow, What::Probe)
 }
 
-/// The same for the end of the connection that the answer to a SYN would open.
+/// Writes the segment that ends the connection which the answer to a SYN would open; see [`emit`].
 #[inline(always)]
 pub fn emit_reset<B: BytesMut + ?Sized>(
     frame: &mut B,

@@ -46,7 +46,7 @@ const MAX_QUOTE: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client waits for an answer of one line before it says that there is none.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
-/// The same where something is to be changed: not knowing whether it was is worse than waiting.
+/// How long a client waits for the answer to a change: not knowing whether it was is worse than waiting.
 const CHANGE_WAIT: Duration = Duration::from_secs(60);
 /// An answer about more services or trackers is written down by a thread of its own.
 const LONG: usize = 1_000;

@@ -99,7 +99,7 @@ impl KernelDatapath {
                 count += 1;
             }
         }
-        // SAFETY: as above; the cursor has the same two phases.
+        // SAFETY: inside the mapping; the send program reads and writes it only during the call below.
         unsafe {
             cursor.write(abi::Cursor {
                 next: 0,
@@ -109,7 +109,7 @@ impl KernelDatapath {
         fence(Ordering::SeqCst);
         let result = self.call(count);
         fence(Ordering::SeqCst);
-        // SAFETY: as above; volatile because the kernel wrote it.
+        // SAFETY: inside the mapping; volatile because the kernel wrote it.
         let taken = unsafe { cursor.read_volatile() }.next as usize;
         match result {
             Err(error) if taken == 0 => Err(error),
@@ -206,7 +206,7 @@ impl Datapath for KernelDatapath {
                 return Some(unsafe { item.as_ptr().cast::<abi::Event>().read_unaligned() });
             }
             if item.len() == size_of::<abi::Answered>() {
-                // SAFETY: as above.
+                // SAFETY: the length fits and any bytes are a valid `Answered`.
                 let answered = unsafe { item.as_ptr().cast::<abi::Answered>().read_unaligned() };
                 self.answered.push_back(answered);
             }

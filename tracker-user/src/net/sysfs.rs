@@ -53,7 +53,7 @@ impl Sysfs {
         if created < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: as above.
+        // SAFETY: a system call whose arguments are numbers and whose result is checked.
         let mount = unsafe {
             let arguments = [
                 context.as_raw_fd() as usize,

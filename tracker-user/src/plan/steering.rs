@@ -92,7 +92,7 @@ impl Room {
         }
     }
 
-    /// The same and room for what comes later.
+    /// Sizes with room for entries that come later.
     pub fn with_more(self) -> Self {
         let more = |count: u32| count.saturating_add((count / 16).max(64));
         Self {

@@ -134,7 +134,7 @@ impl EventLog {
         }
     }
 
-    /// The same log, whose numbers are of the sequence `run`.
+    /// A log whose numbers are of the sequence `run`.
     #[must_use]
     pub fn of_run(mut self, run: &str) -> Self {
         self.run = run.into();

@@ -251,7 +251,7 @@ impl Record {
         }
     }
 
-    /// The same, for a snapshot that was taken after it.
+    /// The record of these events for a journal whose snapshot was taken after them.
     #[must_use]
     pub fn after_snapshot(self) -> Self {
         match self {
