@@ -210,7 +210,7 @@ impl Probe {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Complaint {
-    /// Nobody yet.
+    /// Nothing yet.
     #[default]
     None = 0,
     /// An ICMP error.
@@ -221,7 +221,7 @@ pub enum Complaint {
     Reset = 3,
     /// The reply itself, which came from another address or port than the one that was asked.
     Elsewhere = 4,
-    /// An ICMP or ICMPv6 error by which the behind address itself says that nobody has the port.
+    /// An ICMP or ICMPv6 error by which the behind address itself says that no program has the port.
     Port = 5,
 }
 
@@ -308,7 +308,7 @@ pub struct Tracker {
     pub expects_silence: u8,
     /// Hops (TTL, hop limit) that a reply must have left to count; 0 for any.
     pub return_ttl: u8,
-    /// 1 where a TCP reset, or of UDP the behind address's word that nobody has the port, is a reply.
+    /// 1 where a TCP reset, or of UDP the behind address's word that no program has the port, is a reply.
     pub refused_is_reply: u8,
     /// What hides sequence numbers in a SYN's; see [`crate::wire::tcp::initial_sequence`].
     pub salt: u8,

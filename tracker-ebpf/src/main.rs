@@ -249,7 +249,7 @@ pub fn tracker_ip_ret(ctx: TcContext) -> i32 {
 }
 
 /// Has the kernel put the head of a scattered packet where a program can read it, if the packet may be ours. What is large
-/// is somebody else's mostly, and stays as it is: false.
+/// is mostly foreign, and stays as it is: false.
 ///
 /// A function of its own: the compiler merges its ways with those of the caller otherwise, and words that mean nothing on
 /// one of them are refused by the verifier.

@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(admit(65, 100, 151), Worth::Late);
         assert_eq!(admit(65, 100, 150), Worth::Counts { rtt_ns: 50 });
         assert_eq!(admit(65, 100, 140), Worth::Duplicate);
-        // Whoever writes a time of the future into a probe has no key for it; time still can't run backwards.
+        // A time of the future in a probe cannot bear a right token; time still can't run backwards.
         assert_eq!(admit(66, 100, 90), Worth::Counts { rtt_ns: 0 });
         assert_eq!(words, [0, 0, 0, 0, 0, 6]);
         let lost = Tracker {

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Where nobody reads it, the exit code still tells.
+            // If it is not read, the exit code still tells.
             let _ = error.print();
             return match error.use_stderr() {
                 true => ExitCode::from(cli::WRONG_USAGE),

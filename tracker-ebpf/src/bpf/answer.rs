@@ -1,6 +1,6 @@
 //! From what carries no mark to a counted reply: answers to TCP and STAMP probes.
 //!
-//! A packet that is not proven to be one passes as if nobody had looked: the hub's own connections may use the same
+//! A packet that is not proven to be one passes as if there were no Tracker: the hub's own connections may use the same
 //! ports to the same address.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
@@ -111,7 +111,7 @@ pub fn recognise(
     // SAFETY: a valid map value; the send program writes the word whole.
     let sent = unsafe { (&raw const (*state).send.sent).read_volatile() };
     let Some(sequence) = proven(answer, slot, tag, hub, tracker, sent) else {
-        // A reflector's packet bears what no other instance puts there. Of a segment nobody can tell whose it is.
+        // A reflector's packet bears what no other instance puts there. Of a segment it cannot be told whose it is.
         if is_between && is_reflected && tag == hub.tag {
             receive::note_corrupt(state, true);
             return Some(Outcome::Corrupt);
@@ -137,7 +137,7 @@ pub fn recognise(
         Message::Held => return hold(answer, slot, tracker, state, sequence, sent),
         Message::Reset | Message::Error => return complain(answer, tracker, state, sequence),
     };
-    // The one does not stand for the other: whoever sees a probe can answer it.
+    // The one does not stand for the other: any host that sees a probe can answer it.
     if proof != tracker.proof {
         return None;
     }

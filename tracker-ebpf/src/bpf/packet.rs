@@ -31,7 +31,7 @@ impl Bytes for Packet {
         if start + N > self.data_end {
             return None;
         }
-        // SAFETY: `data..data_end` is readable while the program runs, nobody else writes it, the
+        // SAFETY: `data..data_end` is readable while the program runs, nothing else writes it, the
         // range was checked just above (the verifier insists), and bytes need no alignment.
         Some(unsafe { &*(start as *const [u8; N]) })
     }

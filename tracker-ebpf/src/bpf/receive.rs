@@ -205,7 +205,7 @@ pub fn recognise(
     let hub = HUB.get(0)?;
     let mark = &reply.mark;
     let is_tagged_ours = mark.tag() == hub.tag;
-    // Probes of others pass by wherever the hub is a router; only replies must be of somebody here.
+    // Probes of others pass by wherever the hub is a router; only replies must be of a tracker here.
     let stale = match reply.message {
         Message::EchoReply if is_tagged_ours => Some(Outcome::Stale),
         _ => None,
@@ -228,11 +228,11 @@ pub fn recognise(
     }
     let is_error = matches!(reply.message, Message::Error);
     let proof = match is_error {
-        // That nobody has the port, from the address that was asked: as good as a reply.
+        // That no program has the port, from the address that was asked: as good as a reply.
         true => Proof::Reply,
         false => reply.proof(tracker)?,
     };
-    // The one does not stand for the other: whoever sees a probe can answer it.
+    // The one does not stand for the other: any host that sees a probe can answer it.
     if proof != tracker.proof {
         return None;
     }
@@ -318,7 +318,7 @@ fn complain(
     Some(Some(Outcome::Error))
 }
 
-/// What an ICMP error to a family is; `refuses` where the behind address says that nobody has the port.
+/// What an ICMP error to a family is; `refuses` where the behind address says that no program has the port.
 #[inline(always)]
 pub const fn complaint_of(family: Family, refuses: bool) -> Complaint {
     match family {

@@ -48,7 +48,7 @@ pub struct Answer {
 pub enum Message {
     /// The peer takes the connection, or reflects the datagram.
     Reply,
-    /// The peer, or somebody in its name, resets the connection.
+    /// The peer, or a firewall in its name, resets the connection.
     Reset,
     /// The peer holds a connection that an earlier probe from the same port opened, and says so in answer to a
     /// later one (RFC 9293 section 3.10.7.4, a challenge ACK of RFC 5961 section 4.2).
@@ -88,7 +88,7 @@ impl Answer {
             && address::of_map(&tracker.source) == self.source
     }
 
-    /// True where it is an error by which the behind address says of a UDP probe that nobody has its port.
+    /// True where it is an error by which the behind address says of a UDP probe that no program has its port.
     #[inline(always)]
     pub fn refuses(&self) -> bool {
         matches!(self.proof, Proof::Stamp(_))

@@ -29,7 +29,7 @@ pub const fn is_error_v6(kind: u8) -> bool {
     matches!(kind, 1..=4)
 }
 
-/// True for a type and code by which a host says that nobody has a port (RFC 792, RFC 4443 section 3.1).
+/// True for a type and code by which a host says that no program has a port (RFC 792, RFC 4443 section 3.1).
 #[inline(always)]
 pub const fn is_port_unreachable([kind, code]: [u8; 2], family: Family) -> bool {
     match family {

@@ -1,7 +1,7 @@
 //! Packet views and builders, the same code in the kernel and on the host.
 //!
 //! Every header is read from and written to a fixed-size byte array, so no accessor can panic:
-//! whoever has a `&[u8; LEN]` has already been through the one bounds check, [`Bytes::at`].
+//! a `&[u8; LEN]` exists only after the one bounds check, [`Bytes::at`].
 //! Protocol modules use the same names: `LEN`, `parse`, `emit`.
 
 pub mod address;

@@ -153,7 +153,7 @@ impl Reply {
         is_of_port && self.goes_to(tracker, to) && self.sender == address::of_map(from)
     }
 
-    /// True where it is an error by which the behind address says of a UDP probe that nobody has its port.
+    /// True where it is an error by which the behind address says of a UDP probe that no program has its port.
     #[inline(always)]
     pub fn refuses(&self, tracker: &Tracker) -> bool {
         tracker.probe as u8 == Probe::Udp as u8
@@ -584,7 +584,7 @@ mod tests {
             let (ip, icmp, head) = (exchange.ip_at(), exchange.icmp_at(), exchange.head());
             let bit = ip * 8 + bit % ((head - ip) * 8);
             frame[bit / 8] ^= 1 << (bit % 8);
-            // Of UDP, what a NAT may change and nobody can vouch for: the tracker's own port and the checksum.
+            // Of UDP, what a NAT may change and no checksum covers: the tracker's own port and the checksum.
             // Lengths need only be possible.
             let of_udp = exchange.is_udp() && bit / 8 >= icmp;
             let is_free = match bit / 8 - if of_udp { icmp } else { ip } {

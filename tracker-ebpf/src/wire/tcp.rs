@@ -69,7 +69,7 @@ pub const fn len(header: &[u8; LEN]) -> usize {
 
 /// The sequence number of a SYN: its only bytes that come back. The low bits tell which of the last 256 probes it
 /// is, hidden from who does not know `salt`; the others are of its token. So of all numbers only those of the probes
-/// under way are right, and nobody who does not see them knows which these are.
+/// under way are right, and only those that see them know which these are.
 #[inline(always)]
 pub const fn initial_sequence(token: u64, salt: u8, sequence: u64) -> u32 {
     ((token as u32) << SEQUENCE_BITS) | ((sequence as u32 ^ salt as u32) & SEQUENCE_MASK)

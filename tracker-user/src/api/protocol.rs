@@ -9,7 +9,7 @@
 //! gets `{"error":"..."}`.
 //!
 //! Every connection is a task of its own that shares nothing but the log, and each only keeps its
-//! place in it: a client that does not read holds up nobody. Whoever can connect may also change
+//! place in it: a client that does not read holds up no other. A client that can connect may also change
 //! what is watched, so the socket is for its owner alone.
 
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -40,7 +40,7 @@ use crate::state::events::{EventFeed, Missed, Place, Reset};
 
 /// A request is a line of at most this many bytes: a service with a thousand addresses behind it.
 const MAX_REQUEST: u64 = 1 << 16;
-/// So many characters of a request that nobody understands are quoted at most.
+/// So many characters of a request that is not understood are quoted at most.
 const MAX_QUOTE: usize = 200;
 /// A client has this long to send its request, and to take an answer that is not followed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -472,7 +472,7 @@ pub fn bind(path: &Path) -> Result<Socket, BindError> {
         .map_err(refused("make a socket"))?;
     let address = UnixAddr::new(path).map_err(refused("bind"))?;
     socket::bind(socket.as_raw_fd(), &address).map_err(refused("bind"))?;
-    // Before it listens, so that nobody else can connect in between.
+    // Before it listens, so that no other user can connect in between.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .map_err(system("set its permissions"))?;
     // A socket can be held, though not read, by O_PATH.
@@ -493,7 +493,7 @@ pub fn bind(path: &Path) -> Result<Socket, BindError> {
 /// Why a client has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody answers.
+    /// Nothing answers.
     #[error("cannot reach the daemon at {}: {source}; {}", .path.display(), remedy(.source.kind()))]
     Unreachable {
         /// The socket.

@@ -1,5 +1,5 @@
 //! `tracker doctor`: what this kernel and these interfaces can do, tried and not guessed where trying
-//! disturbs nobody.
+//! disturbs nothing.
 
 use std::collections::{BTreeSet, HashSet};
 

@@ -130,7 +130,7 @@ pub enum Origin {
     /// The configuration's file.
     #[default]
     Config,
-    /// Somebody, by `tracker service add`.
+    /// A request, by `tracker service add`.
     RunTime,
 }
 

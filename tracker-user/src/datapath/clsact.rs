@@ -150,7 +150,7 @@ impl Filter {
 impl Drop for Filter {
     fn drop(&mut self) {
         if let Some(pin) = self.pin.take() {
-            // Not by its numbers alone: what has them now may be somebody else's.
+            // Not by its numbers alone: what has them now may be another tool's.
             remove(self.ifindex, self.parent, |filter| filter.is(&self.at));
             let _ = fs::remove_file(pin);
             remove_unused_qdisc(&self.pins, self.ifindex);
@@ -190,7 +190,7 @@ pub fn remove_left(pins: &Pins) {
         remove_unused_qdisc(pins, ifindex);
     }
     for pin in pins.links() {
-        // What is left of a qdisc's is that of one which somebody else uses too: still ours to remove.
+        // What is left of a qdisc's is that of one which another tool uses too: still ours to remove.
         if links::pinned_program(&pin).is_some() && !is_qdisc_pin(&pin) {
             let _ = fs::remove_file(pin);
         }
@@ -224,7 +224,7 @@ fn remove(ifindex: u32, parent: u32, wanted: impl Fn(&At) -> bool) {
     }
 }
 
-/// Removes a qdisc that we made, unless somebody else has a filter there.
+/// Removes a qdisc that we made, unless another tool has a filter there.
 fn remove_unused_qdisc(pins: &Pins, ifindex: u32) {
     let pin = qdisc_pin(pins, ifindex);
     let is_empty = |parent| filters(ifindex, parent).is_ok_and(|filters| filters.is_empty());

@@ -21,7 +21,7 @@ const IFINDEX_AT: usize = 16;
 /// Where `struct bpf_prog_info` has the id.
 const ID_AT: usize = 4;
 
-/// The interface to which a pinned XDP or TCX link is attached; 0 once somebody detached it.
+/// The interface to which a pinned XDP or TCX link is attached; 0 once it was detached.
 ///
 /// # Errors
 /// Where the pin is gone or the kernel refuses.

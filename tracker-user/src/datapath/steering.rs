@@ -241,7 +241,7 @@ impl Steering {
         fault
     }
 
-    /// Tries again where somebody else's XDP program kept an uplink's place, of whose end nobody tells.
+    /// Tries again if an XDP program of another tool kept an uplink's place; the kernel does not tell of its end.
     pub fn retry(
         &mut self,
         kernel: &mut Kernel,

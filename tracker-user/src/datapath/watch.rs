@@ -37,7 +37,7 @@ impl Watch {
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self> {
         let expecting = object::take(ebpf, abi::map::EXPECTING)?;
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: no pointers; protocol 0 receives nothing (packet(7)), and the descriptor belongs to nobody else.
+        // SAFETY: no pointers; protocol 0 receives nothing (packet(7)), and the descriptor has no other owner.
         let socket = unsafe {
             let socket = libc::socket(libc::AF_PACKET, kind, 0);
             if socket < 0 {

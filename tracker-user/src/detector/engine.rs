@@ -2,7 +2,7 @@
 //!
 //! Each tick it takes early replies, judges the probes whose timeout has passed, and sends what is
 //! due. Everything it needs of the kernel is behind [`Datapath`], so the whole engine also runs on a
-//! simulated one. Each tracker's [`TrackerAccount`] is its own; nobody else decides a verdict.
+//! simulated one. Each tracker's [`TrackerAccount`] is its own; nothing else decides a verdict.
 
 use std::{
     collections::{HashSet, VecDeque},

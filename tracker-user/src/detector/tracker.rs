@@ -77,7 +77,7 @@ pub struct Change {
 }
 
 impl TrackerAccount {
-    /// A tracker of which `sent` probes were sent, none of which counts: outcomes that nobody judged prove nothing,
+    /// A tracker of which `sent` probes were sent, none of which counts: outcomes that were not judged prove nothing,
     /// and runs begin anew. It goes on from the verdict, cause and account that an earlier daemon left.
     pub fn new(
         rules: Rules,

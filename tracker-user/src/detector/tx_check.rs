@@ -112,7 +112,7 @@ impl TxCheck {
 
     /// Takes the device's counter; true where most of what was handed over since the last check is
     /// believed not to have left. An unproven counter that stands still is believed after `patience_ns`.
-    /// A `decisive` look, at the moment when somebody is about to be blamed, doubts more readily: the
+    /// A `decisive` look, just before a loss is put down to a service, doubts more readily: the
     /// frames at stake may be a small part of what was handed over since the last check.
     pub fn check(
         &mut self,

@@ -68,7 +68,7 @@ impl Feature {
 
 /// The features of an interface.
 fn features(interface: &str) -> io::Result<Vec<Feature>> {
-    // SAFETY: `socket` takes no pointers; the descriptor that it returns belongs to nobody else.
+    // SAFETY: `socket` takes no pointers; the descriptor that it returns has no other owner.
     let socket = unsafe {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
         if socket < 0 {

@@ -32,7 +32,7 @@ impl Sysfs {
     /// # Errors
     /// As the kernel answers: EPERM without CAP_SYS_ADMIN, or where a container may not mount it.
     pub fn mount() -> io::Result<Self> {
-        // SAFETY: a name that ends with zero; the descriptor that is returned belongs to nobody else.
+        // SAFETY: a name that ends with zero; the descriptor that is returned has no other owner.
         let context = unsafe {
             call_fd(
                 libc::SYS_fsopen,
@@ -100,7 +100,7 @@ impl Sysfs {
 /// # Safety
 /// The arguments must be valid for the call.
 unsafe fn call_fd(number: libc::c_long, [a, b, c]: [usize; 3]) -> io::Result<OwnedFd> {
-    // SAFETY: the caller vouches for the arguments; the descriptor belongs to nobody else.
+    // SAFETY: the caller vouches for the arguments; the descriptor has no other owner.
     unsafe {
         let fd = libc::syscall(number, a, b, c);
         if fd < 0 {

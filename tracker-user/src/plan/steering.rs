@@ -235,7 +235,7 @@ pub fn fast(link: &Link, is_receiving: bool, mode: ModeChoice) -> Option<Mode> {
 }
 
 /// What a member's packets are addressed to, and where each goes. A reply of the hub's own address would not
-/// come back by the service, and nobody routes to a link-local endpoint.
+/// come back by the service, and no host routes to a link-local endpoint.
 fn keys(member: &Member, own: &Owners) -> Vec<(SteerKey, IpAddr)> {
     let endpoint = member.endpoint;
     if matches!(endpoint, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
