@@ -11,7 +11,7 @@
 mod bpf;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::bpf_skb_pull_data,
     macros::{classifier, socket_filter, xdp},
     programs::{SkBuffContext, TcContext, XdpContext},
