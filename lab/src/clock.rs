@@ -80,7 +80,7 @@ impl SteppedClock {
         Ok(clock)
     }
 
-    /// The same config, for a daemon that has this clock.
+    /// A configuration for a daemon that has this clock.
     #[must_use]
     pub fn rules(&self, config: Config) -> Config {
         let path = |name| self.directory.path().join(name).display().to_string();

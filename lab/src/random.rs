@@ -67,7 +67,7 @@ impl Random {
         &choices[self.below(choices.len())]
     }
 
-    /// The same in another order.
+    /// Puts items into another order.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last + 1));

@@ -1,16 +1,19 @@
-//! A listener to a group of rtnetlink that holds up whoever notifies it.
+//! A listener to a group of rtnetlink that holds up the sender of a notification.
 //!
 //! The kernel runs a socket's filter in the sender's context (`do_one_broadcast`), and serves the sockets of a group from
-//! the one that joined last: who joins after a slow listener is told while the sender still stands in the middle of its
+//! the one that joined last: a socket that joins after a slow listener is told while the sender is still in the middle of its
 //! change.
 
 use std::{
     io,
     mem::size_of,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
 };
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{
+    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
+};
 
 use crate::foreign::{PROG_LOAD, ProgLoad, bpf, instruction, owned};
 use crate::netns::Namespace;
@@ -73,34 +76,15 @@ impl SlowListener {
             Err(error) => return Err(error).context("load a program"),
         };
         let socket = namespace.enter(|| {
-            // SAFETY: a call without pointers.
-            let socket = unsafe {
-                libc::socket(
-                    libc::AF_NETLINK,
-                    libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                    libc::NETLINK_ROUTE,
-                )
-            };
-            if socket < 0 {
-                return Err(io::Error::last_os_error()).context("a netlink socket");
-            }
-            // SAFETY: a new descriptor, which nothing else owns.
-            let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-            // Notifications skip the sockets of the port of who asked to be left out, which is 0 where none did.
-            // SAFETY: all fields are numbers.
-            let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-            address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-            // SAFETY: the address outlives the call, and its size is given.
-            let bound = unsafe {
-                libc::bind(
-                    socket.as_raw_fd(),
-                    std::ptr::from_ref(&address).cast(),
-                    size_of::<libc::sockaddr_nl>() as libc::socklen_t,
-                )
-            };
-            if bound < 0 {
-                return Err(io::Error::last_os_error()).context("bind a netlink socket");
-            }
+            let socket = socket(
+                AddressFamily::Netlink,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::NetlinkRoute,
+            )
+            .context("a netlink socket")?;
+            // A notification leaves out the sockets of its sender's port, which is 0 in one that the kernel sends by itself.
+            bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("bind a netlink socket")?;
             set(
                 &socket,
                 libc::SOL_SOCKET,

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tracker_lab::{interrupt, pace};
 
 use crate::{
-    bpf, build, setup, sh, soak,
+    bpf, build, setup, sh,
     test::{Binary, Outcome, Totals, build_tests},
     toolchain::{self, Need},
 };
@@ -160,7 +160,7 @@ fn units<'a>(binaries: &'a [Binary], runner: &[String]) -> Result<Vec<Unit<'a>>>
     for binary in binaries {
         let mut modules = Vec::new();
         if !has_filters {
-            for test in soak::tests(binary)? {
+            for test in binary.tests()? {
                 modules.extend(
                     test.split_once("::")
                         .map(|(module, _)| format!("{module}::")),

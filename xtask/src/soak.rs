@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use tracker_lab::random::{self, SEED, SOAK};
 
 use crate::{
-    build, sh,
+    build,
     test::{self, Binary, Outcome, Totals},
     toolchain::Need,
 };
@@ -118,7 +118,7 @@ fn parts() -> Result<Vec<Part>> {
                 parts.push(part(package, &binary, None, HISTORIES));
                 continue;
             }
-            let tests = tests(&binary)?;
+            let tests = binary.tests()?;
             if tests.iter().any(|test| test.starts_with(FAULTS)) {
                 parts.push(part(package, &binary, Some(FAULTS.to_owned()), MATRIX));
             }
@@ -159,20 +159,6 @@ fn part(package: &'static str, binary: &Binary, name: Option<String>, share: u64
         command,
         share,
     }
-}
-
-/// Names of a binary's tests.
-pub fn tests(binary: &Binary) -> Result<Vec<String>> {
-    let mut command = Command::new(&binary.path);
-    command.args(["--list", "--format", "terse"]);
-    let list =
-        sh::output(&mut command).with_context(|| format!("`{}` failed", sh::show(&command)))?;
-    Ok(named(&list))
-}
-
-fn named(list: &str) -> Vec<String> {
-    let tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
-    tests.map(str::to_owned).collect()
 }
 
 /// Those whose last name begins with `fuzz_`.
@@ -216,6 +202,9 @@ mod tests {
     #[test]
     fn fuzzers_are_found_by_their_names() {
         let list = "fuzz_journals: test\nprog::fuzz_send::other: test\nmodule::fuzz_x: test\nfuzz_b: benchmark\n";
-        assert_eq!(fuzzers(named(list)), ["fuzz_journals", "module::fuzz_x"]);
+        assert_eq!(
+            fuzzers(test::named(list)),
+            ["fuzz_journals", "module::fuzz_x"]
+        );
     }
 }

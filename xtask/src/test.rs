@@ -165,6 +165,23 @@ pub struct Binary {
     pub dir: PathBuf,
 }
 
+impl Binary {
+    /// The names of its tests.
+    pub fn tests(&self) -> Result<Vec<String>> {
+        let mut command = Command::new(&self.path);
+        command.args(["--list", "--format", "terse"]);
+        let list =
+            sh::output(&mut command).with_context(|| format!("`{}` failed", sh::show(&command)))?;
+        Ok(named(&list))
+    }
+}
+
+/// The tests in a terse list.
+pub fn named(list: &str) -> Vec<String> {
+    let tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    tests.map(str::to_owned).collect()
+}
+
 /// Builds the tests as `cargo xtask test` does, and asks cargo where they are.
 pub fn build_tests(package: &str, tests: &[String]) -> Result<Vec<Binary>> {
     let mut command = sh::cargo();

@@ -296,14 +296,14 @@ fn damage(random: &mut Random, tracker: &Tracker) -> Result<Damage> {
             let words = Mapped::<u64>::new(&MapData::from_pin(journal)?)?;
             for at in 2..words.len() {
                 let Some(word) = words.at(at) else { break };
-                // SAFETY: as above.
+                // SAFETY: a valid element of a map that no process uses now.
                 let mut bytes = unsafe { word.read_volatile() }.to_ne_bytes();
                 for byte in bytes.iter_mut().filter(|byte| byte.is_ascii_digit()) {
                     if random.is_one_in(30) {
                         *byte = *random.pick(b"0019");
                     }
                 }
-                // SAFETY: as above.
+                // SAFETY: a valid element of a map that no process uses now.
                 unsafe { word.write_volatile(u64::from_ne_bytes(bytes)) };
             }
         }

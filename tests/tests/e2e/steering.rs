@@ -227,7 +227,7 @@ fn pinged(from: &Namespace, to: IpAddr, options: &str) -> Result<Option<u64>> {
     Ok(all.then_some(answered as u64))
 }
 
-/// The same, whether all were answered.
+/// Whether all pings were answered.
 fn pings(from: &Namespace, to: IpAddr, options: &str) -> Result<bool> {
     Ok(pinged(from, to, options)?.is_some())
 }

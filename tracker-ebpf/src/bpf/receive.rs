@@ -160,8 +160,8 @@ pub fn may_be_ours(ctx: &TcContext) -> bool {
 /// Bytes that may stand before an IP header in a packet: Ethernet's, or those of a tunnel over IPv6.
 const LOWER_LEN: usize = 56;
 
-/// True if a packet may be ours, as far as these bytes tell, which begin with the protocol's number and end with the flags of a TCP header, `ip` bytes
-/// after the beginning of the IP header.
+/// True if a packet may be ours, as far as these bytes tell. They begin with the protocol's number and end with the flags of a
+/// TCP header, `ip` bytes after the beginning of the IP header.
 #[inline(always)]
 fn is_suspect<const LEN: usize>(ctx: &TcContext, bytes: &[u8; LEN], icmp: u8, ip: usize) -> bool {
     let above = LEN - 14;

@@ -39,8 +39,8 @@ pub struct Claim {
 
 impl Claim {
     /// That of a probe. The slot is exclusive-ored with the low bits of the instance's tag: among 2^24 numbers, another
-    /// instance's slot is hardly ever one that is in use here. A token of 40 bits is less than others have; it is so much that a million guesses a second
-    /// find one in twelve days, and only while a probe with that number is under way.
+    /// instance's slot is hardly ever one that is in use here. A token of 40 bits is less than others have; it is so much
+    /// that a million guesses a second find one in twelve days, and only while a probe with that number is under way.
     #[inline(always)]
     pub const fn new(tag: u32, tracker: u32, sequence: u64, token: u64) -> Self {
         let slot = (tracker ^ tag) as u64;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use crate::records::one_line;
 use anyhow::{Context as _, Result};
 use syn::{Attribute, Expr, Fields, GenericArgument, Item, Lit, PathArguments, Type};
 
@@ -176,12 +177,9 @@ fn doc(attributes: &[Attribute]) -> String {
             text.push_str(&line.value());
         }
     }
-    let words: Vec<_> = text.split_whitespace().collect();
-    words
-        .join(" ")
+    one_line(&text)
         .replace("[`super::", "`")
         .replace("[`crate::", "`")
         .replace("[`", "`")
         .replace("`]", "`")
-        .replace('|', "\\|")
 }

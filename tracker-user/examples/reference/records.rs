@@ -156,7 +156,8 @@ pub fn variants<T: JsonSchema>() -> Vec<(String, String, String)> {
         .collect()
 }
 
-fn one_line(text: &str) -> String {
+/// A text as a cell of a table.
+pub fn one_line(text: &str) -> String {
     let words: Vec<_> = text.split_whitespace().collect();
     words.join(" ").replace('|', "\\|")
 }

@@ -936,7 +936,7 @@ fn an_unreadable_file_is_one_line() {
     assert!(error.contains("larger than 16 MiB"), "{error}");
 }
 
-/// BuddyAllocator and values a configuration is made of, valid and not, to be put together at random.
+/// Words and values a configuration is made of, valid and not, to be put together at random.
 fn fragment() -> impl Strategy<Value = String> {
     let keys = "name|endpoint|interface|behind|policy|returns|return_hop|source|member|role|tracker|probe|port|protocol|\
                 interval|timeout|fall|rise|payload|expect|flow|refused|hold_down|return_ttl|services|uplinks|mark|x";

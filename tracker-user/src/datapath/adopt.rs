@@ -10,7 +10,6 @@ use aya::{
 use tracker_ebpf::abi;
 
 use super::{OBJECT, mmap::Mapped, object::mapped, pins::Pins};
-
 use crate::plan::address::address_from;
 
 /// How large the maps must be.
@@ -20,7 +19,7 @@ pub struct Sizes {
     pub trackers: u32,
     /// Path slots.
     pub paths: u32,
-    /// BuddyAllocator of WINDOWS.
+    /// Words of WINDOWS.
     pub words: u32,
 }
 
@@ -162,28 +161,29 @@ pub fn neighbour(path: &abi::Path) -> Option<(u32, IpAddr)> {
     (path.interface != 0).then_some((path.interface, ip))
 }
 
-/// The entry of a pinned HUB of this version's layout.
+/// The entry of the pinned HUB, in the present layout or in that of before there were tags; the tag is then 0.
 fn pinned_hub(pins: &Pins) -> Option<abi::Hub> {
-    let hub = pinned_array::<abi::Hub>(&pins.map(abi::map::HUB))?;
-    hub.get(&0, 0).ok()
-}
-
-/// The entry of a pinned HUB of an earlier version's layout.
-fn untagged_hub(pins: &Pins) -> Option<abi::UntaggedHub> {
-    let hub = pinned_array::<abi::UntaggedHub>(&pins.map(abi::map::HUB))?;
-    hub.get(&0, 0).ok()
+    let pin = pins.map(abi::map::HUB);
+    if let Some(hub) = pinned_array::<abi::Hub>(&pin) {
+        return hub.get(&0, 0).ok();
+    }
+    let hub = pinned_array::<abi::UntaggedHub>(&pin)?.get(&0, 0).ok()?;
+    Some(abi::Hub {
+        key: hub.key,
+        version: hub.version,
+        private_ifindex: hub.private_ifindex,
+        ..abi::Hub::default()
+    })
 }
 
 /// The version of the pinned maps.
 fn pinned_version(pins: &Pins) -> Option<u32> {
-    let version = pinned_hub(pins).map(|hub| hub.version);
-    version.or_else(|| Some(untagged_hub(pins)?.version))
+    pinned_hub(pins).map(|hub| hub.version)
 }
 
 /// The key of the pinned maps' tokens.
 pub(super) fn pinned_key(pins: &Pins) -> Option<[u64; 2]> {
-    let key = pinned_hub(pins).map(|hub| hub.key);
-    key.or_else(|| Some(untagged_hub(pins)?.key))
+    pinned_hub(pins).map(|hub| hub.key)
 }
 
 /// The tag of the probes of an instance whose maps are pinned, if they are of a version that has it.

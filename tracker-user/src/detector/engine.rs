@@ -263,7 +263,7 @@ enum Trial {
 pub struct Engine<P> {
     datapath: P,
     slots: Vec<Option<Box<Slot>>>,
-    /// SlotAllocator of trackers that went, and their paths, until the next sweep.
+    /// Places of trackers that went, and their paths, until the next sweep.
     gone: HashSet<u32>,
     gone_paths: HashSet<u32>,
     paths: Vec<PathState>,

@@ -12,6 +12,7 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// What tells this network namespace from all others of this boot: its inode number, with the namespace's cookie, which
 /// the kernel never gives again (SO_NETNS_COOKIE, Linux 5.14). An inode number is soon that of another namespace.
+///
 /// # Errors
 /// What the kernel answered.
 pub fn identity() -> Result<(u64, u64)> {

@@ -44,6 +44,7 @@ use crate::{
 
 /// So many trackers give their places back at a time, in about 10 ms.
 const FREE_AT_ONCE: usize = 1_024;
+
 /// The maps that hold trackers.
 pub trait TrackerMaps {
     /// Writes a tracker.

@@ -41,7 +41,7 @@ pub struct Record {
 pub struct Decided {
     pub up: usize,
     pub down: usize,
-    /// The same, with replies that count only once their probes' timeouts have passed.
+    /// The verdicts with replies that count only once their probes' timeouts have passed.
     pub up_in_order: usize,
     pub down_in_order: usize,
 }
@@ -66,7 +66,7 @@ pub fn newest_run(mut bits: u64, count: u8) -> usize {
     }
 }
 
-/// The same, where probes in `void` count neither way.
+/// The newest run of `count` bits if probes in `void` count neither way.
 pub fn newest_run_around(bits: u64, void: u64, end: usize, count: u8) -> usize {
     let mut run = 0;
     let mut found = 0;
@@ -99,7 +99,7 @@ impl Record {
         }
     }
 
-    /// The same, in place: times are never read of probes that were not sent.
+    /// Begins anew in place: times are never read of probes that were not sent.
     pub fn reset(&mut self, rules: Rules, expects_silence: bool) {
         (self.rules, self.expects_silence) = (rules, expects_silence);
         (self.sent, self.over, self.barrier) = (0, 0, 0);

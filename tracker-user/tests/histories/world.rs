@@ -412,7 +412,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
         })
     }
 
-    /// The same, step by step.
+    /// Plays the history and tells it step by step.
     pub fn tell(&mut self, seed: u64) -> String {
         let result = self.play(seed);
         let log = &self.log;

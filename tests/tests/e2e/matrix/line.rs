@@ -172,7 +172,7 @@ impl Message {
         (self.protocol, self.source.is_ipv4())
     }
 
-    /// The same with another payload.
+    /// The packet with another payload.
     fn with(&self, payload: Vec<u8>) -> Vec<u8> {
         if self.protocol == UDP {
             return packets::datagram([self.source, self.destination], self.words, &payload);

@@ -25,7 +25,7 @@ pub enum Expected {
     Becomes(&'static str, &'static str),
     /// Up, the whole time, with no event at all.
     Stays,
-    /// The same; meanwhile this is the cause.
+    /// Up, the whole time, with no event at all; meanwhile this is the cause.
     StaysBut(&'static str),
 }
 

@@ -16,7 +16,7 @@ fn world() -> World {
     world
 }
 
-/// The same with one tracker that has long been up.
+/// A world with one tracker that has long been up.
 fn up(spec: TrackerSpec) -> World {
     let mut world = world();
     world.install(spec);
