@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     api::{
         answers::{Answers, Change, Known},
-        clients, protocol,
+        server, thread,
     },
     config::{self, Config, Defaults, Hub},
     datapath::{
@@ -133,7 +133,7 @@ async fn run_locked(
     let hub = &config.hub;
     let _lock = pins.lock()?;
     let _instance = instance::lock(&hub.instance)?;
-    let socket = protocol::bind(&hub.socket)?;
+    let socket = server::bind(&hub.socket)?;
     let name = hub.instance.clone();
     let is_first = !pins.journal().exists();
 
@@ -151,7 +151,7 @@ async fn run_locked(
         }
         return Ok(());
     };
-    let clients = clients::start(socket, app.hub.metrics, app.answers.clone())?;
+    let clients = thread::start(socket, app.hub.metrics, app.answers.clone())?;
     privileges::limit_to_run()?;
     tracing::info!("watching {}", app.extent());
     watchdog.status(format!("watching {}", app.extent()));

@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tracker_user::{
     app,
-    cli::{self, Cli, Command, doctor},
+    cli::{
+        self,
+        args::{Cli, Command},
+        doctor,
+    },
     config, host, reconcile,
 };
 

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tracker_ebpf::verdict::{Cause, Verdict};
 use tracker_lab::random::{Random, Rounds, Tally};
 use tracker_user::api::types::Status;
-use tracker_user::cli::{Cli, Command, ServiceCommand};
+use tracker_user::cli::args::{Cli, Command, ServiceCommand};
 use tracker_user::config::{
     self, Addition, Config, ConfigError, Given,
     keys::{Default, Value},

@@ -19,7 +19,7 @@ use tracker_user::{
         metrics::METRICS,
         types::{List, Status},
     },
-    cli::Cli,
+    cli::args::Cli,
     config::reference,
     state::events::{Missed, Numbered, Reset},
 };

@@ -9,7 +9,7 @@ use tracker_ebpf::abi;
 
 use crate::{
     api::{
-        protocol::{Api, Control},
+        server::{Api, Control},
         status::{self, Cursor, Facts},
         types::{List, Status, SteeringStatus, UplinkStatus},
     },

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracker_ebpf::verdict::Verdict;
 
-use super::protocol::Api;
+use super::server::Api;
 use super::types::{ChainStatus, Late, MemberStatus, ServiceStatus, Status, TrackerStatus};
 use crate::config::{Probe, Protocol};
 use crate::host::repeats;

@@ -1,4 +1,4 @@
-//! The command line: its arguments, and the commands that only ask or read.
+//! The commands that only ask or read.
 //!
 //! Exit codes are the same everywhere: 0 done, 1 not done (one line on standard error says why),
 //! 64 wrong usage (`EX_USAGE` of sysexits.h); `status` exits 2 when something is not up.
@@ -6,250 +6,23 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use args::{CheckArgs, EventsArgs, ListArgs, ServiceArgs, ServiceCommand, StatusArgs};
 
-use crate::api::protocol::{self, ClientError, Request};
-use crate::config::{self, Addition, Config};
+use crate::api::client::{self, ClientError};
+use crate::api::protocol::Request;
+use crate::config::{self, Config};
 use crate::plan::remarks;
-use crate::state::events::{Missed, Numbered, Place, Reset};
+use crate::state::events::{Missed, Numbered, Reset};
 
+pub mod args;
 pub mod doctor;
 pub mod table;
 
 /// What wrong usage exits with: `EX_USAGE` of sysexits.h.
 pub const WRONG_USAGE: u8 = 64;
-
-const DEFAULT_SOCKET: &str = "/run/tracker/default.sock";
-
-/// Tells, per inline service, whether traffic passes: probes an address that can be reached only
-/// through the service, and counts the replies in the kernel.
-#[derive(Debug, Parser)]
-#[command(name = "tracker", version, arg_required_else_help = true)]
-pub struct Cli {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Run the daemon of this host, in the foreground
-    ///
-    /// Loads and attaches the programs, pins their maps, sends probes and reports.
-    ///
-    /// SIGHUP reloads the configuration; one that is not valid changes nothing. SIGTERM and SIGINT
-    /// detach everything and leave nothing behind.
-    Run(RunArgs),
-    /// Validate a configuration without touching the kernel
-    ///
-    /// Reads and validates a configuration; needs no privileges.
-    ///
-    /// Every problem is one line on standard error, FILE:LINE: what is wrong and what to do. Remarks on what is valid and
-    /// may not be meant follow on standard output; they change no exit code.
-    Check(CheckArgs),
-    /// Show what is up and what is not
-    ///
-    /// Asks the daemon for the verdict of every service, member, tracker and chain, or of one.
-    Status(StatusArgs),
-    /// Print the ordered stream of verdict changes
-    ///
-    /// Prints every change of a verdict that the daemon still has, oldest first.
-    ///
-    /// Events are numbered from 1 without gap or repeat. Where events are no longer kept, one line says
-    /// how many, and the number of the next.
-    Events(EventsArgs),
-    /// Add, remove and list services while the daemon runs
-    ///
-    /// Adds, removes and lists services without touching the others and without changing the
-    /// configuration's file.
-    ///
-    /// What is added lives until it is removed or the daemon is ended; a reload keeps it, and so does a
-    /// restart after a kill, unless the file then names a service of the same name. What is removed and
-    /// still in the file comes back with the next reload or restart.
-    Service(ServiceArgs),
-    /// Say what this kernel and these interfaces can do, and which mode each would get
-    ///
-    /// Tries what the daemon needs, one line for each, and says what to do about what is missing.
-    Doctor(DoctorArgs),
-    /// Remove programs and pins that a killed daemon left
-    ///
-    /// Removes the programs, links, pins, journal and interfaces of an instance whose daemon is gone. Not
-    /// needed before another one runs: that goes on with what is left.
-    Cleanup(CleanupArgs),
-}
-
-/// Arguments of `tracker run`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: 0 ended by a signal; 1 could not run, standard error says why; 64 wrong usage."
-)]
-pub struct RunArgs {
-    /// The configuration, in TOML
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
-    /// On SIGTERM, leave everything in place: the next daemon of the instance goes on, or `tracker cleanup` removes it
-    #[arg(long)]
-    pub keep: bool,
-}
-
-/// Arguments of `tracker check`.
-#[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 valid; 1 not valid or not readable; 64 wrong usage.")]
-pub struct CheckArgs {
-    /// The configuration, in TOML
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// Also read this host's links, addresses and routes, change nothing, and say what would be done
-    #[arg(long)]
-    pub here: bool,
-}
-
-/// Arguments of `tracker status`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: 0 all up; 2 something is not up; 1 no answer, or no such name; 64 wrong usage."
-)]
-pub struct StatusArgs {
-    /// Only this service, or this chain and its services
-    #[arg(value_name = "NAME")]
-    pub name: Option<String>,
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    pub json: bool,
-    /// Where the daemon listens
-    #[command(flatten)]
-    pub socket: SocketArg,
-}
-
-/// Arguments of `tracker events`.
-#[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 printed; 1 no answer, or the daemon ended; 64 wrong usage.")]
-pub struct EventsArgs {
-    /// Go on with what happens from now on
-    #[arg(long, short)]
-    pub follow: bool,
-    /// Only events after number SEQ, the last that was seen. Where numbers began anew since (another RUN, or a SEQ that
-    /// was not given yet), one line says so, and all that is kept follows
-    #[arg(long, value_name = "SEQ|RUN:SEQ")]
-    pub since: Option<Place>,
-    /// Print one JSON object a line
-    #[arg(long)]
-    pub json: bool,
-    /// Where the daemon listens
-    #[command(flatten)]
-    pub socket: SocketArg,
-}
-
-/// Arguments of `tracker service`.
-#[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 done; 1 refused or no answer; 64 wrong usage.")]
-pub struct ServiceArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: ServiceCommand,
-}
-
-/// The commands of `tracker service`.
-#[derive(Debug, Subcommand)]
-pub enum ServiceCommand {
-    /// Add a service; endpoint and behind are enough
-    ///
-    /// Adds a service of one member. What is not given is as in `[defaults]` of the configuration.
-    ///
-    /// A service that is not valid, has the name of another one, or finds no room is refused whole.
-    Add(AddArgs),
-    /// Remove a service
-    ///
-    /// Removes a service, whether it was added or came from the file. One that a chain names stays.
-    Remove(RemoveArgs),
-    /// List the services, and where each came from
-    ///
-    /// Lists the services in the order of the configuration, and those that were added after them.
-    List(ListArgs),
-}
-
-/// Arguments of `tracker service add`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: 0 added; 1 refused, nothing was changed, or no answer; 64 wrong usage."
-)]
-pub struct AddArgs {
-    /// The service.
-    #[command(flatten)]
-    pub service: Box<Addition>,
-    /// Where the daemon listens
-    #[command(flatten)]
-    pub socket: SocketArg,
-}
-
-/// Arguments of `tracker service remove`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: 0 removed; 1 refused, nothing was changed, or no answer; 64 wrong usage."
-)]
-pub struct RemoveArgs {
-    /// The service
-    #[arg(value_name = "NAME")]
-    pub name: String,
-    /// Where the daemon listens
-    #[command(flatten)]
-    pub socket: SocketArg,
-}
-
-/// Arguments of `tracker service list`.
-#[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 listed; 1 no answer; 64 wrong usage.")]
-pub struct ListArgs {
-    /// Only this service, or the services of this chain
-    #[arg(value_name = "NAME")]
-    pub name: Option<String>,
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    pub json: bool,
-    /// Where the daemon listens
-    #[command(flatten)]
-    pub socket: SocketArg,
-}
-
-/// Arguments of `tracker doctor`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: 0 the daemon can run; 1 it cannot, or something could not be found out; 64 wrong usage."
-)]
-pub struct DoctorArgs {
-    /// Also look at the interfaces that this configuration names
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `tracker cleanup`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: 0 nothing is left; 1 something could not be removed, or its daemon runs; 64 wrong usage."
-)]
-pub struct CleanupArgs {
-    /// The instance
-    #[arg(long, value_name = "NAME", default_value = "default", value_parser = config::checked_instance)]
-    pub instance: String,
-    /// Where the BPF file system is mounted
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
-    pub bpffs: PathBuf,
-}
-
-/// Where the daemon listens.
-#[derive(Debug, Args)]
-pub struct SocketArg {
-    /// The daemon's socket
-    #[arg(long = "socket", value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub path: PathBuf,
-}
 
 /// One line on standard error, and exit code 1.
 pub fn fail(error: impl Display) -> ExitCode {
@@ -292,7 +65,7 @@ pub fn check(args: &CheckArgs) -> Result<Config, ExitCode> {
 
 /// `tracker status`.
 pub fn status(args: &StatusArgs) -> ExitCode {
-    let (line, status) = match protocol::ask_status(&args.socket.path, args.name.as_deref()) {
+    let (line, status) = match client::ask_status(&args.socket.path, args.name.as_deref()) {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };
@@ -326,14 +99,14 @@ pub fn service(args: ServiceArgs) -> ExitCode {
             (args.socket.path, Request::ServiceRemove { name })
         }
     };
-    match protocol::ask_change(&socket, &request) {
+    match client::ask_change(&socket, &request) {
         Ok(done) => finish(print(&format!("{done}\n")), ExitCode::SUCCESS),
         Err(error) => fail(error),
     }
 }
 
 fn service_list(args: &ListArgs) -> ExitCode {
-    let (line, list) = match protocol::ask_services(&args.socket.path, args.name.as_deref()) {
+    let (line, list) = match client::ask_services(&args.socket.path, args.name.as_deref()) {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };
@@ -355,7 +128,7 @@ pub fn events(args: &EventsArgs) -> ExitCode {
         follow: args.follow,
     };
     let mut stopped = None;
-    let answer = protocol::ask(socket, &request, None, |line| {
+    let answer = client::ask(socket, &request, None, |line| {
         let result = if args.json {
             print(&format!("{line}\n"))
         } else {
@@ -420,147 +193,5 @@ fn finish(printed: Result<(), Stop>, code: ExitCode) -> ExitCode {
             "cannot write to standard output: {error}; check where it is redirected to"
         )),
         Err(Stop::Garbled(error)) => fail(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
-    use super::*;
-    use crate::config::Given;
-
-    fn parse(arguments: &[&str]) -> Result<Command, ErrorKind> {
-        let arguments = std::iter::once(&"tracker").chain(arguments);
-        Cli::try_parse_from(arguments)
-            .map(|cli| cli.command)
-            .map_err(|error| error.kind())
-    }
-
-    #[test]
-    fn the_definition_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn every_command_has_help_with_its_exit_codes() {
-        fn look(command: &mut clap::Command) {
-            let name = command.get_name().to_owned();
-            if name == "help" {
-                return;
-            }
-            let help = command.render_long_help().to_string();
-            assert!(help.contains("Exit codes: 0 "), "{name}: {help}");
-            assert!(command.get_about().is_some(), "{name}");
-            command.get_subcommands_mut().for_each(look);
-        }
-        Cli::command().get_subcommands_mut().for_each(look);
-    }
-
-    #[test]
-    fn arguments_are_those_of_the_contract() {
-        let Ok(Command::Status(status)) = parse(&["status", "fw-1", "--json"]) else {
-            panic!("status");
-        };
-        assert_eq!(status.name.as_deref(), Some("fw-1"));
-        assert!(status.json);
-        assert_eq!(status.socket.path, Path::new("/run/tracker/default.sock"));
-        let Ok(Command::Events(events)) =
-            parse(&["events", "--follow", "--since", "7", "--socket", "/x"])
-        else {
-            panic!("events");
-        };
-        assert_eq!(
-            (events.follow, events.since.unwrap(), events.json),
-            (true, Place { run: None, seq: 7 }, false)
-        );
-        assert_eq!(events.socket.path, Path::new("/x"));
-        let Ok(Command::Cleanup(cleanup)) = parse(&["cleanup"]) else {
-            panic!("cleanup");
-        };
-        assert_eq!(cleanup.instance, "default");
-        assert_eq!(cleanup.bpffs, Path::new("/sys/fs/bpf"));
-        assert!(matches!(
-            parse(&["run", "--config", "f", "--keep"]),
-            Ok(Command::Run(RunArgs { keep: true, .. }))
-        ));
-        assert!(matches!(
-            parse(&["doctor", "--json"]),
-            Ok(Command::Doctor(_))
-        ));
-        assert!(matches!(parse(&["check", "f"]), Ok(Command::Check(_))));
-        let add = "service add fw-9 --endpoint 10.9.0.2 --behind 10.20.0.9 10.20.0.8 --behind ::1 \
-                   --interface eth1 --source 10.9.0.1 --probe udp --port 9 --protocol stamp --interval 10ms --timeout 1s \
-                   --fall 4 --rise 5 --payload 64 --returns eth1 eth2 --policy 2 --expect silence --flow rotate --refused up \
-                   --hold-down 3s --return-hop endpoint --return-ttl -7 --socket /x";
-        let words: Vec<_> = add.split_whitespace().collect();
-        let Ok(Command::Service(ServiceArgs {
-            command: ServiceCommand::Add(add),
-        })) = parse(&words)
-        else {
-            panic!("service add");
-        };
-        let list =
-            |names: &[&str]| Given::List(names.iter().map(|name| (*name).to_owned()).collect());
-        let keys = [
-            ("endpoint", "10.9.0.2".into()),
-            ("behind", list(&["10.20.0.9", "10.20.0.8", "::1"])),
-            ("interface", "eth1".into()),
-            ("source", "10.9.0.1".into()),
-            ("probe", "udp".into()),
-            ("port", Given::Number(9)),
-            ("protocol", "stamp".into()),
-            ("interval", "10ms".into()),
-            ("timeout", "1s".into()),
-            ("fall", Given::Number(4)),
-            ("rise", Given::Number(5)),
-            ("payload", Given::Number(64)),
-            ("returns", list(&["eth1", "eth2"])),
-            ("policy", Given::Number(2)),
-            ("expect", "silence".into()),
-            ("flow", "rotate".into()),
-            ("refused", "up".into()),
-            ("hold_down", "3s".into()),
-            ("return_hop", "endpoint".into()),
-            ("return_ttl", Given::Number(-7)),
-        ];
-        let keys = keys.map(|(key, value)| (key.to_owned(), value));
-        let wanted = Addition {
-            name: "fw-9".to_owned(),
-            keys: keys.into(),
-        };
-        assert_eq!(*add.service, wanted);
-        assert_eq!(add.socket.path, Path::new("/x"));
-    }
-
-    #[test]
-    fn wrong_usage_is_refused() {
-        let refused = |arguments: &[&str]| parse(arguments).err();
-        assert_eq!(refused(&["run"]), Some(ErrorKind::MissingRequiredArgument));
-        assert_eq!(
-            refused(&["check"]),
-            Some(ErrorKind::MissingRequiredArgument)
-        );
-        assert_eq!(refused(&["stop"]), Some(ErrorKind::InvalidSubcommand));
-        for missing in [
-            "service add fw-9 --endpoint 10.9.0.2",
-            "service add fw-9 --behind 10.20.0.9",
-            "service add --endpoint 10.9.0.2 --behind 10.20.0.9",
-            "service remove",
-        ] {
-            let words: Vec<_> = missing.split(' ').collect();
-            let kind = refused(&words);
-            assert_eq!(kind, Some(ErrorKind::MissingRequiredArgument), "{missing}");
-        }
-        assert_eq!(
-            refused(&["events", "--since", "-1"]),
-            Some(ErrorKind::UnknownArgument)
-        );
-        // An instance is a directory that is removed: it must not lead elsewhere.
-        for instance in ["..", "a/b", ""] {
-            let arguments = ["cleanup", "--instance", instance];
-            assert!(refused(&arguments).is_some(), "{instance}");
-        }
     }
 }

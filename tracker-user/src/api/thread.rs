@@ -10,7 +10,7 @@ use super::answers::Answers;
 use crate::{
     api::{
         metrics,
-        protocol::{self, Socket},
+        server::{self, Socket},
     },
     host::{privileges, repeats},
 };
@@ -19,7 +19,7 @@ use crate::{
 const FIRST_FREE_PORT: u16 = 1_024;
 
 /// The running thread, seen from the main loop.
-pub struct Clients {
+pub struct ApiThread {
     stop: oneshot::Sender<()>,
     thread: thread::JoinHandle<()>,
 }
@@ -28,7 +28,7 @@ pub struct Clients {
 ///
 /// # Errors
 /// When the system has no thread or descriptor left.
-pub fn start(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) -> Result<Clients> {
+pub fn start(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) -> Result<ApiThread> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -46,10 +46,10 @@ pub fn start(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) -> R
             });
         })
         .context("cannot start the thread that answers clients")?;
-    Ok(Clients { stop, thread })
+    Ok(ApiThread { stop, thread })
 }
 
-impl Clients {
+impl ApiThread {
     /// Ends all connections and removes the socket.
     pub fn stop(self) {
         // A thread that is gone has done so.
@@ -82,7 +82,7 @@ async fn answer(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) {
         tracing::info!("serving metrics on {address}");
         metrics::serve(listener, answers.clone()).await;
     };
-    tokio::join!(protocol::serve(socket, answers.clone()), scrapes);
+    tokio::join!(server::serve(socket, answers.clone()), scrapes);
 }
 
 /// Gives up what this thread does not need (any more).
