@@ -102,7 +102,7 @@ pub fn prepare() -> Result<Watchdog> {
     preflight::require()?;
     limits::raise_open_files();
     privileges::limit_to_start()?;
-    Watchdog::start()
+    Ok(Watchdog::start()?)
 }
 
 /// Runs the daemon until a signal ends it.
@@ -465,8 +465,8 @@ impl App {
         drop(self.kernel);
         let pins = pins.remove().map(|_| ());
         let names = private_names(&self.hub.instance);
-        let link = self.netlink.delete_private_pair(&names).await.map(|_| ());
-        pins.and(link)
+        let link = self.netlink.delete_private_pair(&names).await;
+        pins.and(link.map(|_| ()).map_err(Into::into))
     }
 
     /// What answers are read from.

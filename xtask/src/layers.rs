@@ -8,6 +8,7 @@ pub const DIR: &str = "tracker-user/src/";
 
 /// The layers, lowest first. A file may import those below its own, and others of its own.
 const LAYERS: &[&[&str]] = &[
+    &["error"],
     &["config"],
     &["desired"],
     // Pure.

@@ -121,9 +121,14 @@ pub async fn serve(socket: Socket, api: impl Control) {
 
 /// Makes the socket anew, if that is possible now.
 fn again(path: &Path) -> Option<(UnixListener, SocketFile)> {
-    let made = bind(path)
-        .map_err(anyhow::Error::new)
-        .and_then(|socket| Ok((UnixListener::from_std(socket.listener)?, socket.file)));
+    let made =
+        bind(path)
+            .map_err(|error| error.to_string())
+            .and_then(|Socket { listener, file }| {
+                let listener =
+                    UnixListener::from_std(listener).map_err(|error| error.to_string())?;
+                Ok((listener, file))
+            });
     match made {
         Ok(made) => {
             tracing::warn!("the socket {} was removed; made it anew", path.display());
@@ -131,7 +136,7 @@ fn again(path: &Path) -> Option<(UnixListener, SocketFile)> {
         }
         Err(error) => {
             let text = format_args!(
-                "the socket {} was removed, and cannot be made anew: {error:#}; trying again",
+                "the socket {} was removed, and cannot be made anew: {error}; trying again",
                 path.display()
             );
             repeats::warn("make the socket anew", text);

@@ -1,9 +1,8 @@
 //! The thread that answers clients. It shares with the main loop no more than what it answers from, so a main loop
 //! that hangs does not hide that it does.
 
-use std::{net::SocketAddr, thread};
+use std::{io, net::SocketAddr, thread};
 
-use anyhow::{Context as _, Result};
 use tokio::sync::oneshot;
 
 use super::answers::Answers;
@@ -24,15 +23,30 @@ pub struct ApiThread {
     thread: thread::JoinHandle<()>,
 }
 
+/// Why the thread cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiThreadError {
+    /// The system has no descriptor.
+    #[error("cannot start the runtime of the thread that answers clients")]
+    Runtime(#[source] io::Error),
+    /// The system has no thread.
+    #[error("cannot start the thread that answers clients")]
+    Thread(#[source] io::Error),
+}
+
 /// Starts the thread.
 ///
 /// # Errors
 /// When the system has no thread or descriptor left.
-pub fn start(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) -> Result<ApiThread> {
+pub fn start(
+    socket: Socket,
+    metrics: Option<SocketAddr>,
+    answers: Answers,
+) -> Result<ApiThread, ApiThreadError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime of the thread that answers clients")?;
+        .map_err(ApiThreadError::Runtime)?;
     let (stop, stopped) = oneshot::channel();
     let thread = thread::Builder::new()
         .name("tracker-answer".to_owned())
@@ -45,7 +59,7 @@ pub fn start(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) -> R
                 }
             });
         })
-        .context("cannot start the thread that answers clients")?;
+        .map_err(ApiThreadError::Thread)?;
     Ok(ApiThread { stop, thread })
 }
 

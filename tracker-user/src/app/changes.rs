@@ -14,6 +14,7 @@ use crate::{
         model::Desired,
     },
     detector::engine::Command,
+    error::full,
     host::{clock, ports},
     plan::member,
     reconcile::{
@@ -122,7 +123,7 @@ impl App {
                     .netlink
                     .follow_one(member.endpoint, member::route_key(member));
                 if let Err(error) = followed.await {
-                    tracing::error!("{error:#}");
+                    tracing::error!("{}", full(&error));
                 }
             }
         }

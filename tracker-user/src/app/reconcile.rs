@@ -11,6 +11,7 @@ use crate::{
     datapath::attach::Check,
     desired::model::Desired,
     detector::engine::Command,
+    error::full,
     host::{clock, repeats},
     net::rtnetlink::Followed,
     plan::{
@@ -60,7 +61,7 @@ impl App {
                 .collect(),
         };
         if let Err(error) = self.netlink.follow(followed).await {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", full(&error));
         }
     }
 
@@ -213,7 +214,7 @@ impl App {
         let names = private_names(&self.hub.instance);
         let moved = match self.netlink.make_private_pair(&names).await {
             Ok(private) => self.kernel.move_send(private).map(|()| private),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         match moved {
             Ok(private) => {

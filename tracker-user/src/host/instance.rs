@@ -7,7 +7,6 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use anyhow::{Context as _, Result, bail};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -22,11 +21,44 @@ pub struct InstanceLock {
     _socket: Option<OwnedFd>,
 }
 
+/// Why an instance cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// Another process of this user has it.
+    #[error(
+        "another daemon of the instance {instance} runs in this network namespace (process {holder}); stop it, or set \
+         another hub.instance"
+    )]
+    Taken {
+        /// The instance.
+        instance: String,
+        /// The process.
+        holder: libc::pid_t,
+    },
+    /// A process has it that answers no connection.
+    #[error(
+        "cannot find out which process has the instance {0} in this network namespace; `ss -xlp src @tracker/{0}` \
+         shows it"
+    )]
+    Silent(String),
+    /// A process has it, and the kernel does not tell which.
+    #[error("cannot find out which process has the instance")]
+    Holder(#[source] Errno),
+    /// The system refuses.
+    #[error("cannot take the name of the instance {instance}")]
+    System {
+        /// The instance.
+        instance: String,
+        /// What the kernel answered.
+        source: Errno,
+    },
+}
+
 /// Takes an instance of this network namespace for this process.
 ///
 /// # Errors
 /// When another process of this user has it. A name that another user took is no lock, since everybody could take one.
-pub fn lock(instance: &str) -> Result<InstanceLock> {
+pub fn lock(instance: &str) -> Result<InstanceLock, InstanceError> {
     let attempt = || -> nix::Result<Result<OwnedFd, OwnedFd>> {
         let name = format!("tracker/{instance}");
         let address = UnixAddr::new_abstract(name.as_bytes())?;
@@ -51,28 +83,25 @@ pub fn lock(instance: &str) -> Result<InstanceLock> {
         Err(Errno::ECONNREFUSED) => attempt(),
         taken => taken,
     };
-    let taken = match taken {
-        Err(Errno::EAGAIN) => bail!(
-            "cannot find out which process has the instance {instance} in this network namespace; `ss -xlp src @tracker/{instance}` \
-             shows it"
-        ),
-        taken => {
-            taken.with_context(|| format!("cannot take the name of the instance {instance}"))?
-        }
-    };
+    let name = || instance.to_owned();
+    let taken = taken.map_err(|errno| match errno {
+        Errno::EAGAIN => InstanceError::Silent(name()),
+        source => InstanceError::System {
+            instance: name(),
+            source,
+        },
+    })?;
     let holder = match taken {
         Ok(own) => {
             return Ok(InstanceLock { _socket: Some(own) });
         }
-        Err(connected) => getsockopt(&connected, PeerCredentials)
-            .context("cannot find out which process has the instance")?,
+        Err(connected) => getsockopt(&connected, PeerCredentials).map_err(InstanceError::Holder)?,
     };
     if holder.uid() == nix::unistd::geteuid().as_raw() {
-        bail!(
-            "another daemon of the instance {instance} runs in this network namespace (process {}); stop it, or set \
-             another hub.instance",
-            holder.pid()
-        );
+        return Err(InstanceError::Taken {
+            instance: name(),
+            holder: holder.pid(),
+        });
     }
     tracing::warn!(
         "user {} holds the name of the instance {instance} (process {}), which keeps no daemon from running",

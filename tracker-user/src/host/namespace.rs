@@ -1,28 +1,41 @@
 //! Which network namespace the daemon runs in.
 
-use std::os::{
-    fd::AsRawFd as _,
-    unix::{fs::MetadataExt as _, net::UnixDatagram},
+use std::{
+    io,
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::MetadataExt as _, net::UnixDatagram},
+    },
 };
 
-use anyhow::{Context as _, Result};
-
+/// The namespace of this process.
+const OWN: &str = "/proc/self/ns/net";
 /// Of asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// Why the network namespace is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// Its inode number cannot be read.
+    #[error("cannot look at {OWN}")]
+    Inode(#[source] io::Error),
+    /// The kernel does not tell its cookie.
+    #[error("cannot ask for the cookie of the network namespace")]
+    Cookie(#[source] io::Error),
+}
 
 /// What tells this network namespace from all others of this boot: its inode number, with the namespace's cookie, which
 /// the kernel never gives again (SO_NETNS_COOKIE, Linux 5.14). An inode number is soon that of another namespace.
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn identity() -> Result<(u64, u64)> {
-    let path = "/proc/self/ns/net";
-    let found = std::fs::metadata(path).with_context(|| format!("cannot look at {path}"))?;
-    let cookie = cookie().context("cannot ask for the cookie of the network namespace")?;
+pub fn identity() -> Result<(u64, u64), NamespaceError> {
+    let found = std::fs::metadata(OWN).map_err(NamespaceError::Inode)?;
+    let cookie = cookie().map_err(NamespaceError::Cookie)?;
     Ok((found.ino(), cookie))
 }
 
-fn cookie() -> std::io::Result<u64> {
+fn cookie() -> io::Result<u64> {
     let socket = UnixDatagram::unbound()?;
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
@@ -38,7 +51,7 @@ fn cookie() -> std::io::Result<u64> {
     };
     match got {
         0 => Ok(cookie),
-        _ => Err(std::io::Error::last_os_error()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -9,6 +9,7 @@
 //! thread does not turn either, so none of these is taken for a hang.
 
 use std::{
+    io,
     os::fd::AsFd as _,
     sync::{
         Arc,
@@ -18,9 +19,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, ppoll},
     sys::{
         signal::{SigSet, Signal},
@@ -74,6 +75,20 @@ impl Phase {
     }
 }
 
+/// Why the watching thread cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchdogError {
+    /// The signals cannot be blocked.
+    #[error("cannot block signals")]
+    Block(#[source] Errno),
+    /// There is no descriptor to read them from.
+    #[error("cannot receive signals")]
+    Receive(#[source] Errno),
+    /// The system has no thread.
+    #[error("cannot start the watching thread")]
+    Thread(#[source] io::Error),
+}
+
 /// The signals that the daemon takes, and its side of the watchdog.
 #[derive(Clone, Debug)]
 pub struct Watchdog {
@@ -96,14 +111,14 @@ impl Watchdog {
     ///
     /// # Errors
     /// When the system has no descriptor or thread left.
-    pub fn start() -> Result<Self> {
+    pub fn start() -> Result<Self, WatchdogError> {
         let mut signals = SigSet::empty();
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             signals.add(signal);
         }
-        signals.thread_block().context("cannot block signals")?;
+        signals.thread_block().map_err(WatchdogError::Block)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals = SignalFd::with_flags(&signals, flags).context("cannot receive signals")?;
+        let signals = SignalFd::with_flags(&signals, flags).map_err(WatchdogError::Receive)?;
         let supervisor = Supervisor::of_environment().unwrap_or_else(|error| {
             tracing::warn!("cannot reach the supervisor that NOTIFY_SOCKET names: {error}");
             Supervisor::default()
@@ -130,7 +145,7 @@ impl Watchdog {
         thread::Builder::new()
             .name("tracker-watch".to_owned())
             .spawn(move || watch.run())
-            .context("cannot start the watching thread")?;
+            .map_err(WatchdogError::Thread)?;
         Ok(Self { shared, end })
     }
 

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
@@ -18,6 +18,7 @@ use netlink_packet_route::{
 use tokio::time::Instant;
 
 use super::{
+    exchange::RequestError,
     notifications::{Change, Kept, Key, Notifications, Reread, Shared, Ways},
     requests::Requests,
 };
@@ -51,6 +52,91 @@ const SAY: Duration = Duration::from_secs(60);
 
 /// The first reading takes this long at most.
 const START: Duration = Duration::from_secs(30);
+
+/// Why the hub's network cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// There is no socket or thread for requests.
+    #[error("cannot open a netlink socket for requests")]
+    Requests(#[source] io::Error),
+    /// There is no socket or thread for notifications.
+    #[error("cannot subscribe to changes of the hub's network by netlink")]
+    Subscribe(#[source] io::Error),
+    /// The kernel does not answer.
+    #[error(
+        "the kernel did not list the hub's interfaces within {} s; another process may hold its lock of \
+         network configuration (RTNL)",
+        START.as_secs()
+    )]
+    Slow,
+    /// The first reading failed.
+    #[error("cannot read the hub's interfaces")]
+    Read(#[source] FollowError),
+    /// A later reading failed.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+}
+
+/// Why what the kernel says of the hub's network is not known any longer.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The notifications ended.
+    #[error("{0}")]
+    Ended(String),
+    /// The kernel does not list what there is.
+    #[error("cannot list the hub's interfaces")]
+    List(#[source] RequestError),
+}
+
+/// Why the private interfaces cannot be made or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivateError {
+    /// The kernel refuses something that is attempted with an interface.
+    #[error("cannot {attempt} {name}")]
+    Refused {
+        /// What is attempted.
+        attempt: &'static str,
+        /// The interface.
+        name: String,
+        /// What the kernel answered.
+        source: RequestError,
+    },
+    /// It would get IPv6 addresses.
+    #[error("cannot write {path} ({write}), nor keep IPv6 off {name} by netlink")]
+    Ipv6 {
+        /// The file that keeps IPv6 off an interface.
+        path: String,
+        /// Why it cannot be written.
+        write: io::Error,
+        /// The interface.
+        name: String,
+        /// What the kernel answered.
+        source: RequestError,
+    },
+    /// It cannot be set up.
+    #[error("cannot set {name} up")]
+    Up {
+        /// The interface.
+        name: String,
+        /// What the kernel answered.
+        source: RequestError,
+    },
+    /// It was made, and is gone.
+    #[error("cannot find {0}")]
+    Missing(String),
+}
+
+impl PrivateError {
+    /// Makes the error of an attempt that the kernel refuses.
+    fn refused(attempt: &'static str, name: &str) -> impl FnOnce(RequestError) -> Self {
+        let name = name.to_owned();
+        move |source| Self::Refused {
+            attempt,
+            name,
+            source,
+        }
+    }
+}
 
 /// What the daemon watches, and so wants to be told of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,12 +190,11 @@ impl Netlink {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub async fn connect() -> Result<Self> {
+    pub async fn connect() -> Result<Self, NetlinkError> {
         let shared = Arc::new(Shared::default());
-        let (requests, family) =
-            Requests::start(shared.clone()).context("cannot open a netlink socket for requests")?;
-        let notifications = Notifications::start(shared.clone(), family)
-            .context("cannot subscribe to changes of the hub's network by netlink")?;
+        let (requests, family) = Requests::start(shared.clone()).map_err(NetlinkError::Requests)?;
+        let notifications =
+            Notifications::start(shared.clone(), family).map_err(NetlinkError::Subscribe)?;
         Self::read(shared, requests, notifications, family.is_some()).await
     }
 
@@ -119,7 +204,7 @@ impl Netlink {
         requests: Requests,
         notifications: Notifications,
         has_xdp_features: bool,
-    ) -> Result<Self> {
+    ) -> Result<Self, NetlinkError> {
         let now = Instant::now();
         let mut netlink = Self {
             requests,
@@ -152,15 +237,9 @@ impl Netlink {
         while netlink.is_rereading {
             let woken = tokio::time::timeout_at(until, netlink.shared.woken()).await;
             if woken.is_err() {
-                bail!(
-                    "the kernel did not list the hub's interfaces within {} s; another process may hold its lock of \
-                     network configuration (RTNL)",
-                    START.as_secs()
-                );
+                return Err(NetlinkError::Slow);
             }
-            netlink
-                .take_kept()
-                .context("cannot read the hub's interfaces")?;
+            netlink.take_kept().map_err(NetlinkError::Read)?;
         }
         // What there was from the start did not come, and is no change.
         netlink.gone.clear();
@@ -181,7 +260,7 @@ impl Netlink {
 
     /// Follows this and nothing else. The ways of what is new are in [`Observed::routes`] afterwards, unless the kernel took
     /// too long; they come as a change then.
-    pub async fn follow(&mut self, followed: Followed) -> Result<()> {
+    pub async fn follow(&mut self, followed: Followed) -> Result<(), FollowError> {
         let is_new = |key: &RouteKey| !self.followed.routes.contains(key);
         let new: Vec<RouteKey> = followed.routes.iter().copied().filter(is_new).collect();
         let routes = &mut self.observed.routes;
@@ -195,7 +274,11 @@ impl Netlink {
     ///
     /// # Errors
     /// If the notifications ended.
-    pub async fn follow_one(&mut self, endpoint: IpAddr, route: Option<RouteKey>) -> Result<()> {
+    pub async fn follow_one(
+        &mut self,
+        endpoint: IpAddr,
+        route: Option<RouteKey>,
+    ) -> Result<(), FollowError> {
         self.followed.endpoints.insert(endpoint);
         let new = route.filter(|key| self.followed.routes.insert(*key));
         self.shared.set_interest(|interest| {
@@ -224,7 +307,7 @@ impl Netlink {
         }
     }
 
-    async fn ask_ways(&mut self, new: Vec<RouteKey>) -> Result<()> {
+    async fn ask_ways(&mut self, new: Vec<RouteKey>) -> Result<(), FollowError> {
         if new.is_empty() {
             return Ok(());
         }
@@ -242,7 +325,7 @@ impl Netlink {
     }
 
     /// Takes what comes until nothing that was asked is open, for a limited time.
-    async fn answered(&mut self, limit: Duration) -> Result<()> {
+    async fn answered(&mut self, limit: Duration) -> Result<(), FollowError> {
         let until = Instant::now() + limit;
         loop {
             self.take_kept()?;
@@ -263,7 +346,7 @@ impl Netlink {
     ///
     /// # Errors
     /// If the notifications ended.
-    pub async fn changed(&mut self) -> Result<()> {
+    pub async fn changed(&mut self) -> Result<(), FollowError> {
         if let Some(reported) = self.reported.take() {
             // Between the two calls the change was dealt with.
             self.rest_until = Instant::now() + (reported.elapsed() * 9).min(REST_MAX);
@@ -337,10 +420,10 @@ impl Netlink {
     }
 
     /// Takes what the threads of netlink have.
-    fn take_kept(&mut self) -> Result<()> {
+    fn take_kept(&mut self) -> Result<(), FollowError> {
         let (mut kept, told) = self.shared.take();
         if let Some(why) = kept.closed.take() {
-            bail!(why);
+            return Err(FollowError::Ended(why));
         }
         let mut went = HashSet::new();
         for (key, change) in kept.take_changes() {
@@ -370,7 +453,7 @@ impl Netlink {
                 (Ok(reread), Some(told)) => self.take_reread(reread, &told),
                 (Ok(_), None) => self.is_overrun = true,
                 (Err(error), _) if self.observed.links.is_empty() => {
-                    return Err(anyhow!(error).context("cannot list the hub's interfaces"));
+                    return Err(FollowError::List(error));
                 }
                 (Err(error), _) => {
                     tracing::debug!("cannot read the hub's interfaces again: {error}");
@@ -640,7 +723,7 @@ impl Netlink {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub async fn private_pair(&mut self, names: &[String; 2]) -> Result<u32> {
+    pub async fn private_pair(&mut self, names: &[String; 2]) -> Result<u32, PrivateError> {
         let found = names.each_ref().map(|name| self.observed.by_name(name));
         match found {
             // Complete: it was set up last of all.
@@ -654,7 +737,7 @@ impl Netlink {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub async fn make_private_pair(&mut self, names: &[String; 2]) -> Result<u32> {
+    pub async fn make_private_pair(&mut self, names: &[String; 2]) -> Result<u32, PrivateError> {
         self.delete_private_pair(names).await?;
         let [name, peer] = names;
         let mut message = named(name);
@@ -663,7 +746,7 @@ impl Netlink {
         message.attributes.push(LinkAttribute::LinkInfo(info));
         let made = self.requests.create(RouteNetlinkMessage::NewLink(message));
         made.await
-            .with_context(|| format!("cannot make the private veth {name}"))?;
+            .map_err(PrivateError::refused("make the private veth", name))?;
         for name in names {
             // No IPv6 address means no neighbour discovery and no router solicitation on them.
             let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
@@ -678,8 +761,11 @@ impl Netlink {
                 let attribute = LinkAttribute::AfSpecUnspec(vec![none]);
                 message.attributes.push(attribute);
                 let set = self.requests.change(RouteNetlinkMessage::SetLink(message));
-                set.await.with_context(|| {
-                    format!("cannot write {path} ({error}), nor keep IPv6 off {name} by netlink")
+                set.await.map_err(|source| PrivateError::Ipv6 {
+                    path,
+                    write: error,
+                    name: name.clone(),
+                    source,
                 })?;
             }
         }
@@ -688,10 +774,13 @@ impl Netlink {
             message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
             message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
             let set = self.requests.change(RouteNetlinkMessage::SetLink(message));
-            set.await.with_context(|| format!("cannot set {name} up"))?;
+            set.await.map_err(|source| PrivateError::Up {
+                name: name.clone(),
+                source,
+            })?;
         }
         let link = self.find_link(name).await?;
-        let link = link.ok_or_else(|| anyhow!("cannot find {name}"))?;
+        let link = link.ok_or_else(|| PrivateError::Missing(name.clone()))?;
         // Known from now on, not only from its notification on.
         let index = link.header.index;
         let (key, now) = (Key::Link(index), Some(Box::new(link)));
@@ -703,31 +792,31 @@ impl Netlink {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub async fn delete_private_pair(&self, names: &[String; 2]) -> Result<bool> {
+    pub async fn delete_private_pair(&self, names: &[String; 2]) -> Result<bool, PrivateError> {
         let [first, second] = names;
         // One takes the other along, unless it was moved to another namespace.
         Ok(self.delete_link(first).await? | self.delete_link(second).await?)
     }
 
     /// Deletes an interface if it exists; true if it did.
-    async fn delete_link(&self, name: &str) -> Result<bool> {
+    async fn delete_link(&self, name: &str) -> Result<bool, PrivateError> {
         let Some(link) = self.find_link(name).await? else {
             return Ok(false);
         };
         let deleted = self.requests.delete_link(link.header.index);
         deleted
             .await
-            .with_context(|| format!("cannot delete {name}"))?;
+            .map_err(PrivateError::refused("delete", name))?;
         Ok(true)
     }
 
-    async fn find_link(&self, name: &str) -> Result<Option<LinkMessage>> {
+    async fn find_link(&self, name: &str) -> Result<Option<LinkMessage>, PrivateError> {
         let found = self.requests.get(RouteNetlinkMessage::GetLink(named(name)));
         match found.await {
             Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
             Ok(_) => Ok(None),
             Err(error) if error.is(libc::ENODEV) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot look for {name}")),
+            Err(error) => Err(PrivateError::refused("look for", name)(error)),
         }
     }
 }
@@ -745,6 +834,7 @@ mod tests {
     use std::{collections::BTreeSet, process::Command};
 
     use super::*;
+    use crate::error::full;
     use crate::net::exchange::{Exchange, tests::Lossy};
 
     /// Runs lines of iproute2 in the calling thread's network namespace.
@@ -769,6 +859,47 @@ mod tests {
                 panic!("{:?} is not {wanted:?}", names(netlink));
             };
             changed.expect("notifications");
+        }
+    }
+
+    #[test]
+    fn errors_say_what_was_attempted_and_why_it_failed() {
+        let refused = || RequestError::Refused(io::Error::from_raw_os_error(libc::EPERM));
+        let why = "Operation not permitted (os error 1)";
+        let rows: [(&(dyn std::error::Error + 'static), String); 5] = [
+            (
+                &NetlinkError::Read(FollowError::List(refused())),
+                format!("cannot read the hub's interfaces: cannot list the hub's interfaces: {why}"),
+            ),
+            (
+                &NetlinkError::from(FollowError::List(refused())),
+                format!("cannot list the hub's interfaces: {why}"),
+            ),
+            (
+                &NetlinkError::Slow,
+                "the kernel did not list the hub's interfaces within 30 s; another process may hold its lock of \
+                 network configuration (RTNL)"
+                    .to_owned(),
+            ),
+            (
+                &PrivateError::refused("make the private veth", "trk0-default")(refused()),
+                format!("cannot make the private veth trk0-default: {why}"),
+            ),
+            (
+                &PrivateError::Ipv6 {
+                    path: "/proc/x".to_owned(),
+                    write: io::Error::from_raw_os_error(libc::EROFS),
+                    name: "trk0-default".to_owned(),
+                    source: refused(),
+                },
+                format!(
+                    "cannot write /proc/x (Read-only file system (os error 30)), nor keep IPv6 off trk0-default by \
+                     netlink: {why}"
+                ),
+            ),
+        ];
+        for (error, text) in rows {
+            assert_eq!(full(error).to_string(), text);
         }
     }
 

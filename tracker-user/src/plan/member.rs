@@ -57,7 +57,7 @@ impl Fault {
     }
 
     /// The kernel's maps can't be written.
-    pub fn cannot_write(error: &anyhow::Error) -> Self {
+    pub fn cannot_write(error: &impl std::fmt::Display) -> Self {
         Self::new(Cause::SendFailed, format!("{error:#}"))
     }
 }
