@@ -23,7 +23,7 @@ use crate::pace::{slow, slow_config};
 use crate::status::{Event, Status};
 
 /// How long anything that should happen at once may take on a machine that is busy with other tests. As all times of
-/// tests, it is stretched where the machine is slow: see [`crate::pace`].
+/// tests, it is stretched if the machine is slow: see [`crate::pace`].
 pub const SOON: Duration = Duration::from_secs(10);
 /// How long what waits for the kernel's own timers (a neighbour entry going stale) may take.
 pub const LATER: Duration = Duration::from_secs(30);
@@ -201,7 +201,7 @@ impl<'lab> Tracker<'lab> {
         fs::write(self.config(), slow_config(&text)).context("write the config")
     }
 
-    /// Gives the daemon another config by SIGHUP and waits until it says what came of it: true where it took it.
+    /// Gives the daemon another config by SIGHUP and waits until it says what came of it: true if it took it.
     ///
     /// # Errors
     /// When it says nothing soon.
@@ -329,7 +329,7 @@ impl<'lab> Tracker<'lab> {
         Ok(())
     }
 
-    /// A `tracker` command on the hub; give it [`Self::socket`] where it talks to the daemon.
+    /// A `tracker` command on the hub; give it [`Self::socket`] if it talks to the daemon.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.hub.command(&self.binary);
@@ -659,7 +659,7 @@ impl Follower {
         )
     }
 
-    /// The next event, and when it came; none where there is none for so long.
+    /// The next event, and when it came; `None` if none comes within this time.
     ///
     /// # Errors
     /// When the command has ended, or a line is not as the contract says.

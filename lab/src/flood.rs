@@ -58,7 +58,7 @@ fn redirect(ifindex: u32) -> Result<OwnedFd> {
     ))
 }
 
-/// Sends these frames out of an interface of `from` in turn, for so long; returns how many.
+/// Sends these frames out of an interface of `from` in turn, for this long; returns how many.
 ///
 /// # Errors
 /// As the kernel answers.

@@ -1,4 +1,4 @@
-//! eBPF programs that are somebody else's: they count what they see, and let it go on.
+//! Foreign eBPF programs, which are not Tracker's: they count the packets that they see, and let them pass.
 
 use std::fs;
 use std::io;
@@ -31,7 +31,7 @@ pub enum Hook {
     Tag(u16),
 }
 
-/// Instructions that leave the program, by the exit code at its end, where a packet is no IPv4 echo reply. `rest` is how
+/// Instructions that leave the program, by the exit code at its end, if a packet is no IPv4 echo reply. `rest` is how
 /// many instructions of the program follow these.
 fn only_echo_replies(rest: i16) -> Vec<u64> {
     vec![
@@ -140,7 +140,7 @@ pub(crate) fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<lib
 }
 
 pub(crate) fn owned(fd: libc::c_int) -> OwnedFd {
-    // SAFETY: a new descriptor that bpf(2) just returned, and that nobody else has.
+    // SAFETY: bpf(2) just returned this descriptor, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

@@ -15,7 +15,7 @@ pub struct Hang {
 }
 
 impl Hang {
-    /// Stops the thread of this name of a process; the main thread where the name is that of the program.
+    /// Stops the thread of this name of a process; the main thread if the name is that of the program.
     ///
     /// # Errors
     /// When there is no such thread, or it can't be stopped.

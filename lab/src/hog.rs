@@ -1,4 +1,4 @@
-//! Something that takes the processor from everybody else.
+//! A thread that takes the processor from all other threads.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Keeps a processor busy at the highest real-time priority there is, for so long.
+/// Keeps a processor busy at the highest real-time priority there is, for this long.
 ///
 /// # Errors
 /// When the kernel refuses the priority or the processor.
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 /// # Panics
 /// Never.
 pub fn hog(processor: usize, time: Duration) -> Result<()> {
-    // By itself, also where this thread unwinds: time is all that ends it.
+    // Ends by itself after the time, also if this thread unwinds.
     let thread = std::thread::spawn(move || -> Result<()> {
         let mut only = CpuSet::new();
         only.set(processor)?;

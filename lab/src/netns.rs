@@ -1,4 +1,4 @@
-//! Network namespaces that belong to somebody and go away with them.
+//! Network namespaces that belong to a process and are removed when it ends.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
@@ -78,7 +78,7 @@ impl Drop for Owner {
 /// Removes the namespaces and pins of owners that died without tidying up. Best effort: reports, never fails.
 pub fn sweep() {
     let Ok(entries) = fs::read_dir(OWNERS) else {
-        return; // Nobody ever owned anything here.
+        return; // No process ever owned a namespace here.
     };
     for path in entries.flatten().map(|entry| entry.path()) {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
@@ -144,7 +144,7 @@ fn random_word() -> String {
         .collect()
 }
 
-/// Mounts the BPF file system where it is missing.
+/// Mounts the BPF file system if it is not mounted.
 ///
 /// The daemon does so too; a mount that several daemons race for would hide the pins of the first.
 ///

@@ -25,7 +25,7 @@ pub fn slow(time: Duration) -> Duration {
     time * *FACTOR
 }
 
-/// True where times are longer than on hardware.
+/// True if times are longer than on hardware.
 #[must_use]
 pub fn is_slow() -> bool {
     *FACTOR > 1
@@ -50,7 +50,7 @@ pub fn slow_config(toml: &str) -> String {
     stretch(toml, *FACTOR)
 }
 
-/// Only milliseconds and seconds, and not beyond the longest timeout: who writes an hour wants never.
+/// Only milliseconds and seconds, and not beyond the longest timeout: an hour stands for never.
 fn stretch(toml: &str, factor: u32) -> String {
     const LONGEST_MS: u32 = 60_000;
     if factor == 1 {

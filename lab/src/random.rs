@@ -1,7 +1,7 @@
-//! Tests by random inputs, all of which follow from one number.
+//! Tests by random inputs, which all follow from one number.
 //!
-//! `TRACKER_SEED` is that number: whoever has it sees the same inputs in the same order. `TRACKER_SOAK_SECONDS` has a test go
-//! on for so long, from a number of its own where none is given. A test runs in rounds, each with the seed after the
+//! `TRACKER_SEED` is that number: with it a test has the same inputs in the same order. `TRACKER_SOAK_SECONDS` has a test go
+//! on for this long, from a number of its own if none is given. A test runs in rounds, each with the seed after the
 //! last one's, and one that fails says which: with that as `TRACKER_SEED`, the failure comes in the first round.
 
 use std::fmt::Display;
@@ -49,7 +49,7 @@ impl Random {
         self.word() as u8
     }
 
-    /// Any number below `end`; 0 where there is none.
+    /// Any number below `end`; 0 if there is none.
     pub fn below(&mut self, end: usize) -> usize {
         (self.word() % (end as u64).max(1)) as usize
     }
@@ -62,7 +62,7 @@ impl Random {
     /// One of these.
     ///
     /// # Panics
-    /// Where there are none.
+    /// If there are none.
     pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
         &choices[self.below(choices.len())]
     }
@@ -74,7 +74,7 @@ impl Random {
         }
     }
 
-    /// So many bytes.
+    /// This many random bytes.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         (0..len).map(|_| self.byte()).collect()
     }
@@ -141,7 +141,7 @@ pub struct Rounds {
     inputs: u64,
 }
 
-/// One of them; says what to repeat where it ends in a panic.
+/// One round; if it ends in a panic, it prints the seed that repeats it.
 #[derive(Debug)]
 pub struct Round {
     /// Its seed.
@@ -151,10 +151,10 @@ pub struct Round {
 }
 
 impl Rounds {
-    /// So many rounds, fewer on a machine that is busy, unless the environment wants others.
+    /// This many rounds, fewer on a machine that is busy, unless the environment wants others.
     ///
     /// # Panics
-    /// Where a variable is set and not a number.
+    /// If a variable is set and not a number.
     #[must_use]
     pub fn new(most: u64) -> Self {
         let soak = number(SOAK).map(Duration::from_secs);
@@ -234,7 +234,7 @@ impl Drop for Round {
 /// What such a variable says, if it is set.
 ///
 /// # Panics
-/// Where that is not a number.
+/// If that is not a number.
 #[must_use]
 pub fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
@@ -242,12 +242,12 @@ pub fn number(variable: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|error| panic!("{variable}={value}: {error}; give a whole number")))
 }
 
-/// A seed that nobody has seen before.
+/// A new seed, from the system's random numbers.
 #[must_use]
 pub fn fresh() -> u64 {
     let mut bytes = [0; 4];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    // Short enough to be typed; without a source of chance the time is one.
+    // Short enough to be typed. The process id stands in if there are no random numbers.
     match read {
         Ok(()) => u32::from_ne_bytes(bytes).into(),
         Err(_) => std::process::id().into(),
@@ -274,7 +274,7 @@ impl Tally {
     /// nothing. Fewer than `20 n` inputs may lack some by chance.
     ///
     /// # Panics
-    /// Where one was not.
+    /// If one was not.
     #[track_caller]
     pub fn require(&self, outcomes: &[impl std::fmt::Debug], n: u64) {
         let total: u64 = self.0.values().sum();

@@ -37,12 +37,12 @@ impl UdpEcho {
     /// Answers on one port of each address.
     ///
     /// # Errors
-    /// Where the namespace has no such address, or the port is taken.
+    /// If the namespace has no such address, or the port is taken.
     pub fn start(host: &Namespace, addresses: &[IpAddr], port: u16) -> Result<Self> {
         UdpServer::start(host, addresses, port, |datagram| Some(datagram.to_vec())).map(Self)
     }
 
-    /// Who has asked so far.
+    /// The clients that have sent something so far.
     #[must_use]
     pub fn seen(&self) -> BTreeSet<SocketAddr> {
         self.0.seen()
@@ -53,7 +53,7 @@ impl Reflector {
     /// Reflects on one port of each address.
     ///
     /// # Errors
-    /// Where the namespace has no such address, or the port is taken.
+    /// If the namespace has no such address, or the port is taken.
     pub fn start(host: &Namespace, addresses: &[IpAddr], port: u16) -> Result<Self> {
         UdpServer::start(host, addresses, port, reflected).map(Self)
     }
@@ -76,7 +76,7 @@ impl Reflector {
         UdpServer::start(host, addresses, port, answer).map(Self)
     }
 
-    /// Who has asked so far.
+    /// The clients that have sent something so far.
     #[must_use]
     pub fn seen(&self) -> BTreeSet<SocketAddr> {
         self.0.seen()
@@ -201,11 +201,11 @@ pub struct TcpEcho {
 }
 
 impl TcpEcho {
-    /// Listens on one port of each address. Its backlog is as short as can be: who leaves connections half open
-    /// fills it at once.
+    /// Listens on one port of each address. Its backlog is as short as can be: a client that leaves connections
+    /// half open fills it at once.
     ///
     /// # Errors
-    /// Where the namespace has no such address, or the port is taken.
+    /// If the namespace has no such address, or the port is taken.
     pub fn start(host: &Namespace, addresses: &[IpAddr], port: u16) -> Result<Self> {
         let mut echo = Self {
             is_over: Arc::default(),
@@ -270,7 +270,7 @@ impl Drop for TcpEcho {
 /// Connections of a host that are half open: a SYN was answered, and nothing came after it.
 ///
 /// # Errors
-/// Where /proc has no tables.
+/// If /proc has no tables.
 pub fn half_open(host: &Namespace) -> Result<usize> {
     const SYN_RECV: &str = "03";
     host.enter(|| {
@@ -290,7 +290,7 @@ pub fn half_open(host: &Namespace) -> Result<usize> {
 /// One of a host's own counters of TCP, by its name in /proc/net/snmp or netstat.
 ///
 /// # Errors
-/// Where there is none of that name.
+/// If there is none of that name.
 pub fn tcp_counter(host: &Namespace, name: &str) -> Result<u64> {
     counter(host, &["Tcp:", "TcpExt:"], name)
 }
@@ -298,7 +298,7 @@ pub fn tcp_counter(host: &Namespace, name: &str) -> Result<u64> {
 /// One of a host's own counters of UDP over IPv4, by its name in /proc/net/snmp.
 ///
 /// # Errors
-/// Where there is none of that name.
+/// If there is none of that name.
 pub fn udp_counter(host: &Namespace, name: &str) -> Result<u64> {
     counter(host, &["Udp:"], name)
 }

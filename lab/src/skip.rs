@@ -1,4 +1,4 @@
-//! Skipping a test, always with a reason that somebody can check.
+//! Skipping a test, always with a reason that can be checked.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ macro_rules! skip {
     }};
 }
 
-/// Ends the test as skipped where it does not run as root: the kernel would refuse everything.
+/// Ends the test as skipped if it does not run as root: the kernel would refuse everything.
 #[macro_export]
 macro_rules! needs_root {
     () => {
@@ -31,11 +31,11 @@ pub fn is_root() -> bool {
 
 /// Prints the line `SKIP: TEST: REASON` past the capture of the test runner, which would swallow it.
 pub fn report(test: &str, reason: &str) {
-    // A closed stderr leaves nobody to tell.
+    // With stderr closed, there is nowhere to report it.
     let _ = writeln!(std::io::stderr(), "SKIP: {test}: {reason}");
 }
 
-/// The running kernel's version, for what came with one; zeros where it can't be read.
+/// The running kernel's version, for what came with one; zeros if it can't be read.
 #[must_use]
 pub fn linux() -> (u32, u32) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

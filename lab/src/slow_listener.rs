@@ -48,7 +48,7 @@ fn set<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: T) -
 }
 
 impl SlowListener {
-    /// Listens to a group (`enum rtnetlink_groups`) inside a namespace; `None` where the kernel has no endless loops in
+    /// Listens to a group (`enum rtnetlink_groups`) inside a namespace; `None` if the kernel has no endless loops in
     /// programs (`may_goto`, Linux 6.9). A notification takes some 20 ms.
     ///
     /// # Errors

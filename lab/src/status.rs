@@ -103,7 +103,7 @@ pub struct Event {
     pub to: String,
     /// Why.
     pub cause: String,
-    /// How long it took to find out, where that is known.
+    /// How long it took to find out, if that is known.
     pub detection_us: Option<u64>,
 }
 

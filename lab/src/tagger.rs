@@ -1,4 +1,4 @@
-//! VLAN tags beside a packet's bytes, where network cards and the kernel put them: no context of a test run has room for
+//! VLAN tags beside a packet's bytes, as network cards and the kernel put them: no context of a test run has room for
 //! one (`convert___skb_to_skb` of Linux 6.18 wants zeros there), so a program of our own puts the tag there and then goes
 //! on with the program under test.
 
@@ -18,7 +18,7 @@ const PROG_TYPE_SCHED_CLS: u32 = 3;
 const MARK_AT: usize = 8;
 const CB_AT: usize = 48;
 const SKB_LEN: usize = 192;
-/// What comes back where the program under test was not reached: no action of TC.
+/// What the run returns if the program under test was not reached: no action of TC.
 const NOT_REACHED: i32 = 99;
 
 /// A program that puts a tag beside a packet and has another one look at it.
@@ -136,7 +136,7 @@ impl Tagger {
     /// Runs the classifier on a frame with a tag beside it: the action, and the frame.
     ///
     /// # Errors
-    /// As the kernel answers, and where the classifier was not reached.
+    /// As the kernel answers, and if the classifier was not reached.
     pub fn run(&self, frame: &[u8], control: u16, mark: u32) -> io::Result<(i32, Vec<u8>)> {
         let mut context = [0u8; SKB_LEN];
         context[MARK_AT..MARK_AT + 4].copy_from_slice(&mark.to_ne_bytes());

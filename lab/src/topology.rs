@@ -69,7 +69,7 @@ impl Lab {
         })
     }
 
-    /// A hub with `count` services on its one `eth1`: a switch connects it with all firewalls, of which the `n`-th is
+    /// A hub with `count` services on its one `eth1`: a switch connects it with all firewalls; the `n`-th is
     /// 10.9.0.`n + 1`.
     ///
     /// # Errors

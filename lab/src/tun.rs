@@ -133,7 +133,7 @@ fn carry(mut ends: [File; 2], stopped: &OwnedFd, carrier: &Mutex<Carrier>) {
         if poll(&mut sources, patience).is_err_and(|error| error != nix::Error::EINTR) {
             return;
         }
-        // Nobody ever writes: something to see means that the other end is closed.
+        // Nothing is ever written here: an event means that the other end is closed.
         if sources[2].any().unwrap_or(true) {
             return;
         }

@@ -195,7 +195,7 @@ fn programs(figures: &mut Figures) -> Result<()> {
 /// by RPS, as a network card with several queues would.
 #[derive(Clone, Copy, PartialEq)]
 enum Forwarding {
-    /// All of them: the path, which is the same for everybody, is as fast as the machine.
+    /// On all processors: the path, which is the same for each program compared, is as fast as the machine.
     Everywhere,
     /// All but the first, to which the hub's process is bound: what that process uses is the hub's own.
     BesideHub,
@@ -270,8 +270,8 @@ fn fping_once(path: Forwarding) -> Result<Option<(f64, f64)>> {
     )))
 }
 
-/// [`fping_once`] until nearly all replies came: where a busy machine drops some, fping waits for its
-/// timeout at the end, which would not be fair.
+/// [`fping_once`] until nearly all replies came: if a busy machine drops some, fping waits for its
+/// timeout at the end, which would make it look slower than it is.
 fn fping(path: Forwarding) -> Result<(f64, f64)> {
     for _ in 0..5 {
         if let Some(figures) = fping_once(path)? {
@@ -346,7 +346,7 @@ fn counted(tracker: &Tracker<'_>) -> Result<u64> {
 /// The daemon over the same path to the same targets, as [`fping`].
 fn throughput(binary: &Path, path: Forwarding) -> Result<(f64, f64)> {
     let lab = throughput_lab(path)?;
-    // More than fits, where the rate counts; what fits beside the path, where the cost counts.
+    // More than fits if the rate is measured; what fits beside the path if the cost is measured.
     let interval = match path {
         Forwarding::Everywhere => "200ms",
         Forwarding::BesideHub => "1s",
@@ -401,8 +401,8 @@ fn turns(tracker: &Tracker<'_>, since: u64, verdict: &str) -> Result<(u64, Vec<T
     Ok((last, times))
 }
 
-/// The firewall's route to what is behind it, changed by an `ip` that already runs: between break and
-/// clock stands one write to a pipe, where starting a command or `ip_forward` would take milliseconds.
+/// The firewall's route to what is behind it, changed by an `ip` that already runs: between the break and
+/// the reading of the clock is one write to a pipe; starting a command, or `ip_forward`, would take milliseconds.
 struct Switch {
     ip: Child,
     gateway: String,

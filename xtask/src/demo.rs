@@ -174,7 +174,7 @@ fn nothing_stays(tracker: &mut Tracker) -> Result<()> {
     Ok(())
 }
 
-/// Where the story goes: standard output, unless that is for the JSON.
+/// Where the text goes: standard output, unless that is for the JSON.
 struct Story {
     on_stderr: bool,
 }

@@ -1,8 +1,8 @@
 //! `cargo xtask test --kernel VERSION`: the end-to-end tests under one of Debian's stock kernels, in an emulated machine.
 //!
 //! virtme-ng boots the kernel in QEMU with this machine's own files, read only, so that the tests and the daemon that
-//! were built here run there as they are. Hardware virtualisation is not asked for: it is missing where tests run most,
-//! in virtual machines and containers.
+//! were built here run there as they are. Hardware virtualisation is not asked for: most tests run in virtual machines
+//! and containers, which lack it.
 
 use std::{
     fs::{self, File},
@@ -449,7 +449,7 @@ impl Machine {
             .arg(shared)
             .arg("--")
             .arg(format!(
-                // Also the machine itself ends, should nobody be left here to end it.
+                // The guest also ends by itself, if this process is no longer there to end it.
                 "timeout --kill-after=10 {} sh {}",
                 LIMIT.as_secs(),
                 quoted(&shared.join("run.sh").to_string_lossy())
@@ -471,7 +471,7 @@ impl Machine {
         })
     }
 
-    /// Fails where it is no use to wait longer.
+    /// Fails if it is no use to wait longer.
     fn check(&self) -> Result<()> {
         interrupt::check()?;
         let age = self.started.elapsed();

@@ -87,7 +87,7 @@ fn report(problems: Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// The eBPF crate is compiled by another compiler, so it takes that compiler's clippy. Where there is none,
+/// The eBPF crate is compiled by another compiler, so it takes that compiler's clippy. If there is none,
 /// the crate is at least built with warnings denied.
 fn lint_bpf(toolchain: &Toolchain) -> Result<()> {
     let target_dir = build::target_dir()?.join("bpf");
@@ -165,7 +165,7 @@ const HOSTS: &[&str] = &[
     "www.rust-lang.org",
 ];
 
-/// Directories of somebody's machine.
+/// Directories of a developer's machine.
 const MACHINE_DIRS: &[&str] = &[
     concat!("/ho", "me/"),
     concat!("/ro", "ot/"),
@@ -203,7 +203,7 @@ struct Tree(Vec<(String, Vec<u8>)>);
 
 impl Tree {
     /// Everything in the tree but git's own and cargo's target directory. Not `git ls-files`: a file that
-    /// somebody forgot to add is checked, and a source archive without git can be.
+    /// was not added is checked, and a source archive without git can be.
     fn read() -> Result<Self> {
         let mut files = Vec::new();
         let mut dirs = vec![sh::root().to_owned()];
@@ -448,7 +448,7 @@ fn text_problems(name: &str, text: &str, leads: &dyn Fn(&str) -> bool) -> Vec<St
             found("trailing white space".into());
         }
         for dir in MACHINE_DIRS {
-            // At the start of a path only: `docs/work/` is nobody's machine.
+            // At the start of a path only: `docs/work/` is in the tree.
             if line.match_indices(dir).any(|(at, _)| {
                 !line[..at].ends_with(|c: char| c.is_alphanumeric() || "._-$}*".contains(c))
             }) {

@@ -19,7 +19,7 @@ const BINARIES: [(&str, &str); 3] = [
     ("tracker-tests", "prog"),
     ("tracker-user", SIMULATION),
 ];
-/// The tests with the faults, each of which takes seconds.
+/// The tests with the faults; each takes seconds.
 const FAULTS: &str = "fault_matrix::";
 /// The binary with the simulation of schedule and verdict.
 const SIMULATION: &str = "histories";

@@ -28,7 +28,7 @@ pub struct Args {
     /// times slower than hardware, so all times of the tests are longer; $TRACKER_TEST_SLOWNESS says how many times.
     #[arg(long, value_name = "SERIES")]
     kernel: Option<String>,
-    /// Run the fault matrix, the simulation and the fuzzers for so many minutes, with inputs nobody has seen before
+    /// Run the fault matrix, the simulation and the fuzzers for this many minutes, with new random inputs
     ///
     /// The time is split among them. What was done, and what repeats a failure, is said at the end. All follows from one
     /// seed, which is printed; $TRACKER_SEED sets it.
@@ -39,7 +39,7 @@ pub struct Args {
     runner: Vec<String>,
 }
 
-/// So many of the tests that took longest are named.
+/// How many of the tests that took longest are named.
 const LONGEST: usize = 10;
 
 /// Builds and runs the tests.
@@ -123,7 +123,7 @@ fn native(args: &Args) -> Result<Outcome> {
             command.args(tests.iter().flat_map(|test| ["--test", test]));
         }
     }
-    // How long each test takes is told by the test harness to nightly compilers alone, or to those who ask like this. Only the
+    // The test harness reports how long each test takes if the compiler is nightly, or with this variable. Only the
     // test programs are to see it: in the environment of rustc it would build other dependencies.
     command.env(RUNNER, "env RUSTC_BOOTSTRAP=1");
     command

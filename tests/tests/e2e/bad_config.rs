@@ -27,7 +27,7 @@ name = "internet"
 services = ["fw-1"]
 "#;
 
-/// What to replace by what, the line that is then wrong (where one line is to blame), and words of the message.
+/// What to replace by what, the line that is then wrong (if it is one line), and words of the message.
 const CASES: &[(&str, &str, Option<u32>, &[&str])] = &[
     (
         "endpoint = \"10.9.0.2\"",

@@ -85,7 +85,7 @@ fn the_arriving_probe_is_the_proof() -> Result<()> {
         assert!(tracker["rtt_us"]["last"].is_u64(), "{tracker}");
         assert_eq!(tracker["duplicate"], 0);
     }
-    // Where it comes back is where the receive program is.
+    // The receive program is on the interface by which the probes come back.
     let config = tracker.config();
     let config = config.to_string_lossy();
     let mut doctor = tracker.command(&["doctor", "--json", "--config", &config]);
@@ -116,7 +116,7 @@ fn a_syn_and_a_stamp_packet_arrive() -> Result<()> {
             follows_the_firewall(&lab, &tracker)?;
         }
     }
-    // Nobody answered for them.
+    // The stack answered none of them.
     assert_eq!(tracker_lab::servers::tcp_counter(&lab.hub, "OutRsts")?, 0);
     assert_eq!(tracker_lab::servers::udp_counter(&lab.hub, "NoPorts")?, 0);
     Ok(())

@@ -77,7 +77,7 @@ fn the_firewall_rejects() -> Result<()> {
     Ok(())
 }
 
-/// Behind the service nobody listens, and the host says so.
+/// No program has the port behind the service, and the host says so.
 #[test]
 fn nobody_listens() -> Result<()> {
     let lab = Lab::new()?;
@@ -90,7 +90,7 @@ fn nobody_listens() -> Result<()> {
     Ok(())
 }
 
-/// A loop of routes: the error comes from somebody on the way.
+/// A loop of routes: the error comes from a router on the way.
 #[test]
 fn the_service_routes_in_a_loop() -> Result<()> {
     let lab = Lab::new()?;

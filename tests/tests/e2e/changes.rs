@@ -53,7 +53,7 @@ fn renamed_moved_away_and_replaced() -> Result<()> {
         hub.ip("link set other name eth1\n")?;
         alive(&tracker, by)?;
 
-        // Moved away and back, in view and while nobody looked: it keeps its index.
+        // Moved away and back, while the daemon runs and while it is stopped: the interface keeps its index.
         hub.ip(&format!("link set eth1 netns {}\n", elsewhere.name()))?;
         tracker.wait_verdict("fw-1", "down", "interface-missing")?;
         let left = elsewhere.run("ip -details link show dev eth1")?;
@@ -75,7 +75,7 @@ fn renamed_moved_away_and_replaced() -> Result<()> {
         tracker.signal(Signal::SIGCONT)?;
         alive(&tracker, by)?;
 
-        // Another device of the same name and index, while nobody looked.
+        // Another device of the same name and index, while the daemon is stopped.
         tracker.signal(Signal::SIGSTOP)?;
         hub.ip(&format!(
             "link del eth1\n\
@@ -120,7 +120,7 @@ fn addresses_of_the_interface() -> Result<()> {
     tracker.wait_alive(LATER, "fw-1")?;
     assert_eq!(sources()?, [true, false]);
 
-    // None left: nobody to answer to, and nobody's fault.
+    // None left: a probe would have no source address, which is no fault of the service.
     hub.ip("address del 10.9.0.1/24 dev eth1\n")?;
     let none = tracker.wait_verdict("fw-1", "unknown", "send-failed")?;
     assert_eq!(

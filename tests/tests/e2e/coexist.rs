@@ -75,7 +75,7 @@ fn somebody_elses_xdp_program_stays() -> Result<()> {
     Ok(())
 }
 
-/// Where the operator insists on XDP, the hub says what is in the way, and goes on once it is gone.
+/// If the config insists on XDP, the daemon names the program that has the hook, and attaches once that is gone.
 #[test]
 fn a_mode_that_is_taken_is_refused_until_it_is_free() -> Result<()> {
     let lab = Lab::new()?;
@@ -102,7 +102,7 @@ fn a_mode_that_is_taken_is_refused_until_it_is_free() -> Result<()> {
     Ok(())
 }
 
-/// An operator who comes later: the kernel refuses a second XDP program, and nothing is disturbed.
+/// A program that an operator attaches later: the kernel refuses a second XDP program, and nothing is disturbed.
 #[test]
 fn somebody_who_comes_later() -> Result<()> {
     let lab = Lab::new()?;
@@ -135,7 +135,7 @@ fn the_operators_tc_programs_go_on_working() -> Result<()> {
                 "tc filter add dev eth1 {direction} prio 2 u32 match u32 0 0 flowid 1:1"
             ))?;
         }
-        // The same at TCX, where this kernel has it: before the daemon, and while it runs.
+        // At TCX, if this kernel has it: before the daemon, and while it runs.
         let at_tcx = |name: &str, hook: Tcx| {
             let program = Foreign::new(&lab, Hook::Tc, name)?;
             let link = program.attach_tcx(hub, "eth1", hook)?;

@@ -48,7 +48,7 @@ fn vlan() -> Result<()> {
         skip!("this kernel has no 802.1Q devices (`{add}`)");
     }
     let firewall = &lab.service().firewall;
-    // So that the parent takes redirected frames, and the tag is the send program's work where the kernel tells.
+    // With GRO the parent takes redirected frames, and the send program adds the tag, if the kernel reports XDP features.
     firewall.run("ethtool -K eth0 gro on")?;
     firewall.ip("link add link eth0 name eth0.10 type vlan id 10\n\
          address add 10.9.7.2/24 dev eth0.10\nlink set eth0.10 up\n")?;

@@ -35,7 +35,7 @@ fn for_every_kind_of_interface() -> Result<()> {
     let hub = &lab.hub;
     let [plain, grouped, bridged, above, foreign] = [0, 1, 2, 3, 4].map(|at| &lab.services()[at]);
     // eth1 as it is, and vx1 through it; eth2 takes redirected frames; br1 has eth3 as its port; mac1 is above eth4;
-    // eth5 has somebody else's program.
+    // eth5 has a foreign program.
     hub.ip(
         "link add vx1 type vxlan id 7 local 10.9.0.1 remote 10.9.0.2 dstport 4789 dev eth1\n\
          address add 10.9.71.1/24 dev vx1\nlink set vx1 up\n\

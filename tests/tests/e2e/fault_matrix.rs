@@ -1,6 +1,6 @@
 //! The fault matrix: each row breaks something real and holds the daemon to its verdict and cause, or to its silence.
 //!
-//! `TRACKER_SOAK_SECONDS` repeats the rows for so long, in random order, which `TRACKER_SEED` repeats.
+//! `TRACKER_SOAK_SECONDS` repeats the rows for this long, in random order, which `TRACKER_SEED` repeats.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -69,7 +69,7 @@ impl Matrix {
     }
 }
 
-/// All rows; where a row takes minutes, the first of each expectation.
+/// All rows; on a machine on which a row takes minutes, the first of each expectation.
 fn chosen() -> Vec<Row> {
     let rows = rows::all();
     if !pace::is_slow() {
@@ -137,7 +137,7 @@ fn each_fault_has_its_verdict_and_cause() -> Result<()> {
     Ok(())
 }
 
-/// A cause that no row produces is a cause that nobody has seen.
+/// Checks that the rows produce every cause: one that no row produces is untested.
 #[test]
 fn the_matrix_has_every_cause() -> Result<()> {
     // What a tracker is by that is up.

@@ -129,7 +129,7 @@ fn ordinary_pings_get_their_replies() -> Result<()> {
         let output = from.run(&format!(
             "ping -n -c 20 -i 0.01 -w {patience} -s {size} {to}"
         ))?;
-        // More are sent while one is late, so that only what nobody answers fails.
+        // More are sent while one is late, so that only packets without any answer fail the test.
         assert!(output.contains(" 20 received"), "{output}");
         assert!(
             !output.contains("DUP") && !output.contains("wrong data"),
@@ -145,7 +145,7 @@ fn ordinary_pings_get_their_replies() -> Result<()> {
 fn other_icmp_errors_reach_the_hub() -> Result<()> {
     let lab = busy_lab()?;
     let _tracker = start(&lab)?;
-    // Nobody listens: the host's port-unreachable must come through to the socket.
+    // The port is closed: the host's port-unreachable must come through to the socket.
     lab.hub.enter(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.set_read_timeout(Some(slow(Duration::from_secs(2))))?;

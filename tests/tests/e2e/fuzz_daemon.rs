@@ -66,7 +66,7 @@ fn request(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Sends a request and takes the answer; without one in a short time where it may go on for ever.
+/// Sends a request and takes the answer; a request that may be answered for ever is given up after a short time.
 fn ask(socket: &Path, request: &[u8]) -> Result<Vec<u8>> {
     let goes_on = request.windows(13).any(|part| part == b"\"follow\":true");
     let mut stream = UnixStream::connect(socket).context("connect to the daemon")?;
@@ -172,7 +172,7 @@ fn fuzz_requests_to_a_running_daemon() -> Result<()> {
     Ok(())
 }
 
-/// What asks for metrics: somebody's scraper, or something else that found the port.
+/// Requests for metrics: those of a scraper, or of any other program that found the port.
 #[test]
 fn fuzz_requests_for_metrics() -> Result<()> {
     const CORPUS: [&str; 5] = [

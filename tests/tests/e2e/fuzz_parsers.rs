@@ -99,7 +99,7 @@ uplinks = ["eth0"]
 sources = ["192.0.2.0/24", "2001:db8::/32"]
 mark = 0x7472
 "#;
-/// Values that somebody may give, and what stands for them in JSON, too.
+/// Values that a config or a request may have, in TOML and as they are written in JSON.
 const VALUES: [&str; 36] = [
     "0",
     "1",

@@ -77,7 +77,7 @@ fn two_instances_on_one_interface() -> Result<()> {
     Ok(())
 }
 
-/// The tag in the state directory is that of the pins, outlives them, and is made anew where it is missing.
+/// The tag in the state directory is that of the pins, outlives them, and is made anew if it is missing.
 #[test]
 fn the_tag_is_kept() -> Result<()> {
     let lab = Lab::new()?;

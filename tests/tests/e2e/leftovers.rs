@@ -23,7 +23,7 @@ fn objects(tracker: &Tracker) -> Result<BTreeSet<KernelObject>> {
     Ok(held.union(&pinned).cloned().collect())
 }
 
-/// The kernel frees what nobody refers to any more a little later.
+/// Waits until the kernel has freed these objects, which it does some time after the last reference is gone.
 fn wait_until_gone(objects: &BTreeSet<KernelObject>) -> Result<()> {
     let deadline = Instant::now() + slow(SOON);
     loop {

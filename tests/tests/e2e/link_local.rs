@@ -37,7 +37,7 @@ fn the_same_endpoint_on_several_interfaces() -> Result<()> {
             toml(name, "fe80::2", &service.interface, &behind, "")
         })
         .collect();
-    // A link-local source would be answered to nobody.
+    // No reply to a link-local source would reach the hub.
     for service in lab.services() {
         service.firewall.nft(&format!(
             "add counter inet firewall proper

@@ -1,4 +1,4 @@
-//! A signal that comes while the kernel verifies a program keeps nobody from loading it.
+//! A signal that comes while the kernel verifies a program does not make the load fail.
 
 use std::os::unix::thread::JoinHandleExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};

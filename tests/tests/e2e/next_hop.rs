@@ -99,7 +99,7 @@ fn an_endpoint_that_goes_away_is_the_next_hops_fault() -> Result<()> {
     service
         .firewall
         .ip("address del 10.9.0.2/24 dev eth0\naddress add 10.9.0.3/24 dev eth0\n")?;
-    // The neighbour entry outlives the device for a while: first the probes go unanswered, then nobody is there.
+    // The neighbour entry outlives the device for a while: first the probes go unanswered, then the next hop is unresolved.
     tracker.wait_verdict_within(LATER, "fw-1", "down", "next-hop-unresolved")?;
     service.firewall.ip("address add 10.9.0.2/24 dev eth0\n")?;
     tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;

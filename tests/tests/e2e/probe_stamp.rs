@@ -7,7 +7,7 @@ use tracker_lab::daemon::SOON;
 use tracker_lab::servers::{Reflector, UdpEcho};
 use tracker_lab::{Config, Lab, Service, Tracker};
 
-/// The port of STAMP, which nobody has to name.
+/// The port of STAMP, which a config need not name.
 const PORT: u16 = 862;
 
 fn toml(service: &Service, name: &str, behind: IpAddr, more: &str) -> String {
@@ -105,7 +105,7 @@ fn only_a_right_answer_counts() -> Result<()> {
     let service = lab.service();
     let behind = [IpAddr::from(service.behind)];
     let toml = toml(service, "fw-1", behind[0], "");
-    // Who sends back what he gets is no reflector.
+    // A host that echoes the datagram unchanged is no reflector.
     let echo = UdpEcho::start(&service.host, &behind, PORT)?;
     let tracker = Tracker::start(&lab.hub, &toml)?;
     let down = tracker.wait_verdict("fw-1", "down", "no-reply")?;
@@ -119,7 +119,7 @@ fn only_a_right_answer_counts() -> Result<()> {
     let down = tracker.wait_verdict("fw-1", "down", "corrupt")?;
     assert!(down.count("fw-1", "corrupt") > 0);
     drop(altering);
-    // The host says that nobody listens.
+    // The host says that the port is closed.
     let mended = Reflector::start(&service.host, &behind, PORT)?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     drop(mended);

@@ -1,4 +1,4 @@
-//! TCP probes: a SYN, its answer, and what becomes of the connection that nobody wants.
+//! TCP probes: a SYN, its answer, and how the connection is ended, which no program uses.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -116,7 +116,7 @@ fn a_refusal_is_a_loss_or_a_reply() -> Result<()> {
         })
         .collect();
     let tracker = Tracker::start(&lab.hub, &services)?;
-    // Nobody listens.
+    // No program listens.
     for family in [4, 6] {
         tracker.wait_verdict(&format!("up{family}"), "up", "replied")?;
         tracker.wait_verdict(&format!("down{family}"), "down", "refused")?;
@@ -152,7 +152,7 @@ fn a_refusal_is_a_loss_or_a_reply() -> Result<()> {
     Ok(())
 }
 
-/// The service hides the hub behind an address and ports of its own; the server takes nobody else.
+/// The service hides the hub behind an address and ports of its own; the server accepts no other address.
 #[test]
 fn a_nat_that_rewrites_addresses_and_ports() -> Result<()> {
     let lab = Lab::new()?;

@@ -72,7 +72,7 @@ fn a_reply_from_another_address_is_told_with_the_address() -> Result<()> {
     Ok(())
 }
 
-/// That nobody has the port is the behind address's own word, so the probe passed.
+/// A port-unreachable comes from the behind address itself, so the probe passed.
 #[test]
 fn a_closed_port_is_refused_or_a_pass() -> Result<()> {
     for mode in ["auto", "tc"] {
@@ -229,7 +229,7 @@ fn big_packets_are_lost() -> Result<()> {
     for name in names {
         tracker.wait_verdict(&format!("{name}-full"), "up", "replied")?;
     }
-    // One byte more does not fit the interface: nobody is blamed for that.
+    // One byte more does not fit the interface, which is no fault of the service.
     let over = toml("over", behinds[0], 1_473, "");
     drop(tracker);
     let tracker = Tracker::start(&lab.hub, &over)?;

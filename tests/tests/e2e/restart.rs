@@ -14,8 +14,8 @@ use serde_json::Value;
 use tracker_lab::daemon::{Config, SOON, lines};
 use tracker_lab::{Lab, Status, Tracker, netns};
 
-/// Ids of everything pinned in one directory, by name. Among the links may be programs, where TC has filters and no
-/// links (before Linux 6.6): each daemon attaches its own, so they have no id that stays, and 0 stands for it.
+/// Ids of everything pinned in one directory, by name. Among the links may be programs, if TC has filters and no
+/// links (before Linux 6.6): each daemon attaches its own, so their ids change, and 0 stands for each.
 fn pinned(tracker: &Tracker, kind: &str) -> Result<Vec<(String, u64)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(tracker.pins().join(format!("{kind}s")))?.flatten() {
@@ -149,7 +149,7 @@ fn what_breaks_while_nobody_runs_is_found_and_counted() -> Result<()> {
     tracker.run()?;
     let down = tracker.wait_verdict("fw-1", "down", "no-reply")?;
     assert_goes_on(&down, &down, "fw-1");
-    // Three losses of its own, not those of the time in which nobody ran.
+    // Three losses of its own, not those of the time in which no daemon ran.
     assert!(down.count("fw-1", "lost") >= before.count("fw-1", "lost") + 3);
     let events = &tracker.events()?[events..];
     assert_eq!(events.len(), 2, "{}", lines(events));
@@ -295,7 +295,7 @@ fn another_mode_takes_the_place_of_the_one_before() -> Result<()> {
     };
     let mut tracker = Tracker::start(&lab.hub, mode("xdp-native"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
-    // `auto` takes TC on a veth, also where an earlier daemon left XDP.
+    // `auto` takes TC on a veth, also if an earlier daemon left XDP.
     for (configured, taken) in [
         ("xdp-generic", "xdp-generic"),
         ("auto", "tc"),

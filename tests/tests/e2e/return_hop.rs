@@ -1,4 +1,4 @@
-//! Who brings the replies back on the member's own interface: the endpoint, or a neighbour of it.
+//! Which neighbour brings the replies back on the member's own interface: the endpoint, or another one.
 
 use anyhow::{Context as _, Result};
 use tracker_lab::daemon::SOON;

@@ -44,7 +44,7 @@ fn the_same_interface_another_and_either() -> Result<()> {
     service.second_cable(&lab.hub, 2)?;
     service.answer_for_all()?;
     let tracker = Tracker::start(&lab.hub, Config::new(every_way(&lab)))?;
-    // In turn, which is the other interface for those who expect the replies there.
+    // By each interface in turn, which is the wrong one for the services that expect the replies on the other.
     for round in 0..2 {
         let direct = tracker.wait_for("replies by eth1 alone", LATER, |status| {
             are(
@@ -144,7 +144,7 @@ fn the_hubs_own_filters_do_not_disturb() -> Result<()> {
             lab.hub.sysctl(&key, "1")?;
         }
     }
-    // Neighbour discovery alone passes: without it nobody could be addressed. The counter makes conntrack active.
+    // Neighbour discovery alone passes: without it no host could be addressed. The counter makes conntrack active.
     let closed: String = [
         ("prerouting", "raw"),
         ("input", "filter"),

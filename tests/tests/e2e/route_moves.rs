@@ -25,7 +25,7 @@ fn toml(endpoint: impl Display, behind: impl Display) -> String {
     format!("[[service]]\nname = \"fw-1\"\nendpoint = \"{endpoint}\"\nbehind = [\"{behind}\"]\n")
 }
 
-/// A daemon with the service `fw-1`, of which only endpoint and behind are said: from its file, or added.
+/// A daemon with the service `fw-1`, given by endpoint and behind alone: from its file, or added.
 fn start(lab: &Lab, at_run_time: bool, is_ipv6: bool) -> Result<Tracker<'_>> {
     let service = lab.service();
     let (endpoint, behind) = if is_ipv6 {

@@ -1,4 +1,4 @@
-//! Somebody takes away what the daemon made: it makes it anew, and nobody is blamed.
+//! What the daemon made is removed by another program: the daemon makes it anew, and no service goes down.
 
 use anyhow::{Context as _, Result};
 use tracker_lab::daemon::LATER;

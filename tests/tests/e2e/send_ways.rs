@@ -1,4 +1,4 @@
-//! The ways out of the hub: XDP redirect where the interface can, TC redirect where it cannot, followed when that changes.
+//! The ways out of the hub: XDP redirect if the interface can, TC redirect if it cannot, and a change from one to the other.
 
 use anyhow::Result;
 use tracker_lab::daemon::{LATER, SOON};

@@ -63,7 +63,7 @@ fn endpoint_and_behind_are_enough() -> Result<()> {
     assert_eq!(tracker.services()?["free"], 1024);
     let status = tracker.status()?;
     assert!(status.service("fw-2").is_null());
-    // Who follows the events learns that nothing is known of it any more; they stay in one row.
+    // The events say that nothing is known of it any more; the numbers have no gap.
     let events = tracker.events()?;
     let last = events
         .iter()
@@ -238,7 +238,7 @@ fn what_is_removed_makes_room() -> Result<()> {
         assert!(full.contains("no room for 1 more trackers"), "{full}");
         tracker.service("remove a")?;
         add("c", "10.20.0.3")?;
-        // Who has the place now was not judged by who had it before.
+        // The service that has the slot now is not judged by the probes of the one before it.
         tracker.wait_verdict("c", "up", "replied")?;
         tracker.service("remove b")?;
         tracker.service("remove c")?;

@@ -24,8 +24,8 @@ fn names(list: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// What the daemon counts as `skipped` is also a machine that did not keep up, so a second hub stands beside, to which
-/// nothing happens: where only the first one skips, additions are to blame.
+/// What the daemon counts as `skipped` is also a machine that did not keep up, so a second hub runs beside it, which
+/// is not changed: if the first one alone skips, the additions caused it.
 #[test]
 fn others_lose_no_probe() -> Result<()> {
     const SERVICES: usize = 200;

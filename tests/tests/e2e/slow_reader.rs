@@ -1,5 +1,5 @@
-//! A client that asks for the events and does not read them: it holds up nobody, costs no memory, and learns what it
-//! missed.
+//! A client that asks for the events and does not read them: it delays no other client, costs no memory, and is told
+//! what it missed.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -116,7 +116,7 @@ fn who_does_not_read_learns_what_was_missed() -> Result<()> {
     assert!(next > end, "the stream ended at {next}, before {end}");
     assert!(gaps >= 1, "nothing was missed, and so nothing tested");
 
-    // Who comes back with the number of the last event goes on where it was.
+    // A client that gives the number of its last event gets those after it.
     let from = end - 1_000;
     let output = tracker.client(&["events", "--json", "--since", &from.to_string()]);
     let output = tracker_lab::netns::check(&mut { output })?;

@@ -1,4 +1,4 @@
-//! A hub that does not keep up blames nobody.
+//! A hub that does not keep up takes no service down.
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@
 //!   prober ------------------ hub ------------------ firewall ----------------- host
 //!         eth0          up0       eth1          eth0
 //!   192.0.2.9        192.0.2.1    10.9.0.1      10.9.0.2                10.20.0.9
-//!   198.51.100.9 (nobody knows it)              (endpoint)              (behind)
+//!   198.51.100.9 (no route to it)               (endpoint)              (behind)
 //! ```
 
 use std::collections::BTreeSet;
@@ -206,9 +206,10 @@ fn uplink_mode(status: &Status) -> &str {
         .unwrap_or_default()
 }
 
-/// Pings with `options`; how many were answered, five at least, where all were, once, by the address asked.
+/// Pings with `options`. Returns how many were answered, five at least, if each was answered once and by the address that
+/// was pinged.
 fn pinged(from: &Namespace, to: IpAddr, options: &str) -> Result<Option<u64>> {
-    // Until five are answered, so more where answers take longer than the pause between them. Without a deadline, ping
+    // Until five are answered, so more if answers take longer than the pause between them. Without a deadline, ping
     // waits for the last no longer than it waited for the others.
     let patience = slow(Duration::from_secs(2)).as_secs();
     let line = format!("ping -n -c 5 -i 0.02 -w {patience} {options} {to}");
@@ -270,7 +271,7 @@ fn set_mark(socket: &impl AsRawFd, mark: u32) -> Result<()> {
     Ok(())
 }
 
-/// A TCP connection from `namespace`, marked where wanted: std cannot mark a socket before it connects.
+/// A TCP connection from `namespace`, marked on request: std cannot mark a socket before it connects.
 fn connect(
     namespace: &Namespace,
     to: SocketAddr,
@@ -305,14 +306,14 @@ fn connect(
     })
 }
 
-/// Bytes of which each depends on its place.
+/// Bytes, each a function of its place.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length as u32)
         .map(|place| (place.wrapping_mul(2_654_435_761) >> 24) as u8)
         .collect()
 }
 
-/// A transfer both ways over one connection to `to`, served on `host` at `behind`; returns whom the server saw.
+/// A transfer both ways over one connection to `to`, served on `host` at `behind`; returns the client address that the server saw.
 fn transfer(
     fixture: &Fixture,
     client: &Namespace,
@@ -375,7 +376,7 @@ fn check_all(fixture: &Fixture, tracker: &Tracker) -> Result<()> {
                 "ping {what}: {}",
                 tracker.log()
             );
-            // More where the end of an earlier connection is still under way.
+            // More if the end of an earlier connection is still under way.
             let after = counts(tracker, name)?;
             assert!(
                 after.0 >= steered + 5 && after.1 >= replied + 5,
@@ -404,7 +405,7 @@ fn check_all(fixture: &Fixture, tracker: &Tracker) -> Result<()> {
                     set_mark(&socket, mark)?;
                 }
                 socket.set_read_timeout(Some(slow(Duration::from_secs(2))))?;
-                // Connected: an answer from anybody else is refused by the kernel.
+                // Connected: the kernel refuses a datagram from any other address.
                 socket.connect((endpoint, UDP_PORT))?;
                 let mut buffer = [0; 2048];
                 for length in [0, 1, 2, 99, 1_400] {
@@ -539,7 +540,7 @@ fn by_tunnels() -> Result<()> {
     Ok(())
 }
 
-/// A connection outlives the daemon: packets are steered while nobody runs, and by the next one.
+/// A connection outlives the daemon: packets are steered while no daemon runs, and while the next one does.
 #[test]
 fn a_connection_goes_on_over_a_restart() -> Result<()> {
     let fixture = Fixture::new(Setting::default())?;
@@ -553,7 +554,7 @@ fn a_connection_goes_on_over_a_restart() -> Result<()> {
     server.set_read_timeout(Some(SOON))?;
     let mut exchange = |word: &[u8; 4]| -> Result<()> {
         let mut heard = [0; 4];
-        // The server speaks first: nothing but what is remembered tells whose its packets are.
+        // The server sends first: the remembered flow alone tells which connection its packets belong to.
         server.write_all(word)?;
         client.read_exact(&mut heard).context("hear the server")?;
         assert_eq!(&heard, word);
@@ -614,7 +615,7 @@ fn a_service_that_passes_nothing_shows() -> Result<()> {
         for (from, options) in steered {
             assert!(!pings(from, endpoint, options)?, "{endpoint} {options}");
         }
-        // Yet the endpoint's own address answers whoever is not steered.
+        // Yet packets that are not steered reach the endpoint's own address, which answers.
         assert!(pings(&fixture.lab.hub, endpoint, "")?, "{endpoint}");
     }
     wait_down(&fixture, &tracker)?;
@@ -669,8 +670,8 @@ fn what_is_not_to_be_steered_reaches_the_endpoint_itself() -> Result<()> {
     Ok(())
 }
 
-/// Who may be steered may also speak to the behind address directly; its replies keep their address, also while it is
-/// steered.
+/// A prober that may be steered may also send to the behind address directly: the replies keep their address, also while its
+/// other packets are steered.
 #[test]
 fn a_direct_connection_keeps_its_addresses() -> Result<()> {
     let fixture = Fixture::new(Setting::default())?;
@@ -895,7 +896,7 @@ fn uplinks_are_followed() -> Result<()> {
     hub.ip("link set up0 address 02:00:00:00:00:77\n")?;
     fixture.prober.ip("neigh flush dev eth0\n")?;
     steered("another MAC address")?;
-    // Somebody detaches a program.
+    // Another program detaches one of the daemon's.
     let local = format!("-m {MARK}");
     for hook in ["uplink-", "return-", "marked-", "steer-"] {
         let names = links(&tracker);

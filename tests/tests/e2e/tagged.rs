@@ -9,7 +9,7 @@ const BYPASS: u16 = 200;
 
 #[test]
 fn a_reply_in_a_vlan_does_not_count() -> Result<()> {
-    // A veth hands a tag over beside the packet, where XDP can't see it, unless its sender had to write it into the frame.
+    // A veth hands a tag over in the skb, which XDP can't read, unless its sender had to write the tag into the frame.
     for (mode, offload) in [
         ("tc", "on"),
         ("tc", "off"),

@@ -29,7 +29,7 @@ fn set_up(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// A lab whose hub and firewall are connected by tun0 too; `None` where the kernel has no tun devices.
+/// A lab whose hub and firewall are connected by tun0 too; `None` if the kernel has no tun devices.
 fn lab_with_tunnel() -> Result<Option<(Lab, Tunnel)>> {
     let lab = Lab::new()?;
     if !lab.hub.succeeds("ip tuntap add dev tun0 mode tun")? {
@@ -89,7 +89,7 @@ fn down_and_up_through_a_tunnel() -> Result<()> {
         (verdict("10.20.0.9"), verdict("2001:db8:20::9")),
         (&"down".into(), &"up".into())
     );
-    // Nobody to ask for a MAC address, nothing to keep.
+    // A tunnel has no MAC addresses: there is no neighbour entry to keep.
     assert_eq!(lab.hub.run("ip neigh show dev tun0")?, "");
     let history = tracker.history("fw-1")?;
     assert!(

@@ -54,7 +54,7 @@ fn set_up((end, host): (&Namespace, u8)) -> Result<()> {
     ))
 }
 
-/// Makes both ends of a tunnel, of a kind of `ip link` with LOCAL and REMOTE in it; false where the kernel has none.
+/// Makes both ends of a tunnel, of a kind of `ip link` with LOCAL and REMOTE in it; false if the kernel has none.
 fn make(lab: &Lab, kind: &str) -> Result<bool> {
     let net = if kind.contains("6tnl") || kind.contains("ip6gre") {
         "2001:db8:9::"
@@ -195,7 +195,7 @@ fn wireguard() -> Result<()> {
     }
     holds(&lab, Carries::Both)?;
 
-    // The other end no longer knows the hub: encrypted packets arrive and are nobody's.
+    // The other end no longer knows the hub: encrypted packets arrive and match no session.
     let tracker = Tracker::start(&lab.hub, Config::new(V4).mode("auto"))?;
     tracker.wait_verdict_within(LATER, "v4", "up", "replied")?;
     let firewall = &lab.service().firewall;

@@ -1,4 +1,4 @@
-//! What somebody on the wire can make of a reply that he saw.
+//! What a host on the wire can make of a reply that it saw.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -11,14 +11,14 @@ use tracker_lab::packets::{self, ETHERNET, IPV4, Mark};
 
 /// Where the mark begins in an IPv4 echo.
 const MARK_AT: usize = ETHERNET + IPV4 + 8;
-/// The next genuine reply that the firewall hands to the hub, as the one on the wire sees it.
+/// The next genuine reply that the firewall hands to the hub, as a host on the wire sees it.
 pub fn capture(service: &Service) -> Result<Vec<u8>> {
     service.firewall.enter(|| {
         let protocol = (libc::ETH_P_ALL as u16).to_be();
         // SAFETY: no pointers.
         let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from(protocol)) };
         ensure!(fd >= 0, "{}", std::io::Error::last_os_error());
-        // SAFETY: a new descriptor that nobody else has.
+        // SAFETY: the kernel just returned this descriptor, and nothing else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let deadline = Instant::now() + SOON;
         let mut buffer = [0; 2048];
@@ -76,7 +76,7 @@ fn with_mark(reply: &[u8], change: impl FnOnce(&mut Mark)) -> Vec<u8> {
     frame
 }
 
-/// Everything that somebody on the wire can make of a reply that he saw.
+/// Everything that a host on the wire can make of a reply that it saw.
 pub fn forgeries(reply: &[u8]) -> BTreeMap<&'static str, Vec<u8>> {
     let genuine = Mark::read(&reply[MARK_AT..]).expect("a mark");
     // As a daemon would make it that has another key, for the same tracker and its next probes.

@@ -60,7 +60,7 @@ pub fn reorder(after: Duration) -> Carrier {
     })
 }
 
-/// Replies have a bit flipped, and nobody mends the checksum.
+/// Flips a bit of each reply and leaves the checksum as it was.
 pub fn flip_a_bit() -> Carrier {
     on_replies(|mut parcel| {
         if let Some(byte) = payload(&mut parcel.packet).and_then(|bytes| bytes.get_mut(TOKEN_AT)) {
@@ -93,7 +93,7 @@ pub fn cut() -> Carrier {
     })
 }
 
-/// Nobody asks the host: the line answers what it takes for a probe, with what `answer` makes of the payload.
+/// Answers probes in the place of the host, which gets none: with what `answer` makes of the payload.
 pub fn proxy(mut answer: impl FnMut(Vec<u8>) -> Vec<u8> + Send + 'static) -> Carrier {
     Box::new(move |from, packet| {
         let probe = Message::read(&packet).filter(|_| from == End::Left);

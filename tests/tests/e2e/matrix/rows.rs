@@ -1,7 +1,7 @@
 //! The rows. Each has a hub, a firewall and a host of its own; what is broken is the firewall, unless it says otherwise.
 //!
-//! Where the kernel has no means of its own to do something to packets (netem may be missing), a line between firewall and
-//! host does it: a process that carries packets, see [`super::line`].
+//! What the kernel cannot do to packets (netem may be missing) is done by a line between firewall and host: a process that
+//! carries packets, see [`super::line`].
 
 use std::time::{Duration, Instant};
 
@@ -181,7 +181,7 @@ fn answers_for_others() -> Vec<Row> {
             .icmp(NO_REPLY)
             .udp(NO_REPLY)
             .breaks(|stage| stage.line(line::cache())),
-        // Who sees a probe can answer it. That this is so is no secret, and must not change unnoticed.
+        // A host that sees a probe can answer it. The documentation says so, and this row fails if it changes.
         proxy("answers for the host, word for word (cannot be told)")
             .icmp(STAYS)
             .udp(STAYS)
@@ -437,7 +437,7 @@ fn eats_big_packets() -> Vec<Row> {
     ]
 }
 
-/// It, or somebody behind it, says by ICMP what is wrong.
+/// The service, or a host behind it, says by ICMP what is wrong.
 fn says_so() -> Vec<Row> {
     vec![
         Row::new("rejects")
@@ -718,7 +718,7 @@ fn cannot_send() -> Vec<Row> {
     ]
 }
 
-/// The service is well, and nobody may say otherwise.
+/// The service passes traffic, and its verdict must stay.
 fn nothing_is_wrong() -> Vec<Row> {
     let healthy = |fault| Row::new(fault).icmp(STAYS);
     vec![

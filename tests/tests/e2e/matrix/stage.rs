@@ -11,7 +11,7 @@ use tracker_lab::servers::{Reflector, TcpEcho, UdpEcho};
 use tracker_lab::tun::{Carrier, Tunnel};
 use tracker_lab::{Config, Event, Lab, Service, Status, Tracker};
 
-/// The port of the UDP echo service, where a row has one.
+/// The port of the UDP echo service, if a row has one.
 pub const PORT: u16 = 7_007;
 /// Replies that must come while nothing may change: longer than any row needs to find out.
 const ALIVE: u64 = 40;
@@ -69,9 +69,9 @@ pub struct Row {
     pub watched: Vec<Watched>,
     /// IPv6 too.
     pub is_dual: bool,
-    /// The addresses behind, where they are not the host's own.
+    /// The behind addresses, if they are not the host's own.
     pub behind: Option<[&'static str; 2]>,
-    /// It disturbs whoever is on the same machine.
+    /// It disturbs other tests on the same machine.
     pub is_alone: bool,
     /// Replies that must come while it is broken.
     pub replies: u64,
@@ -166,7 +166,7 @@ impl Row {
         self
     }
 
-    /// Fewer replies while it is broken, where the interval is long.
+    /// Asks for fewer replies while it is broken, because the interval is long.
     pub const fn alive(mut self, replies: u64) -> Self {
         self.replies = replies;
         self
@@ -610,7 +610,7 @@ impl Told {
     }
 }
 
-/// Fails where a service forwarded, or did not, what it should not or should have while it was broken.
+/// Fails if what the service forwarded while it was broken is not as `does` says.
 pub fn forwards(stage: &Stage, does: bool) -> Result<()> {
     let before = stage.service().forwarded()?;
     tracker_lab::pace::pause(Duration::from_millis(400));

@@ -13,7 +13,7 @@ pub struct Result {
     pub played: Vec<Played>,
 }
 
-/// A line for each tracker; those of both address families in one where they do not differ.
+/// A line for each tracker; those of both address families are one if they do not differ.
 struct Line {
     fault: String,
     tracker: String,
