@@ -27,8 +27,8 @@ pub const IPV4: usize = 20;
 pub const IPV6: usize = 40;
 /// Bytes of an ICMP echo header.
 pub const ECHO: usize = 8;
-/// Bytes of a probe's mark.
-pub const MARK: usize = 32;
+/// Bytes of a probe's probe header.
+pub const PROBE_HEADER: usize = 32;
 
 /// A VLAN tag: EtherType that announces it, and tag control information.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,7 +320,7 @@ pub const fn echo_reply(family: IpAddr) -> u8 {
 
 /// What a probe says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct ProbeHeader {
     /// Tracker slot.
     pub tracker: u32,
     /// The instance's tag; the upper half of the sequence number, where there were no tags.
@@ -333,14 +333,14 @@ pub struct Mark {
     pub token: u64,
 }
 
-impl Mark {
+impl ProbeHeader {
     /// What the token covers: the tag above the low half of the sequence number.
     #[must_use]
     pub const fn number(&self) -> u64 {
         ((self.tag as u64) << 32) + self.sequence % (1 << 32)
     }
 
-    /// A payload of `len` bytes: the mark, then zeros.
+    /// A payload of `len` bytes: the probe header, then zeros.
     #[must_use]
     pub fn payload(&self, len: usize) -> Vec<u8> {
         let mut payload = b"TRKR".to_vec();
@@ -352,7 +352,7 @@ impl Mark {
         payload
     }
 
-    /// Reads a payload; `None` where it does not begin with a mark.
+    /// Reads a payload; `None` where it does not begin with a probe header.
     #[must_use]
     pub fn read(payload: &[u8]) -> Option<Self> {
         let rest = payload.strip_prefix(b"TRKR")?;
@@ -506,18 +506,18 @@ pub struct Seen {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
-    /// What carries the mark.
+    /// What carries the probe header.
     pub carrier: Carrier,
-    /// Whether the checksums over headers and the first [`MARK`] bytes after them are right. That of UDP has a
+    /// Whether the checksums over headers and the first [`PROBE_HEADER`] bytes after them are right. That of UDP has a
     /// field of its own.
     pub checksums: bool,
     /// What the headers say is left for the payload, if not negative.
     pub announced: Option<usize>,
-    /// The mark.
-    pub mark: Mark,
+    /// The probe header.
+    pub probe_header: ProbeHeader,
 }
 
-/// What carries a mark.
+/// What carries a probe header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
     /// An ICMP message.
@@ -541,7 +541,7 @@ pub enum Carrier {
 }
 
 /// Reads a frame for a marked message, ICMP of its own family or UDP, with at most one 802.1Q tag, neither
-/// fragmented nor with anything between the IP header and the message's. What follows the mark is not looked at:
+/// fragmented nor with anything between the IP header and the message's. What follows the probe header is not looked at:
 /// it is zeros.
 #[must_use]
 pub fn read_marked(frame: &[u8]) -> Option<Seen> {
@@ -594,11 +594,11 @@ pub fn read_marked(frame: &[u8]) -> Option<Seen> {
             }
             _ => return None,
         };
-    let mut message = packet.get(head..head + ECHO + MARK)?.to_vec();
-    let mark = Mark::read(&message[ECHO..])?;
+    let mut message = packet.get(head..head + ECHO + PROBE_HEADER)?.to_vec();
+    let probe_header = ProbeHeader::read(&message[ECHO..])?;
     // A pseudo-header counts the announced length: let the message have it.
     if head == IPV6 {
-        message.resize(room.unwrap_or(0).max(ECHO + MARK), 0);
+        message.resize(room.unwrap_or(0).max(ECHO + PROBE_HEADER), 0);
     }
     let (carrier, checksum, announced) = match (protocol, source, destination) {
         (IpNextHeaderProtocols::Icmp, IpAddr::V4(_), _) => {
@@ -614,7 +614,7 @@ pub fn read_marked(frame: &[u8]) -> Option<Seen> {
         (IpNextHeaderProtocols::Udp, ..) => {
             let udp = UdpPacket::new(&message)?;
             let len = usize::from(udp.get_length());
-            message.resize(len.max(ECHO + MARK), 0);
+            message.resize(len.max(ECHO + PROBE_HEADER), 0);
             let whole = UdpPacket::new(&message)?;
             let sum = match (source, destination) {
                 (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -642,7 +642,7 @@ pub fn read_marked(frame: &[u8]) -> Option<Seen> {
         carrier,
         checksums: is_right && checksum,
         announced: announced.and_then(|len| len.checked_sub(ECHO)),
-        mark,
+        probe_header,
     })
 }
 
@@ -659,11 +659,11 @@ pub struct Quoted {
     pub checksum: bool,
     /// What that says is left for the quote, if not negative.
     pub announced: Option<usize>,
-    /// The mark in what it quotes.
-    pub mark: Mark,
+    /// The probe header in what it quotes.
+    pub probe_header: ProbeHeader,
 }
 
-/// Reads a frame for an ICMP error of its own family, with at most one 802.1Q tag, whose quote has a mark where
+/// Reads a frame for an ICMP error of its own family, with at most one 802.1Q tag, whose quote has a probe header where
 /// probes have it.
 #[must_use]
 pub fn read_error(frame: &[u8]) -> Option<Quoted> {
@@ -678,9 +678,9 @@ pub fn read_error(frame: &[u8]) -> Option<Quoted> {
         _ => return None,
     };
     let kind: [u8; 2] = *packet.get(head..)?.first_chunk()?;
-    // With the quote's own headers taken out, the mark is where a reply has it.
+    // With the quote's own headers taken out, the probe header is where a reply has it.
     let mark_at = 2 * (head + ECHO);
-    let marked = packet.get(mark_at..mark_at + MARK)?;
+    let marked = packet.get(mark_at..mark_at + PROBE_HEADER)?;
     let reply = [&frame[..ETHERNET + tag], &packet[..head + ECHO], marked].concat();
     let seen = read_marked(&reply)?;
     let is_icmp = matches!(seen.carrier, Carrier::Icmp { .. });
@@ -692,7 +692,7 @@ pub fn read_error(frame: &[u8]) -> Option<Quoted> {
             || Ipv4Packet::new(packet)
                 .is_some_and(|ip| same(ip.get_checksum(), ipv4::checksum(&ip))),
         announced: seen.announced,
-        mark: seen.mark,
+        probe_header: seen.probe_header,
     })
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use fixtures::{Object, World};
-use tracker_ebpf::abi::{self, Family, Via};
+use tracker_ebpf::abi::{self, Egress, Family};
 use tracker_lab::{
     netns::{Namespace, Owner},
     packets::{self, Echo},
@@ -93,7 +93,7 @@ fn reply_over_empty_ns(empty: &Constant) -> Result<f64> {
                 code: 0,
                 identifier: 7,
                 sequence: sequence as u16,
-                payload: world.mark(sequence, now_ns).payload(32),
+                payload: world.probe_header(sequence, now_ns).payload(32),
             };
             world.inbound().ip(&echo.packet(behind, hub))
         })
@@ -136,7 +136,7 @@ fn send_ns() -> Result<f64> {
         let out = index("out")?;
         object.devices.insert(out, out, None, 0)?;
         let world = World::new(Family::Ipv4).with(|world| {
-            world.path.via = Via::XdpRedirect;
+            world.path.egress = Egress::XdpRedirect.into();
             world.path.ifindex = out;
         });
         world.install(&mut object)?;

@@ -2,19 +2,26 @@
 //!
 //! All structs are `repr(C)` with explicit padding and asserted size and offsets. Addresses are in
 //! network byte order; an IPv4 address occupies the first four bytes, zeros the others. Times are nanoseconds of
-//! `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`), with the clock in the field's name. [`VERSION`] changes
-//! whenever any layout or meaning changes; it is part of [`Hub`], so that a newer daemon recognises
-//! pins it can't read.
+//! `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`), with the clock in the field's name. [`VERSION`] is computed
+//! from the layouts; it is part of [`Hub`], so that a daemon recognises pins of another layout.
+//!
+//! Other processes of root can write to the maps, so no Rust enum is read from them: a field that means one is a [`Code`],
+//! a byte of any value.
 
 use core::{
+    fmt,
+    marker::PhantomData,
     mem::{align_of, offset_of, size_of},
     net::IpAddr,
 };
 
 use crate::window;
 
-/// Version of everything in this module.
-pub const VERSION: u32 = 8;
+/// Hash of all layouts in this module and of [`MEANING`].
+pub const VERSION: u32 = layout::HASH;
+
+/// Changes when a field keeps its name and place and comes to mean something else.
+pub const MEANING: u32 = 9;
 
 /// Map names, as the object, the pins and bpftool know them.
 pub mod map {
@@ -22,7 +29,7 @@ pub mod map {
     pub const HUB: &str = "HUB";
     /// [`super::Tracker`] by tracker slot.
     pub const TRACKERS: &str = "TRACKERS";
-    /// [`super::Path`] by path slot.
+    /// [`super::PathEntry`] by path slot; memory-mapped.
     pub const PATHS: &str = "PATHS";
     /// [`super::State`] by tracker slot; memory-mapped.
     pub const STATE: &str = "STATE";
@@ -47,6 +54,8 @@ pub mod map {
 
     /// Interfaces on which the filter of the packet socket counts no replies; not pinned.
     pub const EXPECTING: &str = "EXPECTING";
+    /// Programs that judge datagrams which the kernel merged into one packet; not pinned.
+    pub const SEGMENTS: &str = "SEGMENTS";
 
     /// [`super::Filter`], one entry.
     pub const FILTER: &str = "FILTER";
@@ -69,35 +78,63 @@ pub mod map {
 /// Program names.
 pub mod program {
     /// XDP, live frames: builds and redirects probes.
-    pub const SEND: &str = "tracker_send";
+    pub const SEND: &str = "trk_xdp_send";
     /// TC ingress of the private veth: sends out what XDP could not redirect.
-    pub const TC_SEND: &str = "tracker_tc_send";
+    pub const TC_SEND: &str = "trk_tc_send";
     /// XDP on the interfaces on which replies may arrive.
-    pub const RECEIVE: &str = "tracker_receive";
+    pub const RECEIVE: &str = "trk_xdp_recv";
     /// XDP there in the generic hook.
-    pub const RECEIVE_GENERIC: &str = "trk_recv_gen";
+    pub const RECEIVE_GENERIC: &str = "trk_gen_recv";
     /// TC ingress on the interfaces on which replies may arrive, without XDP.
-    pub const TC_RECEIVE: &str = "tracker_tc_recv";
+    pub const TC_RECEIVE: &str = "trk_tc_recv";
     /// TC ingress on interfaces without Ethernet header on which replies may arrive.
-    pub const TC_RECEIVE_IP: &str = "tracker_tc_ip";
+    pub const TC_RECEIVE_IP: &str = "trk_l3_recv";
+    /// Tail call of [`TC_RECEIVE`] for each datagram but the first of several that the kernel merged.
+    pub const TC_SEGMENT: &str = "trk_tc_segment";
+    /// Tail call of [`TC_RECEIVE_IP`] for each datagram but the first of several that the kernel merged.
+    pub const TC_SEGMENT_IP: &str = "trk_l3_segment";
     /// Filter of the packet socket that watches all other interfaces for replies.
-    pub const WATCH: &str = "tracker_watch";
+    pub const WATCH: &str = "trk_sock_watch";
     /// XDP on an uplink: the fast way of steering.
-    pub const STEER: &str = "tracker_steer";
+    pub const STEER: &str = "trk_xdp_steer";
     /// XDP there in the generic hook.
-    pub const STEER_GENERIC: &str = "trk_steer_gen";
+    pub const STEER_GENERIC: &str = "trk_gen_steer";
     /// TC ingress of an uplink: steers whatever arrives there.
-    pub const UPLINK: &str = "tracker_uplink";
+    pub const UPLINK: &str = "trk_tc_uplink";
     /// TC ingress of an uplink without Ethernet header.
-    pub const UPLINK_IP: &str = "tracker_ip_up";
+    pub const UPLINK_IP: &str = "trk_l3_uplink";
     /// TC egress where marked local packets leave.
-    pub const MARKED: &str = "tracker_marked";
+    pub const MARKED: &str = "trk_tc_marked";
     /// TC egress where marked local packets leave, on an interface without Ethernet header.
-    pub const MARKED_IP: &str = "tracker_ip_mark";
+    pub const MARKED_IP: &str = "trk_l3_marked";
     /// TC ingress where replies to steered packets arrive.
-    pub const RETURN: &str = "tracker_return";
+    pub const RETURN: &str = "trk_tc_return";
     /// TC ingress where replies to steered packets arrive, on an interface without Ethernet header.
-    pub const RETURN_IP: &str = "tracker_ip_ret";
+    pub const RETURN_IP: &str = "trk_l3_return";
+    /// Those of every hub.
+    pub const ALL: [&str; 8] = [
+        SEND,
+        RECEIVE,
+        TC_SEND,
+        TC_RECEIVE,
+        TC_RECEIVE_IP,
+        TC_SEGMENT,
+        TC_SEGMENT_IP,
+        WATCH,
+    ];
+    /// Those of SEGMENTS, by their places.
+    pub const SEGMENTS: [&str; 2] = [TC_SEGMENT, TC_SEGMENT_IP];
+    /// XDP programs on interfaces of the hub, with the names that they had until [`super::earlier::COUNTED`].
+    pub const XDP_ON_HUB: [&str; 8] = [
+        RECEIVE,
+        RECEIVE_GENERIC,
+        STEER,
+        STEER_GENERIC,
+        "tracker_receive",
+        "trk_recv_gen",
+        "tracker_steer",
+        "trk_steer_gen",
+    ];
     /// Those that only steering needs.
     pub const STEERING_ALL: [&str; 7] = [
         STEER, UPLINK, UPLINK_IP, MARKED, MARKED_IP, RETURN, RETURN_IP,
@@ -109,6 +146,8 @@ pub mod program {
 pub const BATCH_MAX: u32 = 2_048;
 /// Most interfaces that EXPECTING holds.
 pub const EXPECTING_MAX: u32 = 65_536;
+/// Programs in SEGMENTS: of interfaces with Ethernet header, and of those without.
+pub const SEGMENTS_MAX: u32 = 2;
 /// Most devices probes can leave by.
 pub const DEVICES_MAX: u32 = 4_096;
 /// Bytes of the ring buffer; a power of two and a multiple of the page size.
@@ -137,6 +176,78 @@ pub const FLOW_SHORT_NS: u64 = 30_000_000_000;
 /// A flow of an open TCP connection without a steered packet for so long is over.
 pub const FLOW_LONG_NS: u64 = 3_600_000_000_000;
 
+/// A value that is kept as one byte.
+pub trait Coded: Copy {
+    /// The value of a byte; of a byte that stands for none, the default.
+    fn of_byte(byte: u8) -> Self;
+    /// The byte that stands for it.
+    fn to_byte(self) -> u8;
+}
+
+/// One byte of a map that stands for a `T`. Any byte is a valid one, whatever wrote it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Code<T> {
+    byte: u8,
+    meaning: PhantomData<T>,
+}
+
+impl<T: Coded> Code<T> {
+    /// What the byte stands for.
+    #[inline(always)]
+    pub fn get(self) -> T {
+        T::of_byte(self.byte)
+    }
+}
+
+impl<T: Coded> From<T> for Code<T> {
+    #[inline(always)]
+    fn from(value: T) -> Self {
+        Self {
+            byte: value.to_byte(),
+            meaning: PhantomData,
+        }
+    }
+}
+
+impl<T: Coded + Default> Default for Code<T> {
+    fn default() -> Self {
+        T::default().into()
+    }
+}
+
+impl<T: Coded + fmt::Debug> fmt::Debug for Code<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
+/// Implements [`Coded`] for an enum by its discriminants; the first value is the default.
+macro_rules! coded {
+    ($kind:ident: $first:ident $(, $value:ident)* $(,)?) => {
+        impl Coded for $kind {
+            #[inline(always)]
+            fn of_byte(byte: u8) -> Self {
+                $(if byte == Self::$value as u8 {
+                    return Self::$value;
+                })*
+                Self::$first
+            }
+
+            #[inline(always)]
+            fn to_byte(self) -> u8 {
+                self as u8
+            }
+        }
+    };
+}
+
+coded!(Family: Ipv4, Ipv6);
+coded!(Proof: Reply, Arrival);
+coded!(Probe: Icmp, Udp, Tcp, Stamp);
+coded!(ProbeError: None, Icmp, Icmpv6, Reset, Elsewhere, Port);
+coded!(Egress: None, XdpRedirect, TcRedirect);
+
 /// Protocol family of a tracker's behind address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -154,6 +265,12 @@ impl From<IpAddr> for Family {
             IpAddr::V4(_) => Self::Ipv4,
             IpAddr::V6(_) => Self::Ipv6,
         }
+    }
+}
+
+impl From<IpAddr> for Code<Family> {
+    fn from(ip: IpAddr) -> Self {
+        Family::from(ip).into()
     }
 }
 
@@ -206,10 +323,10 @@ impl Probe {
     }
 }
 
-/// What said that a probe did not get through.
+/// What was received that says that a probe did not get through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Complaint {
+pub enum ProbeError {
     /// Nothing yet.
     #[default]
     None = 0,
@@ -228,10 +345,10 @@ pub enum Complaint {
 /// How probes leave by a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Via {
+pub enum Egress {
     /// They can't: interface down or missing, next hop unresolved.
     #[default]
-    Nowhere = 0,
+    None = 0,
     /// XDP redirect: the device has `ndo_xdp_xmit`.
     XdpRedirect = 1,
     /// XDP_PASS on the private veth and TC redirect from there.
@@ -248,22 +365,10 @@ pub struct Hub {
     pub version: u32,
     /// ifindex of the private veth on which the send program is attached.
     pub private_ifindex: u32,
-    /// Tells the instance's probes from those of all others, never 0; see [`crate::wire::probe::Mark::number`].
+    /// Tells the instance's probes from those of all others, never 0; see [`crate::wire::probe::ProbeHeader::number`].
     pub tag: u32,
     /// Zero.
     pub pad: u32,
-}
-
-/// [`Hub`] of versions before 8.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct UntaggedHub {
-    /// Key of the token.
-    pub key: [u64; 2],
-    /// [`VERSION`] then.
-    pub version: u32,
-    /// ifindex of the private veth.
-    pub private_ifindex: u32,
 }
 
 /// What to send for one tracker and how to recognise its reply. Constant while `active`: a change is
@@ -291,18 +396,20 @@ pub struct Tracker {
     /// ICMP identifier or source port with which the tracker begins; the daemon chooses that of each probe
     /// ([`Job::flow`]). Of TCP it also tells its share of the ports: see [`Streams`].
     pub flow_first: u16,
-    /// 65535 where each probe has another one, 0 where all keep the one that passes.
-    pub flow_mask: u16,
+    /// 1 if each probe has another ICMP identifier or source port, 0 if all keep the one that passes.
+    pub rotates: u8,
+    /// Zero.
+    pub pad: u8,
     /// Destination port; 0 for ICMP.
     pub port: u16,
     /// Family of `behind` and `source`.
-    pub family: Family,
+    pub family: Code<Family>,
     /// 1 while the slot is in use.
     pub active: u8,
     /// What counts as received.
-    pub proof: Proof,
+    pub proof: Code<Proof>,
     /// What its probes are.
-    pub probe: Probe,
+    pub probe: Code<Probe>,
     /// 1 where the service must stop the probes: a reply counts by whatever way it comes, and each is reported,
     /// not only while the tracker is not up.
     pub expects_silence: u8,
@@ -316,8 +423,8 @@ pub struct Tracker {
 
 impl Tracker {
     /// Words in WINDOWS, bits and times.
-    pub const fn words(&self) -> u32 {
-        (self.window_mask + 1) << self.probe.keeps_times() as u32
+    pub fn words(&self) -> u32 {
+        (self.window_mask + 1) << self.probe.get().keeps_times() as u32
     }
 
     /// Where WINDOWS has the send time of a probe, for probes that keep them.
@@ -330,8 +437,35 @@ impl Tracker {
     }
 
     /// The key by which the answers to its probes are told to be its; only of TCP.
-    pub const fn stream(&self) -> StreamKey {
-        StreamKey::new(self.behind, self.port, self.family)
+    pub fn stream(&self) -> StreamKey {
+        StreamKey::new(self.behind, self.port, self.family.get())
+    }
+}
+
+/// A member's path, as PATHS holds it: published whole, while programs on all processors read it at any time. The copy in use is
+/// that of the generation's lowest bit; a change is written to the other one, and the generation raised after it. A reader
+/// takes what it read for valid if the generation is the same afterwards: the copy that it read was then not written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PathEntry {
+    /// How often the path was changed.
+    pub generation: u32,
+    /// The two copies.
+    pub copies: [Path; 2],
+}
+
+impl PathEntry {
+    /// An entry that was not changed yet.
+    pub fn new(path: Path) -> Self {
+        Self {
+            generation: 0,
+            copies: [path, Path::default()],
+        }
+    }
+
+    /// The copy in use.
+    pub const fn path(&self) -> &Path {
+        &self.copies[self.generation as usize & 1]
     }
 }
 
@@ -346,9 +480,9 @@ pub struct Path {
     /// MAC address of the interface.
     pub source_mac: [u8; 6],
     /// How probes leave.
-    pub via: Via,
+    pub egress: Code<Egress>,
     /// Family of `endpoint`.
-    pub endpoint_family: Family,
+    pub endpoint_family: Code<Family>,
     /// The device on which frames leave (the parent, where `vlan` is set).
     pub ifindex: u32,
     /// Interfaces on which a reply may arrive; unused entries are 0.
@@ -365,13 +499,15 @@ pub struct Path {
     pub pad: [u8; 3],
 }
 
-/// What happened to one tracker's probes: four cache lines, so that the send program, the receive
-/// program and the daemon never write to the same one.
+/// What happened to one tracker's probes: four cache lines, so that the send program, the receive program and the daemon do
+/// not write to the same one as long as the service passes probes.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct State {
     /// Written by the send program.
     pub send: SendState,
+    /// Written by the receive program for errors and for what comes by another way than it should.
+    pub notice: NoticeState,
     /// Written by the receive program for each counted reply (`verdict` by the daemon, on a change).
     pub receive: ReceiveState,
     /// Written by the receive program for what is not a counted reply.
@@ -388,8 +524,34 @@ pub struct SendState {
     pub sent: u64,
     /// When the last one was sent.
     pub sent_mono_ns: u64,
+}
+
+/// What the receive program saw besides counted replies, the rest of [`TroubleState`]. It is beside the send program's part, and
+/// written rarely.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct NoticeState {
     /// Zero.
-    pub pad: [u64; 6],
+    pub pad: u32,
+    /// Probes that came back to the hub, as the service or a router behind it sends them there.
+    pub returned: u32,
+    /// Low bits of the sequence number of the newest one.
+    pub returned_sequence: u32,
+    /// Where it arrived.
+    pub returned_ifindex: u32,
+    /// Source MAC address of its frame; zeros if there is no Ethernet header. It is written with the two bytes after it, as
+    /// one word.
+    pub returned_mac: [u8; 6],
+    /// Zero.
+    pub pad2: u8,
+    /// Hops (TTL, hop limit) that it had left.
+    pub returned_ttl: u8,
+    /// Source MAC address of the frame with the reply of `wrong_path_sequence`, in the same form.
+    pub wrong_path_mac: [u8; 6],
+    /// Zero, and hops that it had left.
+    pub wrong_path_ends: [u8; 2],
+    /// Zero.
+    pub pad3: [u64; 2],
 }
 
 /// The receive program's part of [`State`].
@@ -474,20 +636,20 @@ pub struct TroubleState {
     pub wrong_path: u32,
     /// Where the one to the newest probe arrived.
     pub wrong_path_ifindex: u32,
-    /// Packets that bear the mark and name this tracker but fail the token.
+    /// Packets that bear a probe header and name this tracker but fail the token.
     pub corrupt: u32,
-    /// What complained of the newest probe that was complained of.
-    pub complaint: Complaint,
+    /// What was received about the newest probe with an error.
+    pub error: Code<ProbeError>,
     /// Its ICMP type.
-    pub complaint_type: u8,
+    pub error_type: u8,
     /// Its ICMP code.
-    pub complaint_code: u8,
+    pub error_code: u8,
     /// Hops (TTL, hop limit) that the reply of `wrong_path_sequence` had left.
     pub wrong_path_ttl: u8,
     /// Sequence number of that probe.
-    pub complaint_sequence: u64,
-    /// Source address of the complaint; only the probe in it is proven, not the sender.
-    pub complaint_from: [u8; 16],
+    pub error_sequence: u64,
+    /// Source address of the error; only the probe in it is proven, not the sender.
+    pub error_from: [u8; 16],
 }
 
 /// The daemon's part of [`State`]: kept in the map so that a successor can go on from it.
@@ -531,7 +693,7 @@ pub struct StreamKey {
     /// Zero.
     pub zero: u16,
     /// Family of `behind`.
-    pub family: Family,
+    pub family: Code<Family>,
     /// Zero.
     pub pad: [u8; 3],
 }
@@ -539,12 +701,12 @@ pub struct StreamKey {
 impl StreamKey {
     /// The key of a segment from or to a port of the behind address.
     #[inline(always)]
-    pub const fn new(behind: [u8; 16], port: u16, family: Family) -> Self {
+    pub fn new(behind: [u8; 16], port: u16, family: Family) -> Self {
         Self {
             behind,
             port,
             zero: 0,
-            family,
+            family: family.into(),
             pad: [0; 3],
         }
     }
@@ -744,14 +906,16 @@ pub struct Counters {
     pub reply_tagged: u64,
     /// Genuine replies from another address or port than the one that was asked; consumed.
     pub reply_elsewhere: u64,
-    /// Packets that bear the mark and fail checksum, addresses or token; passed on.
+    /// Packets that bear a probe header and fail checksum, addresses or token; passed on.
     pub reply_corrupt: u64,
-    /// Packets that bear the mark and name no tracker in use; passed on.
+    /// Packets that bear a probe header and name no tracker in use; passed on.
     pub reply_stale: u64,
     /// ICMP errors about one of our probes, which they quote with its token, and resets of our SYNs; consumed.
     pub probe_refused: u64,
     /// Events that found the ring buffer full; the daemon finds the reply in the state.
     pub event_dropped: u64,
+    /// Our own probes that came back to the hub and are not their own proof; passed on.
+    pub probe_returned: u64,
 }
 
 /// What foreign packets fail first: sets of addresses by [`Filter::place`], and the mark.
@@ -789,7 +953,7 @@ pub struct SteerKey {
     /// IP protocol number.
     pub protocol: u8,
     /// Family of `endpoint`.
-    pub family: Family,
+    pub family: Code<Family>,
 }
 
 /// Where such a packet goes instead. Complete in itself: an update of a hash map's entry is whole for the
@@ -811,9 +975,9 @@ pub struct Steer {
     pub returns: [u32; RETURNS_MAX],
     /// Index into STEERED: the member's path slot.
     pub member: u32,
-    /// `XdpRedirect` where the interface itself takes redirected frames; `Nowhere` while the member cannot
+    /// `XdpRedirect` where the interface itself takes redirected frames; `None` while the member cannot
     /// be sent to.
-    pub via: Via,
+    pub egress: Code<Egress>,
     /// 1 where the interface's frames have an Ethernet header.
     pub is_ethernet: u8,
     /// Zero.
@@ -825,7 +989,7 @@ pub struct Steer {
 #[repr(C)]
 pub struct Source {
     /// Family of `address`.
-    pub family: Family,
+    pub family: Code<Family>,
     /// Zero.
     pub pad: [u8; 3],
     /// The address.
@@ -862,7 +1026,7 @@ pub struct FlowKey {
     /// IP protocol number.
     pub protocol: u8,
     /// Family of the addresses.
-    pub family: Family,
+    pub family: Code<Family>,
     /// Zero.
     pub pad: [u8; 2],
 }
@@ -898,6 +1062,129 @@ pub struct Steered {
     pub unfit: u64,
 }
 
+/// Layouts of earlier versions, which pins may still have. What is not here is as it was.
+pub mod earlier {
+    /// The last version whose number was kept by hand. PATHS held a [`super::Path`] then, COUNTERS had no
+    /// [`super::Counters::probe_returned`], and a tracker with rotating flows had all bits of [`super::Tracker::rotates`] and
+    /// [`super::Tracker::pad`] set.
+    pub const COUNTED: u32 = 8;
+    /// The last version without a tag in HUB.
+    pub const UNTAGGED: u32 = 7;
+
+    /// [`super::Hub`] until [`UNTAGGED`].
+    #[derive(Clone, Copy, Debug, Default)]
+    #[repr(C)]
+    pub struct Hub {
+        /// Key of the token.
+        pub key: [u64; 2],
+        /// Its version.
+        pub version: u32,
+        /// ifindex of the private veth.
+        pub private_ifindex: u32,
+    }
+
+    #[cfg(feature = "user")]
+    // SAFETY: repr(C), no padding, no pointers, every byte may have any value.
+    unsafe impl aya::Pod for Hub {}
+}
+
+/// FNV-1a hash of names and numbers.
+#[derive(Clone, Copy)]
+struct LayoutHash(u32);
+
+impl LayoutHash {
+    const fn new() -> Self {
+        Self(0x811c_9dc5)
+    }
+
+    const fn bytes(mut self, bytes: &[u8]) -> Self {
+        let mut at = 0;
+        while at < bytes.len() {
+            self.0 = (self.0 ^ bytes[at] as u32).wrapping_mul(0x0100_0193);
+            at += 1;
+        }
+        self
+    }
+
+    const fn number(self, number: usize) -> Self {
+        self.bytes(&(number as u32).to_le_bytes())
+    }
+
+    const fn field(self, name: &str, offset: usize) -> Self {
+        self.bytes(name.as_bytes()).number(offset)
+    }
+}
+
+/// All that is in maps: the hash of the layouts, and what lets userspace read and write them as bytes. The compiler refuses a
+/// field that is missing here.
+macro_rules! layouts {
+    ($($kind:ident { $($field:ident),+ $(,)? })+) => {
+        mod layout {
+            use super::*;
+            pub(super) const HASH: u32 = LayoutHash::new().number(MEANING as usize)
+                $(.field(stringify!($kind), size_of::<$kind>())
+                    $(.field(stringify!($field), offset_of!($kind, $field)))+)+
+                .0;
+            $(const _: fn($kind) = |$kind { $($field: _),+ }| {};)+
+        }
+
+        #[cfg(feature = "user")]
+        mod pod {
+            $(
+                // SAFETY: repr(C), no padding bytes that are not named fields, no pointers, and every byte may have any value.
+                unsafe impl aya::Pod for super::$kind {}
+            )+
+        }
+    };
+}
+
+layouts! {
+    Hub { key, version, private_ifindex, tag, pad }
+    Tracker {
+        behind, source, timeout_ns, path, epoch, window_first, window_mask, payload, flow_first, rotates, pad, port, family,
+        active, proof, probe, expects_silence, return_ttl, refused_is_reply, salt,
+    }
+    PathEntry { generation, copies }
+    Path {
+        next_hop_mac, vlan, source_mac, egress, endpoint_family, ifindex, returns, arrivals, interface, endpoint, checks_hop, pad,
+    }
+    State { send, notice, receive, trouble, judge }
+    SendState { sent, sent_mono_ns }
+    NoticeState {
+        pad, returned, returned_sequence, returned_ifindex, returned_mac, pad2, returned_ttl, wrong_path_mac, wrong_path_ends,
+        pad3,
+    }
+    ReceiveState {
+        received, rtt_last_ns, rtt_min_ns, rtt_max_ns, rtt_sum_ns, hop_mac, pad, ttl, verdict, held, pad2, elsewhere, resets,
+    }
+    TroubleState {
+        wrong_path_sequence, corrupt_mono_ns, duplicate, late, wrong_path, wrong_path_ifindex, corrupt, error, error_type,
+        error_code, wrong_path_ttl, error_sequence, error_from,
+    }
+    JudgeState {
+        lost, judged, skipped, void, lost_run, replied_run, cause, lost_pending, flow, flow_newest, pad2,
+    }
+    StreamKey { behind, port, zero, family, pad }
+    Job { tracker, what }
+    Cursor { next, end }
+    Event { tracker, epoch, sequence, received_mono_ns }
+    Answered { tracker, epoch, sequence, flow, is_held, pad }
+    Counters {
+        send_built, send_idle, send_inactive, send_no_path, send_failed, reply_counted, reply_duplicate, reply_late,
+        reply_wrong_path, reply_tagged, reply_elsewhere, reply_corrupt, reply_stale, probe_refused, event_dropped, probe_returned,
+    }
+    Filter { endpoints, behinds, mark, mark_mask }
+    SteerKey { endpoint, port, protocol, family }
+    Steer { behind, next_hop_mac, source_mac, interface, mtu, returns, member, egress, is_ethernet, pad }
+    Source { family, pad, address }
+    OwnMac { ifindex, mac, pad }
+    FlowKey { prober, behind, ifindex, prober_port, behind_port, protocol, family, pad }
+    Flow { used_mono_ns, endpoint, member, is_closing, pad }
+    Steered { steered, replied, no_way, unfit }
+}
+
+// What the programs rely on beyond the types: sizes without padding, fields that are stored as one aligned word, parts of
+// STATE in cache lines of their own, and places that earlier versions had.
 const _: () = {
     assert!(size_of::<Filter>() == 72);
     assert!(size_of::<SteerKey>() == 20 && align_of::<SteerKey>() == 2);
@@ -905,46 +1192,27 @@ const _: () = {
     assert!(size_of::<Source>() == 20 && offset_of!(Source, address) == 4);
     assert!(size_of::<OwnMac>() == 12);
     assert!(size_of::<FlowKey>() == 44 && align_of::<FlowKey>() == 4);
-    assert!(size_of::<Flow>() == 32);
-    assert!(size_of::<Steered>() == 32);
-    assert!(size_of::<Hub>() == 32 && offset_of!(Hub, version) == offset_of!(UntaggedHub, version));
-    assert!(size_of::<UntaggedHub>() == 24);
-    assert!(size_of::<Tracker>() == 72 && align_of::<Tracker>() == 8);
-    assert!(offset_of!(Tracker, timeout_ns) == 32 && offset_of!(Tracker, payload) == 56);
-    assert!(offset_of!(Tracker, port) == 62 && offset_of!(Tracker, probe) == 67);
-    assert!(size_of::<Path>() == 76 && align_of::<Path>() == 4);
-    assert!(offset_of!(Path, source_mac) == 8 && offset_of!(Path, ifindex) == 16);
-    assert!(offset_of!(Path, arrivals) == 36 && offset_of!(Path, interface) == 52);
-    assert!(size_of::<SendState>() == 64);
+    assert!(size_of::<Flow>() == 32 && size_of::<Steered>() == 32);
+    assert!(
+        size_of::<Hub>() == 32 && offset_of!(Hub, version) == offset_of!(earlier::Hub, version)
+    );
+    assert!(size_of::<earlier::Hub>() == 24);
+    assert!(size_of::<Tracker>() == 72 && offset_of!(Tracker, rotates) == 60);
+    assert!(size_of::<Path>() == 76 && align_of::<Path>() == 4 && size_of::<PathEntry>() == 156);
+    assert!(size_of::<SendState>() == 16 && size_of::<NoticeState>() == 48);
+    assert!(
+        offset_of!(NoticeState, returned_mac) == 16
+            && offset_of!(NoticeState, wrong_path_mac) == 24
+    );
     assert!(size_of::<ReceiveState>() == 64 && offset_of!(ReceiveState, hop_mac) == 40);
     assert!(offset_of!(ReceiveState, ttl) == 47);
-    assert!(size_of::<JudgeState>() == 64 && offset_of!(JudgeState, flow) == 36);
-    assert!(size_of::<TroubleState>() == 64);
-    assert!(offset_of!(TroubleState, complaint_from) == 48);
+    assert!(size_of::<JudgeState>() == 64);
+    assert!(size_of::<TroubleState>() == 64 && offset_of!(TroubleState, error_from) == 48);
     assert!(size_of::<State>() == 256 && align_of::<State>() == 64);
     assert!(offset_of!(State, receive) == 64 && offset_of!(State, trouble) == 128);
     assert!(offset_of!(State, judge) == 192);
-    assert!(offset_of!(Tracker, salt) == 71);
-    assert!(size_of::<StreamKey>() == 24 && align_of::<StreamKey>() == 2);
-    assert!(size_of::<Job>() == 8);
-    assert!(size_of::<Cursor>() == 8);
+    assert!(size_of::<StreamKey>() == 24 && size_of::<Job>() == 8 && size_of::<Cursor>() == 8);
     assert!(size_of::<Event>() == 24 && size_of::<Answered>() == 16);
-    assert!(size_of::<Counters>() == 120);
+    assert!(size_of::<Counters>() == 128);
     assert!(BATCH_MAX.is_power_of_two());
 };
-
-#[cfg(feature = "user")]
-mod pod {
-    use super::*;
-    /// Lets userspace read and write these as bytes.
-    macro_rules! pod {
-        ($($type:ident),+ $(,)?) => {$(
-            // SAFETY: repr(C), no padding bytes that are not named fields, no pointers. A `repr(u8)` enum in it is written
-            // from a value of its type only: by userspace, or by a program that copies it from an entry of userspace.
-            unsafe impl aya::Pod for $type {}
-        )+};
-    }
-    pod! {
-        Hub, UntaggedHub, Tracker, Path, State, Cursor, StreamKey, Job, Event, Answered, Counters, Filter, SteerKey, Steer, Source, OwnMac, FlowKey, Flow, Steered,
-    }
-}

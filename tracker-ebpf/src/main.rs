@@ -11,22 +11,25 @@
 mod bpf;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_UNSPEC, xdp_action},
+    EbpfContext,
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::generated::bpf_skb_pull_data,
     macros::{classifier, socket_filter, xdp},
     programs::{SkBuffContext, TcContext, XdpContext},
 };
 use bpf::{
-    answer, disposition,
+    answer,
+    disposition::{self, Action},
     maps::EXPECTING,
     packet::{self, Packet},
     receive::{self, Arrival, Outcome, Parsed},
+    segments::{self, Segment},
     send::{self, Refusal},
     steer::{self, BARE, ETHERNET},
 };
 use tracker_ebpf::{
     abi::Path,
-    wire::{self, Bytes as _, answer::Answer, flow, reply, vlan},
+    wire::{self, Bytes as _, answer::Answer, flow, reply},
 };
 
 /// `PACKET_OTHERHOST` of linux/if_packet.h: the frame's destination is not this device.
@@ -50,7 +53,7 @@ macro_rules! rarely {
 
 /// Live frames: each run turns the frame at hand into the batch's next probe.
 #[xdp]
-pub fn tracker_send(ctx: XdpContext) -> u32 {
+pub fn trk_xdp_send(ctx: XdpContext) -> u32 {
     let outcome = send::send(&ctx);
     let (action, count) = disposition::of_frame(&outcome);
     if let Err(Refusal::Failed) = outcome {
@@ -65,21 +68,21 @@ pub fn tracker_send(ctx: XdpContext) -> u32 {
 
 /// TC ingress of the private veth: sends out what the send program passed up.
 #[classifier]
-pub fn tracker_tc_send(ctx: TcContext) -> i32 {
+pub fn trk_tc_send(ctx: TcContext) -> i32 {
     send::redirect(&ctx).unwrap_or(TC_ACT_OK)
 }
 
 /// XDP on an interface on which replies may arrive. It takes packets of several buffers (`frags`), so that drivers limit neither
 /// the MTU nor merging because of it, and reads their first buffer, which has the headers.
 #[xdp(frags)]
-pub fn tracker_receive(ctx: XdpContext) -> u32 {
+pub fn trk_xdp_recv(ctx: XdpContext) -> u32 {
     receive_by_xdp(&ctx)
 }
 
 /// XDP there in the generic hook, without `frags`: for a program that takes several buffers the hook makes another packet of
 /// each (`skb_pp_cow_data`), and replies that are steered back at TC get lost then (seen on Linux 6.18).
 #[xdp]
-pub fn trk_recv_gen(ctx: XdpContext) -> u32 {
+pub fn trk_gen_recv(ctx: XdpContext) -> u32 {
     receive_by_xdp(&ctx)
 }
 
@@ -88,51 +91,112 @@ fn receive_by_xdp(ctx: &XdpContext) -> u32 {
     let packet = Packet::new(ctx.data(), ctx.data_end());
     let arrival = Arrival {
         ifindex: ctx.ingress_ifindex() as u32,
-        is_tagged: false,
+        vlan: 0,
     };
     let is_as_sent = |path: &Path| packet.at(0) == Some(&path.next_hop_mac);
     if let Some(reply) = reply::parse(&packet)
         && let Some(outcome) = receive::recognise(&reply, arrival, is_as_sent)
     {
-        return finish_in_xdp(ctx, outcome);
+        return dispose(ctx, outcome).xdp();
     }
-    // The number of a STAMP probe comes to be the mark once in its life.
+    // The number of a STAMP probe comes to be the magic number once in its life.
     match wire::answer::parse(&packet) {
         Some(answer) => match answer::recognise(&answer, arrival, is_as_sent) {
-            Some(outcome) => finish_in_xdp(ctx, outcome),
+            Some(outcome) => dispose(ctx, outcome).xdp(),
             None => xdp_action::XDP_PASS,
         },
         None => xdp_action::XDP_PASS,
     }
 }
 
-#[inline(always)]
-fn finish_in_xdp(ctx: &XdpContext, outcome: Outcome) -> u32 {
-    let (action, count) = disposition::of_reply(outcome);
-    if let Outcome::Corrupt = outcome {
-        rarely!(count, ctx, "{} packets bear the mark and fail the token");
-    }
-    action.xdp()
-}
-
 /// TC ingress of an interface on which replies may arrive.
+// Inlined into the entry that the macro makes, as all programs that make tail calls: the kernel allows them in other functions only
+// with BTF of functions, which libbpf and bpftool do not load from this object.
 #[classifier]
-pub fn tracker_tc_recv(ctx: TcContext) -> i32 {
+#[inline(always)]
+pub fn trk_tc_recv(ctx: TcContext) -> i32 {
+    if segments::are_merged(&ctx) {
+        return match gather_ours(ctx.skb.skb) {
+            true => segments::begin(&ctx, segments::ETHERNET),
+            false => TC_ACT_UNSPEC,
+        };
+    }
     if packet::is_scattered(&ctx) && !gather_ours(ctx.skb.skb) {
         return TC_ACT_UNSPEC;
     }
+    judge(ctx.skb.skb)
+}
+
+/// Judges a packet with an Ethernet header at TC. A function of its own, as the others below: inlined, it takes the verifier half
+/// as long again, and on Linux 6.1 too long.
+#[inline(never)]
+fn judge(skb: *mut __sk_buff) -> i32 {
+    let ctx = TcContext::new(skb);
     let parsed = receive::parse_skb(&ctx);
-    settle_at_tc(&ctx, parsed, || answer::parse_skb(&ctx))
+    let action = recognise_at_tc(&ctx, parsed, || answer::parse_skb(&ctx));
+    action.unwrap_or(Action::Pass).tc()
+}
+
+/// Tail call of `trk_tc_recv`: one of several datagrams that the kernel merged into a packet.
+#[classifier]
+#[inline(always)]
+pub fn trk_tc_segment(ctx: TcContext) -> i32 {
+    let drops = judge_segment(ctx.skb.skb) == TC_ACT_SHOT;
+    segments::finish(&ctx, drops, segments::ETHERNET)
+}
+
+/// Judges one datagram of a packet with an Ethernet header.
+#[inline(never)]
+fn judge_segment(skb: *mut __sk_buff) -> i32 {
+    let ctx = TcContext::new(skb);
+    let segment = Segment::of(&ctx);
+    let parsed = segment.reply(&ctx, receive::parse_skb(&ctx));
+    let action = recognise_at_tc(&ctx, parsed, || {
+        segment.answer(&ctx, answer::parse_skb(&ctx))
+    });
+    action.unwrap_or(Action::Pass).tc()
 }
 
 /// TC ingress of an interface without Ethernet header on which replies may arrive.
 #[classifier]
-pub fn tracker_tc_ip(ctx: TcContext) -> i32 {
+#[inline(always)]
+pub fn trk_l3_recv(ctx: TcContext) -> i32 {
     if !receive::may_be_ours(&ctx) {
         return TC_ACT_UNSPEC;
     }
+    if segments::are_merged(&ctx) {
+        return segments::begin(&ctx, segments::BARE);
+    }
+    judge_bare(ctx.skb.skb)
+}
+
+/// Judges a packet without Ethernet header, which may be ours.
+#[inline(never)]
+fn judge_bare(skb: *mut __sk_buff) -> i32 {
+    let ctx = TcContext::new(skb);
     let parsed = receive::parse_bare_skb(&ctx);
-    settle_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx))
+    let action = recognise_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx));
+    action.unwrap_or(Action::Pass).tc()
+}
+
+/// Tail call of `trk_l3_recv`: one of several datagrams that the kernel merged into a packet.
+#[classifier]
+#[inline(always)]
+pub fn trk_l3_segment(ctx: TcContext) -> i32 {
+    let drops = judge_bare_segment(ctx.skb.skb) == TC_ACT_SHOT;
+    segments::finish(&ctx, drops, segments::BARE)
+}
+
+/// Judges one datagram of a packet without Ethernet header.
+#[inline(never)]
+fn judge_bare_segment(skb: *mut __sk_buff) -> i32 {
+    let ctx = TcContext::new(skb);
+    let segment = Segment::of(&ctx);
+    let parsed = segment.reply(&ctx, receive::parse_copy(&ctx));
+    let action = recognise_at_tc(&ctx, parsed, || {
+        segment.answer(&ctx, answer::parse_bare_skb(&ctx))
+    });
+    action.unwrap_or(Action::Pass).tc()
 }
 
 /// The filter of one packet socket, which sees what arrives on every interface of the network namespace, before TC does: counts
@@ -141,7 +205,7 @@ pub fn tracker_tc_ip(ctx: TcContext) -> i32 {
 // verifier refuses what is in the register then.
 #[socket_filter]
 #[inline(always)]
-pub fn tracker_watch(ctx: SkBuffContext) -> i64 {
+pub fn trk_sock_watch(ctx: SkBuffContext) -> i64 {
     let ctx = TcContext::new(ctx.skb.skb);
     // SAFETY: the context is valid while the program runs.
     let (ifindex, kind) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).pkt_type) };
@@ -151,99 +215,100 @@ pub fn tracker_watch(ctx: SkBuffContext) -> i64 {
         && unsafe { EXPECTING.get(ifindex) }.is_none()
     {
         let parsed = receive::parse_copy(&ctx);
-        settle_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx));
+        recognise_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx));
     }
     0
 }
 
+/// What becomes of a packet at TC that is, or claims to be, about a probe; it is counted. `None`: foreign.
 #[inline(always)]
-fn settle_at_tc(
+fn recognise_at_tc(
     ctx: &TcContext,
     parsed: Parsed,
     parse_answer: impl FnOnce() -> Option<Answer>,
-) -> i32 {
+) -> Option<Action> {
     // SAFETY: the context is valid while the program runs.
     let skb = unsafe { &*ctx.skb.skb };
     let arrival = Arrival {
         ifindex: skb.ifindex,
-        is_tagged: skb.vlan_present != 0 && skb.vlan_tci as u16 & vlan::ID_MASK != 0,
+        // Without a branch, which would double the ways that the verifier follows.
+        vlan: skb.vlan_tci & skb.vlan_present.wrapping_neg(),
     };
     // The device says for whom the frame is; a tunnel's packet is for this host.
     let is_as_sent = |_: &Path| skb.pkt_type == PACKET_OTHERHOST;
     if let Some(reply) = parsed.reply()
         && let Some(outcome) = receive::recognise(reply, arrival, is_as_sent)
     {
-        return finish_at_tc(ctx, outcome);
+        return Some(dispose(ctx, outcome));
     }
-    // As in XDP: the mark may be the number of a STAMP probe.
-    match parse_answer() {
-        Some(answer) => match answer::recognise(&answer, arrival, is_as_sent) {
-            Some(outcome) => finish_at_tc(ctx, outcome),
-            None => TC_ACT_UNSPEC,
-        },
-        None => TC_ACT_UNSPEC,
-    }
+    // As in XDP: the magic number may be the number of a STAMP probe.
+    let outcome = answer::recognise(&parse_answer()?, arrival, is_as_sent)?;
+    Some(dispose(ctx, outcome))
 }
 
 #[inline(always)]
-fn finish_at_tc(ctx: &TcContext, outcome: Outcome) -> i32 {
+fn dispose<C: EbpfContext>(ctx: &C, outcome: Outcome) -> Action {
     let (action, count) = disposition::of_reply(outcome);
     if let Outcome::Corrupt = outcome {
-        rarely!(count, ctx, "{} packets bear the mark and fail the token");
+        rarely!(
+            count,
+            ctx,
+            "{} packets bear a probe header and fail the token"
+        );
     }
-    action.tc()
+    action
 }
 
 /// XDP on an uplink: others' tracker packets, the fast way.
 #[xdp(frags)]
-pub fn tracker_steer(ctx: XdpContext) -> u32 {
+pub fn trk_xdp_steer(ctx: XdpContext) -> u32 {
     steer::fast(&ctx).unwrap_or(xdp_action::XDP_PASS)
 }
 
 /// XDP there in the generic hook, without `frags`.
 #[xdp]
-pub fn trk_steer_gen(ctx: XdpContext) -> u32 {
+pub fn trk_gen_steer(ctx: XdpContext) -> u32 {
     steer::fast(&ctx).unwrap_or(xdp_action::XDP_PASS)
 }
 
 /// TC ingress of an uplink.
 #[classifier]
-pub fn tracker_uplink(ctx: TcContext) -> i32 {
+pub fn trk_tc_uplink(ctx: TcContext) -> i32 {
     pull(&ctx, flow::HEAD as u32);
     disposition::of_steered(steer::uplink::<ETHERNET>(&ctx)).tc()
 }
 
 /// TC ingress of an uplink without Ethernet header.
 #[classifier]
-pub fn tracker_ip_up(ctx: TcContext) -> i32 {
+pub fn trk_l3_uplink(ctx: TcContext) -> i32 {
     gather(&ctx);
     disposition::of_steered(steer::uplink::<BARE>(&ctx)).tc()
 }
 
 /// TC egress where local tracker packets may leave.
 #[classifier]
-pub fn tracker_marked(ctx: TcContext) -> i32 {
+pub fn trk_tc_marked(ctx: TcContext) -> i32 {
     pull(&ctx, flow::HEAD as u32);
     disposition::of_steered(steer::marked::<ETHERNET>(&ctx)).tc()
 }
 
 /// TC egress where local tracker packets may leave, on an interface without Ethernet header.
 #[classifier]
-pub fn tracker_ip_mark(ctx: TcContext) -> i32 {
+pub fn trk_l3_marked(ctx: TcContext) -> i32 {
     gather(&ctx);
     disposition::of_steered(steer::marked::<BARE>(&ctx)).tc()
 }
 
 /// TC ingress where replies to others' tracker packets arrive.
 #[classifier]
-pub fn tracker_return(ctx: TcContext) -> i32 {
+pub fn trk_tc_return(ctx: TcContext) -> i32 {
     pull(&ctx, flow::HEAD as u32);
     disposition::of_steered(steer::reply::<ETHERNET>(&ctx)).tc()
 }
 
 /// TC ingress where replies to others' tracker packets arrive, on an interface without Ethernet header.
 #[classifier]
-pub fn tracker_ip_ret(ctx: TcContext) -> i32 {
+pub fn trk_l3_return(ctx: TcContext) -> i32 {
     gather(&ctx);
     disposition::of_steered(steer::reply::<BARE>(&ctx)).tc()
 }

@@ -78,7 +78,7 @@ pub enum Cause {
     ///
     /// Effect: `down` after `fall` probes.
     WrongPath = 7,
-    /// A packet bears Tracker's mark but fails checksum, destination or token.
+    /// A packet bears Tracker's probe header but fails checksum, destination or token.
     ///
     /// Effect: `down` after `fall` probes.
     Corrupt = 8,

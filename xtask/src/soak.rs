@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn lines_that_tell_of_random_inputs_are_found() {
         for line in [
-            "tracker_receive: 144000 frames, 25800/s, in 300 rounds from TRACKER_SEED=1: Foreign 61.6 %",
+            "trk_xdp_recv: 144000 frames, 25800/s, in 300 rounds from TRACKER_SEED=1: Foreign 61.6 %",
             "repeat it with: TRACKER_SEED=4 cargo xtask test -- fuzz_x",
             "12 histories from TRACKER_SEED=9: 3 a second",
             "17 faults in 240 s",

@@ -4,11 +4,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use tracker_ebpf::abi;
 use tracker_lab::daemon::LATER;
 use tracker_lab::servers::{Reflector, TcpEcho, UdpEcho};
 use tracker_lab::{Config, Lab, Tracker};
+
+/// `BPF_F_MMAPABLE` of linux/bpf.h.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 const NAMES: [&str; 6] = ["icmp", "icmp-6", "udp", "udp-6", "stamp", "tcp"];
 
@@ -102,43 +105,99 @@ fn the_tag_is_kept() -> Result<()> {
     tracker.wait_verdict("fw-1", "up", "replied").map(drop)
 }
 
-/// Maps of version 7, which had no tag in HUB, are copied: counters go on, and the token's key.
-#[test]
-fn maps_without_a_tag_are_taken_over() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut tracker = Tracker::start(&lab.hub, lab.service().toml("fw-1").as_str())?;
-    let received = tracker.wait_alive(LATER, "fw-1")?.count("fw-1", "received");
-    tracker.kill()?;
-    let pin = tracker.pins().join("maps/HUB");
-    let hub = |pin: &Path| -> Result<abi::Hub> {
-        let map = Map::Array(MapData::from_pin(pin)?);
-        Ok(Array::try_from(map)?.get(&0, 0)?)
-    };
-    let new = hub(&pin)?;
-    let mut old = Array::<MapData, abi::UntaggedHub>::create(1, 0)?;
-    let entry = abi::UntaggedHub {
-        key: new.key,
-        version: 7,
-        private_ifindex: new.private_ifindex,
-    };
-    old.set(0, entry, 0)?;
-    std::fs::remove_file(&pin)?;
-    old.pin(&pin)?;
+/// What a build before the layouts were hashed would have left: the pins of a killed daemon, in the layouts of then.
+fn age(pins: &Path, version: u32) -> Result<abi::Hub> {
+    let of = |name: &str| MapData::from_pin(pins.join(name));
+    let remove = |name: &str| std::fs::remove_file(pins.join(name));
+    let hub: Array<_, abi::Hub> = Array::try_from(Map::Array(of("HUB")?))?;
+    let hub = hub.get(&0, 0)?;
+    if version == abi::earlier::UNTAGGED {
+        let mut old = Array::<MapData, abi::earlier::Hub>::create(1, 0)?;
+        let entry = abi::earlier::Hub {
+            key: hub.key,
+            version,
+            private_ifindex: hub.private_ifindex,
+        };
+        old.set(0, entry, 0)?;
+        remove("HUB")?;
+        old.pin(pins.join("HUB"))?;
+    } else {
+        let mut same: Array<_, abi::Hub> = Array::try_from(Map::Array(of("HUB")?))?;
+        same.set(0, abi::Hub { version, ..hub }, 0)?;
+    }
 
-    tracker.run()?;
-    let status = tracker.wait_alive(LATER, "fw-1")?;
-    assert!(status.count("fw-1", "received") > received);
-    assert_eq!(status.count("fw-1", "corrupt"), 0);
-    assert_eq!(tracker.history("fw-1")?.len(), 1);
-    let log = tracker.log();
-    assert!(
-        log.contains("going on from an earlier daemon, with 1 of its trackers"),
-        "{log}"
-    );
-    assert!(!log.contains("not taken over"), "{log}");
-    let now = hub(&pin)?;
-    assert_eq!((now.key, now.version), (new.key, abi::VERSION));
-    // The state directory had it.
-    assert_eq!(now.tag, new.tag);
+    let paths: Array<_, abi::PathEntry> = Array::try_from(Map::Array(of("PATHS")?))?;
+    let mut old = Array::<MapData, abi::Path>::create(paths.len(), BPF_F_MMAPABLE)?;
+    for (at, entry) in (0..).zip(paths.iter()) {
+        old.set(at, *entry?.path(), 0)?;
+    }
+    remove("PATHS")?;
+    old.pin(pins.join("PATHS"))?;
+
+    let trackers = Map::Array(of("TRACKERS")?);
+    let mut trackers: Array<_, abi::Tracker> = Array::try_from(trackers)?;
+    for at in 0..trackers.len() {
+        let mut tracker = trackers.get(&at, 0)?;
+        if tracker.rotates != 0 {
+            (tracker.rotates, tracker.pad) = (0xff, 0xff);
+        }
+        trackers.set(at, tracker, 0)?;
+    }
+
+    let counters = Map::PerCpuArray(of("COUNTERS")?);
+    let counters: PerCpuArray<_, [u64; 16]> = PerCpuArray::try_from(counters)?;
+    let mut old = PerCpuArray::<MapData, [u64; 15]>::create(1, 0)?;
+    let kept = counters.get(&0, 0)?;
+    let kept = kept.iter().map(|all| std::array::from_fn(|at| all[at]));
+    old.set(0, PerCpuValues::try_from(kept.collect::<Vec<_>>())?, 0)?;
+    remove("COUNTERS")?;
+    old.pin(pins.join("COUNTERS"))?;
+    Ok(hub)
+}
+
+/// Maps of earlier layouts are copied: counters go on, the token's key, and the flows of trackers.
+#[test]
+fn maps_of_earlier_layouts_are_taken_over() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let config = [
+        service.toml("fw-1"),
+        service.toml_with("rotating", "flow = \"rotate\""),
+    ];
+    let mut tracker = Tracker::start(&lab.hub, config.concat().as_str())?;
+    for version in [abi::earlier::UNTAGGED, abi::earlier::COUNTED] {
+        let status = tracker.wait_alive(LATER, "fw-1")?;
+        let received = status.count("fw-1", "received");
+        tracker.wait_alive(LATER, "rotating")?;
+        tracker.kill()?;
+        let maps = tracker.pins().join("maps");
+        let old = age(&maps, version)?;
+
+        tracker.run()?;
+        let status = tracker.wait_alive(LATER, "fw-1")?;
+        assert!(status.count("fw-1", "received") > received, "{version}");
+        for name in ["fw-1", "rotating"] {
+            for counter in ["corrupt", "lost"] {
+                assert_eq!(
+                    status.count(name, counter),
+                    0,
+                    "{version}: {name} {counter}"
+                );
+            }
+            assert_eq!(tracker.history(name)?.len(), 1, "{version}: {name}");
+        }
+        let log = tracker.log();
+        assert!(
+            log.contains("going on from an earlier daemon, with 2 of its trackers"),
+            "{log}"
+        );
+        assert!(!log.contains("not taken over"), "{log}");
+        let hub: Array<_, abi::Hub> =
+            Array::try_from(Map::Array(MapData::from_pin(maps.join("HUB"))?))?;
+        let now = hub.get(&0, 0)?;
+        assert_eq!((now.key, now.version), (old.key, abi::VERSION));
+        // From HUB, or from the state directory.
+        assert_eq!(now.tag, old.tag);
+    }
     Ok(())
 }

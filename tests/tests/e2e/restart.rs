@@ -381,7 +381,7 @@ fn maps_of_another_version_are_not_misread() -> Result<()> {
 
     tracker.run()?;
     let log = tracker.log();
-    let said: Vec<&str> = log.lines().filter(|line| line.contains("9999")).collect();
+    let said: Vec<&str> = log.lines().filter(|line| line.contains("0x270f")).collect();
     assert_eq!(said.len(), 1, "{log}");
     assert!(said[0].contains("not taken over"), "{}", said[0]);
     let after = tracker.wait_alive(SOON, "fw-1")?;

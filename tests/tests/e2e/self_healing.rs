@@ -69,7 +69,7 @@ fn receive_program_detached() -> Result<()> {
         let is_filter = lab
             .hub
             .run("tc filter show dev eth1 ingress")?
-            .contains("tracker_tc_recv");
+            .contains("trk_tc_recv");
         if is_filter {
             // Before TCX, Linux 6.6.
             lab.hub.run("tc filter del dev eth1 ingress")?;

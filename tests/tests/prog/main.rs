@@ -3,6 +3,7 @@
 
 mod fixtures;
 mod receive;
+mod segments;
 mod send;
 mod steer;
 mod tc_ip;

@@ -8,7 +8,7 @@ use crate::fixtures::{
     assert_same,
 };
 use anyhow::{Context as _, Result, bail};
-use tracker_ebpf::abi::{self, Family, Via};
+use tracker_ebpf::abi::{self, Egress, Family};
 use tracker_ebpf::wire::probe;
 use tracker_lab::Namespace;
 use tracker_lab::netns::Owner;
@@ -37,25 +37,25 @@ fn sends() -> Vec<Sends> {
         });
     };
     for family in [Family::Ipv4, Family::Ipv6] {
-        for (flow_mask, port) in [(0, 7), (0x7ff, 7), (0xffff, 65_535), (0xff, 0)] {
+        for (rotates, port) in [(0, 7), (1, 7), (1, 65_535), (0, 0)] {
             for (probe, sent) in [abi::Probe::Icmp, abi::Probe::Udp]
                 .into_iter()
                 .flat_map(|probe| [0, 1_000, 65_535, 1 << 40].map(|sent| (probe, sent)))
             {
                 let world = World::new(family).with(|world| {
-                    world.tracker.probe = probe;
-                    world.tracker.flow_mask = flow_mask;
+                    world.tracker.probe = probe.into();
+                    world.tracker.rotates = rotates;
                     world.tracker.port = port;
                     world.state.send.sent = sent;
                 });
-                let what = format!("{probe:?} to {port}, flows {flow_mask:#x}, {sent} sent before");
+                let what = format!("{probe:?} to {port}, rotates {rotates}, {sent} sent before");
                 row(what, world, &OLD);
             }
         }
         for payload in [32, 33, 34, 63, 64, 1_000, 1_472] {
             for vlan in [0, 100] {
                 let world = World::new(family).with(|world| {
-                    world.tracker.probe = abi::Probe::Udp;
+                    world.tracker.probe = abi::Probe::Udp.into();
                     world.tracker.payload = payload;
                     world.path.vlan = vlan;
                 });
@@ -63,15 +63,15 @@ fn sends() -> Vec<Sends> {
             }
         }
         let world = World::new(family);
-        for via in [Via::XdpRedirect, Via::TcRedirect] {
+        for egress in [Egress::XdpRedirect, Egress::TcRedirect] {
             for vlan in [0, 1, 100, 0xefff] {
                 for payload in [32, 33, 34, 63, 64, 1_000, 1_472] {
                     let world = world.clone().with(|world| {
-                        world.path.via = via;
+                        world.path.egress = egress.into();
                         world.path.vlan = vlan;
                         world.tracker.payload = payload;
                     });
-                    let what = format!("{via:?}, tag {vlan:#x}, {payload} bytes");
+                    let what = format!("{egress:?}, tag {vlan:#x}, {payload} bytes");
                     row(what, world, &OLD);
                 }
             }
@@ -144,10 +144,10 @@ fn each_probe_is_complete() -> Result<()> {
         let ran = object.run(old)?;
         let is = object.snapshot()?;
 
-        let action = match world.path.via {
-            Via::XdpRedirect => XDP_REDIRECT,
-            Via::TcRedirect => XDP_PASS,
-            Via::Nowhere => bail!("{what}: the row is wrong"),
+        let action = match world.path.egress.get() {
+            Egress::XdpRedirect => XDP_REDIRECT,
+            Egress::TcRedirect => XDP_PASS,
+            Egress::None => bail!("{what}: the row is wrong"),
         };
         assert_eq!(ran.action, action, "{what}: action");
 
@@ -155,7 +155,7 @@ fn each_probe_is_complete() -> Result<()> {
         let seen = packets::read_marked(&ran.frame)
             .with_context(|| format!("{what}: no probe in {:02x?}", ran.frame))?;
         let sequence = world.state.send.sent + 1;
-        let sent_mono_ns = seen.mark.sent_mono_ns;
+        let sent_mono_ns = seen.probe_header.sent_mono_ns;
         assert!(
             ran.mono_ns.contains(&sent_mono_ns),
             "{what}: sent at {sent_mono_ns}, ran {:?}",
@@ -166,13 +166,13 @@ fn each_probe_is_complete() -> Result<()> {
             "{what}: wrong checksum in {:02x?}",
             ran.frame
         );
-        let mark = world.mark(sequence, sent_mono_ns);
-        let low = packets::Mark {
+        let probe_header = world.probe_header(sequence, sent_mono_ns);
+        let low = packets::ProbeHeader {
             sequence: u64::from(sequence as u32),
-            ..mark
+            ..probe_header
         };
-        assert_eq!(seen.mark, low, "{what}: mark");
-        let frame = world.probe(mark);
+        assert_eq!(seen.probe_header, low, "{what}: probe_header");
+        let frame = world.probe(probe_header);
         assert_eq!(ran.frame, frame, "{what}: frame");
 
         let mut should = before;
@@ -191,7 +191,7 @@ fn each_probe_is_complete() -> Result<()> {
     Ok(())
 }
 
-/// Probes that bear no mark, and the ends of connections: each byte, the time that is kept, and nothing else.
+/// Probes that bear no probe header, and the ends of connections: each byte, the time that is kept, and nothing else.
 #[test]
 fn each_unmarked_frame_is_complete() -> Result<()> {
     tracker_lab::needs_root!();
@@ -206,10 +206,10 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
             (abi::Probe::Stamp, 49),
             (abi::Probe::Stamp, 1_452),
         ] {
-            for (via, vlan) in [
-                (Via::XdpRedirect, 0),
-                (Via::XdpRedirect, 100),
-                (Via::TcRedirect, 0),
+            for (egress, vlan) in [
+                (Egress::XdpRedirect, 0),
+                (Egress::XdpRedirect, 100),
+                (Egress::TcRedirect, 0),
             ] {
                 for sent in [
                     0,
@@ -223,13 +223,13 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
                     1 << 32,
                     1 << 40,
                 ] {
-                    for (flow_first, flow_mask) in [(61_440, 0), (63_488 + 64, 63)] {
+                    for (flow_first, rotates) in [(61_440, 0), (63_488, 1)] {
                         worlds.push(World::new(family).with(|world| {
-                            world.tracker.probe = probe;
+                            world.tracker.probe = probe.into();
                             world.tracker.payload = payload;
                             world.tracker.flow_first = flow_first;
-                            world.tracker.flow_mask = flow_mask;
-                            world.path.via = via;
+                            world.tracker.rotates = rotates;
+                            world.path.egress = egress.into();
                             world.path.vlan = vlan;
                             world.state.send.sent = sent;
                             world.words = [u64::MAX; 4];
@@ -241,13 +241,13 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
     }
     for world in &worlds {
         let tracker = &world.tracker;
-        let (sent, via) = (world.state.send.sent, world.path.via);
+        let (sent, egress) = (world.state.send.sent, world.path.egress);
         let what = format!(
-            "{:?} {:?} {via:?} after {sent}",
+            "{:?} {:?} {egress:?} after {sent}",
             tracker.family, tracker.probe
         );
-        let action = match via {
-            Via::XdpRedirect => XDP_REDIRECT,
+        let action = match egress.get() {
+            Egress::XdpRedirect => XDP_REDIRECT,
             _ => XDP_PASS,
         };
         world.install(&mut object)?;
@@ -259,7 +259,7 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
         assert_eq!(ran.action, action, "{what}: action");
         assert_eq!(
             ran.frame,
-            world.probe(world.mark(sequence, 0)),
+            world.probe(world.probe_header(sequence, 0)),
             "{what}: frame"
         );
         let sent_mono_ns = is.states[SLOT as usize].send.sent_mono_ns;
@@ -289,7 +289,7 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
             let ran = object.run(&OLD)?;
             let mut should = before;
             should.cursor.next = 1;
-            if tracker.probe == abi::Probe::Tcp {
+            if tracker.probe == abi::Probe::Tcp.into() {
                 assert_eq!(ran.action, action, "{what}: action of a reset");
                 assert_eq!(ran.frame, reset(world, ended), "{what}: reset of {ended}");
                 should.counters.send_built += 1;
@@ -303,13 +303,13 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
             let flow = world.flow(ended) ^ 2;
             object.set_jobs(&[abi::Job::again(SLOT, ended, flow)])?;
             let ran = object.run(&OLD)?;
-            if tracker.probe == abi::Probe::Tcp {
+            if tracker.probe == abi::Probe::Tcp.into() {
                 let other = world.clone().with(|world| {
                     world.tracker.flow_first = flow;
-                    world.tracker.flow_mask = 0;
+                    world.tracker.rotates = 0;
                 });
                 assert_eq!(ran.action, action, "{what}: action of a SYN sent again");
-                let syn = other.probe(other.mark(ended, 0));
+                let syn = other.probe(other.probe_header(ended, 0));
                 assert_eq!(ran.frame, syn, "{what}: {ended} again");
                 should.counters.send_built += 1;
             } else {
@@ -335,10 +335,10 @@ fn reset(world: &World, sequence: u64) -> Vec<u8> {
     let ports = [world.flow(sequence), world.tracker.port];
     let numbers = [world.initial_sequence(sequence).wrapping_add(1), 0];
     let segment = packets::segment([hub, behind], ports, numbers, 0x04, 0, &[]);
-    let probe = world.probe(world.mark(sequence, 0));
+    let probe = world.probe(world.probe_header(sequence, 0));
     let link = if world.path.vlan == 0 { 14 } else { 18 };
     let mut frame = [&probe[..link], &segment].concat();
-    if world.path.via == Via::XdpRedirect {
+    if world.path.egress == Egress::XdpRedirect.into() {
         frame.resize(probe.len(), 0);
         assert!(frame.len() >= 60);
     }
@@ -388,7 +388,7 @@ fn each_refusal_is_counted_and_spends_nothing() -> Result<()> {
             ),
             (
                 "nowhere to go",
-                change(|world| world.path.via = Via::Nowhere),
+                change(|world| world.path.egress = Egress::None.into()),
                 SLOT,
                 one,
                 no_path,
@@ -487,7 +487,7 @@ fn a_refused_sequence_number_is_used_later() -> Result<()> {
     for expected in [1_001, 1_002] {
         let ran = object.run(&OLD)?;
         assert_eq!(ran.action, XDP_REDIRECT);
-        let sequence = packets::read_marked(&ran.frame).map(|seen| seen.mark.sequence);
+        let sequence = packets::read_marked(&ran.frame).map(|seen| seen.probe_header.sequence);
         assert_eq!(sequence, Some(expected));
     }
     let should = abi::Counters {
@@ -504,7 +504,8 @@ fn a_refused_sequence_number_is_used_later() -> Result<()> {
 fn a_batch_is_sent_in_its_order() -> Result<()> {
     tracker_lab::needs_root!();
     let mut object = Object::load(abi::program::SEND)?;
-    let world = World::new(Family::Ipv4).with(|world| world.path.via = Via::TcRedirect);
+    let world =
+        World::new(Family::Ipv4).with(|world| world.path.egress = Egress::TcRedirect.into());
     world.install(&mut object)?;
     let batch = [SLOT, OTHER, OTHER, SLOT, OTHER];
     object.set_batch(&batch)?;
@@ -512,7 +513,7 @@ fn a_batch_is_sent_in_its_order() -> Result<()> {
     for _ in 0..batch.len() + 3 {
         let ran = object.run(&OLD)?;
         if ran.action == XDP_PASS {
-            sent.extend(packets::read_marked(&ran.frame).map(|seen| seen.mark.tracker));
+            sent.extend(packets::read_marked(&ran.frame).map(|seen| seen.probe_header.tracker));
         }
     }
     assert_eq!(sent, batch);
@@ -530,7 +531,7 @@ fn a_batch_is_sent_in_its_order() -> Result<()> {
         end: next + 1,
     })?;
     let ran = object.run(&OLD)?;
-    let slot = packets::read_marked(&ran.frame).map(|seen| seen.mark.tracker);
+    let slot = packets::read_marked(&ran.frame).map(|seen| seen.probe_header.tracker);
     assert_eq!((ran.action, slot), (XDP_PASS, Some(OTHER)));
     Ok(())
 }
@@ -558,13 +559,15 @@ fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
             World::new(family).with(|world| {
                 world.tracker.payload = payload;
                 world.path.vlan = vlan;
-                world.path.via = Via::TcRedirect;
+                world.path.egress = Egress::TcRedirect.into();
             })
         })
         .collect();
         for (slot, world) in (0..).zip(&worlds) {
             object.trackers.set(slot, world.tracker, 0)?;
-            object.paths.set(world.tracker.path, world.path, 0)?;
+            object
+                .paths
+                .set(world.tracker.path, crate::fixtures::entry(world.path), 0)?;
         }
         let ifindex = nix::net::if_::if_nametoindex("p0")?;
         let tap = Tap::new(ifindex)?;
@@ -578,14 +581,17 @@ fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
             assert_eq!(object.counters()?.send_built, round * each * count);
             for frame in &frames {
                 let seen = packets::read_marked(frame).context("not a probe")?;
-                let slot = seen.mark.tracker;
-                let sequence = seen.mark.sequence;
+                let slot = seen.probe_header.tracker;
+                let sequence = seen.probe_header.sequence;
                 let world = worlds.get(slot as usize).context("nobody's probe")?;
-                let token = crate::fixtures::token_of(&seen.mark, world.tracker.epoch);
-                assert_eq!(seen.mark.token, token, "probe {sequence} of tracker {slot}");
+                let token = crate::fixtures::token_of(&seen.probe_header, world.tracker.epoch);
+                assert_eq!(
+                    seen.probe_header.token, token,
+                    "probe {sequence} of tracker {slot}"
+                );
                 assert_eq!(
                     frame,
-                    &world.probe(seen.mark),
+                    &world.probe(seen.probe_header),
                     "probe {sequence} of tracker {slot}"
                 );
                 // The kernel makes a few hundred frames in a call and uses those.

@@ -6,7 +6,7 @@ use crate::fixtures::{
 use anyhow::Result;
 use pnet_packet::ethernet::EtherTypes;
 use tracker_ebpf::abi::{self, Family};
-use tracker_lab::packets::{self, Echo, Link, MARK, Mark, Tag, with};
+use tracker_lab::packets::{self, Echo, Link, PROBE_HEADER, ProbeHeader, Tag, with};
 
 struct Row {
     what: String,
@@ -19,8 +19,8 @@ fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for family in [Family::Ipv4, Family::Ipv6] {
         let world = World::new(family);
-        let mark = world.mark(1, now_mono_ns());
-        let probe = world.probe(mark);
+        let probe_header = world.probe_header(1, now_mono_ns());
+        let probe = world.probe(probe_header);
         let mut row = |what: &dyn std::fmt::Display, world: &World, frame: Vec<u8>, action: i32| {
             let what = format!("{family:?}: {what}");
             rows.push(Row {
@@ -35,12 +35,17 @@ fn rows() -> Vec<Row> {
         for payload in [33, 1_000, 1_472] {
             let world = world.clone().with(|world| world.tracker.payload = payload);
             let what = format!("a probe of {payload} bytes");
-            row(&what, &world, world.probe(mark), TC_ACT_REDIRECT);
+            row(&what, &world, world.probe(probe_header), TC_ACT_REDIRECT);
         }
         let udp = world
             .clone()
-            .with(|world| world.tracker.probe = abi::Probe::Udp);
-        row(&"a UDP probe", &udp, udp.probe(mark), TC_ACT_REDIRECT);
+            .with(|world| world.tracker.probe = abi::Probe::Udp.into());
+        row(
+            &"a UDP probe",
+            &udp,
+            udp.probe(probe_header),
+            TC_ACT_REDIRECT,
+        );
         for (kind, payload, flow) in [
             (abi::Probe::Tcp, 20, 61_441),
             (abi::Probe::Tcp, 20, 63_488),
@@ -48,11 +53,11 @@ fn rows() -> Vec<Row> {
             (abi::Probe::Stamp, 100, 63_488),
         ] {
             let world = world.clone().with(|world| {
-                world.tracker.probe = kind;
+                world.tracker.probe = kind.into();
                 world.tracker.payload = payload;
                 world.tracker.flow_first = flow;
             });
-            let probe = world.probe(mark);
+            let probe = world.probe(probe_header);
             row(
                 &format!("{kind:?} from {flow}"),
                 &world,
@@ -88,9 +93,9 @@ fn rows() -> Vec<Row> {
                 );
             }
         }
-        let other = Mark {
+        let other = ProbeHeader {
             tracker: OTHER,
-            ..mark
+            ..probe_header
         };
         row(
             &"another tracker's probe",
@@ -100,9 +105,9 @@ fn rows() -> Vec<Row> {
         );
 
         for slot in [SLOTS, u32::MAX] {
-            let stray = Mark {
+            let stray = ProbeHeader {
                 tracker: slot,
-                ..mark
+                ..probe_header
             };
             row(
                 &format!("tracker {slot}"),
@@ -119,11 +124,11 @@ fn rows() -> Vec<Row> {
             TC_ACT_OK,
         );
 
-        let head = probe.len() - MARK;
+        let head = probe.len() - PROBE_HEADER;
         for at in head..head + 4 {
             let frame = with(probe.clone(), |frame| frame[at] ^= 0x20);
             row(
-                &format!("byte {} of the mark is wrong", at - head),
+                &format!("byte {} of the probe_header is wrong", at - head),
                 &world,
                 frame,
                 TC_ACT_OK,

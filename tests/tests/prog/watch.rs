@@ -50,7 +50,7 @@ fn what_arrives_where_replies_are_expected_is_left_to_others() -> Result<()> {
     for family in [V4, V6] {
         for probe in [Probe::Icmp, Probe::Udp] {
             for is_expected in [false, true] {
-                let world = World::new(family).with(|world| world.tracker.probe = probe);
+                let world = World::new(family).with(|world| world.tracker.probe = probe.into());
                 world.install(&mut object)?;
                 match is_expected {
                     true => object.expecting.insert(ARRIVAL, 1, 0)?,
@@ -58,10 +58,10 @@ fn what_arrives_where_replies_are_expected_is_left_to_others() -> Result<()> {
                     false => drop(object.expecting.remove(&ARRIVAL)),
                 }
                 for token_bit in [0, 1] {
-                    let mut mark = world.mark(1_000 - token_bit, now_mono_ns());
-                    mark.token ^= token_bit;
+                    let mut probe_header = world.probe_header(1_000 - token_bit, now_mono_ns());
+                    probe_header.token ^= token_bit;
                     let before = object.snapshot()?;
-                    let frame = receive::Reply::new(&world, mark).frame();
+                    let frame = receive::Reply::new(&world, probe_header).frame();
                     assert_eq!(object.run(&frame)?.action, NOT_TAKEN);
                     let is_same = object.snapshot()?.is_same(&before);
                     assert_eq!(is_same, is_expected, "{family:?} {probe:?} {token_bit}");

@@ -1,11 +1,11 @@
-//! From what carries no mark to a counted reply: answers to TCP and STAMP probes.
+//! From what carries no probe header to a counted reply: answers to TCP and STAMP probes.
 //!
 //! A packet that is not proven to be one passes as if there were no Tracker: the hub's own connections may use the same
 //! ports to the same address.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Answered, Complaint, Hub, Path, Proof, Resets, State, Streams, Tracker},
+    abi::{Answered, Hub, Path, ProbeError, Proof, Resets, State, Streams, Tracker},
     wire::{
         answer::{self, Answer, Message, Proof as Claimed},
         ethernet, icmp,
@@ -17,7 +17,7 @@ use tracker_ebpf::{
 };
 
 use super::{
-    maps::{EVENTS, HUB, PATHS, STATE, STREAMS, TRACKERS, WINDOWS, count},
+    maps::{EVENTS, HUB, STATE, STREAMS, TRACKERS, WINDOWS, count},
     packet::{Head, Memory, Packet},
     receive::{self, Arrival, Outcome},
 };
@@ -120,7 +120,7 @@ pub fn recognise(
     };
     // What must be stopped was not, whatever address answers it.
     if !is_between && tracker.expects_silence == 0 {
-        return match tracker.proof {
+        return match tracker.proof.get() {
             Proof::Reply => Some(receive::note_elsewhere(
                 state,
                 answer.sender,
@@ -135,30 +135,24 @@ pub fn recognise(
         Message::Error if tracker.refused_is_reply != 0 && answer.refuses() => Proof::Reply,
         Message::Probe => Proof::Arrival,
         Message::Held => return hold(answer, slot, tracker, state, sequence, sent),
-        Message::Reset | Message::Error => return complain(answer, tracker, state, sequence),
+        Message::Reset | Message::Error => return note_refused(answer, tracker, state, sequence),
     };
-    // The one does not stand for the other: any host that sees a probe can answer it.
-    if proof != tracker.proof {
-        return None;
-    }
-    let path = PATHS.get(tracker.path)?;
-    if matches!(proof, Proof::Arrival) && is_as_sent(path) {
+    // Any host that sees a probe can answer it.
+    if matches!(proof, Proof::Reply) && matches!(tracker.proof.get(), Proof::Arrival) {
         return None;
     }
     let way = receive::Way {
-        hop: answer.hop,
+        proof,
+        last_hop: answer.last_hop,
         vlan: answer.vlan,
         arrival,
     };
-    let outcome = match receive::refused_way(path, tracker, proof, &way, state, sequence as u32) {
-        Some(refused) => refused,
-        None => count_answer(slot, tracker, state, sequence),
-    };
-    match outcome {
-        Outcome::Counted => receive::note_hop(state, answer.hop),
-        // The program of the VLAN device sees it next.
-        Outcome::Tagged => return Some(outcome),
-        _ => {}
+    let outcome = receive::admit(tracker, state, sequence as u32, &way, is_as_sent, || {
+        count_answer(slot, tracker, state, sequence)
+    })?;
+    // Of a reply in a VLAN the program of the VLAN device decides.
+    if matches!(outcome, Outcome::Tagged) {
+        return Some(outcome);
     }
     let opens = matches!(
         (answer.message, answer.proof),
@@ -208,7 +202,7 @@ fn hold(
     sequence: u64,
     sent: u64,
 ) -> Option<Outcome> {
-    if !matches!(tracker.proof, Proof::Reply) || sequence == sent {
+    if !matches!(tracker.proof.get(), Proof::Reply) || sequence == sent {
         return None;
     }
     let (word, bit) = tracker.window().position(sent);
@@ -280,24 +274,18 @@ fn count_answer(slot: u32, tracker: &Tracker, state: *mut State, sequence: u64) 
     receive::count_reply(slot, sequence as u32, sent_mono_ns, tracker, state)
 }
 
-/// Notes what says that a probe did not get through; as [`receive::complain`].
+/// Notes what says that a probe did not get through; see [`receive::note_error`].
 #[inline(always)]
-fn complain(
+fn note_refused(
     answer: &Answer,
     tracker: &Tracker,
     state: *mut State,
     sequence: u64,
 ) -> Option<Outcome> {
-    let complaint = match answer.message {
-        Message::Reset => Complaint::Reset,
-        _ => receive::complaint_of(tracker.family, answer.refuses()),
+    let error = match answer.message {
+        Message::Reset => ProbeError::Reset,
+        _ => receive::error_of(tracker.family.get(), answer.refuses()),
     };
-    receive::note_complaint(
-        state,
-        complaint,
-        answer.kind,
-        answer.sender,
-        sequence as u32,
-    );
+    receive::note_error(state, error, answer.kind, answer.sender, sequence as u32);
     Some(Outcome::Error)
 }

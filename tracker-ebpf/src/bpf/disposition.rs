@@ -64,7 +64,7 @@ pub fn of_frame(outcome: &Result<Sent, Refusal>) -> (Action, u64) {
 ///
 /// Only what is provably ours ends here. A reply on an interface outside `returns` is ours and passes: this may be a bridge's
 /// port or a macvlan's parent, and the device above, to which the reply is on its way, the one of `returns`. If it is not, the
-/// stack drops the reply. The stack has sent nothing that an error about a probe could be for.
+/// stack drops the reply. A probe that came back passes: the hub may be a router on its way. The stack has sent nothing that an error about a probe could be for.
 #[inline(always)]
 pub fn of_reply(outcome: Outcome) -> (Action, u64) {
     match outcome {
@@ -84,6 +84,7 @@ pub fn of_reply(outcome: Outcome) -> (Action, u64) {
             count(|counters| &mut counters.reply_wrong_path),
         ),
         Outcome::Tagged => (Action::Pass, count(|counters| &mut counters.reply_tagged)),
+        Outcome::Returned => (Action::Pass, count(|counters| &mut counters.probe_returned)),
         Outcome::Corrupt => (Action::Pass, count(|counters| &mut counters.reply_corrupt)),
         Outcome::Stale => (Action::Pass, count(|counters| &mut counters.reply_stale)),
     }

@@ -1,7 +1,9 @@
 //! The maps. Sizes here are the smallest; the loader sets those that depend on the config.
 
 use aya_ebpf::{
-    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{
+        Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
+    },
     macros::btf_map,
 };
 use tracker_ebpf::abi;
@@ -16,7 +18,7 @@ pub static HUB: Array<abi::Hub, 1> = Array::new();
 #[btf_map]
 pub static TRACKERS: Array<abi::Tracker, 1> = Array::new();
 #[btf_map]
-pub static PATHS: Array<abi::Path, 1, MMAPABLE> = Array::new();
+pub static PATHS: Array<abi::PathEntry, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static STATE: Array<abi::State, 1, MMAPABLE> = Array::new();
 #[btf_map]
@@ -37,6 +39,10 @@ pub static STREAMS: HashMap<abi::StreamKey, u32, 1, NO_PREALLOC> = HashMap::new(
 /// Interfaces on which replies are expected, or pass on their way to one of these, and private ones.
 #[btf_map]
 pub static EXPECTING: HashMap<u32, u32, 1, NO_PREALLOC> = HashMap::new();
+
+/// Programs that judge datagrams which the kernel merged into one packet.
+#[btf_map]
+pub static SEGMENTS: ProgramArray<{ abi::SEGMENTS_MAX as usize }> = ProgramArray::new();
 
 #[btf_map]
 pub static FILTER: Array<abi::Filter, 1> = Array::new();

@@ -5,6 +5,8 @@ pub mod atomic;
 pub mod disposition;
 pub mod maps;
 pub mod packet;
+pub mod path;
 pub mod receive;
+pub mod segments;
 pub mod send;
 pub mod steer;

@@ -75,6 +75,22 @@ pub fn head<'a, const SHIFT: usize, const LEN: usize>(
     }
 }
 
+/// The `LEN` bytes at `offset` from the IP header, as a copy in `memory`; `None` if there are fewer.
+#[inline(always)]
+pub fn copy<'a, const LEN: usize>(
+    ctx: &TcContext,
+    offset: usize,
+    memory: &'a mut Memory,
+) -> Option<&'a [u8; LEN]> {
+    const { assert!(LEN <= size_of::<Memory>()) };
+    // SAFETY: the range was checked just above.
+    unsafe {
+        let to = memory.as_mut_ptr().cast::<[u8; LEN]>();
+        // The helper wrote all of it, or says that it did not.
+        load(ctx, offset, to).then(|| &*to)
+    }
+}
+
 /// A copy of the first bytes of a packet, of one of several lengths: neither is what may be ours of one length, nor
 /// does an error quote more than it likes to.
 pub struct Head<'a> {

@@ -2,25 +2,26 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Complaint, Event, Family, Hub, Path, Proof, RETURNS_MAX, State, Tracker, is_own_port},
+    abi::{Event, Family, Hub, Path, ProbeError, Proof, RETURNS_MAX, State, Tracker, is_own_port},
     window::{Worth, whole_sequence},
     wire::{
         ethernet, icmp,
         ip::{V4, V6},
         ipv4, ipv6,
-        probe::{self, HEADER_LEN, Mark},
-        reply::{self, Hop, Message, Reply},
+        probe::{self, HEADER_LEN, ProbeHeader},
+        reply::{self, LastHop, Message, Reply},
         stamp, tcp, token, vlan,
     },
 };
 
 use super::{
     atomic,
-    maps::{EVENTS, HUB, PATHS, STATE, TRACKERS, WINDOWS, count},
+    maps::{EVENTS, HUB, STATE, TRACKERS, WINDOWS, count},
     packet::{self, Memory, Packet},
+    path::path,
 };
 
-/// What became of a packet that bears the mark.
+/// What became of a packet that bears the probe header.
 #[derive(Clone, Copy)]
 pub enum Outcome {
     /// Ours, in time, the first: counted.
@@ -34,6 +35,8 @@ pub enum Outcome {
     /// Ours, but in a VLAN: of no concern to the interface that it arrives on. Where a VLAN device takes it, that one's
     /// own program judges it next.
     Tagged,
+    /// One of our probes, which came back to the hub although it is not its own proof.
+    Returned,
     /// An ICMP error about one of ours.
     Error,
     /// Ours, but from another address or port than the one that was asked.
@@ -49,8 +52,8 @@ pub enum Outcome {
 pub struct Arrival {
     /// The interface.
     pub ifindex: u32,
-    /// True where the packet has a VLAN tag beside its bytes (in the skb).
-    pub is_tagged: bool,
+    /// Tag control information beside the packet's bytes (in the skb); 0 if there is none.
+    pub vlan: u32,
 }
 
 /// What a packet was found to carry; of a foreign one, words that are set and mean nothing. The compiler leaves the words of
@@ -61,6 +64,19 @@ pub struct Parsed {
 }
 
 impl Parsed {
+    /// That of a foreign packet.
+    pub const NONE: Self = Self {
+        reply: Reply::ZERO,
+        is_some: false,
+    };
+
+    /// The same message with another probe header.
+    #[inline(always)]
+    pub fn with(mut self, probe_header: ProbeHeader) -> Self {
+        self.reply.probe_header = probe_header;
+        self
+    }
+
     #[inline(always)]
     fn new(reply: Option<Reply>) -> Self {
         match reply {
@@ -68,10 +84,7 @@ impl Parsed {
                 reply,
                 is_some: true,
             },
-            None => Self {
-                reply: Reply::ZERO,
-                is_some: false,
-            },
+            None => Self::NONE,
         }
     }
 
@@ -105,7 +118,7 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Parsed {
 #[inline(always)]
 pub fn parse_copy(ctx: &TcContext) -> Parsed {
     let mut memory = Memory::uninit();
-    // The shifts put 64-bit words of the mark, and of IPv6 addresses, where they are aligned.
+    // The shifts put 64-bit words of the probe header, and of IPv6 addresses, where they are aligned.
     match ethertype(ctx) {
         ethernet::IPV4 => {
             const LEN: usize = ipv4::LEN + HEADER_LEN + probe::LEN;
@@ -137,7 +150,7 @@ pub fn parse_copy(ctx: &TcContext) -> Parsed {
     }
 }
 
-/// False where a packet carries neither ICMP nor a marked datagram nor what may answer a probe without mark, as
+/// False where a packet carries neither ICMP nor a marked datagram nor what may answer a probe without probe header, as
 /// nearly all do: only a few bytes of it are looked at.
 #[inline(always)]
 pub fn may_be_ours(ctx: &TcContext) -> bool {
@@ -175,7 +188,7 @@ fn is_suspect<const LEN: usize>(ctx: &TcContext, bytes: &[u8; LEN], icmp: u8, ip
         return carried == icmp;
     }
     let word = |at| u16::from_be_bytes([bytes[above + at], bytes[above + at + 1]]);
-    if (u32::from(word(8)) << 16) | u32::from(word(10)) == probe::MARK {
+    if (u32::from(word(8)) << 16) | u32::from(word(10)) == probe::MAGIC {
         return true;
     }
     let has_estimate = |at| {
@@ -194,7 +207,7 @@ pub fn ethertype(ctx: &TcContext) -> u16 {
     u16::from_be(protocol as u16)
 }
 
-/// Judges a packet that bears the mark. `None`: of no concern here, and nothing was counted. `is_as_sent`
+/// Judges a packet that bears the probe header. `None`: of no concern here, and nothing was counted. `is_as_sent`
 /// tells whether the frame is on its way to the next hop still.
 #[inline(always)]
 pub fn recognise(
@@ -203,14 +216,14 @@ pub fn recognise(
     is_as_sent: impl FnOnce(&Path) -> bool,
 ) -> Option<Outcome> {
     let hub = HUB.get(0)?;
-    let mark = &reply.mark;
-    let is_tagged_ours = mark.tag() == hub.tag;
+    let probe_header = &reply.probe_header;
+    let is_tagged_ours = probe_header.tag() == hub.tag;
     // Probes of others pass by wherever the hub is a router; only replies must be of a tracker here.
     let stale = match reply.message {
         Message::EchoReply if is_tagged_ours => Some(Outcome::Stale),
         _ => None,
     };
-    let slot = mark.tracker;
+    let slot = probe_header.tracker;
     let (Some(tracker), Some(state)) = (TRACKERS.get(slot), STATE.get_ptr_mut(slot)) else {
         return stale;
     };
@@ -218,11 +231,11 @@ pub fn recognise(
         return stale;
     }
     // Another instance's, or of a build before there were tags: its number was the whole sequence number.
-    if !is_tagged_ours && mark.tag() != (sent(state) >> 32) as u32 {
+    if !is_tagged_ours && probe_header.tag() != (sent(state) >> 32) as u32 {
         return None;
     }
     if matches!(reply.message, Message::Error)
-        && let Some(outcome) = complain(reply, hub, tracker, state)?
+        && let Some(outcome) = note_refused(reply, hub, tracker, state)?
     {
         return Some(outcome);
     }
@@ -232,19 +245,19 @@ pub fn recognise(
         true => Proof::Reply,
         false => reply.proof(tracker)?,
     };
-    // The one does not stand for the other: any host that sees a probe can answer it.
-    if proof != tracker.proof {
+    // Any host that sees a probe can answer it.
+    if matches!(proof, Proof::Reply) && matches!(tracker.proof.get(), Proof::Arrival) {
         return None;
     }
     let is_between = is_error || reply.belongs_to(tracker, proof);
     if !is_between && matches!(proof, Proof::Arrival) {
         return None;
     }
-    let sequence = mark.sequence();
-    let is_ours = mark.token == token(hub, tracker, mark);
+    let sequence = probe_header.sequence();
+    let is_ours = probe_header.token == token(hub, tracker, probe_header);
     let is_told = is_between || reply.is_told_to(tracker);
     if !is_ours || !reply.is_intact || !is_told {
-        if !is_tagged_ours {
+        if !is_tagged_ours || proof != tracker.proof.get() {
             return None;
         }
         note_corrupt(state, is_ours || is_between);
@@ -254,37 +267,78 @@ pub fn recognise(
     if !is_between && tracker.expects_silence == 0 {
         return Some(note_elsewhere(state, reply.sender, sequence));
     }
-    let Some(path) = PATHS.get(tracker.path) else {
-        return stale;
-    };
-    // A switch that floods it, or a port that takes everything, is not the service.
-    if matches!(proof, Proof::Arrival) && is_as_sent(path) {
-        return None;
-    }
     let way = Way {
-        hop: reply.hop,
+        proof,
+        last_hop: reply.last_hop,
         vlan: reply.vlan,
         arrival,
     };
-    if let Some(refused) = refused_way(path, tracker, proof, &way, state, sequence) {
+    admit(tracker, state, sequence, &way, is_as_sent, || {
+        count_reply(slot, sequence, probe_header.sent_mono_ns, tracker, state)
+    })
+}
+
+/// The end of both ladders of rules: what becomes of a genuine reply, or of a probe that came back. `count` counts it, if it came
+/// by the member's path.
+#[inline(always)]
+pub fn admit(
+    tracker: &Tracker,
+    state: *mut State,
+    sequence: u32,
+    way: &Way,
+    is_as_sent: impl FnOnce(&Path) -> bool,
+    count: impl FnOnce() -> Outcome,
+) -> Option<Outcome> {
+    let Some(path) = path(tracker.path) else {
+        return Some(Outcome::Stale);
+    };
+    if matches!(way.proof, Proof::Arrival) {
+        // A switch that floods it, or a port that takes everything, is not the service.
+        if is_as_sent(&path) {
+            return None;
+        }
+        if matches!(tracker.proof.get(), Proof::Reply) {
+            // In a VLAN it is of no concern to the interface below the VLAN device.
+            return (!way.is_tagged()).then(|| note_returned(state, sequence, way));
+        }
+    }
+    if let Some(refused) = refused_way(&path, tracker, way, state, sequence) {
         return Some(refused);
     }
-    let outcome = count_reply(slot, sequence, mark.sent_mono_ns, tracker, state);
+    let outcome = count();
     if matches!(outcome, Outcome::Counted) {
-        note_hop(state, reply.hop);
+        note_last_hop(state, way.last_hop);
     }
     Some(outcome)
 }
 
-/// The token that a mark must have.
+/// Notes a probe that came back to the hub and proves nothing. It explains a loss: the service, or a router behind it, sends
+/// probes to the hub instead of the behind address.
 #[inline(always)]
-fn token(hub: &Hub, tracker: &Tracker, mark: &Mark) -> u64 {
+fn note_returned(state: *mut State, sequence: u32, way: &Way) -> Outcome {
+    // SAFETY: a valid map value; whole stores, of which the last ones count. The MAC address is aligned to a word (asserted with
+    // the layout).
+    unsafe {
+        let notice = &raw mut (*state).notice;
+        atomic::add32(&raw mut (*notice).returned, 1);
+        (&raw mut (*notice).returned_ifindex).write(way.arrival.ifindex);
+        (&raw mut (*notice).returned_mac)
+            .cast::<u64>()
+            .write(way.last_hop.word());
+        (&raw mut (*notice).returned_sequence).write(sequence);
+    }
+    Outcome::Returned
+}
+
+/// The token that a probe header must have.
+#[inline(always)]
+fn token(hub: &Hub, tracker: &Tracker, probe_header: &ProbeHeader) -> u64 {
     token::token(
         hub.key,
-        mark.tracker,
+        probe_header.tracker,
         tracker.epoch,
-        mark.number,
-        mark.sent_mono_ns,
+        probe_header.number,
+        probe_header.sent_mono_ns,
     )
 }
 
@@ -299,32 +353,41 @@ fn sent(state: *mut State) -> u64 {
 /// may explain a loss but never create one. `None`: an error about others' packets, of no concern here. `Some(None)`: it is
 /// to be taken for a reply.
 #[inline(always)]
-fn complain(
+fn note_refused(
     error: &Reply,
     hub: &Hub,
     tracker: &Tracker,
     state: *mut State,
 ) -> Option<Option<Outcome>> {
-    let mark = &error.mark;
-    if mark.token != token(hub, tracker, mark) || !error.is_intact || !error.is_told_to(tracker) {
+    let probe_header = &error.probe_header;
+    if probe_header.token != token(hub, tracker, probe_header)
+        || !error.is_intact
+        || !error.is_told_to(tracker)
+    {
         return None;
     }
     let refuses = error.refuses(tracker);
     if refuses && tracker.refused_is_reply != 0 {
         return Some(None);
     }
-    let complaint = complaint_of(tracker.family, refuses);
-    note_complaint(state, complaint, error.kind, error.sender, mark.sequence());
+    let found = error_of(tracker.family.get(), refuses);
+    note_error(
+        state,
+        found,
+        error.kind,
+        error.sender,
+        probe_header.sequence(),
+    );
     Some(Some(Outcome::Error))
 }
 
 /// What an ICMP error to a family is; `refuses` where the behind address says that no program has the port.
 #[inline(always)]
-pub const fn complaint_of(family: Family, refuses: bool) -> Complaint {
+pub const fn error_of(family: Family, refuses: bool) -> ProbeError {
     match family {
-        _ if refuses => Complaint::Port,
-        Family::Ipv4 => Complaint::Icmp,
-        Family::Ipv6 => Complaint::Icmpv6,
+        _ if refuses => ProbeError::Port,
+        Family::Ipv4 => ProbeError::Icmp,
+        Family::Ipv6 => ProbeError::Icmpv6,
     }
 }
 
@@ -333,15 +396,15 @@ pub const fn complaint_of(family: Family, refuses: bool) -> Complaint {
 pub fn note_elsewhere(state: *mut State, sender: [u64; 2], sequence: u32) -> Outcome {
     // SAFETY: a valid map value.
     unsafe { atomic::add32(&raw mut (*state).receive.elsewhere, 1) };
-    note_complaint(state, Complaint::Elsewhere, [0; 2], sender, sequence);
+    note_error(state, ProbeError::Elsewhere, [0; 2], sender, sequence);
     Outcome::Elsewhere
 }
 
 /// Notes what says that a probe did not get through, and who says so.
 #[inline(always)]
-pub fn note_complaint(
+pub fn note_error(
     state: *mut State,
-    complaint: Complaint,
+    error: ProbeError,
     [kind, code]: [u8; 2],
     sender: [u64; 2],
     sequence: u32,
@@ -352,16 +415,16 @@ pub fn note_complaint(
     unsafe {
         let trouble = &raw mut (*state).trouble;
         // As of a wrong path: only what is said of the newest probe is of use.
-        if sequence < (&raw const (*trouble).complaint_sequence).read() {
+        if sequence < (&raw const (*trouble).error_sequence).read() {
             return;
         }
-        (&raw mut (*trouble).complaint).write(complaint);
-        (&raw mut (*trouble).complaint_type).write(kind);
-        (&raw mut (*trouble).complaint_code).write(code);
-        (&raw mut (*trouble).complaint_from)
+        (&raw mut (*trouble).error).write(error.into());
+        (&raw mut (*trouble).error_type).write(kind);
+        (&raw mut (*trouble).error_code).write(code);
+        (&raw mut (*trouble).error_from)
             .cast::<[u64; 2]>()
             .write(sender);
-        (&raw mut (*trouble).complaint_sequence).write(sequence);
+        (&raw mut (*trouble).error_sequence).write(sequence);
     }
 }
 
@@ -424,51 +487,60 @@ pub fn note_duplicate(state: *mut State) -> Outcome {
 
 /// Notes who brought the last counted reply.
 #[inline(always)]
-pub fn note_hop(state: *mut State, hop: Hop) {
+pub fn note_last_hop(state: *mut State, last_hop: LastHop) {
     // SAFETY: a valid map value; one whole store, of an aligned word (asserted with the layout).
     unsafe {
         (&raw mut (*state).receive.hop_mac)
             .cast::<u64>()
-            .write(hop.word());
+            .write(last_hop.word());
     }
 }
 
 /// By which way a reply came.
 pub struct Way {
+    /// What it is: a reply, or the probe itself.
+    pub proof: Proof,
     /// Who brought it.
-    pub hop: Hop,
+    pub last_hop: LastHop,
     /// The tag control information of its frame.
     pub vlan: u16,
     /// Where it arrived.
     pub arrival: Arrival,
 }
 
+impl Way {
+    /// True if the frame is of a VLAN.
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        (self.arrival.vlan | u32::from(self.vlan)) & u32::from(vlan::ID_MASK) != 0
+    }
+}
+
 /// What becomes of a genuine reply, or probe, that came by another way than it should.
 #[inline(always)]
-pub fn refused_way(
+fn refused_way(
     path: &Path,
     tracker: &Tracker,
-    proof: Proof,
     way: &Way,
     state: *mut State,
     sequence: u32,
 ) -> Option<Outcome> {
     let arrival = way.arrival;
-    let expected = match proof {
+    let expected = match way.proof {
         Proof::Reply => path.returns,
         Proof::Arrival => path.arrivals,
     };
     // Elsewhere the endpoint has another MAC address, or none; and a probe that comes back was never its.
     let is_brought_by_another = path.checks_hop != 0
-        && matches!(proof, Proof::Reply)
+        && matches!(way.proof, Proof::Reply)
         && arrival.ifindex == path.interface
-        && way.hop.mac() != path.next_hop_mac;
-    let is_of_another_way = tracker.return_ttl != 0 && way.hop.ttl() != tracker.return_ttl;
+        && way.last_hop.mac() != path.next_hop_mac;
+    let is_of_another_way = tracker.return_ttl != 0 && way.last_hop.ttl() != tracker.return_ttl;
     // What must be stopped was not, wherever its reply arrives.
     if tracker.expects_silence != 0 {
         return None;
     }
-    if arrival.is_tagged || way.vlan & vlan::ID_MASK != 0 {
+    if way.is_tagged() {
         return Some(Outcome::Tagged);
     }
     if !is_brought_by_another && !is_of_another_way && expects(expected, arrival.ifindex) {
@@ -482,7 +554,10 @@ pub fn refused_way(
         // One that was overtaken, or is replayed, must not hide what explains the newest loss.
         if sequence >= (&raw const (*trouble).wrong_path_sequence).read() {
             (&raw mut (*trouble).wrong_path_ifindex).write(arrival.ifindex);
-            (&raw mut (*trouble).wrong_path_ttl).write(way.hop.ttl());
+            (&raw mut (*trouble).wrong_path_ttl).write(way.last_hop.ttl());
+            (&raw mut (*state).notice.wrong_path_mac)
+                .cast::<u64>()
+                .write(way.last_hop.word());
             (&raw mut (*trouble).wrong_path_sequence).write(sequence);
         }
     }

@@ -5,18 +5,19 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use tracker_ebpf::{
-    abi::{BATCH_MAX, Job, Path, Probe, Via},
+    abi::{BATCH_MAX, Egress, Job, Path, Probe},
     wire::{
         self, Bytes, ethernet, ipv4, ipv6,
-        probe::{self, HEADER_LEN, Mark},
+        probe::{self, HEADER_LEN, ProbeHeader},
         token,
     },
 };
 
 use super::{
     answer,
-    maps::{BATCH, CURSOR, DEVICES, HUB, PATHS, STATE, TRACKERS, WINDOWS},
+    maps::{BATCH, CURSOR, DEVICES, HUB, STATE, TRACKERS, WINDOWS},
     packet::Packet,
+    path::path,
 };
 
 /// Where a built frame goes.
@@ -49,8 +50,9 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     if tracker.active == 0 {
         return Err(Refusal::Inactive);
     }
-    let path = PATHS.get(tracker.path).ok_or(Refusal::NoPath)?;
-    if matches!(path.via, Via::Nowhere) {
+    let path = &path(tracker.path).ok_or(Refusal::NoPath)?;
+    let (egress, kind) = (path.egress.get(), tracker.probe.get());
+    if matches!(egress, Egress::None) {
         return Err(Refusal::NoPath);
     }
     let state = STATE.get_ptr_mut(slot).ok_or(Refusal::Inactive)?;
@@ -59,18 +61,18 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     // are whole for the daemon that reads along.
     let send = unsafe { &mut (*state).send };
     let is_reset = job.is_reset();
-    if !job.is_probe() && !matches!(tracker.probe, Probe::Tcp) {
+    if !job.is_probe() && !matches!(kind, Probe::Tcp) {
         return Err(Refusal::Inactive);
     }
 
     // Frames keep their length and old bytes only as far as the call's input; set the length first.
     let tagged = path.vlan != 0;
-    let payload = match is_reset && matches!(path.via, Via::TcRedirect) {
+    let payload = match is_reset && matches!(egress, Egress::TcRedirect) {
         // Where it may leave without Ethernet header nothing pads it.
         true => probe::RESET_PAYLOAD,
         false => tracker.payload,
     };
-    let wire_len = probe::wire_len(tagged, tracker.family, payload);
+    let wire_len = probe::wire_len(tagged, tracker.family.get(), payload);
     let delta = wire_len as i32 - (ctx.data_end() as i32 - ctx.data() as i32);
     // SAFETY: helper call on this program's own context.
     if delta != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
@@ -79,15 +81,15 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     let mut packet = Packet::new(ctx.data(), ctx.data_end());
     if !job.is_probe() {
         let sequence = job.answered(send.sent);
-        let mark = Mark {
+        let probe_header = ProbeHeader {
             tracker: slot,
-            number: Mark::number(hub.tag, sequence),
+            number: ProbeHeader::number(hub.tag, sequence),
             sent_mono_ns: 0,
             token: token::token(hub.key, slot, tracker.epoch, sequence, 0),
         };
         match is_reset {
-            true => probe::emit_reset(&mut packet, path, tracker, &mark, job.flow()),
-            false => probe::emit(&mut packet, path, tracker, &mark, job.flow()),
+            true => probe::emit_reset(&mut packet, path, tracker, &probe_header, job.flow()),
+            false => probe::emit(&mut packet, path, tracker, &probe_header, job.flow()),
         }
         .ok_or(Refusal::Failed)?;
         return leave(path);
@@ -99,9 +101,9 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     }
     // SAFETY: no arguments, always available.
     let sent_mono_ns = unsafe { bpf_ktime_get_ns() };
-    let number = Mark::number(hub.tag, sequence);
-    // A reply that brings no mark back is proven by what the receive program knows.
-    let time_at = match tracker.probe.keeps_times() {
+    let number = ProbeHeader::number(hub.tag, sequence);
+    // A reply that brings no probe header back is proven by what the receive program knows.
+    let time_at = match kind.keeps_times() {
         true => Some(tracker.time_at(sequence)),
         false => None,
     };
@@ -110,13 +112,13 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
         Some(_) => (sequence, 0),
         None => (number, sent_mono_ns),
     };
-    let mark = Mark {
+    let probe_header = ProbeHeader {
         tracker: slot,
         number,
         sent_mono_ns: claimed_mono_ns,
         token: token::token(hub.key, slot, tracker.epoch, proven, claimed_mono_ns),
     };
-    probe::emit(&mut packet, path, tracker, &mark, job.flow()).ok_or(Refusal::Failed)?;
+    probe::emit(&mut packet, path, tracker, &probe_header, job.flow()).ok_or(Refusal::Failed)?;
 
     let sent = leave(path)?;
     send.sent_mono_ns = sent_mono_ns;
@@ -144,15 +146,15 @@ fn set_word(at: u32, value: u64) -> Result<(), Refusal> {
 /// The way out of a frame that is built.
 #[inline(always)]
 fn leave(path: &Path) -> Result<Sent, Refusal> {
-    match path.via {
-        Via::XdpRedirect => {
+    match path.egress.get() {
+        Egress::XdpRedirect => {
             let action = DEVICES
                 .redirect(path.ifindex, 0)
                 .map_err(|_| Refusal::Failed)?;
             Ok(Sent::Redirect(action))
         }
-        Via::TcRedirect => Ok(Sent::ToTc),
-        Via::Nowhere => Err(Refusal::NoPath),
+        Egress::TcRedirect => Ok(Sent::ToTc),
+        Egress::None => Err(Refusal::NoPath),
     }
 }
 
@@ -184,10 +186,10 @@ pub fn redirect(ctx: &TcContext) -> Option<i32> {
         _ => return None,
     };
     let slot = match payload {
-        Some(payload) if Mark::is_present(payload) => Mark::parse(payload).tracker,
+        Some(payload) if ProbeHeader::is_present(payload) => ProbeHeader::parse(payload).tracker,
         _ => answer::place(&wire::answer::parse_sent(&packet)?)?.slot,
     };
-    let path = PATHS.get(TRACKERS.get(slot)?.path)?;
+    let path = path(TRACKERS.get(slot)?.path)?;
     // SAFETY: plain helper call.
     Some(unsafe { bpf_redirect(path.ifindex, 0) } as i32)
 }

@@ -15,8 +15,8 @@ use aya_ebpf::{
 };
 use tracker_ebpf::{
     abi::{
-        FLOW_LONG_NS, FLOW_SHORT_NS, Family, Filter, Flow, FlowKey, OwnMac, Source, Steer,
-        SteerKey, Steered, Via,
+        Egress, FLOW_LONG_NS, FLOW_SHORT_NS, Family, Filter, Flow, FlowKey, OwnMac, Source, Steer,
+        SteerKey, Steered,
     },
     wire::{
         Bytes, BytesMut, ethernet,
@@ -74,7 +74,7 @@ pub fn fast(ctx: &XdpContext) -> Option<u32> {
     let mut head = Head::default();
     flow::parse::<_, ETHERNET>(&packet, ethertype, len, &mut head)?;
     let steer = find(&head)?;
-    if !matches!(steer.via, Via::XdpRedirect)
+    if !matches!(steer.egress.get(), Egress::XdpRedirect)
         || !fits(&head, steer, 0)
         || !has_hops(&head, true)
         || head.may_be_partial()
@@ -331,7 +331,7 @@ fn find(head: &Head) -> Option<&'static Steer> {
         endpoint: head.destination,
         port: head.destination_port,
         protocol: head.protocol,
-        family: head.family,
+        family: head.family.into(),
     };
     // SAFETY: a value is replaced whole by userspace, and freed only after this run.
     unsafe { STEERING.get(key) }
@@ -340,7 +340,7 @@ fn find(head: &Head) -> Option<&'static Steer> {
 #[inline(always)]
 fn may_send(head: &Head) -> bool {
     let source = Source {
-        family: head.family,
+        family: head.family.into(),
         pad: [0; 3],
         address: head.source,
     };
@@ -421,7 +421,7 @@ fn turn<const AT: usize>(
     gso_size: u32,
     takes_hop: bool,
 ) -> Result<(), Option<Outcome>> {
-    if matches!(steer.via, Via::Nowhere) {
+    if matches!(steer.egress.get(), Egress::None) {
         count(steer.member, |counters| &mut counters.no_way);
         return Err(Some(Outcome::NoWay));
     }

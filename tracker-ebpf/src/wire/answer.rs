@@ -1,4 +1,4 @@
-//! Recognising what may answer a probe that carries no mark of ours back: of TCP and STAMP, cheapest test first.
+//! Recognising what may answer a probe that carries no probe header of ours back: of TCP and STAMP, cheapest test first.
 
 use super::{
     Bytes,
@@ -6,7 +6,7 @@ use super::{
     be16, be32, ethernet, icmp,
     ip::{Fields, V4, V6, Version},
     ipv4,
-    reply::Hop,
+    reply::LastHop,
     stamp::{self, Claim},
     tcp::{self, flags},
     udp, vlan,
@@ -38,7 +38,7 @@ pub struct Answer {
     /// True where the lengths of all headers agree with each other, and the IPv4 header's checksum is right.
     pub is_intact: bool,
     /// Who brought it.
-    pub hop: Hop,
+    pub last_hop: LastHop,
     /// ICMP type and code; of others they mean nothing.
     pub kind: [u8; 2],
 }
@@ -83,8 +83,8 @@ impl Answer {
     /// True where it is about the tracker's kind of probe and came to the tracker's source, from wherever.
     #[inline(always)]
     pub fn is_told_to(&self, tracker: &Tracker) -> bool {
-        tracker.probe as u8 == self.proof.probe() as u8
-            && tracker.family as u8 == self.family as u8
+        tracker.probe == self.proof.probe().into()
+            && tracker.family == self.family.into()
             && address::of_map(&tracker.source) == self.source
     }
 
@@ -156,7 +156,7 @@ pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
         _ => return None,
     };
     Some(Answer {
-        hop: answer.hop.by(ethernet::source(header)),
+        last_hop: answer.last_hop.by(ethernet::source(header)),
         vlan,
         ..answer
     })
@@ -200,7 +200,7 @@ pub fn parse_packet<V: Version, B: Bytes + ?Sized>(packet: &B, at: usize) -> Opt
         answer(above, [source, destination], source, V::FAMILY)
     };
     answer.is_intact &= V::checksum_ok(ip);
-    answer.hop = Hop::new(hops);
+    answer.last_hop = LastHop::new(hops);
     Some(answer)
 }
 
@@ -224,7 +224,7 @@ fn answer(above: Above, [from, to]: [Address; 2], sender: Address, family: Famil
         family,
         vlan: 0,
         is_intact: above.is_whole,
-        hop: Hop::new(0),
+        last_hop: LastHop::new(0),
         kind: [0; 2],
     }
 }
@@ -339,7 +339,7 @@ fn sent<V: Version, B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
 mod tests {
     use super::*;
     use crate::abi::Path;
-    use crate::wire::probe::{self, Mark};
+    use crate::wire::probe::{self, ProbeHeader};
     use proptest::prelude::*;
 
     prop_compose! {
@@ -347,7 +347,7 @@ mod tests {
         fn probes()(
             behind: [u8; 16], source: [u8; 16], own in 0u16..4_096, port: u16, salt: u8, is_v6: bool, is_tcp: bool,
             control: u16, is_tagged: bool, tracker in 0u32..1 << 24, number in 1u64.., token: u64,
-        ) -> (Tracker, Path, Mark) {
+        ) -> (Tracker, Path, ProbeHeader) {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             let only = |bytes| address::made_of(bytes, family);
             let (probe, payload) = match is_tcp {
@@ -355,33 +355,40 @@ mod tests {
                 false => (Probe::Stamp, stamp::LEN as u16),
             };
             let tracker_entry = Tracker {
-                behind: only(behind), source: only(source), payload, port, salt, family, probe,
+                behind: only(behind), source: only(source), payload, port, salt, family: family.into(), probe: probe.into(),
                 flow_first: crate::abi::FIXED_PORTS | own,
                 ..Default::default()
             };
             let path = Path { vlan: if is_tagged { control } else { 0 }, ..Default::default() };
-            (tracker_entry, path, Mark { tracker, number, sent_mono_ns: 0, token })
+            (tracker_entry, path, ProbeHeader { tracker, number, sent_mono_ns: 0, token })
         }
     }
 
-    fn frame(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
-        let len = probe::wire_len(path.vlan != 0, tracker.family, tracker.payload);
+    fn frame(tracker: &Tracker, path: &Path, probe_header: &ProbeHeader) -> Vec<u8> {
+        let len = probe::wire_len(path.vlan != 0, tracker.family.get(), tracker.payload);
         let mut frame = vec![0; len as usize];
-        probe::emit(&mut frame[..], path, tracker, mark, tracker.flow_first).expect("room for it");
+        probe::emit(
+            &mut frame[..],
+            path,
+            tracker,
+            probe_header,
+            tracker.flow_first,
+        )
+        .expect("room for it");
         frame
     }
 
     proptest! {
         #[test]
-        fn a_probe_is_known_again((tracker, path, mark) in probes()) {
-            let frame = frame(&tracker, &path, &mark);
+        fn a_probe_is_known_again((tracker, path, probe_header) in probes()) {
+            let frame = frame(&tracker, &path, &probe_header);
             let seen = parse(&frame[..]).expect("a probe");
             prop_assert_eq!(seen.message, Message::Probe);
             prop_assert!(seen.is_intact && seen.belongs_to(&tracker));
-            prop_assert_eq!((seen.hop.ttl(), seen.vlan), (64, path.vlan));
-            let proof = match tracker.probe {
-                Probe::Tcp => Proof::Syn(tcp::initial_sequence(mark.token, tracker.salt, mark.number)),
-                _ => Proof::Stamp(Claim::new(mark.tag(), mark.tracker, mark.number, mark.token)),
+            prop_assert_eq!((seen.last_hop.ttl(), seen.vlan), (64, path.vlan));
+            let proof = match tracker.probe.get() {
+                Probe::Tcp => Proof::Syn(tcp::initial_sequence(probe_header.token, tracker.salt, probe_header.number)),
+                _ => Proof::Stamp(Claim::new(probe_header.tag(), probe_header.tracker, probe_header.number, probe_header.token)),
             };
             prop_assert_eq!(seen.proof, proof);
             prop_assert_eq!(seen.stream(), tracker.stream());
@@ -392,7 +399,7 @@ mod tests {
             let mut other = tracker;
             other.source[3] ^= 1;
             prop_assert!(!seen.belongs_to(&other));
-            let other = Tracker { probe: Probe::Udp, ..tracker };
+            let other = Tracker { probe: Probe::Udp.into(), ..tracker };
             prop_assert!(!seen.belongs_to(&other));
         }
 
@@ -405,11 +412,11 @@ mod tests {
         /// Bytes that get further than noise does.
         #[test]
         fn no_damage_makes_it_panic(
-            (tracker, path, mark) in probes(),
+            (tracker, path, probe_header) in probes(),
             damage in proptest::collection::vec((0usize..200, any::<u8>()), 0..8),
             cut in 0usize..100,
         ) {
-            let mut frame = frame(&tracker, &path, &mark);
+            let mut frame = frame(&tracker, &path, &probe_header);
             for (at, value) in damage {
                 let at = at % frame.len();
                 frame[at] = value;

@@ -100,7 +100,7 @@ impl Head {
             prober_port: self.source_port,
             behind_port: self.destination_port,
             protocol: self.protocol,
-            family: self.family,
+            family: self.family.into(),
             pad: [0; 2],
         }
     }
@@ -115,7 +115,7 @@ impl Head {
             prober_port: self.destination_port,
             behind_port: self.source_port,
             protocol: self.protocol,
-            family: self.family,
+            family: self.family.into(),
             pad: [0; 2],
         }
     }

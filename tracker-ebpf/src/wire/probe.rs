@@ -9,7 +9,7 @@ use super::{
 };
 use crate::abi::{Family, Path, Probe, Tracker};
 
-/// Bytes of the header before the mark, whatever the kind of probe. Of TCP, which has no mark, the first bytes of a
+/// Bytes of the header before the probe header, whatever the kind of probe. Of TCP, which has no probe header, the first bytes of a
 /// longer one.
 pub const HEADER_LEN: usize = icmp::LEN;
 const _: () = assert!(udp::LEN == HEADER_LEN && tcp::PORTS_LEN == HEADER_LEN);
@@ -18,14 +18,14 @@ pub const SYN_PAYLOAD: u16 = (tcp::SYN_LEN - HEADER_LEN) as u16;
 /// [`Tracker::payload`] of the segment that ends a connection of TCP.
 pub const RESET_PAYLOAD: u16 = (tcp::LEN - HEADER_LEN) as u16;
 
-/// Bytes of [`Mark`] on the wire: the first bytes after the ICMP or UDP header.
+/// Bytes of [`ProbeHeader`] on the wire: the first bytes after the ICMP or UDP header.
 pub const LEN: usize = 32;
 /// The first four bytes of every probe's payload: "TRKR".
-pub const MARK: u32 = 0x5452_4b52;
+pub const MAGIC: u32 = 0x5452_4b52;
 
 /// What a probe says of itself. All but `token` is claimed; `token` proves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct ProbeHeader {
     /// Tracker slot.
     pub tracker: u32,
     /// The instance's tag above the low half of the sequence number, which is from 1. Builds before there were tags
@@ -37,7 +37,7 @@ pub struct Mark {
     pub token: u64,
 }
 
-impl Mark {
+impl ProbeHeader {
     /// What a probe of the instance with this tag bears for a sequence number.
     #[inline(always)]
     pub const fn number(tag: u32, sequence: u64) -> u64 {
@@ -56,13 +56,13 @@ impl Mark {
         self.number as u32
     }
 
-    /// True where a payload begins with [`MARK`].
+    /// True where a payload begins with [`MAGIC`].
     #[inline(always)]
     pub fn is_present(payload: &[u8; LEN]) -> bool {
-        be32(payload, 0) == MARK
+        be32(payload, 0) == MAGIC
     }
 
-    /// Reads a payload for which [`Mark::is_present`] holds.
+    /// Reads a payload for which [`ProbeHeader::is_present`] holds.
     #[inline(always)]
     pub fn parse(payload: &[u8; LEN]) -> Self {
         Self {
@@ -76,7 +76,7 @@ impl Mark {
     /// Writes a payload.
     #[inline(always)]
     pub fn emit(&self, payload: &mut [u8; LEN]) {
-        put32(payload, 0, MARK);
+        put32(payload, 0, MAGIC);
         put32(payload, 4, self.tracker);
         put64(payload, 8, self.number);
         put64(payload, 16, self.sent_mono_ns);
@@ -87,7 +87,7 @@ impl Mark {
     #[inline(always)]
     pub const fn sum(&self) -> Sum {
         Sum::new()
-            .u32(MARK)
+            .u32(MAGIC)
             .u32(self.tracker)
             .u64(self.number)
             .u64(self.sent_mono_ns)
@@ -118,10 +118,10 @@ pub fn emit<B: BytesMut + ?Sized>(
     frame: &mut B,
     path: &Path,
     tracker: &Tracker,
-    mark: &Mark,
+    probe_header: &ProbeHeader,
     flow: u16,
 ) -> Option<()> {
-    emit_frame(frame, path, tracker, mark, flow, What::Probe)
+    emit_frame(frame, path, tracker, probe_header, flow, What::Probe)
 }
 
 /// Writes the segment that ends the connection which the answer to a SYN would open; see [`emit`].
@@ -130,10 +130,10 @@ pub fn emit_reset<B: BytesMut + ?Sized>(
     frame: &mut B,
     path: &Path,
     tracker: &Tracker,
-    mark: &Mark,
+    probe_header: &ProbeHeader,
     flow: u16,
 ) -> Option<()> {
-    emit_frame(frame, path, tracker, mark, flow, What::Reset)
+    emit_frame(frame, path, tracker, probe_header, flow, What::Reset)
 }
 
 /// What is written for a tracker.
@@ -148,30 +148,30 @@ fn emit_frame<B: BytesMut + ?Sized>(
     frame: &mut B,
     path: &Path,
     tracker: &Tracker,
-    mark: &Mark,
+    probe_header: &ProbeHeader,
     flow: u16,
     what: What,
 ) -> Option<()> {
-    let ethertype = match tracker.family {
+    let ethertype = match tracker.family.get() {
         Family::Ipv4 => ethernet::IPV4,
         Family::Ipv6 => ethernet::IPV6,
     };
     if path.vlan == 0 {
         let header = frame.at_mut(0)?;
         ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethertype);
-        return emit_ip::<B, { ethernet::LEN }>(frame, tracker, mark, flow, what);
+        return emit_ip::<B, { ethernet::LEN }>(frame, tracker, probe_header, flow, what);
     }
     let header = frame.at_mut(0)?;
     ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethernet::VLAN);
     vlan::emit(frame.at_mut(ethernet::LEN)?, path.vlan, ethertype);
-    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, tracker, mark, flow, what)
+    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, tracker, probe_header, flow, what)
 }
 
 #[inline(always)]
 fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
     frame: &mut B,
     tracker: &Tracker,
-    mark: &Mark,
+    probe_header: &ProbeHeader,
     flow: u16,
     what: What,
 ) -> Option<()> {
@@ -179,32 +179,48 @@ fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
         What::Probe => tracker.payload.wrapping_add(HEADER_LEN as u16),
         What::Reset => tcp::LEN as u16,
     };
-    let protocol = match tracker.probe {
-        Probe::Icmp => match tracker.family {
+    let protocol = match tracker.probe.get() {
+        Probe::Icmp => match tracker.family.get() {
             Family::Ipv4 => ipv4::ICMP,
             Family::Ipv6 => ipv6::ICMP,
         },
         Probe::Udp | Probe::Stamp => ipv4::UDP,
         Probe::Tcp => tcp::PROTOCOL,
     };
-    match tracker.family {
+    match tracker.family.get() {
         Family::Ipv4 => {
             let (source, behind) = (be32(&tracker.source, 0), be32(&tracker.behind, 0));
             let total_len = message_len.wrapping_add(ipv4::LEN as u16);
             ipv4::emit(frame.at_mut(AT)?, total_len, protocol, source, behind);
-            let pseudo = match tracker.probe {
+            let pseudo = match tracker.probe.get() {
                 // That of ICMP covers no addresses.
                 Probe::Icmp => Sum::new(),
                 _ => ipv4::pseudo_header(source, behind, message_len, protocol),
             };
-            emit_message(frame, AT + ipv4::LEN, tracker, mark, flow, what, pseudo)
+            emit_message(
+                frame,
+                AT + ipv4::LEN,
+                tracker,
+                probe_header,
+                flow,
+                what,
+                pseudo,
+            )
         }
         Family::Ipv6 => {
             let source = ipv6::address(&tracker.source);
             let behind = ipv6::address(&tracker.behind);
             ipv6::emit(frame.at_mut(AT)?, message_len, protocol, source, behind);
             let pseudo = ipv6::pseudo_header(source, behind, message_len, protocol);
-            emit_message(frame, AT + ipv6::LEN, tracker, mark, flow, what, pseudo)
+            emit_message(
+                frame,
+                AT + ipv6::LEN,
+                tracker,
+                probe_header,
+                flow,
+                what,
+                pseudo,
+            )
         }
     }
 }
@@ -215,7 +231,7 @@ fn emit_message<B: BytesMut + ?Sized>(
     frame: &mut B,
     at: usize,
     tracker: &Tracker,
-    mark: &Mark,
+    probe_header: &ProbeHeader,
     flow: u16,
     what: What,
     pseudo: Sum,
@@ -225,22 +241,33 @@ fn emit_message<B: BytesMut + ?Sized>(
         destination: tracker.port,
         len: tracker.payload.wrapping_add(HEADER_LEN as u16),
     };
-    match tracker.probe {
+    match tracker.probe.get() {
         Probe::Icmp => {
-            let kind = match tracker.family {
+            let kind = match tracker.family.get() {
                 Family::Ipv4 => icmp::ECHO,
                 Family::Ipv6 => icmp::ECHO_V6,
             };
-            let rest = mark.sum().plus(pseudo);
-            icmp::emit(frame.at_mut(at)?, kind, flow, mark.number as u16, rest);
-            mark.emit(frame.at_mut(at + HEADER_LEN)?);
+            let rest = probe_header.sum().plus(pseudo);
+            icmp::emit(
+                frame.at_mut(at)?,
+                kind,
+                flow,
+                probe_header.number as u16,
+                rest,
+            );
+            probe_header.emit(frame.at_mut(at + HEADER_LEN)?);
         }
         Probe::Udp => {
-            datagram.emit(frame.at_mut(at)?, mark.sum().plus(pseudo));
-            mark.emit(frame.at_mut(at + HEADER_LEN)?);
+            datagram.emit(frame.at_mut(at)?, probe_header.sum().plus(pseudo));
+            probe_header.emit(frame.at_mut(at + HEADER_LEN)?);
         }
         Probe::Stamp => {
-            let claim = Claim::new(mark.tag(), mark.tracker, mark.number, mark.token);
+            let claim = Claim::new(
+                probe_header.tag(),
+                probe_header.tracker,
+                probe_header.number,
+                probe_header.token,
+            );
             let mut rest = claim.sum().plus(pseudo);
             if tracker.payload as usize >= stamp::LEN + stamp::TLV_LEN {
                 let padding = frame.at_mut(at + HEADER_LEN + stamp::LEN)?;
@@ -250,7 +277,8 @@ fn emit_message<B: BytesMut + ?Sized>(
             claim.emit(frame.at_mut(at + HEADER_LEN)?);
         }
         Probe::Tcp => {
-            let sequence = tcp::initial_sequence(mark.token, tracker.salt, mark.number);
+            let sequence =
+                tcp::initial_sequence(probe_header.token, tracker.salt, probe_header.number);
             let header = tcp::Header {
                 source: flow,
                 destination: tracker.port,
@@ -298,8 +326,8 @@ mod tests {
     use std::net::IpAddr;
 
     prop_compose! {
-        fn marks()(tracker: u32, number: u64, sent_mono_ns: u64, token: u64) -> Mark {
-            Mark { tracker, number, sent_mono_ns, token }
+        fn probe_headers()(tracker: u32, number: u64, sent_mono_ns: u64, token: u64) -> ProbeHeader {
+            ProbeHeader { tracker, number, sent_mono_ns, token }
         }
     }
 
@@ -316,7 +344,7 @@ mod tests {
                 Probe::Stamp if payload < 1_000 => stamp::LEN as u16,
                 Probe::Stamp => payload,
             };
-            Tracker { behind, source, payload, flow_first, port, family, probe, salt, ..Default::default() }
+            Tracker { behind, source, payload, flow_first, port, family: family.into(), probe: probe.into(), salt, ..Default::default() }
         }
     }
 
@@ -328,14 +356,14 @@ mod tests {
     }
 
     /// The frame as it leaves, with the zeros of a larger payload.
-    fn built(tracker: &Tracker, path: &Path, mark: &Mark) -> Vec<u8> {
-        let len = wire_len(path.vlan != 0, tracker.family, tracker.payload);
+    fn built(tracker: &Tracker, path: &Path, probe_header: &ProbeHeader) -> Vec<u8> {
+        let len = wire_len(path.vlan != 0, tracker.family.get(), tracker.payload);
         let mut bytes = vec![0; len as usize];
         emit(
             bytes.as_mut_slice(),
             path,
             tracker,
-            mark,
+            probe_header,
             tracker.flow_first,
         )
         .expect("room for it");
@@ -346,11 +374,11 @@ mod tests {
     fn a_frame_that_is_too_short_is_refused() {
         for family in [Family::Ipv4, Family::Ipv6] {
             let tracker = Tracker {
-                family,
+                family: family.into(),
                 payload: LEN as u16,
                 ..Default::default()
             };
-            let mark = Mark {
+            let probe_header = ProbeHeader {
                 tracker: 0,
                 number: 1,
                 sent_mono_ns: 2,
@@ -368,12 +396,21 @@ mod tests {
                         &mut bytes[..len - 1],
                         &path,
                         &tracker,
-                        &mark,
+                        &probe_header,
                         tracker.flow_first
                     )
                     .is_none()
                 );
-                assert!(emit(&mut bytes[..], &path, &tracker, &mark, tracker.flow_first).is_some());
+                assert!(
+                    emit(
+                        &mut bytes[..],
+                        &path,
+                        &tracker,
+                        &probe_header,
+                        tracker.flow_first
+                    )
+                    .is_some()
+                );
             }
         }
     }
@@ -390,27 +427,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn marks_come_back(mark in marks(), old: [u8; LEN]) {
+        fn marks_come_back(probe_header in probe_headers(), old: [u8; LEN]) {
             let mut payload = old;
-            mark.emit(&mut payload);
-            prop_assert_eq!(Mark::number(mark.tag(), u64::from(mark.sequence()) | 5 << 32), mark.number);
-            prop_assert!(Mark::is_present(&payload));
+            probe_header.emit(&mut payload);
+            prop_assert_eq!(ProbeHeader::number(probe_header.tag(), u64::from(probe_header.sequence()) | 5 << 32), probe_header.number);
+            prop_assert!(ProbeHeader::is_present(&payload));
             prop_assert_eq!(&payload[..4], b"TRKR");
-            prop_assert_eq!(Mark::parse(&payload), mark);
+            prop_assert_eq!(ProbeHeader::parse(&payload), probe_header);
             let sum = payload.chunks(2).fold(Sum::new(), |sum, word| {
                 sum.u16(u16::from_be_bytes([word[0], word[1]]))
             });
-            prop_assert_eq!(mark.sum().folded(), sum.folded());
+            prop_assert_eq!(probe_header.sum().folded(), sum.folded());
         }
 
         #[test]
         fn only_marks_are_present(payload: [u8; LEN]) {
-            prop_assert_eq!(Mark::is_present(&payload), payload.starts_with(b"TRKR"));
+            prop_assert_eq!(ProbeHeader::is_present(&payload), payload.starts_with(b"TRKR"));
         }
 
         #[test]
-        fn pnet_reads_the_frame(tracker in trackers(), path in paths(), mark in marks()) {
-            let frame = built(&tracker, &path, &mark);
+        fn pnet_reads_the_frame(tracker in trackers(), path in paths(), probe_header in probe_headers()) {
+            let frame = built(&tracker, &path, &probe_header);
             let ethernet = EthernetPacket::new(&frame).expect("a whole header");
             prop_assert_eq!(ethernet.get_destination().octets(), path.next_hop_mac);
             prop_assert_eq!(ethernet.get_source().octets(), path.source_mac);
@@ -422,7 +459,7 @@ mod tests {
                 prop_assert_eq!(tag.get_vlan_identifier(), path.vlan & vlan::ID_MASK);
                 (tag.get_ethertype(), &ethernet.payload()[vlan::LEN..])
             };
-            let (protocol, source, destination, message) = match tracker.family {
+            let (protocol, source, destination, message) = match tracker.family.get() {
                 Family::Ipv4 => {
                     prop_assert_eq!(ethertype, EtherTypes::Ipv4);
                     let ip = Ipv4Packet::new(packet).expect("a whole header");
@@ -444,7 +481,7 @@ mod tests {
                 }
             };
             let flow = tracker.flow_first;
-            match tracker.probe {
+            match tracker.probe.get() {
                 Probe::Icmp => {
                     let right = match (source, destination) {
                         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -463,7 +500,7 @@ mod tests {
                     let echo = EchoRequestPacket::new(message).expect("a whole message");
                     prop_assert_eq!(echo.get_checksum(), right);
                     prop_assert_eq!(echo.get_identifier(), flow);
-                    prop_assert_eq!(echo.get_sequence_number(), mark.number as u16);
+                    prop_assert_eq!(echo.get_sequence_number(), probe_header.number as u16);
                 }
                 Probe::Tcp => {
                     prop_assert_eq!(protocol, IpNextHeaderProtocols::Tcp);
@@ -480,11 +517,11 @@ mod tests {
                     prop_assert_eq!(tcp.get_checksum(), right);
                     prop_assert_eq!((tcp.get_source(), tcp.get_destination()), (flow, tracker.port));
                     prop_assert_eq!(message.len(), tcp::SYN_LEN);
-                    let number = tcp::initial_sequence(mark.token, tracker.salt, mark.number);
+                    let number = tcp::initial_sequence(probe_header.token, tracker.salt, probe_header.number);
                     prop_assert_eq!((tcp.get_sequence(), tcp.get_flags()), (number, tcp::flags::SYN));
                     // Its end fits the same frame, and is a packet of its own length.
                     let mut end = frame.clone();
-                    emit_reset(end.as_mut_slice(), &path, &tracker, &mark, tracker.flow_first).expect("room for it");
+                    emit_reset(end.as_mut_slice(), &path, &tracker, &probe_header, tracker.flow_first).expect("room for it");
                     let at = frame.len() - message.len();
                     let reset = TcpPacket::new(&end[at..at + tcp::LEN]).expect("a whole header");
                     prop_assert_eq!((reset.get_sequence(), reset.get_flags()), (number.wrapping_add(1), tcp::flags::RST));
@@ -500,7 +537,7 @@ mod tests {
                         _ => unreachable!("addresses of one packet"),
                     };
                     prop_assert_eq!(reset.get_checksum(), right);
-                    let len = match tracker.family {
+                    let len = match tracker.family.get() {
                         Family::Ipv4 => Ipv4Packet::new(&end[at - ipv4::LEN..]).expect("a header").get_total_length() - 20,
                         Family::Ipv6 => Ipv6Packet::new(&end[at - ipv6::LEN..]).expect("a header").get_payload_length(),
                     };
@@ -525,10 +562,10 @@ mod tests {
                 }
             }
             prop_assert_eq!(message.len(), HEADER_LEN + usize::from(tracker.payload));
-            if tracker.probe == Probe::Stamp {
+            if tracker.probe.get() == Probe::Stamp {
                 let packet = &message[HEADER_LEN..];
                 let claim = Claim::of_probe(packet.first_chunk().expect("a whole claim"));
-                prop_assert_eq!(claim, Some(Claim::new(mark.tag(), mark.tracker, mark.number, mark.token)));
+                prop_assert_eq!(claim, Some(Claim::new(probe_header.tag(), probe_header.tracker, probe_header.number, probe_header.token)));
                 let padding = &packet[stamp::LEN..];
                 if let Some((header, rest)) = padding.split_first_chunk::<4>() {
                     let len = u16::try_from(rest.len()).expect("a length").to_be_bytes();
@@ -537,8 +574,8 @@ mod tests {
                 }
                 return Ok(());
             }
-            let payload: &[u8; LEN] = message[HEADER_LEN..].first_chunk().expect("a whole mark");
-            prop_assert_eq!(Mark::parse(payload), mark);
+            let payload: &[u8; LEN] = message[HEADER_LEN..].first_chunk().expect("a whole probe_header");
+            prop_assert_eq!(ProbeHeader::parse(payload), probe_header);
             prop_assert!(message[HEADER_LEN + LEN..].iter().all(|byte| *byte == 0));
             prop_assert_eq!(message.len(), HEADER_LEN + usize::from(tracker.payload));
         }

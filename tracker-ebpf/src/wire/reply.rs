@@ -7,26 +7,26 @@ use super::{
     ethernet, icmp,
     ip::{Fields, V4, V6, Version},
     ipv4,
-    probe::{self, HEADER_LEN, Mark},
+    probe::{self, HEADER_LEN, ProbeHeader},
     udp, vlan,
 };
 use crate::abi::{Family, Probe, Proof, Tracker};
 
-/// A message that bears the mark: a reply, one of our probes that came back, or an error about one. Nothing
+/// A message that bears the probe header: a reply, one of our probes that came back, or an error about one. Nothing
 /// of it is proven yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// What carries the mark.
+    /// What carries the probe header.
     pub message: Message,
     /// What it says of the probe.
-    pub mark: Mark,
+    pub probe_header: ProbeHeader,
     /// Tag control information, 0 where the frame has no tag of its own.
     pub vlan: u16,
     /// True where the lengths of all headers agree with each other, and their checksums: of ICMP all, of
     /// UDP none. A UDP checksum may be missing or left for hardware to complete; the token says more.
     pub is_intact: bool,
     /// Who brought it.
-    pub hop: Hop,
+    pub last_hop: LastHop,
     /// ICMP type and code. Of UDP they mean nothing, and are read nevertheless: the verifier refuses what is
     /// not set on each way, even where nothing depends on it.
     pub kind: [u8; 2],
@@ -40,9 +40,9 @@ pub struct Reply {
 
 /// Who brought a frame to the hub: one word, the MAC address above a byte of zeros above the TTL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hop(u64);
+pub struct LastHop(u64);
 
-impl Hop {
+impl LastHop {
     /// Without an Ethernet header.
     #[inline(always)]
     pub const fn new(ttl: u8) -> Self {
@@ -81,7 +81,7 @@ struct Ports {
     destination: u16,
 }
 
-/// What carries a mark.
+/// What carries a probe header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// An ICMP echo reply.
@@ -90,7 +90,7 @@ pub enum Message {
     EchoRequest,
     /// A UDP datagram. It does not say itself whether it is a probe or the answer to one.
     Datagram,
-    /// An ICMP error that quotes a probe as far as its mark.
+    /// An ICMP error that quotes a probe as far as its probe header.
     Error,
 }
 
@@ -98,7 +98,7 @@ impl Reply {
     /// A message without meaning, every word of which is zero.
     pub const ZERO: Self = Self {
         message: Message::EchoReply,
-        mark: Mark {
+        probe_header: ProbeHeader {
             tracker: 0,
             number: 0,
             sent_mono_ns: 0,
@@ -106,7 +106,7 @@ impl Reply {
         },
         vlan: 0,
         is_intact: false,
-        hop: Hop::new(0),
+        last_hop: LastHop::new(0),
         kind: [0; 2],
         family: Family::Ipv4,
         sender: [0; 2],
@@ -121,7 +121,7 @@ impl Reply {
     /// nothing to it.
     #[inline(always)]
     pub fn proof(&self, tracker: &Tracker) -> Option<Proof> {
-        match (self.message, tracker.probe) {
+        match (self.message, tracker.probe.get()) {
             (Message::EchoReply, Probe::Icmp) => Some(Proof::Reply),
             (Message::EchoRequest, Probe::Icmp) => Some(Proof::Arrival),
             // What is addressed to the tracker's source is a reply, good or bad.
@@ -156,7 +156,7 @@ impl Reply {
     /// True where it is an error by which the behind address says of a UDP probe that no program has its port.
     #[inline(always)]
     pub fn refuses(&self, tracker: &Tracker) -> bool {
-        tracker.probe as u8 == Probe::Udp as u8
+        tracker.probe == Probe::Udp.into()
             && icmp::is_port_unreachable(self.kind, self.family)
             && self.sender == address::of_map(&tracker.behind)
     }
@@ -169,7 +169,7 @@ impl Reply {
 
     #[inline(always)]
     fn goes_to(&self, tracker: &Tracker, address: &[u8; 16]) -> bool {
-        self.family as u8 == tracker.family as u8 && self.receiver == address::of_map(address)
+        tracker.family == self.family.into() && self.receiver == address::of_map(address)
     }
 }
 
@@ -187,7 +187,7 @@ pub fn parse<B: Bytes + ?Sized>(frame: &B) -> Option<Reply> {
         parse_ip::<B, { ethernet::LEN }>(frame, ethertype, 0)?
     };
     Some(Reply {
-        hop: reply.hop.by(ethernet::source(header)),
+        last_hop: reply.last_hop.by(ethernet::source(header)),
         ..reply
     })
 }
@@ -215,7 +215,7 @@ pub fn parse_packet<V: Version, B: Bytes + ?Sized, const AT: usize>(
 }
 
 /// Looks for an ICMP error about one of our probes in an IP packet that begins at `AT`. A copy of the packet cannot have the
-/// mark of both a reply and an error aligned, so each is looked for by itself.
+/// probe header of both a reply and an error aligned, so each is looked for by itself.
 #[inline(always)]
 pub fn parse_error<V: Version, B: Bytes + ?Sized, const AT: usize>(frame: &B) -> Option<Reply> {
     read::<V, B, AT>(frame, 0, true)
@@ -241,9 +241,9 @@ fn read<V: Version, B: Bytes + ?Sized, const AT: usize>(
     if only_errors && !matches!(message, Message::Error) {
         return None;
     }
-    let mark = match message {
-        Message::Error => mark(frame, AT + 2 * (V::LEN + HEADER_LEN))?,
-        _ => mark(frame, AT + V::LEN + HEADER_LEN)?,
+    let probe_header = match message {
+        Message::Error => probe_header(frame, AT + 2 * (V::LEN + HEADER_LEN))?,
+        _ => probe_header(frame, AT + V::LEN + HEADER_LEN)?,
     };
     let Fields {
         source,
@@ -254,18 +254,18 @@ fn read<V: Version, B: Bytes + ?Sized, const AT: usize>(
     // A larger payload is zeros, which add nothing to the sum. An error's sum covers more than can be read.
     let is_whole = match is_icmp {
         true if matches!(message, Message::Error) => true,
-        true => is_right_echo(head, mark.sum().plus(V::icmp_pseudo_header(ip))),
+        true => is_right_echo(head, probe_header.sum().plus(V::icmp_pseudo_header(ip))),
         false => is_right_datagram(head, room),
     };
     Some(Reply {
         message,
-        mark,
+        probe_header,
         vlan,
         is_intact: is_whole && room >= HEADER_LEN + probe::LEN && V::checksum_ok(ip),
         family: V::FAMILY,
         sender: source,
         receiver: destination,
-        hop: Hop::new(hops),
+        last_hop: LastHop::new(hops),
         kind: [head[0], head[1]],
         ports: ports(head),
     })
@@ -308,11 +308,11 @@ fn is_right_datagram(header: &[u8; udp::LEN], room: usize) -> bool {
     len >= HEADER_LEN + probe::LEN && len <= room
 }
 
-/// The mark at `at`, if there is one.
+/// The probe header at `at`, if there is one.
 #[inline(always)]
-fn mark<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Mark> {
+fn probe_header<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<ProbeHeader> {
     let payload: &[u8; probe::LEN] = frame.at(at)?;
-    Mark::is_present(payload).then(|| Mark::parse(payload))
+    ProbeHeader::is_present(payload).then(|| ProbeHeader::parse(payload))
 }
 
 #[cfg(test)]
@@ -339,9 +339,9 @@ mod tests {
             let probe = if is_udp { Probe::Udp } else { Probe::Icmp };
             let [behind, source] = [behind, source].map(|bytes| address::made_of(bytes, family));
             Exchange {
-                tracker: Tracker { behind, source, payload, flow_first, port, family, probe, ..Default::default() },
+                tracker: Tracker { behind, source, payload, flow_first, port, family: family.into(), probe: probe.into(), ..Default::default() },
                 path: Path { vlan, ..Default::default() },
-                mark: Mark { tracker, number, sent_mono_ns, token },
+                probe_header: ProbeHeader { tracker, number, sent_mono_ns, token },
             }
         }
     }
@@ -350,7 +350,7 @@ mod tests {
     struct Exchange {
         tracker: Tracker,
         path: Path,
-        mark: Mark,
+        probe_header: ProbeHeader,
     }
 
     impl Exchange {
@@ -360,7 +360,7 @@ mod tests {
 
         fn icmp_at(&self) -> usize {
             self.ip_at()
-                + match self.tracker.family {
+                + match self.tracker.family.get() {
                     Family::Ipv4 => ipv4::LEN,
                     Family::Ipv6 => ipv6::LEN,
                 }
@@ -380,15 +380,15 @@ mod tests {
             let Self {
                 tracker,
                 path,
-                mark,
+                probe_header,
             } = self;
-            let len = probe::wire_len(path.vlan != 0, tracker.family, tracker.payload);
+            let len = probe::wire_len(path.vlan != 0, tracker.family.get(), tracker.payload);
             let mut bytes = vec![0; len as usize];
             probe::emit(
                 bytes.as_mut_slice(),
                 path,
                 tracker,
-                mark,
+                probe_header,
                 tracker.flow_first,
             )
             .expect("room for it");
@@ -396,12 +396,12 @@ mod tests {
         }
 
         fn is_udp(&self) -> bool {
-            self.tracker.probe == Probe::Udp
+            self.tracker.probe.get() == Probe::Udp
         }
 
         /// What a reply is read as.
         fn replied(&self) -> Message {
-            match self.tracker.probe {
+            match self.tracker.probe.get() {
                 Probe::Icmp => Message::EchoReply,
                 Probe::Udp | Probe::Tcp | Probe::Stamp => Message::Datagram,
             }
@@ -420,7 +420,7 @@ mod tests {
                 // As of a packet that stays within a machine.
                 udp.set_checksum(0x1234);
             }
-            match self.tracker.family {
+            match self.tracker.family.get() {
                 Family::Ipv4 => {
                     let mut ip = MutableIpv4Packet::new(ip).expect("a whole header");
                     let (source, destination) = (ip.get_source(), ip.get_destination());
@@ -460,9 +460,9 @@ mod tests {
         fn a_genuine_reply_is_recognised(exchange in exchanges()) {
             let frame = exchange.reply();
             let reply = parse(&frame[..]).expect("a reply");
-            prop_assert_eq!((reply.message, reply.mark), (exchange.replied(), exchange.mark));
-            prop_assert_eq!((reply.vlan, reply.hop.ttl()), (exchange.path.vlan, 61));
-            prop_assert_eq!(reply.hop.mac(), exchange.path.source_mac);
+            prop_assert_eq!((reply.message, reply.probe_header), (exchange.replied(), exchange.probe_header));
+            prop_assert_eq!((reply.vlan, reply.last_hop.ttl()), (exchange.path.vlan, 61));
+            prop_assert_eq!(reply.last_hop.mac(), exchange.path.source_mac);
             prop_assert!(reply.is_intact);
             prop_assert_eq!(reply.proof(&exchange.tracker), Some(Proof::Reply));
             prop_assert!(reply.belongs_to(&exchange.tracker, Proof::Reply));
@@ -471,7 +471,7 @@ mod tests {
         #[test]
         fn a_probe_that_comes_back_is_recognised(exchange in exchanges()) {
             let arrived = parse(&exchange.probe()[..]).expect("a probe");
-            prop_assert_eq!(arrived.mark, exchange.mark);
+            prop_assert_eq!(arrived.probe_header, exchange.probe_header);
             let is_to_itself = exchange.is_to_itself() && exchange.is_udp();
             let proof = if is_to_itself { Proof::Reply } else { Proof::Arrival };
             prop_assert_eq!(arrived.proof(&exchange.tracker), Some(proof));
@@ -489,11 +489,11 @@ mod tests {
         fn without_an_ethernet_header(exchange in exchanges(), is_reply: bool) {
             let frame = if is_reply { exchange.reply() } else { exchange.probe() };
             let packet = &frame[exchange.ip_at()..];
-            let bare = match exchange.tracker.family {
+            let bare = match exchange.tracker.family.get() {
                 Family::Ipv4 => parse_packet::<V4, _, 0>(packet, exchange.path.vlan),
                 Family::Ipv6 => parse_packet::<V6, _, 0>(packet, exchange.path.vlan),
             };
-            let framed = parse(&frame[..]).map(|reply| Reply { hop: Hop::new(reply.hop.ttl()), ..reply });
+            let framed = parse(&frame[..]).map(|reply| Reply { last_hop: LastHop::new(reply.last_hop.ttl()), ..reply });
             prop_assert_eq!(bare, framed);
             prop_assert!(bare.is_some());
         }
@@ -501,7 +501,7 @@ mod tests {
         /// An error quotes the probe as it came there: with fewer hops left, or altered by a NAT.
         #[test]
         fn an_error_is_recognised(exchange in exchanges(), kind: u8, code: u8, from: [u8; 16], cut in 0usize..300) {
-            let (ip_at, is_v6) = (exchange.ip_at(), exchange.tracker.family == Family::Ipv6);
+            let (ip_at, is_v6) = (exchange.ip_at(), exchange.tracker.family == Family::Ipv6.into());
             let probe = exchange.probe();
             let (ip, quote) = (&probe[ip_at..exchange.icmp_at()], &probe[ip_at..]);
             let mut quote = quote.to_vec();
@@ -530,13 +530,13 @@ mod tests {
             let is_echo = [0, 8, 128, 129].contains(&kind);
             prop_assert!(error.is_some() == is_error || is_echo);
             if let (Some(error), true) = (error, is_error) {
-                prop_assert_eq!((error.message, error.mark), (Message::Error, exchange.mark));
+                prop_assert_eq!((error.message, error.probe_header), (Message::Error, exchange.probe_header));
                 prop_assert_eq!(error.kind, [kind, code]);
                 let alone = match is_v6 {
                     false => parse_error::<V4, [u8], 0>(&frame[ip_at..]),
                     true => parse_error::<V6, [u8], 0>(&frame[ip_at..]),
                 };
-                prop_assert_eq!(alone, Some(Reply { vlan: 0, hop: Hop::new(error.hop.ttl()), ..error }));
+                prop_assert_eq!(alone, Some(Reply { vlan: 0, last_hop: LastHop::new(error.last_hop.ttl()), ..error }));
                 prop_assert!(error.is_intact && error.is_told_to(&exchange.tracker));
                 prop_assert_eq!(error.proof(&exchange.tracker), None);
                 let sender: Vec<u8> = error.sender.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -560,7 +560,7 @@ mod tests {
         #[test]
         fn a_reply_answers_only_its_own_addresses(exchange in exchanges(), bit in 0usize..128) {
             let reply = parse(&exchange.reply()[..]).expect("a reply");
-            let bits = match exchange.tracker.family { Family::Ipv4 => 32, Family::Ipv6 => 128 };
+            let bits = match exchange.tracker.family.get() { Family::Ipv4 => 32, Family::Ipv6 => 128 };
             let bit = bit % bits;
             let mut other = exchange.tracker;
             other.behind[bit / 8] ^= 1 << (bit % 8);
@@ -568,15 +568,15 @@ mod tests {
             let mut other = exchange.tracker;
             other.source[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(!reply.belongs_to(&other, Proof::Reply));
-            let family = match exchange.tracker.family {
+            let family = match exchange.tracker.family.get() {
                 Family::Ipv4 => Family::Ipv6,
                 Family::Ipv6 => Family::Ipv4,
             };
-            let other = Tracker { family, ..exchange.tracker };
+            let other = Tracker { family: family.into(), ..exchange.tracker };
             prop_assert!(!reply.belongs_to(&other, Proof::Reply));
         }
 
-        /// Any single bit between the IP header and the end of the mark either makes the frame foreign, or is
+        /// Any single bit between the IP header and the end of the probe header either makes the frame foreign, or is
         /// caught, or is one that routers may change (IPv6 has no checksum over those).
         #[test]
         fn a_flipped_bit_is_caught(exchange in exchanges(), bit: usize) {
@@ -594,7 +594,7 @@ mod tests {
                     (HEADER_LEN + probe::LEN..=HEADER_LEN + usize::from(exchange.tracker.payload))
                         .contains(&usize::from(len))
                 }
-                _ if of_udp || exchange.tracker.family == Family::Ipv4 => false,
+                _ if of_udp || exchange.tracker.family == Family::Ipv4.into() => false,
                 // The version is in the upper half of the first byte.
                 0 => bit % 8 < 4,
                 1..4 | 7 => true,
@@ -608,13 +608,13 @@ mod tests {
             let is_accepted = parse(&frame[..])
                 .is_some_and(|reply| reply.is_intact && reply.belongs_to(&exchange.tracker, Proof::Reply)
                     && reply.proof(&exchange.tracker).is_some()
-                    && reply.mark == exchange.mark);
+                    && reply.probe_header == exchange.probe_header);
             prop_assert_eq!(is_accepted, is_free, "byte {} of the packet, ICMP at {}", bit / 8 - ip, icmp - ip);
         }
 
         #[test]
         fn a_code_is_not_accepted(mut exchange in exchanges(), code in 1u8..) {
-            exchange.tracker.probe = Probe::Icmp;
+            exchange.tracker.probe = Probe::Icmp.into();
             let mut frame = exchange.reply();
             let mut icmp = MutableIcmpPacket::new(&mut frame[exchange.icmp_at()..]).expect("a message");
             icmp.set_icmp_code(IcmpCode(code));

@@ -81,13 +81,13 @@ pub fn page() -> Result<String> {
                 .map(ToString::to_string)
                 .unwrap_or_default();
             let kind = type_text(&field.ty);
-            let _ = writeln!(
-                page,
-                "| `{field_name}` | {} | {} |",
-                cell(&kind, &structs),
-                doc(&field.attrs)
-            );
-            used.push(kind);
+            let element = element_text(&field.ty);
+            let shown = match coded(&field.ty) {
+                Some(name) => values(&abi, &name),
+                None => cell(&kind, &structs),
+            };
+            let _ = writeln!(page, "| `{field_name}` | {shown} | {} |", doc(&field.attrs));
+            used.push(element);
         }
     }
     Ok(page)
@@ -120,6 +120,36 @@ fn cell(kind: &str, structs: &BTreeMap<String, &syn::ItemStruct>) -> String {
             format!("[{kind}](#{})", kind.to_lowercase())
         }
         _ => format!("`{kind}`"),
+    }
+}
+
+/// The enum that a field's byte stands for.
+fn coded(kind: &Type) -> Option<String> {
+    let Type::Path(path) = kind else { return None };
+    let last = path.path.segments.last()?;
+    (last.ident == "Code").then(|| arguments(&last.arguments).concat())
+}
+
+/// The values of an enum, each with its byte.
+fn values(abi: &syn::File, name: &str) -> String {
+    let found = abi.items.iter().find_map(|item| match item {
+        Item::Enum(item) if item.ident == name => Some(item),
+        _ => None,
+    });
+    let variants = found
+        .into_iter()
+        .flat_map(|item| item.variants.iter().enumerate());
+    let values: Vec<_> = variants
+        .map(|(at, variant)| format!("{at} {}", variant.ident))
+        .collect();
+    format!("`u8`: {}", values.join(", "))
+}
+
+/// The name of a type, or of the elements of an array.
+fn element_text(kind: &Type) -> String {
+    match kind {
+        Type::Array(array) => element_text(&array.elem),
+        _ => type_text(kind),
     }
 }
 

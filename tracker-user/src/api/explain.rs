@@ -2,17 +2,25 @@
 
 use std::net::IpAddr;
 
-use tracker_ebpf::{abi, verdict::Cause};
+use tracker_ebpf::{abi, verdict::Cause, window};
 
 use crate::{
     config::{self, ReturnHop},
     detector::{engine::SendFailure, flows::Moved},
     plan::{
-        address::address_from,
+        address::{address_from, mac_text},
         member::{Fault, MemberPlan, Probing},
         observed::Observed,
     },
 };
+
+/// By which MAC address a frame was sent, if it had one.
+fn sent_by(address: [u8; 6]) -> String {
+    match address {
+        [0, 0, 0, 0, 0, 0] => String::new(),
+        address => format!(", sent by {}", mac_text(address)),
+    }
+}
 
 /// What is known of a tracker.
 pub struct Facts<'a> {
@@ -44,7 +52,9 @@ impl Facts<'_> {
                 if matches!(probing, Some(Ok(probing)) if probing.is_stranded) {
                     return Some(Probing::STRANDED.to_owned());
                 }
-                self.foreign_xdp(foreign_xdp).or_else(|| self.elsewhere())
+                self.foreign_xdp(foreign_xdp)
+                    .or_else(|| self.elsewhere())
+                    .or_else(|| self.returned())
             }
             Cause::WrongPath => {
                 let ifindex = self.state.trouble.wrong_path_ifindex;
@@ -86,10 +96,19 @@ impl Facts<'_> {
             Some(expected) if expected != ttl => {
                 format!("a reply arrived on {name} with TTL {ttl}, not {expected}")
             }
-            _ if is_by_hop => format!(
-                "a reply arrived on {name}, brought by another MAC address than the endpoint's"
+            _ if is_by_hop => {
+                let by = match self.state.notice.wrong_path_mac {
+                    [0, 0, 0, 0, 0, 0] => String::new(),
+                    address => format!(" {}", mac_text(address)),
+                };
+                format!(
+                    "a reply arrived on {name}, brought by another MAC address{by} than the endpoint's"
+                )
+            }
+            _ => format!(
+                "a reply arrived on {name}{}",
+                sent_by(self.state.notice.wrong_path_mac)
             ),
-            _ => format!("a reply arrived on {name}"),
         }
     }
 
@@ -97,16 +116,34 @@ impl Facts<'_> {
     fn elsewhere(&self) -> Option<String> {
         let behind: IpAddr = self.tracker.behind;
         let abi::State { trouble, judge, .. } = self.state;
-        let is_latest = trouble.complaint == abi::Complaint::Elsewhere
-            && trouble.complaint_sequence + u64::from(self.tracker.fall) > judge.judged;
+        let is_latest = trouble.error.get() == abi::ProbeError::Elsewhere
+            && trouble.error_sequence + u64::from(self.tracker.fall) > judge.judged;
         if !is_latest {
             return None;
         }
-        let from = address_from(behind.into(), trouble.complaint_from);
+        let from = address_from(behind.into(), trouble.error_from);
         Some(match from == behind {
             true => format!("replies come from another port of {from} than the one that is asked"),
             false => format!("replies come from {from}, not from {behind}"),
         })
+    }
+
+    /// Where the latest probes came back to the hub, if they did.
+    fn returned(&self) -> Option<String> {
+        let abi::State { notice, judge, .. } = self.state;
+        let newest = window::whole_sequence(notice.returned_sequence, self.state.send.sent);
+        if notice.returned == 0 || newest + u64::from(self.tracker.fall) <= judge.judged {
+            return None;
+        }
+        let link = self.observed.links.get(&notice.returned_ifindex)?;
+        Some(format!(
+            "its probes come back to the hub on {}{}, with TTL {}: a routing loop, unless the hub is the next router on the way \
+             to {}",
+            link.name,
+            sent_by(notice.returned_mac),
+            notice.returned_ttl,
+            self.tracker.behind
+        ))
     }
 
     /// How a tracker that is answered again is so by another flow than before.
@@ -153,19 +190,19 @@ impl Facts<'_> {
 
 /// The latest ICMP error that quotes one of a tracker's probes: type, code, meaning and sender.
 fn icmp_error(trouble: &abi::TroubleState) -> Option<String> {
-    let from = trouble.complaint_from;
-    let (protocol, from) = match trouble.complaint {
+    let from = trouble.error_from;
+    let (protocol, from) = match trouble.error.get() {
         // A reset has the behind address as source, whatever sent it.
-        abi::Complaint::None | abi::Complaint::Reset | abi::Complaint::Elsewhere => return None,
-        abi::Complaint::Icmp => ("ICMP", address_from(abi::Family::Ipv4, from)),
-        abi::Complaint::Icmpv6 => ("ICMPv6", address_from(abi::Family::Ipv6, from)),
+        abi::ProbeError::None | abi::ProbeError::Reset | abi::ProbeError::Elsewhere => return None,
+        abi::ProbeError::Icmp => ("ICMP", address_from(abi::Family::Ipv4, from)),
+        abi::ProbeError::Icmpv6 => ("ICMPv6", address_from(abi::Family::Ipv6, from)),
         // Type 3 of ICMP is type 1 of ICMPv6.
-        abi::Complaint::Port if trouble.complaint_type == 3 => {
+        abi::ProbeError::Port if trouble.error_type == 3 => {
             ("ICMP", address_from(abi::Family::Ipv4, from))
         }
-        abi::Complaint::Port => ("ICMPv6", address_from(abi::Family::Ipv6, from)),
+        abi::ProbeError::Port => ("ICMPv6", address_from(abi::Family::Ipv6, from)),
     };
-    let (kind, code) = (trouble.complaint_type, trouble.complaint_code);
+    let (kind, code) = (trouble.error_type, trouble.error_code);
     let meaning = match protocol {
         "ICMP" => icmp_words(kind, code),
         _ => icmpv6_words(kind, code),

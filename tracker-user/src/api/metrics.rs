@@ -136,7 +136,7 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "tracker_corrupt_total",
         kind: Kind::Counter,
-        help: "Packets that bear the mark and fail the token.",
+        help: "Packets that bear a probe header and fail the token.",
         of: Of::Tracker(|t| Some(t.corrupt as f64)),
     },
     Metric {

@@ -12,6 +12,7 @@ use crate::{
     config::{Protocol, Tracker},
     desired::model::{MemberId, ServiceId, TrackerRef},
     detector::lateness::Health,
+    plan::address::mac_text,
     state::{
         hold_down::Held,
         tree::{ChainState, MemberState, ServiceState, Stamp, StateTree, TrackerEntry},
@@ -342,7 +343,7 @@ fn tracker_status(
             .unwrap_or_default(),
         port: settings.port,
         return_ttl: counters.return_ttl,
-        return_mac: counters.return_mac.map(mac),
+        return_mac: counters.return_mac.map(mac_text),
         protocol: Some(settings.protocol).filter(|protocol| *protocol != Protocol::Echo),
         detail: state.detail.clone(),
         held: held.map(|held| held_status(held, settings, now_mono_ns)),
@@ -360,15 +361,11 @@ fn held_status(held: &Held, settings: &Tracker, now_mono_ns: u64) -> HeldStatus 
     }
 }
 
-/// A MAC address in its usual notation.
-fn mac(address: [u8; 6]) -> String {
-    address.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 /// What `status` shows of a slot's state.
 pub fn counters(state: &abi::State) -> Counters {
     let abi::State {
         send,
+        notice: _,
         receive,
         trouble,
         judge,

@@ -265,7 +265,7 @@ pub struct TrackerStatus {
     pub rtt_us: RttUs,
     /// Replies after the timeout.
     pub late: u64,
-    /// Packets that bear the mark and name this tracker but fail checksum, destination or token.
+    /// Packets that bear a probe header and name this tracker but fail checksum, destination or token.
     pub corrupt: u64,
     /// Genuine replies on an interface outside `returns`; a bridge's port or a macvlan's parent sees those of the device
     /// above on their way. Also those by another hop or with another TTL than `return_hop` and `return_ttl` permit.
@@ -368,7 +368,7 @@ pub struct Counters {
     pub duplicate: u64,
     /// Replies after the timeout.
     pub late: u64,
-    /// Packets that bear the mark and fail the token.
+    /// Packets that bear a probe header and fail the token.
     pub corrupt: u64,
     /// Genuine replies on an interface outside `returns`.
     pub wrong_path: u64,

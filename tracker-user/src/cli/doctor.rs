@@ -10,7 +10,7 @@ use aya::{
 };
 use serde::Serialize;
 use tracker_ebpf::{
-    abi::{self, Via},
+    abi::{self, Egress},
     verdict::Cause,
     wire::probe,
 };
@@ -283,10 +283,10 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
             "native XDP costs no offload here".to_owned(),
         ),
     };
-    let (_, _, via) = member::way_out(link, observed, Ways::at_start(choice));
-    let how = match via {
-        Via::XdpRedirect => "the device takes redirected frames",
-        Via::TcRedirect | Via::Nowhere => "the device takes no redirected frames",
+    let (_, _, egress) = member::way_out(link, observed, Ways::at_start(choice));
+    let how = match egress {
+        Egress::XdpRedirect => "the device takes redirected frames",
+        Egress::TcRedirect | Egress::None => "the device takes no redirected frames",
     };
     let state = if link.is_running {
         ""
@@ -296,7 +296,7 @@ fn describe(link: &Link, observed: &Observed, choice: ModeChoice) -> Interface {
     Interface {
         name: link.name.clone(),
         mode: Some(mode),
-        send: SendWay::of(via),
+        send: SendWay::of(egress),
         steer: None,
         detail: format!("{why}; {how}{state}"),
     }
@@ -318,13 +318,7 @@ fn steer(link: &Link, is_receiving: bool, choice: ModeChoice) -> (Mode, Option<S
 
 /// True for the programs of any instance.
 fn is_ours(id: u32) -> bool {
-    let ours = [
-        abi::program::RECEIVE,
-        abi::program::RECEIVE_GENERIC,
-        abi::program::STEER,
-        abi::program::STEER_GENERIC,
-    ]
-    .map(Some);
+    let ours = abi::program::XDP_ON_HUB.map(Some);
     loaded_programs()
         .flatten()
         .any(|program| program.id() == id && ours.contains(&program.name_as_str()))
@@ -434,18 +428,11 @@ fn neighbours(config: &Config, is_ipv4: bool, limit: usize) -> Option<(bool, Str
 /// Loads all programs, pinned nowhere and attached to nothing, and runs one live frame that is dropped.
 fn try_programs() -> Result<()> {
     let mut ebpf = EbpfLoader::new().load(OBJECT)?;
-    for name in [
-        abi::program::SEND,
-        abi::program::RECEIVE,
-        abi::program::TC_SEND,
-        abi::program::TC_RECEIVE,
-        abi::program::TC_RECEIVE_IP,
-        abi::program::WATCH,
-        abi::program::RECEIVE_GENERIC,
-        abi::program::STEER_GENERIC,
-    ]
-    .into_iter()
-    .chain(abi::program::STEERING_ALL)
+    let generic = [abi::program::RECEIVE_GENERIC, abi::program::STEER_GENERIC];
+    for name in abi::program::ALL
+        .into_iter()
+        .chain(generic)
+        .chain(abi::program::STEERING_ALL)
     {
         object::load(&mut ebpf, name)?;
     }

@@ -5,9 +5,9 @@ use std::{net::IpAddr, path::Path};
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
-use tracker_ebpf::abi;
+use tracker_ebpf::abi::{self, earlier};
 
 use super::{OBJECT, mmap::Mapped, object::mapped, pins::Pins};
 use crate::plan::address::address_from;
@@ -37,15 +37,30 @@ impl Sizes {
     }
 }
 
-/// The last version without a tag in HUB. All its other maps are of the present layout, so what they hold is copied.
-const UNTAGGED: u32 = 7;
+/// A value of COUNTERS until [`earlier::COUNTED`].
+type CountedCounters = [u64; 15];
+
+/// Whether pins of a version can be read: what they hold is copied if it is an earlier one.
+const fn is_readable(version: u32) -> bool {
+    matches!(version, abi::VERSION | earlier::COUNTED | earlier::UNTAGGED)
+}
+
+/// Bytes that the values of a map had in an earlier version, if they were others than now.
+fn earlier_size(version: u32, name: &str) -> Option<usize> {
+    match name {
+        abi::map::HUB if version == earlier::UNTAGGED => Some(size_of::<earlier::Hub>()),
+        abi::map::PATHS if version != abi::VERSION => Some(size_of::<abi::Path>()),
+        abi::map::COUNTERS if version != abi::VERSION => Some(size_of::<CountedCounters>()),
+        _ => None,
+    }
+}
 
 /// What becomes of the maps that an earlier daemon left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maps {
     /// They are used as they are.
     Adopt,
-    /// They are too small, or HUB is of an earlier version: what they hold is copied into new ones.
+    /// They are too small, or of an earlier version: what they hold is copied into new ones.
     Grow,
     /// New ones: there are none, or none that this version can read.
     Anew,
@@ -80,13 +95,14 @@ pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes)> {
 fn readable(pins: &Pins) -> Result<Sizes> {
     let version = pinned_version(pins);
     match version {
-        Some(abi::VERSION | UNTAGGED) => {}
+        Some(version) if is_readable(version) => {}
         Some(other) => bail!(
-            "they are of version {other}, this daemon's of {}",
+            "their layout is {other:#x}, this daemon's {:#x}",
             abi::VERSION
         ),
         None => bail!("HUB is of another version than this daemon's"),
     }
+    let version = version.unwrap_or_default();
     let object = aya_obj::Object::parse(OBJECT).context("cannot read the eBPF object")?;
     for name in abi::map::ALL {
         let pinned = MapData::from_pin(pins.map(name)).map_err(|_| anyhow!("{name} is missing"))?;
@@ -95,14 +111,14 @@ fn readable(pins: &Pins) -> Result<Sizes> {
         let is_of_kind = matches!(info.map_type(), Ok(kind) if kind as u32 == expected.map_type());
         // aya fits the size of a device map's value to the kernel, which adds flags of its own.
         let is_fitted = name == abi::map::DEVICES;
+        let value_size = earlier_size(version, name).and_then(|size| u32::try_from(size).ok());
         let is_like = (info.key_size(), info.value_size(), info.map_flags())
             == (
                 expected.key_size(),
-                expected.value_size(),
+                value_size.unwrap_or_else(|| expected.value_size()),
                 expected.map_flags(),
             );
-        let is_replaced = name == abi::map::HUB && version == Some(UNTAGGED);
-        if !is_of_kind || !(is_like || is_fitted || is_replaced) {
+        if !is_of_kind || !(is_like || is_fitted) {
             bail!("{name} or its entries are of another kind or size");
         }
     }
@@ -130,12 +146,21 @@ pub(super) fn events_bytes(sizes: Sizes) -> u32 {
 
 /// What the pinned PATHS of an instance hold. Nothing where there is no such map or it has another layout.
 pub fn pinned_paths(pins: &Pins) -> Vec<abi::Path> {
-    if !matches!(pinned_version(pins), Some(abi::VERSION | UNTAGGED)) {
-        return Vec::new();
+    let pin = pins.map(abi::map::PATHS);
+    match pinned_version(pins) {
+        Some(abi::VERSION) => values::<abi::PathEntry>(&pin)
+            .iter()
+            .map(|entry| *entry.path())
+            .collect(),
+        Some(version) if is_readable(version) => values(&pin),
+        _ => Vec::new(),
     }
-    let paths = pinned_array::<abi::Path>(&pins.map(abi::map::PATHS));
-    paths.map_or_else(Vec::new, |paths| {
-        paths.iter().map(Result::unwrap_or_default).collect()
+}
+
+/// All entries of a pinned array. None if there is no such map or its entries have another size.
+fn values<T: Pod + Default>(pin: &Path) -> Vec<T> {
+    pinned_array(pin).map_or_else(Vec::new, |array| {
+        array.iter().map(Result::unwrap_or_default).collect()
     })
 }
 
@@ -146,18 +171,17 @@ const STATE_SINCE: u32 = 5;
 /// have another layout, or its entries have another size.
 pub fn pinned_states(pins: &Pins) -> Vec<abi::State> {
     let version = pinned_version(pins);
-    if version.is_some_and(|version| !(STATE_SINCE..=abi::VERSION).contains(&version)) {
+    let is_like =
+        |version| version == abi::VERSION || (STATE_SINCE..=earlier::COUNTED).contains(&version);
+    if version.is_some_and(|version| !is_like(version)) {
         return Vec::new();
     }
-    let states = pinned_array::<abi::State>(&pins.map(abi::map::STATE));
-    states.map_or_else(Vec::new, |states| {
-        states.iter().map(Result::unwrap_or_default).collect()
-    })
+    values(&pins.map(abi::map::STATE))
 }
 
 /// The neighbour entry of a path, which its daemon had the kernel keep.
 pub fn neighbour(path: &abi::Path) -> Option<(u32, IpAddr)> {
-    let ip = address_from(path.endpoint_family, path.endpoint);
+    let ip = address_from(path.endpoint_family.get(), path.endpoint);
     (path.interface != 0).then_some((path.interface, ip))
 }
 
@@ -167,7 +191,7 @@ fn pinned_hub(pins: &Pins) -> Option<abi::Hub> {
     if let Some(hub) = pinned_array::<abi::Hub>(&pin) {
         return hub.get(&0, 0).ok();
     }
-    let hub = pinned_array::<abi::UntaggedHub>(&pin)?.get(&0, 0).ok()?;
+    let hub = pinned_array::<earlier::Hub>(&pin)?.get(&0, 0).ok()?;
     Some(abi::Hub {
         key: hub.key,
         version: hub.version,
@@ -189,7 +213,7 @@ pub(super) fn pinned_key(pins: &Pins) -> Option<[u64; 2]> {
 /// The tag of the probes of an instance whose maps are pinned, if they are of a version that has it.
 pub fn pinned_tag(pins: &Pins) -> Option<u32> {
     let hub = pinned_hub(pins)?;
-    (hub.version == abi::VERSION && hub.tag != 0).then_some(hub.tag)
+    (is_readable(hub.version) && hub.tag != 0).then_some(hub.tag)
 }
 
 /// A pinned array whose values have the size of `T`.
@@ -224,14 +248,25 @@ pub(super) fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     }
     words::<abi::State>(ebpf, pins, abi::map::STATE)?;
     words::<u64>(ebpf, pins, abi::map::WINDOWS)?;
-    words::<abi::Path>(ebpf, pins, abi::map::PATHS)?;
+    let version = pinned_version(pins).unwrap_or_default();
+    let paths = mapped::<abi::PathEntry>(ebpf, abi::map::PATHS)?;
+    for (at, path) in (0..).zip(pinned_paths(pins)) {
+        if let Some(to) = paths.at(at) {
+            // SAFETY: a valid element, which no program reads yet.
+            unsafe { to.write_volatile(abi::PathEntry::new(path)) };
+        }
+    }
     let missing = |name: &str| anyhow!("the eBPF object has no map {name}");
     let name = abi::map::TRACKERS;
     let old = pinned_array::<abi::Tracker>(&pins.map(name)).ok_or_else(|| missing(name))?;
     let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
     let mut new: Array<_, abi::Tracker> = Array::try_from(new)?;
     for (at, entry) in (0u32..).zip(old.iter()) {
-        new.set(at, entry?, 0)?;
+        let mut entry = entry?;
+        if version != abi::VERSION {
+            (entry.rotates, entry.pad) = (u8::from(entry.rotates != 0), 0);
+        }
+        new.set(at, entry, 0)?;
     }
     let name = abi::map::STREAMS;
     let old = Map::HashMap(MapData::from_pin(pins.map(name))?);
@@ -244,9 +279,22 @@ pub(super) fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     }
     let name = abi::map::COUNTERS;
     let old = Map::PerCpuArray(MapData::from_pin(pins.map(name))?);
-    let old: PerCpuArray<_, abi::Counters> = PerCpuArray::try_from(old)?;
     let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;
-    let mut new: PerCpuArray<_, abi::Counters> = PerCpuArray::try_from(new)?;
-    new.set(0, old.get(&0, 0)?, 0)?;
+    if version == abi::VERSION {
+        let old: PerCpuArray<_, abi::Counters> = PerCpuArray::try_from(old)?;
+        let mut new: PerCpuArray<_, abi::Counters> = PerCpuArray::try_from(new)?;
+        new.set(0, old.get(&0, 0)?, 0)?;
+        return Ok(());
+    }
+    // What is new is the last one.
+    let old: PerCpuArray<_, CountedCounters> = PerCpuArray::try_from(old)?;
+    let mut new: PerCpuArray<_, [u64; 16]> = PerCpuArray::try_from(new)?;
+    let old = old.get(&0, 0)?;
+    let grown = old.iter().map(|counters| {
+        let mut grown = [0; 16];
+        grown[..counters.len()].copy_from_slice(counters);
+        grown
+    });
+    new.set(0, PerCpuValues::try_from(grown.collect::<Vec<_>>())?, 0)?;
     Ok(())
 }

@@ -27,7 +27,7 @@ const LIVE_BATCH: u32 = 64;
 pub struct KernelDatapath {
     pub(super) send: Xdp,
     pub(super) private_ifindex: u32,
-    pub(super) paths: Mapped<abi::Path>,
+    pub(super) paths: Mapped<abi::PathEntry>,
     pub(super) state: Mapped<abi::State>,
     pub(super) windows: Mapped<u64>,
     pub(super) batch: Mapped<abi::Job>,
@@ -185,15 +185,14 @@ impl Datapath for KernelDatapath {
         let Some(slot) = self.paths.at(path) else {
             return;
         };
-        // SAFETY: a valid element; the send program runs only from this thread, the receive program
-        // reads `returns`, each of which is written whole.
+        // SAFETY: a valid element, which only this thread writes. Programs read the copy that is not written here until the
+        // generation tells them of this one (see `abi::PathEntry`).
         unsafe {
-            let returns = &raw mut (*slot).returns;
-            for (at, ifindex) in entry.returns.iter().enumerate() {
-                AtomicU32::from_ptr(returns.cast::<u32>().add(at))
-                    .store(*ifindex, Ordering::Relaxed);
-            }
-            slot.write_volatile(*entry);
+            let generation = AtomicU32::from_ptr(&raw mut (*slot).generation);
+            let next = generation.load(Ordering::Relaxed).wrapping_add(1);
+            let copies = (&raw mut (*slot).copies).cast::<abi::Path>();
+            copies.add(next as usize & 1).write_volatile(*entry);
+            generation.store(next, Ordering::Release);
         }
         fence(Ordering::SeqCst);
     }

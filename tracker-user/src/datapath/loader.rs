@@ -24,7 +24,7 @@ use super::{
     clsact, links,
     live_frames::KernelDatapath,
     mmap::Mapped,
-    object::{load, mapped, program, take},
+    object::{fill_segments, load, mapped, program, take},
     pins::{Pins, fast_pin, is_fast_pin},
     watch::Watch,
 };
@@ -160,16 +160,10 @@ impl Kernel {
             drop(take(&mut ebpf, name)?);
         }
 
-        for name in [
-            abi::program::SEND,
-            abi::program::RECEIVE,
-            abi::program::TC_SEND,
-            abi::program::TC_RECEIVE,
-            abi::program::TC_RECEIVE_IP,
-            abi::program::WATCH,
-        ] {
+        for name in abi::program::ALL {
             load(&mut ebpf, name)?;
         }
+        fill_segments(&mut ebpf)?;
         if has_generic {
             load(&mut ebpf, abi::program::RECEIVE_GENERIC)?;
         }

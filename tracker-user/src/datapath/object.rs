@@ -5,10 +5,12 @@ use std::io::ErrorKind;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, Pod,
-    maps::Map,
-    programs::{Program, ProgramError},
+    maps::{Map, ProgramArray},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 use nix::sys::signal::{SigSet, SigmaskHow};
+
+use tracker_ebpf::abi;
 
 use super::mmap::Mapped;
 
@@ -69,4 +71,21 @@ where
         .program_mut(name)
         .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
     Ok(program.try_into()?)
+}
+
+/// Names the programs of the receive programs' tail calls, which are loaded.
+///
+/// # Errors
+/// As the kernel answers.
+pub fn fill_segments(ebpf: &mut Ebpf) -> Result<()> {
+    for (at, name) in (0..).zip(abi::program::SEGMENTS) {
+        let called: &mut SchedClassifier = program(ebpf, name)?;
+        let called = called.fd()?.try_clone()?;
+        let map = ebpf.map_mut(abi::map::SEGMENTS);
+        let map = map.ok_or_else(|| anyhow!("{} is not in the object", abi::map::SEGMENTS))?;
+        ProgramArray::try_from(map)?
+            .set(at, &called, 0)
+            .with_context(|| format!("cannot write the map {}", abi::map::SEGMENTS))?;
+    }
+    Ok(())
 }

@@ -512,7 +512,7 @@ impl<P: Datapath> Engine<P> {
         let now_ns = self.datapath.now_ns();
         self.datapath.set_path(path, entry);
         let device = (fault.is_none() && entry.ifindex != 0).then(|| self.device(entry.ifindex));
-        let is_redirected = fault.is_none() && entry.via == abi::Via::XdpRedirect;
+        let is_redirected = fault.is_none() && entry.egress.get() == abi::Egress::XdpRedirect;
         let state = self.path_mut(path);
         let was_redirected = std::mem::replace(&mut state.is_redirected, is_redirected);
         let before = std::mem::replace(&mut state.fault, fault);

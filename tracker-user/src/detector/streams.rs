@@ -175,21 +175,23 @@ mod tests {
     use super::*;
     use crate::detector::flows::Ports;
 
-    const KEY: StreamKey = StreamKey::new([7; 16], 443, tracker_ebpf::abi::Family::Ipv4);
+    fn key() -> StreamKey {
+        StreamKey::new([7; 16], 443, tracker_ebpf::abi::Family::Ipv4)
+    }
 
     #[test]
     fn each_has_ports_of_its_own_however_many_come() {
         let (mut words, mut places) = (BuddyAllocator::new(16_384), StreamAllocator::default());
         let mut first = HashSet::new();
         for slot in 0..2_048 {
-            let placed = places.take(KEY, slot, &mut words).expect("a place");
+            let placed = places.take(key(), slot, &mut words).expect("a place");
             assert!(first.insert(StreamAllocator::first_port(placed.class)));
             if let Some(left) = placed.left {
                 words.give(left.first, left.mask() + 1);
             }
         }
-        assert_eq!(places.take(KEY, 9_999, &mut words), None);
-        let group = places.group(&KEY).expect("a group");
+        assert_eq!(places.take(key(), 9_999, &mut words), None);
+        let group = places.group(&key()).expect("a group");
         assert_eq!((group.streams.mask(), group.slots.len()), (2_047, 2_048));
         let ports = Ports::default();
         for (class, (at, word)) in (0..).zip(group.words()) {
@@ -203,8 +205,8 @@ mod tests {
             );
         }
         // One that goes makes room.
-        assert!(places.give(&KEY, 5).is_some());
-        let placed = places.take(KEY, 9_999, &mut words).expect("a place");
+        assert!(places.give(&key(), 5).is_some());
+        let placed = places.take(key(), 9_999, &mut words).expect("a place");
         assert_eq!((placed.class, placed.left), (5, None));
     }
 
@@ -212,20 +214,20 @@ mod tests {
     fn what_an_earlier_daemon_gave_is_claimed_once() {
         let (mut words, mut places) = (BuddyAllocator::new(64), StreamAllocator::default());
         for slot in 0..3 {
-            let placed = places.take(KEY, slot, &mut words).expect("a place");
+            let placed = places.take(key(), slot, &mut words).expect("a place");
             if let Some(left) = placed.left {
                 words.give(left.first, left.mask() + 1);
             }
         }
-        let streams = places.group(&KEY).expect("a group").streams;
+        let streams = places.group(&key()).expect("a group").streams;
         let (mut words, mut next) = (BuddyAllocator::new(64), StreamAllocator::default());
-        assert!(next.adopt(KEY, streams, &mut words));
-        assert!(!next.adopt(StreamKey { zero: 1, ..KEY }, streams, &mut words));
-        assert!(next.claim(&KEY, 1, StreamAllocator::first_port(1)));
-        assert!(!next.claim(&KEY, 2, StreamAllocator::first_port(1)));
-        assert!(!next.claim(&KEY, 2, StreamAllocator::first_port(9)));
-        assert_eq!(next.forget_empty(&KEY), None);
-        assert!(next.give(&KEY, 1).is_some());
-        assert_eq!(next.forget_empty(&KEY), Some(streams));
+        assert!(next.adopt(key(), streams, &mut words));
+        assert!(!next.adopt(StreamKey { zero: 1, ..key() }, streams, &mut words));
+        assert!(next.claim(&key(), 1, StreamAllocator::first_port(1)));
+        assert!(!next.claim(&key(), 2, StreamAllocator::first_port(1)));
+        assert!(!next.claim(&key(), 2, StreamAllocator::first_port(9)));
+        assert_eq!(next.forget_empty(&key()), None);
+        assert!(next.give(&key(), 1).is_some());
+        assert_eq!(next.forget_empty(&key()), Some(streams));
     }
 }

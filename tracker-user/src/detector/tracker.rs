@@ -2,7 +2,7 @@
 //! the kernel's bits and the device's account.
 
 use tracker_ebpf::{
-    abi::{Complaint, JudgeState, TroubleState},
+    abi::{JudgeState, ProbeError, TroubleState},
     verdict::{Cause, Machine, Outcome, Rules, Verdict},
 };
 
@@ -430,14 +430,14 @@ impl TrackerAccount {
         let reach = machine.reach(rules);
         let concerns =
             |about: u64, reach: u64| machine.counts(about) && about + reach >= claim.sequence;
-        let (complained, patience) = match trouble.complaint {
-            Complaint::None => (None, 0),
+        let (complained, patience) = match trouble.error.get() {
+            ProbeError::None => (None, 0),
             // Each SYN is refused for itself.
-            Complaint::Reset => (Some(Cause::Refused), 0),
+            ProbeError::Reset => (Some(Cause::Refused), 0),
             // The daemon says whose reply it was.
-            Complaint::Elsewhere => (Some(Cause::NoReply), 0),
-            Complaint::Port => (Some(Cause::Refused), ERROR_PAUSE_NS / self.interval_ns),
-            Complaint::Icmp | Complaint::Icmpv6 => {
+            ProbeError::Elsewhere => (Some(Cause::NoReply), 0),
+            ProbeError::Port => (Some(Cause::Refused), ERROR_PAUSE_NS / self.interval_ns),
+            ProbeError::Icmp | ProbeError::Icmpv6 => {
                 (Some(Cause::Unreachable), ERROR_PAUSE_NS / self.interval_ns)
             }
         };
@@ -449,9 +449,9 @@ impl TrackerAccount {
             machine.explain(Cause::WrongPath);
         } else if let Some(cause) = complained
             && concerns(
-                trouble.complaint_sequence,
+                trouble.error_sequence,
                 // Whatever was complained of before a reply is over.
-                match trouble.complaint_sequence > self.answered {
+                match trouble.error_sequence > self.answered {
                     true => reach.max(patience),
                     false => reach,
                 },

@@ -121,6 +121,11 @@ pub fn address_from(family: Family, bytes: [u8; 16]) -> IpAddr {
     }
 }
 
+/// A MAC address in its usual notation.
+pub fn mac_text(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tracker_ebpf::{
-    abi::{self, Family, Proof, Via},
+    abi::{self, Egress, Family, Proof},
     verdict::Cause,
     wire::{ethernet, probe},
 };
@@ -111,7 +111,7 @@ impl MemberPlan {
 
     /// How the member's probes leave, where they do.
     pub fn send_way(&self) -> Option<SendWay> {
-        SendWay::of(self.path.as_ref().ok()?.via)
+        SendWay::of(self.path.as_ref().ok()?.egress.get())
     }
 }
 
@@ -293,12 +293,12 @@ fn path(
             format!("{} is down or has no carrier", link.name),
         ));
     }
-    let (device, vlan, via) = way_out(link, observed, ways);
+    let (device, vlan, egress) = way_out(link, observed, ways);
     let mut entry = abi::Path {
         next_hop_mac: next_hop_mac(member, link, observed, ways)?,
         vlan,
         source_mac: link.mac,
-        via,
+        egress: egress.into(),
         ifindex: device,
         checks_hop: u8::from(member.return_hop == ReturnHop::Endpoint && link.has_neighbours()),
         ..Default::default()
@@ -426,7 +426,7 @@ fn way_back(member: &Member, receive: &[u32], observed: &Observed) -> Result<(),
 
 /// The device by which frames leave, their tag, and how they get there. A device without
 /// `ndo_xdp_xmit`, or on a kernel that doesn't tell, takes the way that every device has: TC.
-pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Via) {
+pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, Egress) {
     let takes_frames = |link: &Link| {
         ways.mode != ModeChoice::Tc
             // XDP would hand such a device the Ethernet header with the packet; TC takes it off.
@@ -435,7 +435,7 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
             && link.takes_frames()
     };
     if takes_frames(link) {
-        return (link.index, 0, Via::XdpRedirect);
+        return (link.index, 0, Egress::XdpRedirect);
     }
     // An 802.1Q device has no XDP of its own, but its parent may: the tag is then ours to write.
     if let Some(vlan) = link.vlan
@@ -443,9 +443,9 @@ pub fn way_out(link: &Link, observed: &Observed, ways: Ways<'_>) -> (u32, u16, V
         && parent.is_running
         && takes_frames(parent)
     {
-        return (parent.index, vlan.id, Via::XdpRedirect);
+        return (parent.index, vlan.id, Egress::XdpRedirect);
     }
-    (link.index, 0, Via::TcRedirect)
+    (link.index, 0, Egress::TcRedirect)
 }
 
 /// The source of a tracker's probes: the configured address, if it is the hub's, else the one of the interface that the kernel
@@ -592,8 +592,8 @@ mod tests {
         let path = plan.path.expect("a path");
         assert_eq!((path.next_hop_mac, path.source_mac[5]), (MAC, 3));
         assert_eq!(
-            (path.via, path.ifindex, path.returns),
-            (Via::TcRedirect, 3, [3, 0, 0, 0])
+            (path.egress.get(), path.ifindex, path.returns),
+            (Egress::TcRedirect, 3, [3, 0, 0, 0])
         );
         let probing = Probing {
             source: "10.9.0.1".parse().expect("an address"),
@@ -664,7 +664,7 @@ mod tests {
         let mut capable = observed();
         capable.links.get_mut(&3).expect("eth1").xdp_features = Some(XDP_ACT_NDO_XMIT);
         let path = plan("interface = \"eth1\"", &capable).path.expect("a path");
-        assert_eq!((path.via, path.vlan), (Via::XdpRedirect, 0));
+        assert_eq!((path.egress.get(), path.vlan), (Egress::XdpRedirect, 0));
 
         // A tagged device goes by its parent, with the tag.
         let mut tagged = observed();
@@ -674,8 +674,8 @@ mod tests {
         tagged.links.insert(2, parent);
         let path = plan("interface = \"eth1\"", &tagged).path.expect("a path");
         assert_eq!(
-            (path.via, path.vlan, path.ifindex),
-            (Via::XdpRedirect, 100, 2)
+            (path.egress.get(), path.vlan, path.ifindex),
+            (Egress::XdpRedirect, 100, 2)
         );
         assert_eq!(path.returns, [3, 0, 0, 0]);
 
@@ -689,12 +689,12 @@ mod tests {
         let path = super::plan(&configured, &capable, &capable.owners(), ways)
             .path
             .expect("a path");
-        assert_eq!(path.via, Via::TcRedirect);
+        assert_eq!(path.egress.get(), Egress::TcRedirect);
         let ways = Ways::at_start(ModeChoice::Tc);
         let path = super::plan(&configured, &capable, &capable.owners(), ways)
             .path
             .expect("a path");
-        assert_eq!(path.via, Via::TcRedirect);
+        assert_eq!(path.egress.get(), Egress::TcRedirect);
     }
 
     /// No address to ask for, no Ethernet header, and no XDP whatever the device says it can do.
@@ -709,7 +709,7 @@ mod tests {
         let through = plan("interface = \"eth1\"", &observed);
         let path = through.path.expect("a path");
         assert_eq!((path.next_hop_mac, path.source_mac), ([0; 6], [0; 6]));
-        assert_eq!((path.via, path.ifindex), (Via::TcRedirect, 3));
+        assert_eq!((path.egress.get(), path.ifindex), (Egress::TcRedirect, 3));
         assert_eq!(through.neighbour, None);
 
         observed.links.get_mut(&3).expect("eth1").link_type = LinkType::Other;

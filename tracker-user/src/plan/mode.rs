@@ -1,6 +1,6 @@
 //! How programs are attached and how probes leave: what `status` and `doctor` call mode and send.
 
-use tracker_ebpf::abi::Via;
+use tracker_ebpf::abi::Egress;
 
 use crate::{
     config::{ModeChoice, words},
@@ -137,11 +137,11 @@ pub enum SendWay {
 
 impl SendWay {
     /// The way of a path; `None` where it leads nowhere.
-    pub const fn of(via: Via) -> Option<Self> {
-        match via {
-            Via::XdpRedirect => Some(Self::XdpRedirect),
-            Via::TcRedirect => Some(Self::TcRedirect),
-            Via::Nowhere => None,
+    pub const fn of(egress: Egress) -> Option<Self> {
+        match egress {
+            Egress::XdpRedirect => Some(Self::XdpRedirect),
+            Egress::TcRedirect => Some(Self::TcRedirect),
+            Egress::None => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tracker_ebpf::{
-    abi::{self, Family, SteerKey, Via},
+    abi::{self, Egress, Family, SteerKey},
     wire::{flow, ipv4, ipv6},
 };
 
@@ -136,7 +136,7 @@ pub fn plan(
                     place.insert(entry);
                 }
                 // Two members of one endpoint: the first that can be sent to.
-                Entry::Occupied(mut place) if place.get().via == Via::Nowhere => {
+                Entry::Occupied(mut place) if place.get().egress == Egress::None.into() => {
                     place.insert(entry);
                 }
                 Entry::Occupied(_) => {}
@@ -148,7 +148,7 @@ pub fn plan(
             (&mut plan.filter.endpoints, &key.endpoint),
             (&mut plan.filter.behinds, &entry.behind),
         ] {
-            let (word, bit) = abi::Filter::place(flow::last_word(key.family, address));
+            let (word, bit) = abi::Filter::place(flow::last_word(key.family.get(), address));
             set[word] |= bit;
         }
     }
@@ -249,7 +249,7 @@ fn keys(member: &Member, own: &Owners) -> Vec<(SteerKey, IpAddr)> {
         endpoint: bytes(endpoint),
         port,
         protocol,
-        family,
+        family: family.into(),
     };
     let icmp = match family {
         Family::Ipv4 => ipv4::ICMP,
@@ -295,9 +295,9 @@ fn entry(plan: &MemberPlan, observed: &Observed, slot: u32) -> abi::Steer {
         mtu: link.mtu,
         returns: path.returns,
         // XDP writes no tag: TC hands the frame to the VLAN device.
-        via: match path.via {
-            Via::XdpRedirect if path.vlan == 0 => Via::XdpRedirect,
-            _ => Via::TcRedirect,
+        egress: match path.egress.get() {
+            Egress::XdpRedirect if path.vlan == 0 => Egress::XdpRedirect.into(),
+            _ => Egress::TcRedirect.into(),
         },
         is_ethernet: (link.link_type == LinkType::Ethernet).into(),
         ..nowhere
@@ -463,14 +463,17 @@ mark = 7
             (entry.next_hop_mac, entry.source_mac),
             ([2, 0, 0, 0, 9, 9], [2, 0, 0, 0, 0, 3])
         );
-        assert_eq!((entry.via, entry.is_ethernet), (Via::XdpRedirect, 1));
+        assert_eq!(
+            (entry.egress.get(), entry.is_ethernet),
+            (Egress::XdpRedirect, 1)
+        );
         // All of them pass the filter.
         for (key, entry) in &plan.table {
             for (set, address) in [
                 (plan.filter.endpoints, key.endpoint),
                 (plan.filter.behinds, entry.behind),
             ] {
-                let (word, bit) = abi::Filter::place(flow::last_word(key.family, &address));
+                let (word, bit) = abi::Filter::place(flow::last_word(key.family.get(), &address));
                 assert_ne!(set[word] & bit, 0);
             }
         }
@@ -486,8 +489,8 @@ mark = 7
             ..Default::default()
         };
         let wanted = [
-            (source(Family::Ipv4, "192.0.2.0"), 56),
-            (source(Family::Ipv6, "2001:db8::"), 64),
+            (source(Family::Ipv4.into(), "192.0.2.0"), 56),
+            (source(Family::Ipv6.into(), "2001:db8::"), 64),
         ];
         assert_eq!(sources, wanted.into());
     }
@@ -499,7 +502,7 @@ mark = 7
         let plan = usual(&down);
         assert_eq!(plan.table.len(), 4);
         for entry in plan.table.values() {
-            assert_eq!((entry.via, entry.interface), (Via::Nowhere, 0));
+            assert_eq!((entry.egress.get(), entry.interface), (Egress::None, 0));
         }
         // Two members of one endpoint: that which can be sent to.
         let text = SERVICES.replace("eth1", "eth8")
@@ -627,7 +630,10 @@ mark = 7
         (eth1.vlan, eth1.xdp_features) = (Some(Vlan { parent: 4, id: 5 }), None);
         let plan = usual(&tagged);
         let entry = plan.table[&key("10.9.0.2", flow::TCP, 443)];
-        assert_eq!((entry.via, entry.interface), (Via::TcRedirect, 3));
+        assert_eq!(
+            (entry.egress.get(), entry.interface),
+            (Egress::TcRedirect, 3)
+        );
     }
 
     #[test]

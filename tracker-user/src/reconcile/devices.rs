@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use tracker_ebpf::abi::{self, Via};
+use tracker_ebpf::abi::{self, Egress};
 
 use crate::{
     config::ModeChoice,
@@ -96,7 +96,10 @@ impl Devices {
 
     /// Learns from the paths of an earlier daemon of the same mode by which devices redirected frames do not leave.
     pub fn learn(&mut self, paths: &[abi::Path], observed: &Observed) {
-        for path in paths.iter().filter(|path| path.via == Via::TcRedirect) {
+        for path in paths
+            .iter()
+            .filter(|path| path.egress == Egress::TcRedirect.into())
+        {
             let link = observed.links.get(&path.ifindex);
             if let Some(link) = link.filter(|link| link.takes_frames()) {
                 self.not_leaving.insert(path.ifindex, link.caps());
@@ -257,7 +260,7 @@ impl Devices {
     ) -> HashSet<u32> {
         let paths = plans.iter().filter_map(|plan| plan.path.as_ref().ok());
         let wanted: HashSet<u32> = paths
-            .filter(|path| path.via == Via::XdpRedirect)
+            .filter(|path| path.egress == Egress::XdpRedirect.into())
             .map(|path| path.ifindex)
             .collect();
         for &ifindex in &wanted {
@@ -360,7 +363,7 @@ mod tests {
             interface: Some((ifindex, format!("eth{ifindex}"))),
             path: Ok(abi::Path {
                 ifindex,
-                via: Via::XdpRedirect,
+                egress: Egress::XdpRedirect.into(),
                 ..abi::Path::default()
             }),
             receive: vec![ifindex],

@@ -18,7 +18,7 @@ const STEP: u32 = 8_192;
 /// What was counted of packets that prove nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// They bear the mark, and token, addresses or checksum are wrong.
+    /// They bear a probe header, and token, addresses or checksum are wrong.
     pub corrupt: u64,
     /// They answer a probe that was answered before.
     pub duplicate: u64,

@@ -641,7 +641,7 @@ impl Installer {
         maps: &mut impl TrackerMaps,
         engine: &impl Commands,
     ) -> Option<u16> {
-        Some(match entry.probe {
+        Some(match entry.probe.get() {
             abi::Probe::Icmp => self.icmp_base ^ slot as u16,
             abi::Probe::Udp | abi::Probe::Stamp => {
                 abi::FIXED_PORTS | (slot as u16 & abi::PORTS_MASK)
@@ -718,7 +718,7 @@ impl Installer {
 
     /// By which flows a tracker's probes go.
     fn flow_rule(&self, settings: &config::Tracker, entry: &abi::Tracker) -> FlowRule {
-        let share = match entry.probe {
+        let share = match entry.probe.get() {
             abi::Probe::Tcp => {
                 let group = self.space.streams.group(&entry.stream());
                 let class = StreamAllocator::class(entry.flow_first);
@@ -732,8 +732,8 @@ impl Installer {
                 (Flow::Fixed, Expect::Reply) => Turnover::OnLoss,
                 (Flow::Fixed, Expect::Silence) => Turnover::Never,
             },
-            is_connection: entry.probe == abi::Probe::Tcp,
-            is_identifier: entry.probe == abi::Probe::Icmp,
+            is_connection: entry.probe == abi::Probe::Tcp.into(),
+            is_identifier: entry.probe == abi::Probe::Icmp.into(),
             first: entry.flow_first,
             share,
         }
@@ -826,7 +826,7 @@ impl Installer {
         };
         warn(maps.set_tracker(tracker.slot, &gone));
         self.by_slot.remove(&tracker.slot);
-        if tracker.entry.probe == abi::Probe::Tcp {
+        if tracker.entry.probe == abi::Probe::Tcp.into() {
             self.give_stream(tracker.entry.stream(), tracker.slot, maps);
         }
         self.space.give(tracker.slot, &tracker.entry);
@@ -932,7 +932,7 @@ impl Installer {
         if before != expected || !self.space.claim(slot, &before) {
             return None;
         }
-        if before.probe == abi::Probe::Icmp {
+        if before.probe == abi::Probe::Icmp.into() {
             self.icmp_base = before.flow_first ^ slot as u16;
         }
         let state = maps.state(slot);
@@ -997,7 +997,7 @@ impl Installer {
             // Replies under way came by the last one: they are still expected where they arrive, and count or are late.
             Err(fault) => {
                 let last = abi::Path {
-                    via: abi::Via::Nowhere,
+                    egress: abi::Egress::None.into(),
                     ..member.entry
                 };
                 (last, Some(fault.cause))
@@ -1051,7 +1051,7 @@ pub fn left_used(
     Used {
         interface: ifindex.map_or_else(Vec::new, |ifindex| observed.names(ifindex)),
         sources: found
-            .map(|entry| address_from(entry.family, entry.source))
+            .map(|entry| address_from(entry.family.get(), entry.source))
             .collect(),
     }
 }
@@ -1082,7 +1082,7 @@ fn set_probing(
             let (source, proof) = (address_bytes(probing.source), probing.proof);
             let was_active = tracker.entry.active != 0;
             if was_active
-                && (tracker.entry.source, tracker.entry.proof) == (source, proof)
+                && (tracker.entry.source, tracker.entry.proof) == (source, proof.into())
                 && !has_moved
             {
                 None
@@ -1092,7 +1092,7 @@ fn set_probing(
                     // receives no more is not waited for.
                     tracker.entry.epoch = epoch;
                 }
-                (tracker.entry.source, tracker.entry.proof) = (source, proof);
+                (tracker.entry.source, tracker.entry.proof) = (source, proof.into());
                 tracker.entry.active = 1;
                 let written = maps.set_tracker(tracker.slot, &tracker.entry);
                 if written.is_err() && !was_active {

@@ -51,7 +51,7 @@ impl MapSpace {
             self.slots.give(slot);
             return false;
         }
-        if entry.probe == abi::Probe::Tcp
+        if entry.probe == abi::Probe::Tcp.into()
             && !(self.streams).claim(&entry.stream(), slot, entry.flow_first)
         {
             self.words.give(entry.window_first, entry.words());
@@ -135,16 +135,13 @@ pub(super) fn entry(settings: &config::Tracker, path: u32) -> abi::Tracker {
         path,
         window_mask: window_words(settings) - 1,
         payload: settings.wire_payload(),
-        flow_mask: match settings.flow {
-            Flow::Fixed => 0,
-            Flow::Rotate => u16::MAX,
-        },
+        rotates: u8::from(settings.flow == Flow::Rotate),
         port: settings.port.unwrap_or(0),
         expects_silence: u8::from(settings.expect == Expect::Silence),
         return_ttl: settings.return_ttl.unwrap_or(0),
         refused_is_reply: u8::from(settings.refused == Refused::Up),
         family: settings.behind.into(),
-        probe,
+        probe: probe.into(),
         ..Default::default()
     }
 }

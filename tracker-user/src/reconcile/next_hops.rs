@@ -49,7 +49,7 @@ impl NextHops {
         for path in paths {
             if let Some(key) = adopt::neighbour(path)
                 && path.next_hop_mac != [0; 6]
-                && path.via != abi::Via::Nowhere
+                && path.egress != abi::Egress::None.into()
             {
                 self.neighbours.learn(key, path.next_hop_mac);
             }

@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use tracker_lab::Service;
 use tracker_lab::daemon::SOON;
-use tracker_lab::packets::{self, ETHERNET, IPV4, Mark};
+use tracker_lab::packets::{self, ETHERNET, IPV4, ProbeHeader};
 
-/// Where the mark begins in an IPv4 echo.
-const MARK_AT: usize = ETHERNET + IPV4 + 8;
+/// Where the probe header begins in an IPv4 echo.
+const PROBE_HEADER_AT: usize = ETHERNET + IPV4 + 8;
 /// The next genuine reply that the firewall hands to the hub, as a host on the wire sees it.
 pub fn capture(service: &Service) -> Result<Vec<u8>> {
     service.firewall.enter(|| {
@@ -58,12 +58,12 @@ fn mac(service: &Service) -> Result<[u8; 6]> {
 }
 
 /// A reply that says something else of itself, with a right checksum.
-fn with_mark(reply: &[u8], change: impl FnOnce(&mut Mark)) -> Vec<u8> {
-    let mut mark = Mark::read(&reply[MARK_AT..]).expect("a mark");
-    change(&mut mark);
+fn with_probe_header(reply: &[u8], change: impl FnOnce(&mut ProbeHeader)) -> Vec<u8> {
+    let mut probe_header = ProbeHeader::read(&reply[PROBE_HEADER_AT..]).expect("a probe header");
+    change(&mut probe_header);
     let mut frame = reply.to_vec();
-    let payload = mark.payload(packets::MARK);
-    frame[MARK_AT..MARK_AT + packets::MARK].copy_from_slice(&payload);
+    let payload = probe_header.payload(packets::PROBE_HEADER);
+    frame[PROBE_HEADER_AT..PROBE_HEADER_AT + packets::PROBE_HEADER].copy_from_slice(&payload);
     let icmp = &mut frame[ETHERNET + IPV4..];
     icmp[2..4].fill(0);
     let sum: u32 = icmp
@@ -78,7 +78,7 @@ fn with_mark(reply: &[u8], change: impl FnOnce(&mut Mark)) -> Vec<u8> {
 
 /// Everything that a host on the wire can make of a reply that it saw.
 pub fn forgeries(reply: &[u8]) -> BTreeMap<&'static str, Vec<u8>> {
-    let genuine = Mark::read(&reply[MARK_AT..]).expect("a mark");
+    let genuine = ProbeHeader::read(&reply[PROBE_HEADER_AT..]).expect("a probe header");
     // As a daemon would make it that has another key, for the same tracker and its next probes.
     let token = |number| {
         let key = [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321];
@@ -88,37 +88,39 @@ pub fn forgeries(reply: &[u8]) -> BTreeMap<&'static str, Vec<u8>> {
         ("replayed", reply.to_vec()),
         (
             "another token",
-            with_mark(reply, |mark| mark.token ^= 1 << 17),
+            with_probe_header(reply, |probe_header| probe_header.token ^= 1 << 17),
         ),
         (
             "the next sequence number",
-            with_mark(reply, |mark| mark.sequence += 1),
+            with_probe_header(reply, |probe_header| probe_header.sequence += 1),
         ),
         (
             "a sequence number to come",
-            with_mark(reply, |mark| mark.sequence += 100),
+            with_probe_header(reply, |probe_header| probe_header.sequence += 100),
         ),
         (
             "a later time",
-            with_mark(reply, |mark| mark.sent_mono_ns += 1_000_000_000),
+            with_probe_header(reply, |probe_header| {
+                probe_header.sent_mono_ns += 1_000_000_000
+            }),
         ),
         (
             "of another key",
-            with_mark(reply, |mark| {
-                mark.sequence += 50;
-                mark.token = token(mark.number());
+            with_probe_header(reply, |probe_header| {
+                probe_header.sequence += 50;
+                probe_header.token = token(probe_header.number());
             }),
         ),
         (
             "of another instance",
-            with_mark(reply, |mark| {
-                mark.tag ^= 1;
-                mark.token = token(mark.number());
+            with_probe_header(reply, |probe_header| {
+                probe_header.tag ^= 1;
+                probe_header.token = token(probe_header.number());
             }),
         ),
         (
             "of no tracker",
-            with_mark(reply, |mark| mark.tracker = 1_000_000),
+            with_probe_header(reply, |probe_header| probe_header.tracker = 1_000_000),
         ),
         (
             "a wrong checksum",

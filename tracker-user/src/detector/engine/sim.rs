@@ -293,8 +293,8 @@ impl Kernel {
             trouble.corrupt += 1;
             trouble.corrupt_mono_ns = at_ns;
         } else if slot.net.is_unreachable {
-            trouble.complaint = abi::Complaint::Icmp;
-            trouble.complaint_sequence = trouble.complaint_sequence.max(sequence);
+            trouble.error = abi::ProbeError::Icmp.into();
+            trouble.error_sequence = trouble.error_sequence.max(sequence);
         } else if slot.net.is_wrong_way {
             trouble.wrong_path += 1;
             trouble.wrong_path_sequence = trouble.wrong_path_sequence.max(sequence);
@@ -355,7 +355,7 @@ impl Kernel {
         } = self;
         let slot = &mut slots[index as usize];
         let path = paths.get(slot.path as usize).copied().unwrap_or_default();
-        if !slot.is_active || slot.is_refused || path.via == abi::Via::Nowhere {
+        if !slot.is_active || slot.is_refused || path.egress == abi::Egress::None.into() {
             slot.was_refused = true;
             return false;
         }
@@ -602,7 +602,7 @@ impl World {
         let entry = match fault {
             Some(_) => abi::Path::default(),
             None => abi::Path {
-                via: abi::Via::XdpRedirect,
+                egress: abi::Egress::XdpRedirect.into(),
                 ifindex,
                 interface: ifindex,
                 ..Default::default()

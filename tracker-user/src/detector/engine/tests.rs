@@ -517,7 +517,7 @@ fn a_device_that_never_brought_a_reply_makes_nobody_down() {
         assert_eq!(downs(&world, 0), []);
         // The way there may be broken too: by TC as well, it is down for that.
         let by_tc = tracker_ebpf::abi::Path {
-            via: tracker_ebpf::abi::Via::TcRedirect,
+            egress: tracker_ebpf::abi::Egress::TcRedirect.into(),
             ifindex: 7,
             ..Default::default()
         };
