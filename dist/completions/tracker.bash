@@ -394,7 +394,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__service__subcmd__add)
-            opts="-h --endpoint --interface --behind --policy --returns --return-hop --source --probe --port --protocol --interval --timeout --fall --rise --payload --expect --flow --refused --hold-down --return-ttl --socket --help"
+            opts="-h --endpoint --interface --behind --policy --returns --return-hop --source --probe --port --protocol --interval --timeout --fall --rise --payload --expect --flow --dscp --refused --hold-down --return-ttl --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -465,6 +465,10 @@ _tracker() {
                     return 0
                     ;;
                 --flow)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --dscp)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -69,6 +69,7 @@ complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l payload -d 'Bytes after the ICMP or UDP header; none of `tcp`; of `stamp` 44, or 48 and more with padding [default: 32, 44 of `stamp`]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l expect -d 'What the service must do with the probe: pass it, or stop it [default: reply]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l flow -d 'One ICMP identifier or source port while it passes, or another for each probe [default: fixed]' -r
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l dscp -d 'DSCP of the probes: which class of service they have on the way [default: 0]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l refused -d 'What a refusal by the behind address means: the probe was stopped, or it passed [default: down]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l hold-down -d 'How long a change must last before it is reported [default: 0s]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l return-ttl -d 'TTL (hop limit) with which a reply must arrive [default: any]' -r

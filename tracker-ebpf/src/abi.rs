@@ -398,8 +398,8 @@ pub struct Tracker {
     pub flow_first: u16,
     /// 1 if each probe has another ICMP identifier or source port, 0 if all keep the one that passes.
     pub rotates: u8,
-    /// Zero.
-    pub pad: u8,
+    /// DSCP of the probes (RFC 2474), 0 to 63.
+    pub dscp: u8,
     /// Destination port; 0 for ICMP.
     pub port: u16,
     /// Family of `behind` and `source`.
@@ -1066,7 +1066,7 @@ pub struct Steered {
 pub mod earlier {
     /// The last version whose number was kept by hand. PATHS held a [`super::Path`] then, COUNTERS had no
     /// [`super::Counters::probe_returned`], and a tracker with rotating flows had all bits of [`super::Tracker::rotates`] and
-    /// [`super::Tracker::pad`] set.
+    /// [`super::Tracker::dscp`] set.
     pub const COUNTED: u32 = 8;
     /// The last version without a tag in HUB.
     pub const UNTAGGED: u32 = 7;
@@ -1141,7 +1141,7 @@ macro_rules! layouts {
 layouts! {
     Hub { key, version, private_ifindex, tag, pad }
     Tracker {
-        behind, source, timeout_ns, path, epoch, window_first, window_mask, payload, flow_first, rotates, pad, port, family,
+        behind, source, timeout_ns, path, epoch, window_first, window_mask, payload, flow_first, rotates, dscp, port, family,
         active, proof, probe, expects_silence, return_ttl, refused_is_reply, salt,
     }
     PathEntry { generation, copies }

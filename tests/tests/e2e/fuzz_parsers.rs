@@ -59,6 +59,7 @@ rise = 2
 payload = 32
 expect = "reply"
 flow = "fixed"
+dscp = "ef"
 refused = "down"
 hold_down = "0s"
 

@@ -139,7 +139,7 @@ fn age(pins: &Path, version: u32) -> Result<abi::Hub> {
     for at in 0..trackers.len() {
         let mut tracker = trackers.get(&at, 0)?;
         if tracker.rotates != 0 {
-            (tracker.rotates, tracker.pad) = (0xff, 0xff);
+            (tracker.rotates, tracker.dscp) = (0xff, 0xff);
         }
         trackers.set(at, tracker, 0)?;
     }

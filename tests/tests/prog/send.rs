@@ -52,6 +52,15 @@ fn sends() -> Vec<Sends> {
                 row(what, world, &OLD);
             }
         }
+        for dscp in [1, 8, 46, 63] {
+            for vlan in [0, 0xe064] {
+                let world = World::new(family).with(|world| {
+                    world.tracker.dscp = dscp;
+                    world.path.vlan = vlan;
+                });
+                row(format!("DSCP {dscp}, tag {vlan:#x}"), world, &OLD);
+            }
+        }
         for payload in [32, 33, 34, 63, 64, 1_000, 1_472] {
             for vlan in [0, 100] {
                 let world = World::new(family).with(|world| {
@@ -229,6 +238,7 @@ fn each_unmarked_frame_is_complete() -> Result<()> {
                             world.tracker.payload = payload;
                             world.tracker.flow_first = flow_first;
                             world.tracker.rotates = rotates;
+                            world.tracker.dscp = if rotates == 0 { 0 } else { 46 };
                             world.path.egress = egress.into();
                             world.path.vlan = vlan;
                             world.state.send.sent = sent;
@@ -337,7 +347,7 @@ fn reset(world: &World, sequence: u64) -> Vec<u8> {
     let segment = packets::segment([hub, behind], ports, numbers, 0x04, 0, &[]);
     let probe = world.probe(world.probe_header(sequence, 0));
     let link = if world.path.vlan == 0 { 14 } else { 18 };
-    let mut frame = [&probe[..link], &segment].concat();
+    let mut frame = world.classify([&probe[..link], &segment].concat());
     if world.path.egress == Egress::XdpRedirect.into() {
         frame.resize(probe.len(), 0);
         assert!(frame.len() >= 60);

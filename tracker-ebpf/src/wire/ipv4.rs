@@ -67,10 +67,18 @@ pub fn checksum_ok(header: &[u8; LEN]) -> bool {
         == 0xffff
 }
 
-/// Writes a header with "don't fragment" and, as RFC 6864 section 4.1 allows with it, identification 0.
+/// Writes a header with "don't fragment" and, as RFC 6864 section 4.1 allows with it, identification 0. `dscp` is that of RFC
+/// 2474, 0 to 63.
 #[inline(always)]
-pub fn emit(header: &mut [u8; LEN], total_len: u16, protocol: u8, source: u32, destination: u32) {
-    let first = 0x4500_0000 | total_len as u32;
+pub fn emit(
+    header: &mut [u8; LEN],
+    dscp: u8,
+    total_len: u16,
+    protocol: u8,
+    source: u32,
+    destination: u32,
+) {
+    let first = 0x4500_0000 | (dscp as u32) << 18 | total_len as u32;
     let fragment = 0x0000_4000u32;
     let ttl_protocol = ((TTL as u16) << 8) | protocol as u16;
     let checksum = Sum::new()
@@ -109,12 +117,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pnet_reads_what_is_emitted(total_len: u16, protocol: u8, source: u32, destination: u32) {
+        fn pnet_reads_what_is_emitted(dscp in 0u8..64, total_len: u16, protocol: u8, source: u32, destination: u32) {
             let mut header = [0xaa; LEN];
-            emit(&mut header, total_len, protocol, source, destination);
+            emit(&mut header, dscp, total_len, protocol, source, destination);
             let packet = Ipv4Packet::new(&header).expect("a whole header");
             prop_assert_eq!((packet.get_version(), packet.get_header_length()), (4, 5));
-            prop_assert_eq!((packet.get_dscp(), packet.get_ecn()), (0, 0));
+            prop_assert_eq!((packet.get_dscp(), packet.get_ecn()), (dscp, 0));
             prop_assert_eq!(packet.get_total_length(), total_len);
             prop_assert_eq!(packet.get_identification(), 0);
             prop_assert_eq!((packet.get_flags(), packet.get_fragment_offset()), (0b010, 0));

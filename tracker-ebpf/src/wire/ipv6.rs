@@ -69,16 +69,17 @@ pub const fn pseudo_header(
         .u16(next_header as u16)
 }
 
-/// Writes a header with traffic class and flow label 0.
+/// Writes a header with flow label 0. `dscp` is that of RFC 2474, 0 to 63.
 #[inline(always)]
 pub fn emit(
     header: &mut [u8; LEN],
+    dscp: u8,
     payload_len: u16,
     next_header: u8,
     source: Address,
     destination: Address,
 ) {
-    put32(header, 0, 0x6000_0000);
+    put32(header, 0, 0x6000_0000 | (dscp as u32) << 22);
     put16(header, 4, payload_len);
     put16(header, 6, u16::from_be_bytes([next_header, HOP_LIMIT]));
     put64(header, 8, source[0]);
@@ -96,12 +97,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pnet_reads_what_is_emitted(payload_len: u16, next: u8, source: [u8; 16], destination: [u8; 16]) {
+        fn pnet_reads_what_is_emitted(dscp in 0u8..64, payload_len: u16, next: u8, source: [u8; 16], destination: [u8; 16]) {
             let mut header = [0xaa; LEN];
-            emit(&mut header, payload_len, next, address(&source), address(&destination));
+            emit(&mut header, dscp, payload_len, next, address(&source), address(&destination));
             let packet = Ipv6Packet::new(&header).expect("a whole header");
             prop_assert_eq!(packet.get_version(), 6);
-            prop_assert_eq!((packet.get_traffic_class(), packet.get_flow_label()), (0, 0));
+            prop_assert_eq!((packet.get_traffic_class(), packet.get_flow_label()), (dscp << 2, 0));
             prop_assert_eq!(packet.get_payload_length(), payload_len);
             prop_assert_eq!(packet.get_next_header().0, next);
             prop_assert_eq!(packet.get_hop_limit(), HOP_LIMIT);

@@ -191,7 +191,14 @@ fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
         Family::Ipv4 => {
             let (source, behind) = (be32(&tracker.source, 0), be32(&tracker.behind, 0));
             let total_len = message_len.wrapping_add(ipv4::LEN as u16);
-            ipv4::emit(frame.at_mut(AT)?, total_len, protocol, source, behind);
+            ipv4::emit(
+                frame.at_mut(AT)?,
+                tracker.dscp,
+                total_len,
+                protocol,
+                source,
+                behind,
+            );
             let pseudo = match tracker.probe.get() {
                 // That of ICMP covers no addresses.
                 Probe::Icmp => Sum::new(),
@@ -210,7 +217,14 @@ fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
         Family::Ipv6 => {
             let source = ipv6::address(&tracker.source);
             let behind = ipv6::address(&tracker.behind);
-            ipv6::emit(frame.at_mut(AT)?, message_len, protocol, source, behind);
+            ipv6::emit(
+                frame.at_mut(AT)?,
+                tracker.dscp,
+                message_len,
+                protocol,
+                source,
+                behind,
+            );
             let pseudo = ipv6::pseudo_header(source, behind, message_len, protocol);
             emit_message(
                 frame,
@@ -334,7 +348,7 @@ mod tests {
     prop_compose! {
         fn trackers()(
             behind: [u8; 16], source: [u8; 16], payload in LEN as u16..9_000, is_v6: bool,
-            flow_first: u16, port: u16, salt: u8, probe in 0usize..4,
+            flow_first: u16, port: u16, salt: u8, probe in 0usize..4, dscp in 0u8..64,
         ) -> Tracker {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             let probe = [Probe::Icmp, Probe::Udp, Probe::Tcp, Probe::Stamp][probe];
@@ -344,7 +358,7 @@ mod tests {
                 Probe::Stamp if payload < 1_000 => stamp::LEN as u16,
                 Probe::Stamp => payload,
             };
-            Tracker { behind, source, payload, flow_first, port, family: family.into(), probe: probe.into(), salt, ..Default::default() }
+            Tracker { behind, source, payload, flow_first, port, family: family.into(), probe: probe.into(), salt, dscp, ..Default::default() }
         }
     }
 
@@ -465,6 +479,7 @@ mod tests {
                     let ip = Ipv4Packet::new(packet).expect("a whole header");
                     prop_assert_eq!(usize::from(ip.get_total_length()), packet.len());
                     prop_assert_eq!(ip.get_checksum(), pnet_ipv4::checksum(&ip));
+                    prop_assert_eq!((ip.get_dscp(), ip.get_ecn()), (tracker.dscp, 0));
                     prop_assert_eq!(&ip.get_source().octets()[..], &tracker.source[..4]);
                     prop_assert_eq!(&ip.get_destination().octets()[..], &tracker.behind[..4]);
                     let (source, destination) = (ip.get_source().into(), ip.get_destination().into());
@@ -474,6 +489,7 @@ mod tests {
                     prop_assert_eq!(ethertype, EtherTypes::Ipv6);
                     let ip = Ipv6Packet::new(packet).expect("a whole header");
                     prop_assert_eq!(usize::from(ip.get_payload_length()), packet.len() - ipv6::LEN);
+                    prop_assert_eq!(ip.get_traffic_class(), tracker.dscp << 2);
                     prop_assert_eq!(ip.get_source().octets(), tracker.source);
                     prop_assert_eq!(ip.get_destination().octets(), tracker.behind);
                     let (source, destination) = (ip.get_source().into(), ip.get_destination().into());

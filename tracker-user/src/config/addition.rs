@@ -127,7 +127,7 @@ fn given(matches: &ArgMatches, key: &Key) -> Option<Given> {
     let text = || matches.get_one::<String>(key.name).cloned();
     match key.value {
         Value::Integer { .. } => matches.get_one(key.name).copied().map(Given::Number),
-        Value::Policy => {
+        Value::Policy | Value::Code { .. } => {
             let text = text()?;
             let number = text.parse().map(Given::Number);
             Some(number.unwrap_or(Given::Text(text)))

@@ -457,6 +457,27 @@ impl<'s> Entry<'s> {
         }
     }
 
+    /// A whole number within the key's range, or a word for one.
+    fn code(&self, words: &[(&str, u32)]) -> Option<At<u32>> {
+        let DeValue::String(text) = self.value.get_ref() else {
+            return self.integer();
+        };
+        match words.iter().find(|(word, _)| *word == &**text) {
+            Some((_, number)) => self.found(*number),
+            None => {
+                let list: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                let range = self.key.integers();
+                self.refuse(format_args!(
+                    "not a name of a value; give {} to {}, or one of {}",
+                    range.start(),
+                    range.end(),
+                    list.join(", ")
+                ));
+                None
+            }
+        }
+    }
+
     /// A time within the key's range.
     pub(super) fn duration(&self) -> Option<At<Duration>> {
         let range = self.key.durations();
@@ -485,6 +506,10 @@ impl<'s> Entry<'s> {
         let (value, at) = match self.key.value {
             Value::Integer { .. } => {
                 let At { value, at } = self.integer()?;
+                (Setting::Integer(value), at)
+            }
+            Value::Code { words, .. } => {
+                let At { value, at } = self.code(words)?;
                 (Setting::Integer(value), at)
             }
             Value::Duration { .. } => {

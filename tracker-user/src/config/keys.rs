@@ -83,6 +83,13 @@ pub enum Value {
         /// Why it cannot be less, if that is not evident.
         why_least: Option<&'static str>,
     },
+    /// A whole number, which some words stand for too.
+    Code {
+        /// The greatest; the least is 0.
+        most: u32,
+        /// The words, each with its number.
+        words: &'static [(&'static str, u32)],
+    },
     /// A time with its unit.
     Duration {
         /// The shortest.
@@ -169,6 +176,33 @@ const fn integer(least: u32, most: u32) -> Value {
 const fn duration(least: Duration, most: Duration) -> Value {
     Value::Duration { least, most }
 }
+
+/// Names of DSCP values: RFC 2474 (class selectors), 2597 (assured forwarding), 3246 (`ef`), 5865 (`va`), 8622 (`le`).
+const DSCP_NAMES: &[(&str, u32)] = &[
+    ("df", 0),
+    ("le", 1),
+    ("cs1", 8),
+    ("af11", 10),
+    ("af12", 12),
+    ("af13", 14),
+    ("cs2", 16),
+    ("af21", 18),
+    ("af22", 20),
+    ("af23", 22),
+    ("cs3", 24),
+    ("af31", 26),
+    ("af32", 28),
+    ("af33", 30),
+    ("cs4", 32),
+    ("af41", 34),
+    ("af42", 36),
+    ("af43", 38),
+    ("cs5", 40),
+    ("va", 44),
+    ("ef", 46),
+    ("cs6", 48),
+    ("cs7", 56),
+];
 
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -518,6 +552,18 @@ pub static FLOW: Key = Key {
     doc: "One ICMP identifier or source port while it passes, or another for each probe.",
     is_read_by_kernel: true,
 };
+/// `dscp`
+pub static DSCP: Key = Key {
+    name: "dscp",
+    tables: SETTING,
+    value: Value::Code {
+        most: 63,
+        words: DSCP_NAMES,
+    },
+    default: Default::Is("0"),
+    doc: "DSCP of the probes: which class of service they have on the way.",
+    is_read_by_kernel: true,
+};
 /// `refused`
 pub static REFUSED: Key = Key {
     name: "refused",
@@ -638,6 +684,7 @@ pub static ALL: &[&Key] = &[
     &PAYLOAD,
     &EXPECT,
     &FLOW,
+    &DSCP,
     &REFUSED,
     &HOLD_DOWN,
     &RETURN_TTL,
@@ -682,6 +729,7 @@ impl Key {
     pub const fn integers(&self) -> RangeInclusive<u32> {
         match self.value {
             Value::Integer { least, most, .. } => least..=most,
+            Value::Code { most, .. } => 0..=most,
             _ => RangeInclusive::new(1, 0),
         }
     }
@@ -739,7 +787,7 @@ impl Key {
     /// What stands for its value in usage texts; `None` of tables.
     pub fn placeholder(&self) -> Option<String> {
         Some(match self.value {
-            Value::Integer { .. } => "N".to_owned(),
+            Value::Integer { .. } | Value::Code { .. } => "N".to_owned(),
             Value::Duration { .. } => "D".to_owned(),
             Value::Word(words) => words().join("|"),
             Value::Policy => "any|all|N".to_owned(),
@@ -786,7 +834,9 @@ mod tests {
                 continue;
             };
             let is_value = match key.value {
-                Value::Integer { .. } => text.parse().is_ok_and(|n| key.integers().contains(&n)),
+                Value::Integer { .. } | Value::Code { .. } => {
+                    text.parse().is_ok_and(|n| key.integers().contains(&n))
+                }
                 Value::Duration { .. } => humantime::parse_duration(text)
                     .is_ok_and(|duration| key.durations().contains(&duration)),
                 Value::Word(words) => words().contains(&text),

@@ -210,6 +210,8 @@ pub struct Tracker {
     pub expect: Expect,
     /// Whether each probe is a flow of its own.
     pub flow: Flow,
+    /// DSCP of the probes.
+    pub dscp: u8,
     /// What a TCP reset from the behind address means.
     pub refused: Refused,
     /// How long a change must last before it is reported.
@@ -233,6 +235,7 @@ impl Default for Tracker {
             payload: PROBE_HEADER as u16,
             expect: keys::EXPECT.default_word(Expect::WORDS),
             flow: keys::FLOW.default_word(Flow::WORDS),
+            dscp: keys::DSCP.default_integer() as u8,
             refused: keys::REFUSED.default_word(Refused::WORDS),
             hold_down: keys::HOLD_DOWN.default_duration(),
             return_ttl: None,

@@ -48,6 +48,10 @@ fn value_text(key: &Key) -> String {
     let time = humantime::format_duration;
     match key.value {
         Value::Integer { least, most, .. } => format!("whole number, {least} to {most}"),
+        Value::Code { most, words } => {
+            let words: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+            format!("whole number, 0 to {most}, or {}", words.join(", "))
+        }
         Value::Duration { least, most } => {
             format!("time with unit, {} to {}", time(least), time(most))
         }
@@ -120,6 +124,10 @@ fn key_schema(key: &Key) -> Json {
     let mut schema = match key.value {
         Value::Integer { least, most, .. } => {
             json!({"type": "integer", "minimum": least, "maximum": most})
+        }
+        Value::Code { most, words } => {
+            let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            json!({"anyOf": [{"type": "integer", "minimum": 0, "maximum": most}, {"enum": words}]})
         }
         Value::Duration { .. } => json!({"type": "string", "pattern": "^[0-9].*[a-z]$"}),
         Value::Word(words) => json!({"enum": words()}),

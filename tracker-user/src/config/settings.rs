@@ -119,6 +119,7 @@ impl Settings {
             payload: self.payload(section, probe, protocol),
             expect: self.word(&keys::EXPECT, Expect::WORDS),
             flow: self.word(&keys::FLOW, Flow::WORDS),
+            dscp: self.integer(&keys::DSCP) as u8,
             refused: self.word(&keys::REFUSED, Refused::WORDS),
             hold_down: self.duration(&keys::HOLD_DOWN),
             return_ttl: self.given_integer(&keys::RETURN_TTL).map(|ttl| ttl as u8),

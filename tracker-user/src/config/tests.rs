@@ -98,6 +98,7 @@ fn tracker(behind: &str) -> Tracker {
         flow: Flow::Fixed,
         refused: Refused::Down,
         hold_down: Duration::ZERO,
+        dscp: 0,
         return_ttl: None,
     }
 }
@@ -312,6 +313,13 @@ fn each_bad_line_is_named_with_its_reason() {
             "interval = \"fast\" in [[service]] \"fw-1\": not a duration",
         ),
         ("hold_down = \"25h\"", "out of range; give 0s to 1day"),
+        ("dscp = 64", "give a whole number from 0 to 63"),
+        ("dscp = -1", "give a whole number from 0 to 63"),
+        (
+            "dscp = \"gold\"",
+            "not a name of a value; give 0 to 63, or one of df, le, cs1",
+        ),
+        ("dscp = true", "a whole number from 0 to 63"),
         ("return_ttl = 0", "give a whole number from 1 to 255"),
         ("fall = 0", "give a whole number from 1 to 60"),
         ("fall = 61", "give a whole number from 1 to 60"),
@@ -936,10 +944,29 @@ fn an_unreadable_file_is_one_line() {
     assert!(error.contains("larger than 16 MiB"), "{error}");
 }
 
+#[test]
+fn a_class_of_service_has_a_number_or_a_name() {
+    for (given, expected) in [
+        ("0", 0),
+        ("63", 63),
+        ("\"ef\"", 46),
+        ("\"cs6\"", 48),
+        ("\"af41\"", 34),
+    ] {
+        let config = valid(&format!("{SERVICE}dscp = {given}\n"));
+        assert_eq!(
+            config.services[0].members[0].trackers[0].dscp, expected,
+            "{given}"
+        );
+    }
+    let inherited = valid(&format!("[defaults]\ndscp = \"cs6\"\n{SERVICE}"));
+    assert_eq!(inherited.services[0].members[0].trackers[0].dscp, 48);
+}
+
 /// Words and values a configuration is made of, valid and not, to be put together at random.
 fn fragment() -> impl Strategy<Value = String> {
     let keys = "name|endpoint|interface|behind|policy|returns|return_hop|source|member|role|tracker|probe|port|protocol|\
-                interval|timeout|fall|rise|payload|expect|flow|refused|hold_down|return_ttl|services|uplinks|mark|x";
+                interval|timeout|fall|rise|payload|expect|flow|dscp|refused|hold_down|return_ttl|services|uplinks|mark|x";
     const VALUES: &[&str] = &[
         "\"a\"",
         "\"10.0.0.1\"",
@@ -1037,7 +1064,7 @@ fn an_addition_is_as_in_the_file() {
     let file = "[defaults]\ninterval = \"20ms\"\nrise = 7\n[[service]]\nname = \"fw-9\"\nendpoint = \"10.9.0.2\"\n\
                 interface = \"eth1\"\nbehind = [\"10.20.0.9\", \"2001:db8:20::9\"]\nsource = \"10.9.0.1\"\n\
                 timeout = \"1s\"\nfall = 5\npayload = 64\nreturns = [\"eth1\", \"eth2\"]\npolicy = 2\n\
-                expect = \"silence\"\nflow = \"rotate\"\nrefused = \"up\"\nhold_down = \"3s\"\n\
+                expect = \"silence\"\nflow = \"rotate\"\ndscp = 46\nrefused = \"up\"\nhold_down = \"3s\"\n\
                 return_hop = \"endpoint\"\nreturn_ttl = 63\n";
     let config = valid(file);
     let given = addition([
@@ -1051,6 +1078,7 @@ fn an_addition_is_as_in_the_file() {
         ("behind", list(&["10.20.0.9", "2001:db8:20::9"])),
         ("expect", "silence".into()),
         ("flow", "rotate".into()),
+        ("dscp", "ef".into()),
         ("refused", "up".into()),
         ("hold_down", "3s".into()),
         ("return_hop", "endpoint".into()),

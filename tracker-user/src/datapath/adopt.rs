@@ -264,7 +264,7 @@ pub(super) fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     for (at, entry) in (0u32..).zip(old.iter()) {
         let mut entry = entry?;
         if version != abi::VERSION {
-            (entry.rotates, entry.pad) = (u8::from(entry.rotates != 0), 0);
+            (entry.rotates, entry.dscp) = (u8::from(entry.rotates != 0), 0);
         }
         new.set(at, entry, 0)?;
     }

@@ -139,7 +139,7 @@ fn service(old: Option<&Arc<Service>>, new: &Arc<Service>) -> ServiceDiff {
 }
 
 /// What of a tracker shows in its probes, or turns the meaning of a reply round.
-type Stream = (IpAddr, Probe, Option<u16>, Protocol, u16, Flow, Expect);
+type Stream = (IpAddr, Probe, Option<u16>, Protocol, u16, Flow, u8, Expect);
 
 fn stream(tracker: &Tracker) -> Stream {
     // Every key is named, so that a new one is decided about here.
@@ -155,11 +155,12 @@ fn stream(tracker: &Tracker) -> Stream {
         payload,
         expect,
         flow,
+        dscp,
         refused: _,
         hold_down: _,
         return_ttl: _,
     } = *tracker;
-    (behind, probe, port, protocol, payload, flow, expect)
+    (behind, probe, port, protocol, payload, flow, dscp, expect)
 }
 
 /// The position of the old tracker that goes on as each of the new ones: an equal one, else one whose probes are the
@@ -312,7 +313,8 @@ mod tests {
             |tracker| tracker.return_ttl = Some(62),
             |tracker| tracker.refused = config::Refused::Up,
         ];
-        let other: [Change; 4] = [
+        let other: [Change; 5] = [
+            |tracker| tracker.dscp = 46,
             |tracker| tracker.payload += 1,
             |tracker| tracker.flow = Flow::Rotate,
             |tracker| tracker.expect = Expect::Silence,

@@ -135,6 +135,7 @@ pub(super) fn entry(settings: &config::Tracker, path: u32) -> abi::Tracker {
         path,
         window_mask: window_words(settings) - 1,
         payload: settings.wire_payload(),
+        dscp: settings.dscp,
         rotates: u8::from(settings.flow == Flow::Rotate),
         port: settings.port.unwrap_or(0),
         expects_silence: u8::from(settings.expect == Expect::Silence),
