@@ -531,8 +531,8 @@ pub struct SendState {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct NoticeState {
-    /// Zero.
-    pub pad: u32,
+    /// ICMP and ICMPv6 errors about one of the tracker's probes.
+    pub icmp_errors: u32,
     /// Probes that came back to the hub, as the service or a router behind it sends them there.
     pub returned: u32,
     /// Low bits of the sequence number of the newest one.
@@ -543,7 +543,7 @@ pub struct NoticeState {
     /// one word.
     pub returned_mac: [u8; 6],
     /// Zero.
-    pub pad2: u8,
+    pub pad: u8,
     /// Hops (TTL, hop limit) that it had left.
     pub returned_ttl: u8,
     /// Source MAC address of the frame with the reply of `wrong_path_sequence`, in the same form.
@@ -551,7 +551,7 @@ pub struct NoticeState {
     /// Zero, and hops that it had left.
     pub wrong_path_ends: [u8; 2],
     /// Zero.
-    pub pad3: [u64; 2],
+    pub pad2: [u64; 2],
 }
 
 /// The receive program's part of [`State`].
@@ -1151,8 +1151,8 @@ layouts! {
     State { send, notice, receive, trouble, judge }
     SendState { sent, sent_mono_ns }
     NoticeState {
-        pad, returned, returned_sequence, returned_ifindex, returned_mac, pad2, returned_ttl, wrong_path_mac, wrong_path_ends,
-        pad3,
+        icmp_errors, returned, returned_sequence, returned_ifindex, returned_mac, pad, returned_ttl, wrong_path_mac, wrong_path_ends,
+        pad2,
     }
     ReceiveState {
         received, rtt_last_ns, rtt_min_ns, rtt_max_ns, rtt_sum_ns, hop_mac, pad, ttl, verdict, held, pad2, elsewhere, resets,

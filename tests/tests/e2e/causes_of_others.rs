@@ -1,7 +1,7 @@
 //! What others say of a probe that they do not let through is the cause.
 
 use anyhow::{Context as _, Result};
-use tracker_lab::servers::UdpEcho;
+use tracker_lab::servers::{TcpEcho, UdpEcho};
 use tracker_lab::{Config, Lab, Tracker};
 
 const PORT: u16 = 7_007;
@@ -62,6 +62,7 @@ fn the_firewall_rejects() -> Result<()> {
         let down = tracker.wait_verdict("fw-1", "down", "unreachable")?;
         let shown = down.tracker("fw-1", behind);
         assert_eq!(shown["detail"], detail, "{shown}");
+        assert!(down.count("fw-1", "icmp_errors") > 0, "{shown}");
         let events = tracker.events()?;
         let event = events
             .iter()
@@ -108,6 +109,50 @@ fn the_service_routes_in_a_loop() -> Result<()> {
         detail.starts_with("ICMP type 11 code 0 (TTL exceeded, as in a routing loop) from "),
         "{detail}"
     );
+    Ok(())
+}
+
+/// The service sends probes back to the hub, which is no router: no ICMP error tells of it.
+#[test]
+fn the_service_sends_probes_back_to_the_hub() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let (v4, v6) = (service.behind.to_string(), service.behind6.to_string());
+    let mac = service.firewall.run("ip -o link show eth0")?;
+    let mac = mac
+        .split_whitespace()
+        .skip_while(|word| *word != "link/ether");
+    let mac = mac.into_iter().nth(1).context("the MAC address of eth0")?;
+    for (mode, behind, probe) in [
+        ("xdp-native", &v4, ""),
+        ("tc", &v6, ""),
+        ("tc", &v4, "probe = \"udp\"\nport = 7007"),
+        ("xdp-native", &v6, "probe = \"tcp\"\nport = 443"),
+    ] {
+        let _echo = UdpEcho::start(&service.host, &service.behinds(), PORT)?;
+        let _server = TcpEcho::start(&service.host, &service.behinds(), 443)?;
+        let config = config(&lab, behind, probe).mode(mode);
+        let tracker = Tracker::start(&lab.hub, config)?;
+        tracker.wait_verdict("fw-1", "up", "replied")?;
+        let (hub, len) = match behind.contains(':') {
+            true => ("2001:db8:9::1", 128),
+            false => ("10.9.0.1", 32),
+        };
+        let way = format!("{behind}/{len} via {hub} dev eth0");
+        service.firewall.ip(&format!("route add {way}\n"))?;
+        let down = tracker.wait_verdict("fw-1", "down", "no-reply")?;
+        let detail = format!(
+            "its probes come back to the hub on eth1, sent by {mac}, with TTL 63: a routing loop, unless the hub is the next \
+             router on the way to {behind}"
+        );
+        assert_eq!(
+            down.tracker("fw-1", behind)["detail"],
+            detail,
+            "{mode} {probe}"
+        );
+        service.firewall.ip(&format!("route del {way}\n"))?;
+        tracker.wait_verdict("fw-1", "up", "replied")?;
+    }
     Ok(())
 }
 

@@ -410,9 +410,16 @@ pub fn note_error(
     sequence: u32,
 ) {
     let sequence = whole_sequence(sequence, sent(state));
+    let is_icmp = matches!(
+        error,
+        ProbeError::Icmp | ProbeError::Icmpv6 | ProbeError::Port
+    );
     // SAFETY: a valid map value; whole stores, of which the last ones count. The address is aligned to a word
     // (asserted with the layout).
     unsafe {
+        if is_icmp {
+            atomic::add32(&raw mut (*state).notice.icmp_errors, 1);
+        }
         let trouble = &raw mut (*state).trouble;
         // As of a wrong path: only what is said of the newest probe is of use.
         if sequence < (&raw const (*trouble).error_sequence).read() {

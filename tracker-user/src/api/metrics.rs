@@ -152,6 +152,12 @@ pub const METRICS: &[Metric] = &[
         of: Of::Tracker(|t| Some(t.elsewhere as f64)),
     },
     Metric {
+        name: "tracker_icmp_errors_total",
+        kind: Kind::Counter,
+        help: "ICMP and ICMPv6 errors about probes.",
+        of: Of::Tracker(|t| Some(t.icmp_errors as f64)),
+    },
+    Metric {
         name: "tracker_skipped_total",
         kind: Kind::Counter,
         help: "Probes that were due and not sent.",

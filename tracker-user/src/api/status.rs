@@ -333,6 +333,7 @@ fn tracker_status(
         corrupt: counters.corrupt,
         wrong_path: counters.wrong_path,
         elsewhere: counters.elsewhere,
+        icmp_errors: counters.icmp_errors,
         skipped: counters.skipped,
         void: counters.void,
         proof: member
@@ -365,7 +366,7 @@ fn held_status(held: &Held, settings: &Tracker, now_mono_ns: u64) -> HeldStatus 
 pub fn counters(state: &abi::State) -> Counters {
     let abi::State {
         send,
-        notice: _,
+        notice,
         receive,
         trouble,
         judge,
@@ -380,6 +381,7 @@ pub fn counters(state: &abi::State) -> Counters {
         corrupt: trouble.corrupt.into(),
         wrong_path: trouble.wrong_path.into(),
         elsewhere: receive.elsewhere.into(),
+        icmp_errors: notice.icmp_errors.into(),
         skipped: judge.skipped,
         void: judge.void,
         rtt_last_ns: rtt(receive.rtt_last_ns),

@@ -273,6 +273,9 @@ pub struct TrackerStatus {
     /// Genuine replies from another address or port than the one that was asked: no reply; `detail` names the address.
     #[serde(default)]
     pub elsewhere: u64,
+    /// ICMP and ICMPv6 errors about probes: an error may explain a loss, and never is one.
+    #[serde(default)]
+    pub icmp_errors: u64,
     /// Probes that were due and that the hub did not send, for whatever reason.
     pub skipped: u64,
     /// What counts as received: `arrival` if the behind address is the hub's own.
@@ -374,6 +377,8 @@ pub struct Counters {
     pub wrong_path: u64,
     /// Genuine replies from another address or port than the one that was asked.
     pub elsewhere: u64,
+    /// ICMP and ICMPv6 errors about probes.
+    pub icmp_errors: u64,
     /// Probes that were due and that the hub did not send.
     pub skipped: u64,
     /// Probes of `sent` whose outcome proves nothing.
@@ -404,7 +409,7 @@ pub(crate) mod tests {
         r#""verdict":"up","cause":"replied","#,
         r#""trackers":[{"behind":"10.20.0.9","probe":"icmp","verdict":"up","cause":"replied","#,
         r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
-        r#","late":0,"corrupt":0,"wrong_path":0,"elsewhere":0,"skipped":0,"proof":"reply","void":0"#,
+        r#","late":0,"corrupt":0,"wrong_path":0,"elsewhere":0,"icmp_errors":0,"skipped":0,"proof":"reply","void":0"#,
         r#","return_ttl":62,"return_mac":"02:00:00:00:00:01"}]"#,
         r#","send":"xdp-redirect""#,
         r#"}],"flaps":0,"flaps_total":2}],"#,
@@ -449,6 +454,7 @@ pub(crate) mod tests {
                         corrupt: 0,
                         wrong_path: 0,
                         elsewhere: 0,
+                        icmp_errors: 0,
                         skipped: 0,
                         void: 0,
                         held: None,

@@ -26,15 +26,49 @@ const HEADER: [&str; 13] = [
     "RTT",
 ];
 const VERDICT: usize = 7;
-/// Columns of services that are there only where they have something to say.
-const MORE: [More; 3] = [
-    ("STEERED", |service| service.steered),
-    ("REPLIED", |service| service.replied),
-    ("FLAPS", |service| {
-        (service.flaps > 0).then_some(service.flaps)
-    }),
+/// Columns that are there only if they have something to say.
+const MORE: [More; 4] = [
+    ("STEERED", Of::Service(|service| service.steered)),
+    ("REPLIED", Of::Service(|service| service.replied)),
+    (
+        "FLAPS",
+        Of::Service(|service| (service.flaps > 0).then_some(service.flaps)),
+    ),
+    (
+        "ICMP-ERRORS",
+        Of::Tracker(|tracker| (tracker.icmp_errors > 0).then_some(tracker.icmp_errors)),
+    ),
 ];
-type More = (&'static str, fn(&ServiceStatus) -> Option<u64>);
+type More = (&'static str, Of);
+
+/// What a column tells of.
+#[derive(Clone, Copy)]
+enum Of {
+    Service(fn(&ServiceStatus) -> Option<u64>),
+    Tracker(fn(&TrackerStatus) -> Option<u64>),
+}
+
+impl Of {
+    /// Whether it has something to say.
+    fn says(self, service: &ServiceStatus) -> bool {
+        match self {
+            Self::Service(value) => value(service).is_some(),
+            Self::Tracker(value) => {
+                let mut trackers = service.members.iter().flat_map(|member| &member.trackers);
+                trackers.any(|tracker| value(tracker).is_some())
+            }
+        }
+    }
+
+    /// What it says in a line of this service, this tracker, or both.
+    fn text(self, service: Option<&ServiceStatus>, tracker: Option<&TrackerStatus>) -> String {
+        let value = match self {
+            Self::Service(value) => service.and_then(value),
+            Self::Tracker(value) => tracker.and_then(value),
+        };
+        value.map_or_else(String::new, |value| value.to_string())
+    }
+}
 /// The first of the columns of numbers, which are the last.
 const NUMBERS: usize = 10;
 
@@ -45,10 +79,7 @@ pub fn status(status: &Status, colour: bool) -> String {
     if status.services.is_empty() {
         text.push_str("no services\n");
     } else {
-        let says = |(_, value): &More| {
-            let mut values = status.services.iter().map(value);
-            values.any(|value| value.is_some())
-        };
+        let says = |(_, of): &More| status.services.iter().any(|service| of.says(service));
         let more: Vec<More> = MORE.into_iter().filter(says).collect();
         let heads = more.iter().map(|(head, _)| *head);
         let header: Vec<_> = HEADER.into_iter().chain(heads).collect();
@@ -150,16 +181,22 @@ fn print(text: &mut String, table: &Table) {
 
 fn rows(table: &mut Table, service: &ServiceStatus, more: &[More]) {
     let since = seconds(service.since);
-    let values = more.iter().map(|(_, value)| value(service));
-    let values = values.map(|value| value.map_or_else(String::new, |value| value.to_string()));
-    let values: Vec<_> = values.collect();
+    let values = |service: Option<&ServiceStatus>, tracker: Option<&TrackerStatus>| {
+        let texts = more.iter().map(|(_, of)| of.text(service, tracker));
+        texts.collect::<Vec<_>>()
+    };
     if let [member] = service.members.as_slice()
         && let [tracker] = member.trackers.as_slice()
     {
         let mut cells = tracker_cells(member, tracker);
         cells[0] = service.name.clone();
         cells[9] = since;
-        add(table, cells, tracker.verdict, values);
+        add(
+            table,
+            cells,
+            tracker.verdict,
+            values(Some(service), Some(tracker)),
+        );
         return;
     }
     let mut cells: [String; 13] = Default::default();
@@ -169,14 +206,14 @@ fn rows(table: &mut Table, service: &ServiceStatus, more: &[More]) {
     }
     cells[8] = cause(service.cause, service.last_verdict);
     cells[9] = since;
-    add(table, cells, service.verdict, values);
+    add(table, cells, service.verdict, values(Some(service), None));
     for member in &service.members {
         for tracker in &member.trackers {
             add(
                 table,
                 tracker_cells(member, tracker),
                 tracker.verdict,
-                Vec::new(),
+                values(None, Some(tracker)),
             );
         }
     }
@@ -423,6 +460,28 @@ SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAU
 fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us     1234        7
 "
         );
+    }
+
+    #[test]
+    fn icmp_errors_have_a_column_if_there_are_any() {
+        let mut example = json::tests::example();
+        example.chains.clear();
+        assert!(!status(&example, false).contains("ICMP"));
+        example.services[0].members[0].trackers[0].icmp_errors = 12;
+        assert_eq!(
+            status(&example, false),
+            "\
+SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE    SINCE                 SENT  LOST   RTT  ICMP-ERRORS
+fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us           12
+"
+        );
+        let service = &mut example.services[0];
+        let other = service.members[0].trackers[0].clone();
+        service.members[0].trackers.push(other);
+        service.members[0].trackers[1].icmp_errors = 0;
+        let text = status(&example, false);
+        let ends: Vec<_> = text.lines().map(|line| line.ends_with("12")).collect();
+        assert_eq!(ends, [false, false, true, false], "{text}");
     }
 
     #[test]
