@@ -390,7 +390,7 @@ impl App {
             if snapshot.is_some() {
                 app.kernel.keep();
             }
-            return Err(error);
+            return Err(error.into());
         }
         let changed = diff(&app.desired, &desired);
         let (mut found, mut handed_over) = (Vec::new(), LeftTrackers::default());
@@ -463,7 +463,7 @@ impl App {
         }
         drop(self.steering);
         drop(self.kernel);
-        let pins = pins.remove().map(|_| ());
+        let pins = pins.remove().map(|_| ()).map_err(Into::into);
         let names = private_names(&self.hub.instance);
         let link = self.netlink.delete_private_pair(&names).await;
         pins.and(link.map(|_| ()).map_err(Into::into))

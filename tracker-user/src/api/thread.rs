@@ -11,6 +11,7 @@ use crate::{
         metrics,
         server::{self, Socket},
     },
+    error::full,
     host::{privileges, repeats},
 };
 
@@ -102,6 +103,9 @@ async fn answer(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) {
 /// Gives up what this thread does not need (any more).
 fn limit() {
     if let Err(error) = privileges::limit_to_run() {
-        tracing::error!("{error:#}; the thread that answers clients keeps more than it needs");
+        tracing::error!(
+            "{}; the thread that answers clients keeps more than it needs",
+            full(&error)
+        );
     }
 }

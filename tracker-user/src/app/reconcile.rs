@@ -2,13 +2,13 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use anyhow::Result;
+use anyhow::Error;
 use tracing::Level;
 
 use super::{App, RETRY};
 use crate::{
     api::{answers::KnownSteering, types::UplinkStatus},
-    datapath::attach::Check,
+    datapath::{attach::Check, error::DatapathError},
     desired::model::Desired,
     detector::engine::Command,
     error::full,
@@ -213,7 +213,11 @@ impl App {
         }
         let names = private_names(&self.hub.instance);
         let moved = match self.netlink.make_private_pair(&names).await {
-            Ok(private) => self.kernel.move_send(private).map(|()| private),
+            Ok(private) => self
+                .kernel
+                .move_send(private)
+                .map(|()| private)
+                .map_err(Error::from),
             Err(error) => Err(error.into()),
         };
         match moved {
@@ -233,7 +237,7 @@ impl App {
     }
 
     /// Loads steering if it is configured, and takes it away if it is not.
-    pub(super) fn keep_steering(&mut self, desired: &Desired) -> Result<()> {
+    pub(super) fn keep_steering(&mut self, desired: &Desired) -> Result<(), DatapathError> {
         let config = self.steering_config.as_ref();
         let members = || desired.members().map(|(_, member)| &**member);
         let needed = config.map(|config| Room::needed(members(), config));

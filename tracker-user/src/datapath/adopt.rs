@@ -2,14 +2,13 @@
 
 use std::{net::IpAddr, path::Path};
 
-use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use tracker_ebpf::abi::{self, earlier};
 
-use super::{OBJECT, mmap::Mapped, object::mapped, pins::Pins};
+use super::{OBJECT, error::DatapathError, mmap::Mapped, object::mapped, pins::Pins};
 use crate::plan::address::address_from;
 
 /// How large the maps must be.
@@ -66,9 +65,41 @@ pub enum Maps {
     Anew,
 }
 
+/// Why pinned maps are not taken over.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    /// A daemon of another version pinned them.
+    #[error("their layout is {theirs:#x}, this daemon's {:#x}", abi::VERSION)]
+    Version {
+        /// The version.
+        theirs: u32,
+    },
+    /// HUB, which has the version, is of another size.
+    #[error("HUB is of another version than this daemon's")]
+    Hub,
+    /// This daemon's own object cannot be read.
+    #[error("cannot read the eBPF object")]
+    Object(#[source] aya_obj::ParseError),
+    /// This daemon's own object has no such map.
+    #[error("no such map")]
+    NoMap,
+    /// A map is not pinned.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A map has another layout.
+    #[error("{0} or its entries are of another kind or size")]
+    Unlike(&'static str),
+    /// Maps of different daemons.
+    #[error("TRACKERS and STATE do not fit together")]
+    Unfit,
+    /// The kernel does not tell what a map is like.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
 /// What can become of the pinned maps of an instance, if so much must find place, and how large they will be. Says
 /// so where they are of no use.
-pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes)> {
+pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes), DatapathError> {
     let hub = pins.map(abi::map::HUB);
     if !hub.exists() {
         return Ok((Maps::Anew, wanted));
@@ -92,22 +123,19 @@ pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes)> {
 }
 
 /// The sizes of the pinned maps, or why this version can't read them.
-fn readable(pins: &Pins) -> Result<Sizes> {
+fn readable(pins: &Pins) -> Result<Sizes, Unreadable> {
     let version = pinned_version(pins);
     match version {
         Some(version) if is_readable(version) => {}
-        Some(other) => bail!(
-            "their layout is {other:#x}, this daemon's {:#x}",
-            abi::VERSION
-        ),
-        None => bail!("HUB is of another version than this daemon's"),
+        Some(theirs) => return Err(Unreadable::Version { theirs }),
+        None => return Err(Unreadable::Hub),
     }
     let version = version.unwrap_or_default();
-    let object = aya_obj::Object::parse(OBJECT).context("cannot read the eBPF object")?;
+    let object = aya_obj::Object::parse(OBJECT).map_err(Unreadable::Object)?;
     for name in abi::map::ALL {
-        let pinned = MapData::from_pin(pins.map(name)).map_err(|_| anyhow!("{name} is missing"))?;
+        let pinned = MapData::from_pin(pins.map(name)).map_err(|_| Unreadable::Missing(name))?;
         let info = pinned.info()?;
-        let expected = object.maps.get(name).context("no such map")?;
+        let expected = object.maps.get(name).ok_or(Unreadable::NoMap)?;
         let is_of_kind = matches!(info.map_type(), Ok(kind) if kind as u32 == expected.map_type());
         // aya fits the size of a device map's value to the kernel, which adds flags of its own.
         let is_fitted = name == abi::map::DEVICES;
@@ -119,7 +147,7 @@ fn readable(pins: &Pins) -> Result<Sizes> {
                 expected.map_flags(),
             );
         if !is_of_kind || !(is_like || is_fitted) {
-            bail!("{name} or its entries are of another kind or size");
+            return Err(Unreadable::Unlike(name));
         }
     }
     let sizes = Sizes {
@@ -128,12 +156,12 @@ fn readable(pins: &Pins) -> Result<Sizes> {
         words: entries(pins, abi::map::WINDOWS)?,
     };
     if entries(pins, abi::map::STATE)? != sizes.trackers {
-        bail!("TRACKERS and STATE do not fit together");
+        return Err(Unreadable::Unfit);
     }
     Ok(sizes)
 }
 
-fn entries(pins: &Pins, name: &str) -> Result<u32> {
+fn entries(pins: &Pins, name: &str) -> Result<u32, MapError> {
     Ok(MapData::from_pin(pins.map(name))?.info()?.max_entries())
 }
 
@@ -234,8 +262,8 @@ fn page_size() -> u32 {
 }
 
 /// Copies what an earlier daemon's maps hold of trackers into larger ones, at the same places.
-pub(super) fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
-    fn words<T: Pod>(ebpf: &Ebpf, pins: &Pins, name: &str) -> Result<()> {
+pub(super) fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), DatapathError> {
+    fn words<T: Pod>(ebpf: &Ebpf, pins: &Pins, name: &str) -> Result<(), DatapathError> {
         let old = Mapped::<T>::new(&MapData::from_pin(pins.map(name))?)?;
         let new = mapped::<T>(ebpf, name)?;
         for at in 0..old.len() {
@@ -256,7 +284,7 @@ pub(super) fn copy(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
             unsafe { to.write_volatile(abi::PathEntry::new(path)) };
         }
     }
-    let missing = |name: &str| anyhow!("the eBPF object has no map {name}");
+    let missing = DatapathError::no_map;
     let name = abi::map::TRACKERS;
     let old = pinned_array::<abi::Tracker>(&pins.map(name)).ok_or_else(|| missing(name))?;
     let new = ebpf.map_mut(name).ok_or_else(|| missing(name))?;

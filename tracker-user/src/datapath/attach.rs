@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf,
     programs::{
@@ -15,6 +14,7 @@ use aya::{
 
 use super::{
     clsact::{self, Filter},
+    error::DatapathError,
     links,
     object::program,
     pins::Pins,
@@ -120,7 +120,7 @@ fn left_link(pin: &Path, ifindex: u32) -> Option<FdLink> {
 }
 
 /// Attachments a link by its pin. It is the pin that keeps it: descriptors come and go.
-fn hold(pin: &Path) -> Result<Attachment> {
+fn hold(pin: &Path) -> Result<Attachment, DatapathError> {
     Ok(Attachment::Pinned(Some(PinnedLink::from_pin(pin)?)))
 }
 
@@ -131,7 +131,7 @@ pub(super) fn attach_xdp(
     ifindex: u32,
     mode: XdpMode,
     pin: &Path,
-) -> Result<Attachment> {
+) -> Result<Attachment, DatapathError> {
     let program: &mut Xdp = program(ebpf, name)?;
     if let Some(link) = left_link(pin, ifindex) {
         let replaced = program.attach_to_link(XdpLink::try_from(link)?);
@@ -155,7 +155,7 @@ pub(super) fn attach_tc(
     place: TcPlace,
     pins: &Pins,
     pin: &Path,
-) -> Result<Attachment> {
+) -> Result<Attachment, DatapathError> {
     let program: &mut SchedClassifier = program(ebpf, name)?;
     if let Some(link) = left_link(pin, ifindex) {
         let replaced = program.attach_to_link(SchedClassifierLink::try_from(link)?);
@@ -168,7 +168,7 @@ pub(super) fn attach_tc(
     let interface = nix::net::if_::if_indextoname(ifindex)
         .map_err(std::io::Error::from)?
         .into_string()
-        .map_err(|_| anyhow!("interface {ifindex} has a name that is not UTF-8"))?;
+        .map_err(|_| DatapathError::Name(ifindex))?;
     let order = match place.after {
         // SAFETY: the id is that of a program that this process holds.
         Some(id) => LinkOrder::after_program_id(unsafe { ProgramId::new(id) }),
@@ -188,9 +188,11 @@ pub(super) fn attach_tc(
     }
 }
 
-fn pin_link(link: FdLink, path: &Path) -> Result<Attachment> {
-    let pinned = link
-        .pin(path)
-        .with_context(|| format!("cannot pin a link at {}", path.display()))?;
+fn pin_link(link: FdLink, path: &Path) -> Result<Attachment, DatapathError> {
+    let pinned = link.pin(path).map_err(|source| DatapathError::Pin {
+        kind: "link",
+        path: path.to_owned(),
+        source,
+    })?;
     Ok(Attachment::Pinned(Some(pinned)))
 }

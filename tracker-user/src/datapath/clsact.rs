@@ -9,7 +9,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
 use aya::programs::{
     SchedClassifier, TcAttachType,
     tc::{NlOptions, TcAttachOptions, qdisc_add_clsact},
@@ -21,7 +20,7 @@ use netlink_packet_route::{
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::{links, pins::Pins};
+use super::{error::DatapathError, links, pins::Pins};
 use crate::net::exchange::{
     Answer, Exchange, Expect, HEADER_LEN, RequestError, RequestSocket, request, u16_at,
 };
@@ -83,7 +82,7 @@ impl Filter {
         priority: u16,
         pins: &Pins,
         pin: &Path,
-    ) -> Result<Self> {
+    ) -> Result<Self, DatapathError> {
         let parent = match side {
             TcAttachType::Ingress => INGRESS,
             TcAttachType::Egress => EGRESS,
@@ -208,10 +207,12 @@ pub fn is_qdisc_pin(pin: &Path) -> bool {
     name.is_some_and(|name| name.starts_with(QDISC_PIN))
 }
 
-fn pin_program(program: &mut SchedClassifier, path: &Path) -> Result<()> {
-    program
-        .pin(path)
-        .with_context(|| format!("cannot pin a program at {}", path.display()))
+fn pin_program(program: &mut SchedClassifier, path: &Path) -> Result<(), DatapathError> {
+    program.pin(path).map_err(|source| DatapathError::Pin {
+        kind: "program",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Best effort: an interface that is gone has taken its filters with it.

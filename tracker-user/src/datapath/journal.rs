@@ -6,13 +6,15 @@
 //! once it is complete.
 
 use std::{
-    fs,
-    path::Path,
+    fs, io,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use anyhow::{Context as _, Result, anyhow};
-use aya::maps::{Array, MapData};
+use aya::{
+    maps::{Array, MapData, MapError},
+    pin::PinError,
+};
 
 use super::{mmap::Mapped, pins::Pins};
 
@@ -29,6 +31,40 @@ const TEXT: u32 = 2;
 /// Least room that is left for what is appended, bytes.
 const ROOM: usize = 128 << 10;
 
+/// Why a journal cannot be read or begun.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// An earlier or later daemon wrote it.
+    #[error("it is of version {0}, not {VERSION}")]
+    Version(u32),
+    /// Something else is in the map.
+    #[error("it is no journal")]
+    Foreign,
+    /// Its length is beyond the end of the map.
+    #[error("it is said to be longer than it can be")]
+    TooLong,
+    /// No map is as large as what is to be kept.
+    #[error("what is to be kept is too large")]
+    TooLarge,
+    /// The new map cannot be pinned.
+    #[error("cannot pin it")]
+    Pin(#[source] PinError),
+    /// The new map cannot take the place of the old one.
+    #[error("cannot pin it as {}", .path.display())]
+    Replace {
+        /// The pin.
+        path: PathBuf,
+        /// What the file system answered.
+        source: io::Error,
+    },
+    /// The kernel gives no such map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The map cannot be read as memory.
+    #[error(transparent)]
+    Memory(#[from] io::Error),
+}
+
 /// A journal that is being written.
 pub struct Journal {
     pins: Pins,
@@ -38,7 +74,7 @@ pub struct Journal {
 
 impl Journal {
     /// The instance's journal, and what a predecessor left in it, if it did, or why that can't be read.
-    pub fn open(pins: &Pins) -> (Self, Option<Result<Vec<u8>>>) {
+    pub fn open(pins: &Pins) -> (Self, Option<Result<Vec<u8>, JournalError>>) {
         let mut journal = Self {
             pins: pins.clone(),
             memory: None,
@@ -81,26 +117,25 @@ impl Journal {
     ///
     /// # Errors
     /// Where the kernel gives no such map, or it can't be pinned.
-    pub fn begin(&mut self, line: &[u8]) -> Result<()> {
+    pub fn begin(&mut self, line: &[u8]) -> Result<(), JournalError> {
         let bytes = line.len() + ROOM.max(line.len() / 2);
-        let words = u32::try_from(bytes.div_ceil(8))
-            .map_err(|_| anyhow!("what is to be kept is too large"))?;
+        let words = u32::try_from(bytes.div_ceil(8)).map_err(|_| JournalError::TooLarge)?;
         let array = Array::<MapData, u64>::create(words + TEXT, MMAPABLE)?;
         let (pin, next) = (self.pins.journal(), self.pins.next_journal());
         // A predecessor may have been killed just here.
         let _ = fs::remove_file(&next);
-        array.pin(&next).context("cannot pin it")?;
+        array.pin(&next).map_err(JournalError::Pin)?;
         let memory = map(&next)?;
         write(&memory, 0, line);
         set(&memory, 0, MAGIC);
-        fs::rename(&next, &pin).with_context(|| format!("cannot pin it as {}", pin.display()))?;
+        fs::rename(&next, &pin).map_err(|source| JournalError::Replace { path: pin, source })?;
         self.memory = Some(memory);
         self.length = line.len();
         Ok(())
     }
 }
 
-fn map(pin: &Path) -> Result<Mapped<u64>> {
+fn map(pin: &Path) -> Result<Mapped<u64>, JournalError> {
     let data = MapData::from_pin(pin)?;
     Ok(Mapped::new(&data)?)
 }
@@ -124,19 +159,17 @@ fn set(memory: &Mapped<u64>, at: u32, value: u64) {
     }
 }
 
-fn read(memory: &Mapped<u64>) -> Result<Vec<u8>> {
+fn read(memory: &Mapped<u64>) -> Result<Vec<u8>, JournalError> {
     let magic = word(memory, 0);
     if magic != MAGIC {
         return Err(match magic ^ MAGIC {
-            other if other >> 32 == 0 => {
-                anyhow!("it is of version {}, not {VERSION}", magic as u32)
-            }
-            _ => anyhow!("it is no journal"),
+            other if other >> 32 == 0 => JournalError::Version(magic as u32),
+            _ => JournalError::Foreign,
         });
     }
-    let length = usize::try_from(word(memory, LENGTH))?;
+    let length = usize::try_from(word(memory, LENGTH)).map_err(|_| JournalError::TooLong)?;
     if length > room(memory) {
-        return Err(anyhow!("it is said to be longer than it can be"));
+        return Err(JournalError::TooLong);
     }
     let words = (0..length.div_ceil(8)).map(|at| word(memory, TEXT + at as u32));
     let mut text: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();

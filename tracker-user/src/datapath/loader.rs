@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{
@@ -21,7 +20,9 @@ use super::{
     OBJECT,
     adopt::{Maps, Sizes, copy, events_bytes, pinned_key},
     attach::{Attachment, Check, TcPlace, attach_tc, attach_xdp},
-    clsact, links,
+    clsact,
+    error::DatapathError,
+    links,
     live_frames::KernelDatapath,
     mmap::Mapped,
     object::{fill_segments, load, mapped, program, take},
@@ -31,6 +32,7 @@ use super::{
 use crate::{
     config::ModeChoice,
     detector::streams::Group,
+    error::full,
     host::repeats,
     net::{ethtool, link_counters::LinkCounters},
     plan::{
@@ -99,9 +101,9 @@ impl StateReader {
 ///
 /// # Errors
 /// If the kernel gives none (getrandom(2)).
-pub fn random() -> Result<[u64; 2]> {
+pub fn random() -> Result<[u64; 2], DatapathError> {
     let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes).context("cannot get random bytes of the kernel by getrandom(2)")?;
+    getrandom::fill(&mut bytes).map_err(DatapathError::Random)?;
     let [low, high] =
         [0, 8].map(|at| u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte])));
     Ok([low, high])
@@ -120,7 +122,7 @@ impl Kernel {
         mode: ModeChoice,
         private_ifindex: u32,
         tag: u32,
-    ) -> Result<(Self, KernelDatapath)> {
+    ) -> Result<(Self, KernelDatapath), DatapathError> {
         let has_generic = mode == ModeChoice::XdpGeneric;
         pins.create()?;
         let entries = |count: u32| count.max(1);
@@ -149,9 +151,7 @@ impl Kernel {
         for (name, path) in &paths {
             loader.map_pin_path(name, path.clone());
         }
-        let mut ebpf = loader
-            .load(OBJECT)
-            .context("the kernel refused the eBPF maps; `tracker doctor` tells what it lacks")?;
+        let mut ebpf = loader.load(OBJECT).map_err(DatapathError::Maps)?;
 
         #[cfg(feature = "bpf-log")]
         follow_log(&mut ebpf)?;
@@ -210,12 +210,18 @@ impl Kernel {
             cursor: mapped(&ebpf, abi::map::CURSOR)?,
             events: RingBuf::try_from(take(&mut ebpf, abi::map::EVENTS)?)?,
             answered: VecDeque::new(),
-            counters: LinkCounters::new().context("cannot open a netlink socket")?,
+            counters: LinkCounters::new().map_err(|source| DatapathError::System {
+                attempt: "open a netlink socket",
+                source,
+            })?,
         };
         let watch = match Watch::new(&mut ebpf) {
             Ok(watch) => Some(watch),
             Err(error) => {
-                tracing::warn!("replies that come a wrong way are not noticed: {error:#}");
+                tracing::warn!(
+                    "replies that come a wrong way are not noticed: {}",
+                    full(&error)
+                );
                 None
             }
         };
@@ -262,7 +268,7 @@ impl Kernel {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub fn move_send(&mut self, private_ifindex: u32) -> Result<()> {
+    pub fn move_send(&mut self, private_ifindex: u32) -> Result<(), DatapathError> {
         // The old links' pins make room for the new ones' first.
         (self.send, self.tc_send) = (Attachment::Pinned(None), Attachment::Pinned(None));
         set_hub(&mut self.hub, self.key, private_ifindex, self.tag)?;
@@ -304,7 +310,10 @@ impl Kernel {
         if let Err(error) = watch.leave_out(expecting) {
             repeats::warn(
                 "watch",
-                format_args!("replies that come a wrong way are not noticed: {error:#}"),
+                format_args!(
+                    "replies that come a wrong way are not noticed: {}",
+                    full(&error)
+                ),
             );
         }
     }
@@ -322,9 +331,18 @@ impl Kernel {
     ///
     /// # Errors
     /// Where no allowed mode works: what each answered.
-    pub fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<(Mode, Vec<String>)> {
-        let modes = Mode::allowed(link, choice, ethtool::offloads)
-            .map_err(|why| anyhow!("cannot receive on {}: {why}", link.name))?;
+    pub fn attach(
+        &mut self,
+        link: &Link,
+        choice: ModeChoice,
+    ) -> Result<(Mode, Vec<String>), DatapathError> {
+        let interface = || link.name.clone();
+        let modes = Mode::allowed(link, choice, ethtool::offloads).map_err(|why| {
+            DatapathError::Receive {
+                interface: interface(),
+                why: why.to_string(),
+            }
+        })?;
         // What an earlier daemon attached stays as it is, if it may.
         let is_left = |mode: &&Mode| {
             let pin = receive_pin(link.index, **mode);
@@ -339,7 +357,7 @@ impl Kernel {
                         .insert(link.index, Receive { mode, attachment });
                     return Ok((mode, refusals));
                 }
-                Err(error) => refusals.push(format!("{}: {error:#}", mode.as_str())),
+                Err(error) => refusals.push(format!("{}: {}", mode.as_str(), full(&error))),
             }
         }
         let remedy = match link.xdp_program {
@@ -348,11 +366,11 @@ impl Kernel {
             ),
             None => "; `tracker doctor` tells what this interface can do".to_owned(),
         };
-        bail!(
-            "cannot attach the receive program to {}: {}{remedy}",
-            link.name,
-            refusals.join("; ")
-        )
+        Err(DatapathError::Attach {
+            interface: interface(),
+            refusals: refusals.join("; "),
+            remedy,
+        })
     }
 
     /// What tells of each receive program whether it is still attached.
@@ -370,7 +388,7 @@ impl Kernel {
         Some(receive.attachment.check(pin, ifindex))
     }
 
-    fn attach_in(&mut self, link: &Link, mode: Mode) -> Result<Attachment> {
+    fn attach_in(&mut self, link: &Link, mode: Mode) -> Result<Attachment, DatapathError> {
         let ifindex = link.index;
         let pin = self.pins.link(&receive_pin(ifindex, mode));
         let xdp_mode = match mode {
@@ -448,11 +466,11 @@ impl Kernel {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<()> {
+    pub fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<(), DatapathError> {
         if is_target {
             self.devices
                 .insert(ifindex, ifindex, None, 0)
-                .with_context(|| format!("cannot make interface {ifindex} a redirect target"))
+                .map_err(|source| DatapathError::Device { ifindex, source })
         } else {
             // The kernel removes a deleted device's entry by itself.
             let _ = self.devices.remove(ifindex);
@@ -464,22 +482,29 @@ impl Kernel {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()> {
-        let written = || format!("cannot write tracker {slot}");
-        self.trackers.set(slot, tracker, 0).with_context(written)
+    pub fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<(), DatapathError> {
+        let written = self.trackers.set(slot, tracker, 0);
+        written.map_err(|source| DatapathError::Tracker { slot, source })
     }
 
     /// Says which TCP trackers ask a port, and which source ports each uses: first the words, then where they are.
     ///
     /// # Errors
     /// As the kernel answers.
-    pub fn set_streams(&mut self, key: &abi::StreamKey, group: &Group) -> Result<()> {
+    pub fn set_streams(
+        &mut self,
+        key: &abi::StreamKey,
+        group: &Group,
+    ) -> Result<(), DatapathError> {
         for (at, word) in group.words() {
             self.set_stream(at, word);
         }
         self.streams
             .insert(key, group.streams.word(), 0)
-            .context("cannot write the map STREAMS")
+            .map_err(|source| DatapathError::Write {
+                map: abi::map::STREAMS,
+                source,
+            })
     }
 
     /// Writes the word that says whose share of the ports it is.
@@ -546,9 +571,9 @@ impl Kernel {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub fn counters(&self) -> Result<PerCpuValues<abi::Counters>> {
+    pub fn counters(&self) -> Result<PerCpuValues<abi::Counters>, DatapathError> {
         let map = self.ebpf.map(abi::map::COUNTERS);
-        let map = map.ok_or_else(|| anyhow!("{} is not in the object", abi::map::COUNTERS))?;
+        let map = map.ok_or(DatapathError::NotInObject(abi::map::COUNTERS))?;
         Ok(PerCpuArray::try_from(map)?.get(&0, 0)?)
     }
 
@@ -571,13 +596,14 @@ impl Kernel {
 
 /// Carries the programs' diagnostics into the daemon's own log.
 #[cfg(feature = "bpf-log")]
-fn follow_log(ebpf: &mut Ebpf) -> Result<()> {
-    let logger = aya_log::EbpfLogger::init(ebpf).context("cannot read the programs' log")?;
+fn follow_log(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    let logger = aya_log::EbpfLogger::init(ebpf);
+    let logger = logger.map_err(|error| DatapathError::Log(error.into()))?;
     // SAFETY: the logger owns its ring buffer's descriptor, the same one as long as it lives.
     let registered = unsafe {
         tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE)
     };
-    let mut logger = registered.map_err(|_| anyhow!("cannot wait for the programs' log"))?;
+    let mut logger = registered.map_err(|_| DatapathError::LogWait)?;
     tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.get_inner_mut().flush();
@@ -592,7 +618,7 @@ fn set_hub(
     key: [u64; 2],
     private_ifindex: u32,
     tag: u32,
-) -> Result<()> {
+) -> Result<(), DatapathError> {
     let entry = abi::Hub {
         key,
         version: abi::VERSION,
@@ -600,18 +626,31 @@ fn set_hub(
         tag,
         pad: 0,
     };
-    hub.set(0, entry, 0).context("cannot write the map HUB")
+    hub.set(0, entry, 0).map_err(|source| DatapathError::Write {
+        map: abi::map::HUB,
+        source,
+    })
 }
 
 /// Attaches both halves of the send side to the private interface.
-fn attach_send(ebpf: &mut Ebpf, pins: &Pins, private_ifindex: u32) -> Result<[Attachment; 2]> {
+fn attach_send(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    private_ifindex: u32,
+) -> Result<[Attachment; 2], DatapathError> {
+    let not_sent = |half| {
+        move |error| DatapathError::Send {
+            half,
+            source: Box::new(error),
+        }
+    };
     // The send program stays attached to a device of its own: a call of an unattached one makes the
     // kernel swap its XDP dispatcher and wait for RCU, 24 ms instead of 18 us.
     let (name, pin) = (abi::program::SEND, pins.link(SEND_PIN));
-    let send = attach_xdp(ebpf, name, private_ifindex, XdpMode::Driver, &pin)
-        .context("cannot attach the send program to the private veth")?;
+    let send =
+        attach_xdp(ebpf, name, private_ifindex, XdpMode::Driver, &pin).map_err(not_sent(""))?;
     let (name, pin) = (abi::program::TC_SEND, pins.link(TC_SEND_PIN));
     let tc_send = attach_tc(ebpf, name, private_ifindex, TcPlace::INGRESS, pins, &pin)
-        .context("cannot attach the send program's TC half to the private veth")?;
+        .map_err(not_sent("'s TC half"))?;
     Ok([send, tc_send])
 }

@@ -3,6 +3,7 @@
 pub mod adopt;
 pub mod attach;
 pub mod clsact;
+pub mod error;
 pub mod journal;
 pub mod links;
 pub mod live_frames;

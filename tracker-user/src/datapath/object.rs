@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 
-use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, Pod,
     maps::{Map, ProgramArray},
@@ -12,22 +11,23 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 use tracker_ebpf::abi;
 
-use super::mmap::Mapped;
+use super::{error::DatapathError, mmap::Mapped};
 
 /// Takes a map out of the object.
-pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, DatapathError> {
     ebpf.take_map(name)
-        .ok_or_else(|| anyhow!("the eBPF object has no map {name}"))
+        .ok_or_else(|| DatapathError::no_map(name))
 }
 
 /// A map of the object as memory.
-pub(super) fn mapped<T: Pod>(ebpf: &Ebpf, name: &str) -> Result<Mapped<T>> {
+pub(super) fn mapped<T: Pod>(ebpf: &Ebpf, name: &str) -> Result<Mapped<T>, DatapathError> {
     match ebpf.map(name) {
-        Some(Map::Array(data)) => {
-            Mapped::new(data).with_context(|| format!("cannot map {name} into memory"))
-        }
-        Some(_) => bail!("the map {name} of the eBPF object is no array"),
-        None => bail!("the eBPF object has no map {name}"),
+        Some(Map::Array(data)) => Mapped::new(data).map_err(|source| DatapathError::Memory {
+            map: name.to_owned(),
+            source,
+        }),
+        Some(_) => Err(DatapathError::NoArray(name.to_owned())),
+        None => Err(DatapathError::no_map(name)),
     }
 }
 
@@ -39,7 +39,7 @@ const LOAD_ATTEMPTS: u32 = 20;
 ///
 /// # Errors
 /// When there is no such program, or the kernel refuses it.
-pub fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+pub fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), DatapathError> {
     let others = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let mut attempts = 1..LOAD_ATTEMPTS;
     let loaded = loop {
@@ -59,17 +59,23 @@ pub fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
         }
     };
     others.thread_set_mask()?;
-    loaded.with_context(|| format!("the kernel refused the program {name}"))
+    loaded.map_err(|source| DatapathError::Refused {
+        program: name.to_owned(),
+        source,
+    })
 }
 
 /// A program of the object.
-pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, DatapathError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
     let program = ebpf
         .program_mut(name)
-        .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?;
+        .ok_or_else(|| DatapathError::Missing {
+            kind: "program",
+            name: name.to_owned(),
+        })?;
     Ok(program.try_into()?)
 }
 
@@ -77,15 +83,18 @@ where
 ///
 /// # Errors
 /// As the kernel answers.
-pub fn fill_segments(ebpf: &mut Ebpf) -> Result<()> {
+pub fn fill_segments(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     for (at, name) in (0..).zip(abi::program::SEGMENTS) {
         let called: &mut SchedClassifier = program(ebpf, name)?;
         let called = called.fd()?.try_clone()?;
         let map = ebpf.map_mut(abi::map::SEGMENTS);
-        let map = map.ok_or_else(|| anyhow!("{} is not in the object", abi::map::SEGMENTS))?;
+        let map = map.ok_or(DatapathError::NotInObject(abi::map::SEGMENTS))?;
         ProgramArray::try_from(map)?
             .set(at, &called, 0)
-            .with_context(|| format!("cannot write the map {}", abi::map::SEGMENTS))?;
+            .map_err(|source| DatapathError::Write {
+                map: abi::map::SEGMENTS,
+                source,
+            })?;
     }
     Ok(())
 }

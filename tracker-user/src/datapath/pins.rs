@@ -7,7 +7,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -16,6 +15,73 @@ use nix::{
 };
 
 use super::links;
+
+/// Why pins cannot be made, moved or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// The file system refuses something that is attempted with a file.
+    #[error("cannot {attempt} {}", .path.display())]
+    File {
+        /// What is attempted.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the file system answered.
+        source: io::Error,
+    },
+    /// A directory cannot be renamed.
+    #[error("cannot rename {} to {}", .from.display(), .to.display())]
+    Rename {
+        /// The directory.
+        from: PathBuf,
+        /// Its new name.
+        to: PathBuf,
+        /// What the file system answered.
+        source: io::Error,
+    },
+    /// Another process has the instance.
+    #[error("another daemon of this instance holds {}; stop it, or set another hub.instance", .0.display())]
+    Taken(PathBuf),
+    /// The instance cannot be locked.
+    #[error("cannot lock {}: {why}", .path.display())]
+    Lock {
+        /// The instance's directory.
+        path: PathBuf,
+        /// What the kernel answered.
+        why: Errno,
+    },
+    /// There is no directory for the BPF file system.
+    #[error("cannot make {} for the BPF file system: {why}; set hub.bpffs to another path", .path.display())]
+    MountPoint {
+        /// The directory.
+        path: PathBuf,
+        /// What the file system answered.
+        why: io::Error,
+    },
+    /// The BPF file system cannot be mounted.
+    #[error(
+        "cannot mount the BPF file system at {0}: {why}; mount it with `mount -t bpf bpf {0}`",
+        .path.display()
+    )]
+    Mount {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel answered.
+        why: Errno,
+    },
+}
+
+impl PinsError {
+    /// Makes the error of an attempt that the file system refuses.
+    fn file(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File {
+            attempt,
+            path,
+            source,
+        }
+    }
+}
 
 /// The pins of one instance: `<bpffs>/tracker/<instance>/{maps,links}`, and the journal beside them.
 #[derive(Clone, Debug)]
@@ -69,11 +135,10 @@ impl Pins {
     ///
     /// # Errors
     /// As the file system answers.
-    pub fn create_next_maps(&self) -> Result<PathBuf> {
+    pub fn create_next_maps(&self) -> Result<PathBuf, PinsError> {
         let next = self.next_maps();
         remove_all(&next)?;
-        fs::create_dir_all(&next)
-            .with_context(|| format!("cannot make the pin directory {}", next.display()))?;
+        fs::create_dir_all(&next).map_err(PinsError::file("make the pin directory", &next))?;
         Ok(next)
     }
 
@@ -85,12 +150,15 @@ impl Pins {
     ///
     /// # Errors
     /// As the file system answers.
-    pub fn take_next_maps(&self) -> Result<()> {
+    pub fn take_next_maps(&self) -> Result<(), PinsError> {
         let (maps, last) = (self.maps(), self.last_maps());
         remove_all(&last)?;
         let rename = |from: &Path, to: &Path| {
-            fs::rename(from, to)
-                .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
+            fs::rename(from, to).map_err(|source| PinsError::Rename {
+                from: from.to_owned(),
+                to: to.to_owned(),
+                source,
+            })
         };
         rename(&maps, &last)?;
         rename(&self.next_maps(), &maps)?;
@@ -102,11 +170,11 @@ impl Pins {
     ///
     /// # Errors
     /// As the file system answers.
-    pub fn mend(&self) -> Result<()> {
+    pub fn mend(&self) -> Result<(), PinsError> {
         // Between the two renames of `take_next_maps`: the next ones were complete.
         if !self.maps().exists() && self.next_maps().exists() {
             fs::rename(self.next_maps(), self.maps())
-                .with_context(|| format!("cannot rename {}", self.next_maps().display()))?;
+                .map_err(PinsError::file("rename", &self.next_maps()))?;
         }
         remove_all(&self.next_maps())?;
         remove_all(&self.last_maps())?;
@@ -130,18 +198,17 @@ impl Pins {
     ///
     /// # Errors
     /// As the file system answers.
-    pub fn create(&self) -> Result<()> {
+    pub fn create(&self) -> Result<(), PinsError> {
         for directory in [self.root.join("maps"), self.root.join("links")] {
-            fs::create_dir_all(&directory).with_context(|| {
-                format!("cannot make the pin directory {}", directory.display())
-            })?;
+            fs::create_dir_all(&directory)
+                .map_err(PinsError::file("make the pin directory", &directory))?;
         }
         for directory in [self.root.parent(), Some(self.root.as_path())]
             .into_iter()
             .flatten()
         {
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
-                .with_context(|| format!("cannot restrict {}", directory.display()))?;
+                .map_err(PinsError::file("restrict", directory))?;
         }
         Ok(())
     }
@@ -160,17 +227,13 @@ impl Pins {
     ///
     /// # Errors
     /// Where another process has it.
-    pub fn lock(&self) -> Result<Flock<File>> {
-        let directory = File::open(&self.root)
-            .with_context(|| format!("cannot open {}", self.root.display()))?;
+    pub fn lock(&self) -> Result<Flock<File>, PinsError> {
+        let directory = File::open(&self.root).map_err(PinsError::file("open", &self.root))?;
         Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-            if errno == Errno::EWOULDBLOCK {
-                anyhow!(
-                    "another daemon of this instance holds {}; stop it, or set another hub.instance",
-                    self.root.display()
-                )
-            } else {
-                anyhow!("cannot lock {}: {errno}", self.root.display())
+            let path = self.root.clone();
+            match errno {
+                Errno::EWOULDBLOCK => PinsError::Taken(path),
+                why => PinsError::Lock { path, why },
             }
         })
     }
@@ -179,7 +242,7 @@ impl Pins {
     ///
     /// # Errors
     /// As the file system answers.
-    pub fn clear(&self) -> Result<()> {
+    pub fn clear(&self) -> Result<(), PinsError> {
         remove_all(&self.root.join("links"))?;
         remove_all(&self.maps())?;
         self.create()
@@ -190,7 +253,7 @@ impl Pins {
     ///
     /// # Errors
     /// The first failure, after trying everything.
-    pub fn remove(&self) -> Result<usize> {
+    pub fn remove(&self) -> Result<usize, PinsError> {
         let mut removed = 0;
         let mut failure = None;
         for directory in [
@@ -225,19 +288,17 @@ impl Pins {
             let _ = fs::remove_dir(parent);
         }
         match failure {
-            Some((path, error)) => {
-                Err(error).with_context(|| format!("cannot remove {}", path.display()))
-            }
+            Some((path, error)) => Err(PinsError::file("remove", &path)(error)),
             None => Ok(removed),
         }
     }
 }
 
 /// Removes a directory of pins, which need not exist.
-fn remove_all(directory: &Path) -> Result<()> {
+fn remove_all(directory: &Path) -> Result<(), PinsError> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+            Err(PinsError::file("remove", directory)(error))
         }
         _ => Ok(()),
     }
@@ -252,16 +313,14 @@ pub fn is_mounted(path: &Path) -> bool {
 ///
 /// # Errors
 /// Where the directory or the mount fails.
-pub fn ensure_mounted(path: &Path) -> Result<()> {
+pub fn ensure_mounted(path: &Path) -> Result<(), PinsError> {
     // A path inside a BPF file system is as good as its mount point.
     if is_mounted(path) {
         return Ok(());
     }
-    fs::create_dir_all(path).map_err(|error| {
-        anyhow!(
-            "cannot make {} for the BPF file system: {error}; set hub.bpffs to another path",
-            path.display()
-        )
+    fs::create_dir_all(path).map_err(|why| PinsError::MountPoint {
+        path: path.to_owned(),
+        why,
     })?;
     mount(
         Some("bpf"),
@@ -270,11 +329,9 @@ pub fn ensure_mounted(path: &Path) -> Result<()> {
         MsFlags::empty(),
         Some("mode=0700"),
     )
-    .map_err(|error| {
-        anyhow!(
-            "cannot mount the BPF file system at {0}: {error}; mount it with `mount -t bpf bpf {0}`",
-            path.display()
-        )
+    .map_err(|why| PinsError::Mount {
+        path: path.to_owned(),
+        why,
     })
 }
 /// What the name of the pin of an uplink's XDP link begins with.

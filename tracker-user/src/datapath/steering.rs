@@ -3,11 +3,12 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    error::Error,
     hash::Hash,
+    iter::successors,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{
@@ -21,12 +22,14 @@ use tracker_ebpf::abi;
 use super::{
     OBJECT,
     attach::{self, Attachment, Check, TcPlace},
+    error::DatapathError,
     loader::Kernel,
     object,
     pins::{Pins, fast_pin},
 };
 use crate::{
     config::ModeChoice,
+    error::full,
     net::ethtool,
     plan::{
         mode::{Mode, Offloads},
@@ -87,7 +90,7 @@ impl SteeredReader {
     }
 
     /// Zeroes a member's counters.
-    fn reset(&self, member: u32) -> Result<()> {
+    fn reset(&self, member: u32) -> Result<(), DatapathError> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         let zeros = PerCpuValues::try_from(vec![abi::Steered::default(); cpus])?;
         Ok(self.map().set(member, zeros, 0)?)
@@ -104,7 +107,7 @@ impl Steering {
     ///
     /// # Errors
     /// Where the kernel refuses.
-    pub fn load(kernel: &Kernel, room: Room) -> Result<Self> {
+    pub fn load(kernel: &Kernel, room: Room) -> Result<Self, DatapathError> {
         let pins = kernel.pins();
         let mut loader = EbpfLoader::new();
         let paths = abi::map::ALL
@@ -142,9 +145,7 @@ impl Steering {
             .map_max_entries(abi::map::UPLINKS, room.uplinks)
             .map_max_entries(abi::map::FLOWS, abi::FLOWS_MAX)
             .map_max_entries(abi::map::STEERED, paths_count);
-        let mut ebpf = loader
-            .load(OBJECT)
-            .context("the kernel refused the eBPF maps of steering")?;
+        let mut ebpf = loader.load(OBJECT).map_err(DatapathError::SteeringMaps)?;
         for name in abi::program::STEERING_ALL {
             object::load(&mut ebpf, name)?;
         }
@@ -183,7 +184,10 @@ impl Steering {
     /// Zeroes a member's counters for a new user of the path slot.
     pub fn reset(&self, member: u32) {
         if let Err(error) = self.counters.reset(member) {
-            tracing::debug!("cannot zero the steering counters of path {member}: {error:#}");
+            tracing::debug!(
+                "cannot zero the steering counters of path {member}: {}",
+                full(&error)
+            );
         }
     }
 
@@ -220,7 +224,7 @@ impl Steering {
     ) -> Option<String> {
         let mut fault = None;
         if let Err(error) = self.write(&plan) {
-            let text = format!("cannot write the maps of steering: {error:#}");
+            let text = format!("cannot write the maps of steering: {}", full(&error));
             tracing::error!("{text}; trying again");
             fault = Some(text);
         } else {
@@ -270,7 +274,7 @@ impl Steering {
         let refusal = matches!(point.hook, Hook::Fast if is_auto)
             .then(|| Mode::why_not_native(link, ethtool::offloads));
         let attached = match refusal.flatten() {
-            Some(why) => Err(anyhow!(why)),
+            Some(why) => Err(DatapathError::Unfit(why)),
             None => self.attach(point, kernel, choice),
         };
         let error = match attached {
@@ -286,7 +290,7 @@ impl Steering {
             }
             Err(error) => error,
         };
-        let text = format!("{}: no steering by {what}: {error:#}", link.name);
+        let text = format!("{}: no steering by {what}: {}", link.name, full(&error));
         let refusal = Refusal {
             text: text.clone(),
             is_taken: is_taken(&error),
@@ -341,7 +345,7 @@ impl Steering {
         point: AttachPoint,
         kernel: &mut Kernel,
         choice: ModeChoice,
-    ) -> Result<Attachment> {
+    ) -> Result<Attachment, DatapathError> {
         let pin = self.pins.link(&name(point));
         let is_xdp = matches!(point.hook, Hook::Fast);
         kernel.take_left(&pin, point.ifindex, is_xdp);
@@ -374,7 +378,7 @@ impl Steering {
         attach::attach_tc(ebpf, program, ifindex, place, &self.pins, &pin)
     }
 
-    fn write(&mut self, plan: &Plan) -> Result<()> {
+    fn write(&mut self, plan: &Plan) -> Result<(), DatapathError> {
         let (old, new) = (&self.installed, plan);
         if old.filter != new.filter {
             // Wider first, so that nothing that is steered before and after goes untouched in between.
@@ -435,10 +439,13 @@ impl Drop for Steering {
 }
 
 /// Whether the kernel refused because another XDP program is attached (`dev_xdp_attach`).
-fn is_taken(error: &anyhow::Error) -> bool {
+fn is_taken(error: &DatapathError) -> bool {
     let taken = [libc::EBUSY, libc::EEXIST].map(Some);
-    error.chain().any(|cause| {
-        let error = cause.downcast_ref::<std::io::Error>();
+    let mut errors = successors(Some(error as &(dyn Error + 'static)), |error| {
+        (*error).source()
+    });
+    errors.any(|error| {
+        let error = error.downcast_ref::<std::io::Error>();
         error.is_some_and(|error| taken.contains(&error.raw_os_error()))
     })
 }
@@ -496,7 +503,7 @@ fn write_map<K: Pod + Eq + Hash, V: Pod + PartialEq>(
     map: &mut BpfHashMap<MapData, K, V>,
     old: &HashMap<K, V>,
     new: &HashMap<K, V>,
-) -> Result<()> {
+) -> Result<(), DatapathError> {
     // Room first.
     for key in old.keys().filter(|key| !new.contains_key(*key)) {
         // It is missing where an earlier attempt failed half way.

@@ -8,7 +8,6 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
     maps::{HashMap as BpfHashMap, MapData},
@@ -16,7 +15,7 @@ use aya::{
 };
 use tracker_ebpf::abi;
 
-use super::object;
+use super::{error::DatapathError, object};
 
 /// `PACKET_IGNORE_OUTGOING` of linux/if_packet.h (Linux 4.20): what the hub sends is not even copied for the socket.
 const IGNORE_OUTGOING: libc::c_int = 23;
@@ -34,14 +33,15 @@ impl Watch {
     ///
     /// # Errors
     /// As the kernel answers: EPERM without CAP_NET_RAW.
-    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self> {
+    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        let system = |attempt| move |source| DatapathError::System { attempt, source };
         let expecting = object::take(ebpf, abi::map::EXPECTING)?;
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: no pointers; protocol 0 receives nothing (packet(7)), and the descriptor has no other owner.
         let socket = unsafe {
             let socket = libc::socket(libc::AF_PACKET, kind, 0);
             if socket < 0 {
-                return Err(io::Error::last_os_error()).context("cannot open a packet socket");
+                return Err(system("open a packet socket")(io::Error::last_os_error()));
             }
             OwnedFd::from_raw_fd(socket)
         };
@@ -59,7 +59,9 @@ impl Watch {
             )
         };
         if set < 0 {
-            return Err(io::Error::last_os_error()).context("cannot set up the packet socket");
+            return Err(system("set up the packet socket")(
+                io::Error::last_os_error(),
+            ));
         }
         Ok(Self {
             socket,
@@ -73,15 +75,22 @@ impl Watch {
     ///
     /// # Errors
     /// As the kernel answers.
-    pub(super) fn leave_out(&mut self, interfaces: &HashSet<u32>) -> Result<()> {
+    pub(super) fn leave_out(&mut self, interfaces: &HashSet<u32>) -> Result<(), DatapathError> {
         for ifindex in interfaces {
             if !self.known.contains(ifindex) {
-                (self.expecting.insert(ifindex, 1, 0)).context("cannot write the map EXPECTING")?;
+                let written = self.expecting.insert(ifindex, 1, 0);
+                written.map_err(|source| DatapathError::Write {
+                    map: abi::map::EXPECTING,
+                    source,
+                })?;
                 self.known.insert(*ifindex);
             }
         }
         if !self.is_bound {
-            self.bind().context("cannot bind the packet socket")?;
+            self.bind().map_err(|source| DatapathError::System {
+                attempt: "bind the packet socket",
+                source,
+            })?;
             self.is_bound = true;
         }
         Ok(())

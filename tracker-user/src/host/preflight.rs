@@ -1,11 +1,26 @@
 //! What the daemon needs of this kernel, tried one by one before anything is changed.
 
-use anyhow::{Result, bail};
-
-use super::privileges;
+use super::privileges::{self, PrivilegesError};
 
 /// The kernel release that live frames need (`BPF_F_TEST_XDP_LIVE_FRAMES`).
 pub const LINUX_MIN: (u32, u32) = (5, 18);
+
+/// Why a command cannot do its work on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum PreflightError {
+    /// It does not run as root.
+    #[error("loading and removing eBPF programs needs root; run this with sudo")]
+    Root,
+    /// It lacks capabilities.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegesError),
+    /// The kernel is too old.
+    #[error(
+        "Linux {}.{} cannot send live frames, which need {}.{}; boot a newer kernel",
+        .0.0, .0.1, LINUX_MIN.0, LINUX_MIN.1
+    )]
+    Kernel((u32, u32)),
+}
 
 /// The running kernel's version; zeros where it can't be read.
 pub fn linux_version() -> (u32, u32) {
@@ -20,9 +35,9 @@ pub fn linux_version() -> (u32, u32) {
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn require_root() -> Result<()> {
+pub fn require_root() -> Result<(), PreflightError> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("loading and removing eBPF programs needs root; run this with sudo");
+        return Err(PreflightError::Root);
     }
     Ok(())
 }
@@ -31,18 +46,25 @@ pub fn require_root() -> Result<()> {
 ///
 /// # Errors
 /// One line that says what is missing and what to do.
-pub fn require() -> Result<()> {
+pub fn require() -> Result<(), PreflightError> {
     require_root()?;
     privileges::require()?;
     let version = linux_version();
     if version < LINUX_MIN {
-        bail!(
-            "Linux {}.{} cannot send live frames, which need {}.{}; boot a newer kernel",
-            version.0,
-            version.1,
-            LINUX_MIN.0,
-            LINUX_MIN.1
-        );
+        return Err(PreflightError::Kernel(version));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_kernel_is_named() {
+        assert_eq!(
+            PreflightError::Kernel((5, 10)).to_string(),
+            "Linux 5.10 cannot send live frames, which need 5.18; boot a newer kernel"
+        );
+    }
 }

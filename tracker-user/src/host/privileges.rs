@@ -2,8 +2,8 @@
 //!
 //! `dist/tracker.service` grants the same; a test holds it against the constants here.
 
-use anyhow::{Context as _, Result, bail};
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
+use nix::errno::Errno;
 
 /// What the running daemon keeps.
 pub const RUN: [Capability; 3] = [
@@ -30,12 +30,39 @@ pub const START: [Capability; 5] = [
     Capability::CAP_NET_BIND_SERVICE,
 ];
 
+/// Why this process lacks capabilities, or cannot give up others.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivilegesError {
+    /// It is not known what it has.
+    #[error("cannot read the capabilities")]
+    Read(#[source] CapsError),
+    /// Some are missing.
+    #[error(
+        "loading eBPF programs needs {0}, which this process lacks; grant them, or run it as root outside a container"
+    )]
+    Missing(String),
+    /// Those that are not needed cannot be given up.
+    #[error("cannot give up capabilities")]
+    GiveUp(#[source] GiveUpError),
+}
+
+/// What the kernel answered to a thread that gives up capabilities.
+#[derive(Debug, thiserror::Error)]
+pub enum GiveUpError {
+    /// To prctl(2).
+    #[error(transparent)]
+    Prctl(#[from] Errno),
+    /// To a change of the sets.
+    #[error(transparent)]
+    Caps(#[from] CapsError),
+}
+
 /// Refuses to go on where one is missing without which the daemon could not start.
 ///
 /// # Errors
 /// One line that names them.
-pub fn require() -> Result<()> {
-    let held = caps::read(None, CapSet::Effective).context("cannot read the capabilities")?;
+pub fn require() -> Result<(), PrivilegesError> {
+    let held = caps::read(None, CapSet::Effective).map_err(PrivilegesError::Read)?;
     // Of the others, each is needed only by some; what they are needed for says so.
     let needed = RUN.iter().chain([&Capability::CAP_SYS_ADMIN]);
     let missing: Vec<_> = needed
@@ -43,10 +70,7 @@ pub fn require() -> Result<()> {
         .map(ToString::to_string)
         .collect();
     if !missing.is_empty() {
-        bail!(
-            "loading eBPF programs needs {}, which this process lacks; grant them, or run it as root outside a container",
-            missing.join(", ")
-        );
+        return Err(PrivilegesError::Missing(missing.join(", ")));
     }
     Ok(())
 }
@@ -56,8 +80,8 @@ pub fn require() -> Result<()> {
 ///
 /// # Errors
 /// As the kernel answers.
-pub fn limit_to_start() -> Result<()> {
-    let give_up = || -> Result<()> {
+pub fn limit_to_start() -> Result<(), PrivilegesError> {
+    let give_up = || -> Result<(), GiveUpError> {
         nix::sys::prctl::set_no_new_privs()?;
         caps::clear(None, CapSet::Ambient)?;
         if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
@@ -73,18 +97,18 @@ pub fn limit_to_start() -> Result<()> {
         }
         keep(|capability| RUN.contains(&capability) || START.contains(&capability))
     };
-    give_up().context("cannot give up capabilities")
+    give_up().map_err(PrivilegesError::GiveUp)
 }
 
 /// Gives up, for this thread and those that it starts later, whatever is not needed to run.
 ///
 /// # Errors
 /// As the kernel answers.
-pub fn limit_to_run() -> Result<()> {
-    keep(|capability| RUN.contains(&capability)).context("cannot give up capabilities")
+pub fn limit_to_run() -> Result<(), PrivilegesError> {
+    keep(|capability| RUN.contains(&capability)).map_err(PrivilegesError::GiveUp)
 }
 
-fn keep(is_kept: impl Fn(Capability) -> bool) -> Result<()> {
+fn keep(is_kept: impl Fn(Capability) -> bool) -> Result<(), GiveUpError> {
     let held = caps::read(None, CapSet::Permitted)?;
     let kept: CapsHashSet = held.into_iter().filter(|held| is_kept(*held)).collect();
     // In this order: what is effective must be permitted.

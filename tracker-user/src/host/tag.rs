@@ -6,30 +6,53 @@ use std::{
     fs::{self, DirBuilder, File},
     io::{self, ErrorKind, Write as _},
     os::unix::fs::DirBuilderExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
-
-use anyhow::{Context as _, Result};
 
 /// The file in the state directory.
 const FILE: &str = "tag";
 /// The file until it is complete.
 const NEXT: &str = "tag.next";
 
+/// Why a tag cannot be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum TagError {
+    /// The file system refuses to read or write the file.
+    #[error("cannot {attempt} {}", .path.display())]
+    File {
+        /// What is attempted.
+        attempt: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the file system answered.
+        source: io::Error,
+    },
+    /// Something else is in the file.
+    #[error("{} holds no tag (eight hexadecimal digits)", .0.display())]
+    Foreign(PathBuf),
+}
+
 /// The tag that the state directory has, if it has one.
 ///
 /// # Errors
 /// When the file is there and cannot be read, or holds no tag.
-pub fn read(directory: &Path) -> Result<Option<u32>> {
+pub fn read(directory: &Path) -> Result<Option<u32>, TagError> {
     let path = directory.join(FILE);
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+        Err(source) => {
+            let attempt = "read";
+            return Err(TagError::File {
+                attempt,
+                path,
+                source,
+            });
+        }
+        Ok(text) => text,
     };
     let tag = u32::from_str_radix(text.trim(), 16).ok();
     let tag = tag.filter(|tag| *tag != 0 && text.trim().len() == 8);
-    tag.map(Some)
-        .with_context(|| format!("{} holds no tag (eight hexadecimal digits)", path.display()))
+    tag.map(Some).ok_or(TagError::Foreign(path))
 }
 
 /// Keeps the tag in the state directory, which is made if it is missing. After a crash at any moment the file is whole, or the
@@ -37,7 +60,7 @@ pub fn read(directory: &Path) -> Result<Option<u32>> {
 ///
 /// # Errors
 /// As the file system answers.
-pub fn keep(directory: &Path, tag: u32) -> Result<()> {
+pub fn keep(directory: &Path, tag: u32) -> Result<(), TagError> {
     let written = || -> io::Result<()> {
         DirBuilder::new()
             .recursive(true)
@@ -50,7 +73,11 @@ pub fn keep(directory: &Path, tag: u32) -> Result<()> {
         fs::rename(&next, directory.join(FILE))?;
         File::open(directory)?.sync_all()
     };
-    written().with_context(|| format!("cannot write {}", directory.join(FILE).display()))
+    written().map_err(|source| TagError::File {
+        attempt: "write",
+        path: directory.join(FILE),
+        source,
+    })
 }
 
 #[cfg(test)]

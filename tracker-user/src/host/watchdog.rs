@@ -35,6 +35,7 @@ use tokio::sync::{Notify, watch};
 use super::{clock::monotonic_ns, notify::Supervisor, repeats};
 use crate::{
     detector::lateness::{Beat, Health, STALLED_NS},
+    error::full,
     host::privileges,
 };
 
@@ -220,7 +221,10 @@ impl Watch {
     fn run(mut self) {
         // Nothing here needs any; without its bounding set emptied, this thread could not get more either.
         if let Err(error) = privileges::limit_to_run() {
-            tracing::error!("{error:#}; the watching thread keeps more than it needs");
+            tracing::error!(
+                "{}; the watching thread keeps more than it needs",
+                full(&error)
+            );
         }
         loop {
             let nap = TimeSpec::from_duration(Duration::from_nanos(TURN_NS));

@@ -31,6 +31,7 @@ use super::{
     exchange::{DATAGRAM_MAX, HEADER_LEN, messages, u16_at, u32_at},
     netdev::{self, Family},
 };
+use crate::error::full;
 use crate::host::{privileges, realtime};
 use crate::plan::observed::RouteKey;
 
@@ -509,7 +510,7 @@ impl Notifications {
                 move || {
                     realtime::block_signals();
                     if let Err(error) = privileges::limit_to_run() {
-                        tracing::warn!("{error:#}");
+                        tracing::warn!("{}", full(&error));
                     }
                     if let Err(error) = follow(&routes, devices.as_ref(), &stop, &shared) {
                         let why = format!("cannot read notifications of netlink: {error}");

@@ -32,6 +32,7 @@ use super::{
     netdev::{self, Family},
     notifications::{Reread, Shared, Ways, change},
 };
+use crate::error::full;
 use crate::host::{privileges, realtime};
 use crate::plan::observed::RouteKey;
 
@@ -227,7 +228,7 @@ impl<T: Transport> Worker<T> {
     fn run(mut self, inbox: &Receiver<Job>) {
         realtime::block_signals();
         if let Err(error) = privileges::limit_to_run() {
-            tracing::warn!("{error:#}");
+            tracing::warn!("{}", full(&error));
         }
         while let Ok(job) = inbox.recv() {
             self.waiting.fetch_sub(1, Ordering::Relaxed);

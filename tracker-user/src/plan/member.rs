@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    error::Error,
     net::IpAddr,
     sync::LazyLock,
 };
@@ -15,6 +16,7 @@ use tracker_ebpf::{
 
 use crate::{
     config::{Member, ModeChoice, ReturnHop, Tracker},
+    error::full,
     plan::{
         address,
         mode::SendWay,
@@ -57,8 +59,8 @@ impl Fault {
     }
 
     /// The kernel's maps can't be written.
-    pub fn cannot_write(error: &impl std::fmt::Display) -> Self {
-        Self::new(Cause::SendFailed, format!("{error:#}"))
+    pub fn cannot_write(error: &(dyn Error + 'static)) -> Self {
+        Self::new(Cause::SendFailed, full(error).to_string())
     }
 }
 

@@ -2,14 +2,41 @@
 
 use std::path::Path;
 
-use anyhow::Result;
-
 use crate::plan::observed::private_names;
 use crate::{
-    datapath::{adopt, clsact, pins::Pins},
-    host::{instance, preflight},
-    net::{neighbour_entries, rtnetlink::Netlink},
+    datapath::{
+        adopt, clsact,
+        pins::{Pins, PinsError},
+    },
+    host::{
+        instance::{self, InstanceError},
+        preflight::{self, PreflightError},
+    },
+    net::{
+        neighbour_entries,
+        rtnetlink::{Netlink, NetlinkError, PrivateError},
+    },
 };
+
+/// Why what an instance left cannot be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// This process may not.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// A daemon of the instance runs.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// A daemon of the instance runs, or its pins cannot be removed.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// The hub's network cannot be read.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The private interfaces cannot be removed.
+    #[error(transparent)]
+    Private(#[from] PrivateError),
+}
 
 /// Gives back the neighbour entries that a killed daemon had the kernel keep; its PATHS tell which.
 pub async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
@@ -26,7 +53,7 @@ pub async fn release_pinned_neighbours(netlink: &Netlink, pins: &Pins) {
 ///
 /// # Errors
 /// When something can't be removed.
-pub async fn remove(pins: &Pins, instance: &str) -> Result<(usize, bool)> {
+pub async fn remove(pins: &Pins, instance: &str) -> Result<(usize, bool), CleanupError> {
     let netlink = Netlink::connect().await?;
     let mut count = 0;
     if pins.exist() {
@@ -42,7 +69,7 @@ pub async fn remove(pins: &Pins, instance: &str) -> Result<(usize, bool)> {
 ///
 /// # Errors
 /// When the daemon still runs, whatever BPF file system it sees, or something can't be removed.
-pub async fn cleanup(bpffs: &Path, instance: &str) -> Result<String> {
+pub async fn cleanup(bpffs: &Path, instance: &str) -> Result<String, CleanupError> {
     preflight::require_root()?;
     let pins = Pins::new(bpffs, instance);
     let had_pins = pins.exist();

@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
 use tracker_ebpf::abi::{self, Egress};
 
 use crate::{
     config::ModeChoice,
-    datapath::loader::Kernel,
+    datapath::{error::DatapathError, loader::Kernel},
     detector::engine::Command,
+    error::full,
     plan::{
         member::{self, MemberPlan, NotLeaving},
         mode::Mode,
@@ -30,7 +30,11 @@ pub trait Hooks {
     ///
     /// # Errors
     /// What the kernel answered to all modes that were tried.
-    fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<(Mode, Vec<String>)>;
+    fn attach(
+        &mut self,
+        link: &Link,
+        choice: ModeChoice,
+    ) -> Result<(Mode, Vec<String>), DatapathError>;
     /// Detaches it.
     fn detach(&mut self, ifindex: u32);
     /// Watches all interfaces but these for replies that come a wrong way, once nothing is expected there.
@@ -41,7 +45,7 @@ pub trait Hooks {
     ///
     /// # Errors
     /// What the kernel answered.
-    fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<()>;
+    fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<(), DatapathError>;
 }
 
 impl Hooks for Kernel {
@@ -53,7 +57,11 @@ impl Hooks for Kernel {
         Self::attached(self)
     }
 
-    fn attach(&mut self, link: &Link, choice: ModeChoice) -> Result<(Mode, Vec<String>)> {
+    fn attach(
+        &mut self,
+        link: &Link,
+        choice: ModeChoice,
+    ) -> Result<(Mode, Vec<String>), DatapathError> {
         Self::attach(self, link, choice)
     }
 
@@ -69,7 +77,7 @@ impl Hooks for Kernel {
         Self::watch_less(self, expecting);
     }
 
-    fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<()> {
+    fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<(), DatapathError> {
         Self::set_device(self, ifindex, is_target)
     }
 }
@@ -227,7 +235,7 @@ impl Devices {
                     tracing::info!("{}: receiving by {}{why}", link.name, mode.as_str());
                 }
                 Err(error) => {
-                    let why = format!("{error:#}");
+                    let why = full(&error).to_string();
                     let before = self.refused.insert(ifindex, (why.clone(), now));
                     if before.is_none_or(|(before, _)| before != why) {
                         tracing::error!("{why}");
@@ -268,7 +276,7 @@ impl Devices {
                 continue;
             }
             if let Err(error) = hooks.set_device(ifindex, true) {
-                tracing::error!("{error:#}");
+                tracing::error!("{}", full(&error));
             }
             self.targets.insert(ifindex, now_mono_ns);
             engine.command(Command::UseDevice(ifindex));
@@ -286,7 +294,7 @@ impl Devices {
         self.targets.retain(|ifindex, _| {
             let is_wanted = wanted.contains(ifindex);
             if !is_wanted && let Err(error) = hooks.set_device(*ifindex, false) {
-                tracing::error!("{error:#}");
+                tracing::error!("{}", full(&error));
             }
             is_wanted
         });
@@ -320,9 +328,15 @@ mod tests {
             self.attached.clone()
         }
 
-        fn attach(&mut self, link: &Link, _: ModeChoice) -> Result<(Mode, Vec<String>)> {
+        fn attach(
+            &mut self,
+            link: &Link,
+            _: ModeChoice,
+        ) -> Result<(Mode, Vec<String>), DatapathError> {
             self.tried.borrow_mut().push(link.index);
-            anyhow::ensure!(!self.refusing.contains(&link.index), "refused");
+            if self.refusing.contains(&link.index) {
+                return Err(DatapathError::Unfit("refused".to_owned()));
+            }
             self.attached.push(link.index);
             Ok((Mode::Tc, Vec::new()))
         }
@@ -335,7 +349,7 @@ mod tests {
 
         fn watch_less(&mut self, _: &HashSet<u32>) {}
 
-        fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<()> {
+        fn set_device(&mut self, ifindex: u32, is_target: bool) -> Result<(), DatapathError> {
             match is_target {
                 true => self.targets.push(ifindex),
                 false => self.targets.retain(|known| *known != ifindex),

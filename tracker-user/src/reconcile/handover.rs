@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::Result;
-
 use crate::{
-    datapath::{adopt, journal::Journal, loader, pins::Pins},
+    datapath::{adopt, error::DatapathError, journal::Journal, loader, pins::Pins},
+    error::full,
     host::tag,
     state::{events::Event, journal::Snapshot},
 };
@@ -27,7 +26,7 @@ pub struct Handover {
 pub fn read(pins: &Pins, namespace: (u64, u64), now_ns: i128) -> (Journal, Handover) {
     let (journal, text) = Journal::open(pins);
     let read = text.map(|text| {
-        let text = text.map_err(|error| format!("{error:#}"))?;
+        let text = text.map_err(|error| full(&error).to_string())?;
         Snapshot::read(&text)
     });
     let snapshot = match read {
@@ -84,7 +83,7 @@ fn new_run(now_ns: i128) -> String {
 ///
 /// # Errors
 /// What the kernel answered, if it gives no random number.
-pub fn tag(state: &Path, pins: &Pins) -> Result<u32> {
+pub fn tag(state: &Path, pins: &Pins) -> Result<u32, DatapathError> {
     let kept = tag::read(state);
     let known = *kept.as_ref().unwrap_or(&None);
     let tag = match adopt::pinned_tag(pins).or(known) {
@@ -95,8 +94,8 @@ pub fn tag(state: &Path, pins: &Pins) -> Result<u32> {
         && let Err(error) = tag::keep(state, tag)
     {
         tracing::warn!(
-            "the tag of this instance's probes does not outlive its pins: {:#}",
-            kept.err().unwrap_or(error)
+            "the tag of this instance's probes does not outlive its pins: {}",
+            full(&kept.err().unwrap_or(error))
         );
     }
     Ok(tag)

@@ -9,7 +9,6 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Result;
 use tracker_ebpf::{
     abi,
     verdict::{Cause, Rules, Verdict},
@@ -19,6 +18,7 @@ use crate::{
     config::{self, Expect, Flow},
     datapath::{
         adopt::{Maps, Sizes},
+        error::DatapathError,
         loader::Kernel,
     },
     desired::{
@@ -30,13 +30,14 @@ use crate::{
         flows::{FlowRule, Share, Turnover},
         streams::{Group, StreamAllocator},
     },
+    error::full,
     plan::{
         address::{address_bytes, address_from},
         member::{Fault, MemberPlan, Probing},
         observed::Observed,
     },
     reconcile::{
-        map_space::{Added, MapSpace, Removed, entry, nanoseconds, same_place, words_of},
+        map_space::{Added, MapSpace, NoRoom, Removed, entry, nanoseconds, same_place, words_of},
         sender::Sender,
     },
     state::{hold_down::TrackerState, journal::SavedService},
@@ -51,7 +52,7 @@ pub trait TrackerMaps {
     ///
     /// # Errors
     /// What the kernel answered.
-    fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()>;
+    fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<(), DatapathError>;
     /// Prepares a place for a new tracker: a state of zeros, or the one that it had elsewhere, and an empty bit set.
     fn reset(&mut self, slot: u32, tracker: &abi::Tracker, left: Option<abi::State>);
     /// Empties a tracker's bit set.
@@ -60,7 +61,7 @@ pub trait TrackerMaps {
     ///
     /// # Errors
     /// What the kernel answered.
-    fn set_streams(&mut self, key: &abi::StreamKey, group: &Group) -> Result<()>;
+    fn set_streams(&mut self, key: &abi::StreamKey, group: &Group) -> Result<(), DatapathError>;
     /// Writes one tracker of a TCP port.
     fn set_stream(&mut self, at: u32, word: u64);
     /// Forgets a TCP port.
@@ -74,7 +75,7 @@ pub trait TrackerMaps {
 }
 
 impl TrackerMaps for Kernel {
-    fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()> {
+    fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<(), DatapathError> {
         Self::set_tracker(self, slot, tracker)
     }
 
@@ -86,7 +87,7 @@ impl TrackerMaps for Kernel {
         Self::clear_window(self, tracker);
     }
 
-    fn set_streams(&mut self, key: &abi::StreamKey, group: &Group) -> Result<()> {
+    fn set_streams(&mut self, key: &abi::StreamKey, group: &Group) -> Result<(), DatapathError> {
         Self::set_streams(self, key, group)
     }
 
@@ -316,7 +317,7 @@ impl Installer {
     ///
     /// # Errors
     /// What is missing, and what to do.
-    pub fn check(&self, diff: &Diff) -> Result<()> {
+    pub fn check(&self, diff: &Diff) -> Result<(), NoRoom> {
         let (mut removed, mut added) = (Removed::default(), Added::default());
         for (id, _) in diff.removed_members() {
             if let Some(gone) = self.members.get(&id) {
@@ -1062,9 +1063,9 @@ fn clear_path(path: u32, engine: &impl Commands) {
     engine.command(Command::SetPath(path, abi::Path::default(), Some(cause)));
 }
 
-fn warn(written: Result<()>) {
+fn warn(written: Result<(), DatapathError>) {
     if let Err(error) = written {
-        tracing::warn!("{error:#}");
+        tracing::warn!("{}", full(&error));
     }
 }
 
@@ -1156,7 +1157,7 @@ pub(super) mod tests {
     }
 
     impl TrackerMaps for Memory {
-        fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<()> {
+        fn set_tracker(&mut self, slot: u32, tracker: &abi::Tracker) -> Result<(), DatapathError> {
             self.trackers.insert(slot, *tracker);
             Ok(())
         }
@@ -1168,7 +1169,11 @@ pub(super) mod tests {
 
         fn clear_window(&mut self, _: &abi::Tracker) {}
 
-        fn set_streams(&mut self, key: &abi::StreamKey, group: &Group) -> Result<()> {
+        fn set_streams(
+            &mut self,
+            key: &abi::StreamKey,
+            group: &Group,
+        ) -> Result<(), DatapathError> {
             let slots = group.slots.iter().flatten().copied().collect();
             self.streams.insert(*key, slots);
             Ok(())
@@ -1226,7 +1231,7 @@ pub(super) mod tests {
         }
 
         /// Replaces the configuration; nothing changes if there is no room.
-        fn go_to(&mut self, config: &Config) -> Result<Vec<(u32, TrackerState)>> {
+        fn go_to(&mut self, config: &Config) -> Result<Vec<(u32, TrackerState)>, NoRoom> {
             let services = config.services.clone();
             let desired = self.desired.next(services, Vec::new(), |_| Used::default());
             let changed = diff(&self.desired, &desired);

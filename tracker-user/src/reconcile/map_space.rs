@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use anyhow::{Result, bail};
 use tracker_ebpf::{abi, window::Window};
 
 use crate::{
@@ -68,7 +67,7 @@ impl MapSpace {
     }
 
     /// Checks that the added trackers fit once the removed ones are freed. Allocates nothing.
-    pub(super) fn check(&self, removed: &Removed, added: &Added<'_>) -> Result<()> {
+    pub(super) fn check(&self, removed: &Removed, added: &Added<'_>) -> Result<(), NoRoom> {
         let slots = self.slots.available() + removed.words.len();
         let paths = self.paths.available() + removed.paths;
         let trackers = added.trackers.len();
@@ -89,15 +88,27 @@ impl MapSpace {
             let needs = self.streams.needs(key, *count);
             fits = fits && needs.is_none_or(|count| words.take(count).is_some());
         }
-        if !fits {
-            bail!(
-                "no room for {trackers} more trackers in the maps of this daemon, which has {slots} free; raise room of \
-                 [hub], now {}, and restart it",
-                self.room
-            );
+        match fits {
+            true => Ok(()),
+            false => Err(NoRoom {
+                trackers,
+                free: slots,
+                room: self.room,
+            }),
         }
-        Ok(())
     }
+}
+
+/// There is no room for what is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no room for {trackers} more trackers in the maps of this daemon, which has {free} free; raise room of \
+     [hub], now {room}, and restart it"
+)]
+pub struct NoRoom {
+    trackers: usize,
+    free: usize,
+    room: u32,
 }
 
 /// Places that are freed.

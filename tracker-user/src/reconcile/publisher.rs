@@ -1,9 +1,8 @@
 //! Reports events: into the journal first, then into the log and to readers.
 
-use anyhow::Result;
-
 use crate::{
-    datapath::journal::Journal,
+    datapath::journal::{Journal, JournalError},
+    error::full,
     state::{
         events::{Event, EventFeed},
         journal::{Record, SavedHeld, SavedService, Snapshot},
@@ -19,7 +18,7 @@ pub trait Store {
     ///
     /// # Errors
     /// What the kernel answered.
-    fn begin(&mut self, lines: &[u8]) -> Result<()>;
+    fn begin(&mut self, lines: &[u8]) -> Result<(), JournalError>;
     /// Takes a journal away that would tell the next daemon what is no longer so.
     fn give_up(&mut self);
 }
@@ -29,7 +28,7 @@ impl Store for Journal {
         Self::append(self, line)
     }
 
-    fn begin(&mut self, lines: &[u8]) -> Result<()> {
+    fn begin(&mut self, lines: &[u8]) -> Result<(), JournalError> {
         Self::begin(self, lines)
     }
 
@@ -138,7 +137,8 @@ impl<S: Store> Publisher<S> {
             self.journal.give_up();
             if !self.journal_failed {
                 tracing::warn!(
-                    "cannot write the journal: {error:#}; the next daemon will not go on from this one"
+                    "cannot write the journal: {}; the next daemon will not go on from this one",
+                    full(error)
                 );
             }
         }
@@ -197,9 +197,11 @@ mod tests {
             fits
         }
 
-        fn begin(&mut self, lines: &[u8]) -> Result<()> {
+        fn begin(&mut self, lines: &[u8]) -> Result<(), JournalError> {
             self.seen.push(self.feed.bounds().1);
-            anyhow::ensure!(self.works, "no memory");
+            if !self.works {
+                return Err(JournalError::TooLarge);
+            }
             self.text = lines.to_vec();
             Ok(())
         }

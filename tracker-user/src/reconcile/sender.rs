@@ -23,6 +23,7 @@ use crate::{
         engine::{Command, Engine, Report},
         lateness::Health,
     },
+    error::full,
     host::{clock::monotonic_ns, privileges, realtime},
 };
 
@@ -110,7 +111,10 @@ fn run(
         );
     }
     if let Err(error) = privileges::limit_to_run() {
-        tracing::error!("{error:#}; the sending thread keeps more than it needs");
+        tracing::error!(
+            "{}; the sending thread keeps more than it needs",
+            full(&error)
+        );
     }
     let mut engine = Engine::new(datapath);
     // What goes on from an earlier daemon is not sent for, or called faulty, before its path is known.

@@ -1,14 +1,14 @@
 //! Steering: loaded while it is configured, planned with everything else.
 
-use anyhow::Result;
-
 use crate::{
     config::{self, ModeChoice},
     datapath::{
         attach::Check,
+        error::DatapathError,
         loader::Kernel,
         steering::{SteeredReader, Steering as Programs},
     },
+    error::full,
     plan::{
         mode::Mode,
         observed::Observed,
@@ -49,7 +49,7 @@ impl Steering {
     ///
     /// # Errors
     /// What the kernel answered.
-    pub fn keep(&mut self, needed: Option<Room>, kernel: &Kernel) -> Result<Kept> {
+    pub fn keep(&mut self, needed: Option<Room>, kernel: &Kernel) -> Result<Kept, DatapathError> {
         if self.is_kept(needed) {
             return Ok(Kept::Same);
         }
@@ -64,10 +64,10 @@ impl Steering {
     }
 
     /// Takes what became of [`Self::keep`]. A fault that was not there before is logged.
-    pub fn take_fault(&mut self, kept: Result<()>) {
+    pub fn take_fault(&mut self, kept: Result<(), DatapathError>) {
         let before = self.fault.take();
         if let Err(error) = kept {
-            let fault = format!("{error:#}");
+            let fault = full(&error).to_string();
             if before.as_ref() != Some(&fault) {
                 tracing::error!("{fault}; others' packets are not steered, trying again");
             }
