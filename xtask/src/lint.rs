@@ -165,6 +165,9 @@ const HOSTS: &[&str] = &[
     "www.rust-lang.org",
 ];
 
+/// Files of the daemon's crate that are the binary's: there errors of all modules meet.
+const BINARY: &[&str] = &["main.rs", "app.rs", "app/", "cli/"];
+
 /// Directories of a developer's machine.
 const MACHINE_DIRS: &[&str] = &[
     concat!("/ho", "me/"),
@@ -442,6 +445,16 @@ fn text_problems(name: &str, text: &str, leads: &dyn Fn(&str) -> bool) -> Vec<St
     let is_license = name.starts_with("LICENSE");
     let is_rust = name.ends_with(".rs");
     let lines: Vec<&str> = text.lines().collect();
+    let is_module = name.strip_prefix(layers::DIR).is_some_and(|path| {
+        let is_part = |part: &str| path == part || (part.ends_with('/') && path.starts_with(part));
+        !BINARY.iter().any(|part| is_part(part))
+    });
+    let product = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
+    let product = if is_module {
+        product.lines().count()
+    } else {
+        0
+    };
     for (index, &line) in lines.iter().enumerate() {
         let mut found = |what: String| problems.push(format!("{name}:{}: {what}", index + 1));
         if line.ends_with([' ', '\t', '\r']) {
@@ -478,6 +491,14 @@ fn text_problems(name: &str, text: &str, leads: &dyn Fn(&str) -> bool) -> Vec<St
                 || (is_suppression(code) && !gives_reason(&lines[index..]))
             {
                 found("gives no reason".into());
+            }
+            if index < product && !code.starts_with("//") {
+                if code.contains("anyhow::") {
+                    found("anyhow in a module; its errors are typed, by thiserror".into());
+                }
+                if code.contains(":#}") && code.contains("error") {
+                    found("prints a typed error without its sources; use error::full".into());
+                }
             }
             if takes_unsafe(code)
                 && !lines[index.saturating_sub(8)..=index]
@@ -634,6 +655,16 @@ mod tests {
                 format!("let x = unsafe{} f() }};\n", " {"),
                 "SAFETY",
             ),
+            (
+                "tracker-user/src/net/a.rs",
+                "use anyhow::Result;\n".into(),
+                "anyhow in a module",
+            ),
+            (
+                "tracker-user/src/api/a.rs",
+                "    tracing::warn!(\"{error:#}\");\n".into(),
+                "without its sources",
+            ),
             ("a.md", "[here](gone.md#part)\n".into(), "gone.md"),
             ("a.md", "[here](there.md#gone)\n".into(), "there.md#gone"),
             ("a.md", "[here](#gone)\n".into(), "#gone"),
@@ -661,6 +692,14 @@ mod tests {
             (
                 "a.rs",
                 format!("#[{}(dead_code, reason = \"why\")]\n", "allow"),
+            ),
+            (
+                "tracker-user/src/app/a.rs",
+                "use anyhow::Result;\ntracing::warn!(\"{error:#}\");\n".into(),
+            ),
+            (
+                "tracker-user/src/net/a.rs",
+                "#[cfg(test)]\nmod tests {\n    use anyhow::Result;\n}\n".into(),
             ),
             (
                 "a.rs",
