@@ -29,6 +29,7 @@ pub struct Reflector(UdpServer);
 #[derive(Debug)]
 struct UdpServer {
     is_over: Arc<AtomicBool>,
+    is_paused: Arc<AtomicBool>,
     seen: Arc<Mutex<BTreeSet<SocketAddr>>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -46,6 +47,13 @@ impl UdpEcho {
     #[must_use]
     pub fn seen(&self) -> BTreeSet<SocketAddr> {
         self.0.seen()
+    }
+
+    /// Stands still for this long; what came meanwhile is then answered at once.
+    pub fn pause(&self, time: Duration) {
+        self.0.is_paused.store(true, Ordering::Relaxed);
+        thread::sleep(time);
+        self.0.is_paused.store(false, Ordering::Relaxed);
     }
 }
 
@@ -117,6 +125,7 @@ impl UdpServer {
     ) -> Result<Self> {
         let mut echo = Self {
             is_over: Arc::default(),
+            is_paused: Arc::default(),
             seen: Arc::default(),
             threads: Vec::new(),
         };
@@ -128,8 +137,9 @@ impl UdpServer {
                 Ok(socket)
             })?;
             let (is_over, seen) = (Arc::clone(&echo.is_over), Arc::clone(&echo.seen));
+            let is_paused = Arc::clone(&echo.is_paused);
             let reply = reply.clone();
-            let answer = move || answer(&socket, &is_over, &seen, reply);
+            let answer = move || answer(&socket, [&is_over, &is_paused], &seen, reply);
             echo.threads.push(thread::spawn(answer));
         }
         Ok(echo)
@@ -164,7 +174,7 @@ fn when_usable<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 fn answer(
     socket: &UdpSocket,
-    is_over: &AtomicBool,
+    [is_over, is_paused]: [&AtomicBool; 2],
     seen: &Mutex<BTreeSet<SocketAddr>>,
     reply: impl Fn(&[u8]) -> Option<Vec<u8>>,
 ) {
@@ -175,6 +185,9 @@ fn answer(
             seen.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(from);
+            while is_paused.load(Ordering::Relaxed) && !is_over.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(1));
+            }
             if let Some(reply) = reply(&datagram[..len]) {
                 // What can't be sent is a reply lost, as anywhere.
                 let _ = socket.send_to(&reply, from);

@@ -1,11 +1,14 @@
 //! UDP probes, to a real echo service.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tracker_lab::daemon::SOON;
 use tracker_lab::servers::UdpEcho;
-use tracker_lab::{Config, Lab, Service, Tracker};
+use tracker_lab::{Config, Lab, Service, Tracker, netns};
 
 const PORT: u16 = 7_007;
 
@@ -37,6 +40,78 @@ fn an_echo_service_answers_until_the_firewall_does_not_pass() -> Result<()> {
             tracker.wait_verdict("fw-1", "up", "replied")?;
         }
     }
+    Ok(())
+}
+
+/// The largest packet from the echo service's port that arrives on the hub's `eth1` within this time.
+fn largest(lab: &Lab, time: Duration) -> Result<usize> {
+    lab.hub.enter(|| {
+        let protocol = (libc::ETH_P_ALL as u16).to_be();
+        // SAFETY: no pointers.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM, i32::from(protocol)) };
+        ensure!(fd >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: the kernel just returned this descriptor, and nothing else owns it.
+        let socket = UdpSocket::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let (end, mut largest, mut packet) = (Instant::now() + time, 0, [0; 65_536]);
+        while Instant::now() < end {
+            if let Ok(len) = socket.recv(&mut packet)
+                && len > 28
+                && packet[9] == 17
+                && packet[20..22] == PORT.to_be_bytes()
+            {
+                largest = largest.max(len);
+            }
+        }
+        Ok(largest)
+    })
+}
+
+/// GRO makes one packet of replies that come back to back, as after a pause of the echo service.
+#[test]
+fn replies_that_the_kernel_merged_count_each() -> Result<()> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let behind: IpAddr = service.behind.into();
+    let echo = UdpEcho::start(&service.host, &[behind], PORT)?;
+    // A veth runs GRO if its peer has no TSO (`veth_set_features`), and merges what comes within this time.
+    let tso = [
+        "tso",
+        "tx-tcp-mangleid-segmentation",
+        "tx-tcp-ecn-segmentation",
+        "tx-tcp6-segmentation",
+    ];
+    for feature in tso {
+        service
+            .firewall
+            .run(&format!("ethtool -K eth0 {feature} off"))?;
+    }
+    lab.hub
+        .run("ethtool -K eth1 gro on rx-udp-gro-forwarding on")?;
+    let sysfs = "mount -t sysfs none /sys && cd /sys/class/net/eth1 && echo 5000000 > gro_flush_timeout && echo 5 > napi_defer_hard_irqs";
+    netns::check(lab.hub.command("unshare").args(["-m", "sh", "-c", sysfs]))?;
+    let config = config(service, behind, "interval = \"10ms\"\ntimeout = \"2s\"\n").mode("tc");
+    let tracker = Tracker::start(&lab.hub, config)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let largest = thread::scope(|scope| {
+        let watch = scope.spawn(|| largest(&lab, Duration::from_secs(2)));
+        for _ in 0..5 {
+            echo.pause(Duration::from_millis(200));
+            thread::sleep(Duration::from_millis(150));
+        }
+        watch.join().expect("no panic")
+    })?;
+    assert!(
+        largest > 28 + 10 * 32,
+        "nothing was merged: {largest} bytes"
+    );
+    // What was not counted is lost after its timeout.
+    thread::sleep(Duration::from_secs(2));
+    let status = tracker.wait_alive(SOON, "fw-1")?;
+    for counter in ["lost", "duplicate", "corrupt"] {
+        assert_eq!(status.count("fw-1", counter), 0, "{counter}");
+    }
+    assert_eq!(tracker.history("fw-1")?.len(), 1);
     Ok(())
 }
 

@@ -165,6 +165,12 @@ pub fn is_scattered(ctx: &TcContext) -> bool {
 /// Has the kernel put them there. Where it can't, the packet stays as it was.
 #[inline(always)]
 pub fn gather(ctx: &TcContext) {
+    pull(ctx, ctx.len().min(LINEAR));
+}
+
+/// Has the kernel put the first `len` bytes of a packet in its linear part. If it cannot, the packet stays as it was.
+#[inline(always)]
+pub fn pull(ctx: &TcContext, len: u32) {
     // SAFETY: helper call on this program's own context; no packet pointer is held across it.
-    unsafe { bpf_skb_pull_data(ctx.skb.skb, ctx.len().min(LINEAR)) };
+    unsafe { bpf_skb_pull_data(ctx.skb.skb, len) };
 }

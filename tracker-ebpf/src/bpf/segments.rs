@@ -37,9 +37,11 @@ pub fn are_merged(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).gso_size != 0 }
 }
 
-/// Has each datagram of a packet judged, from the first one on.
+/// Has each datagram of a packet judged that may be ours, from the first one on. All of it is put where a program can read it: merged
+/// datagrams are in fragments or in a list of buffers, and `bpf_skb_load_bytes_relative` reads the linear part alone.
 #[inline(always)]
 pub fn begin(ctx: &TcContext, program: u32) -> i32 {
+    packet::pull(ctx, ctx.len());
     go_on(ctx, 0, true, program)
 }
 
