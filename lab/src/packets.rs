@@ -1,7 +1,7 @@
 //! Frames for the tests of the kernel programs, built with pnet_packet alone: what these builders and
 //! Tracker's own agree on is right, and not merely the same mistake twice.
 //!
-//! Each function makes one layer around what it is given. Checksums are right; who wants a wrong one
+//! Each function makes one layer around what it is given. Checksums are right; a test of a wrong one
 //! changes the bytes afterwards.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -323,9 +323,9 @@ pub const fn echo_reply(family: IpAddr) -> u8 {
 pub struct ProbeHeader {
     /// Tracker slot.
     pub tracker: u32,
-    /// The instance's tag; the upper half of the sequence number, where there were no tags.
+    /// The instance's tag; the upper half of the sequence number in probes of the time before there were tags.
     pub tag: u32,
-    /// Sequence number, of which the low half is on the wire.
+    /// Sequence number; its low half is on the wire.
     pub sequence: u64,
     /// When it was sent.
     pub sent_mono_ns: u64,
@@ -352,7 +352,7 @@ impl ProbeHeader {
         payload
     }
 
-    /// Reads a payload; `None` where it does not begin with a probe header.
+    /// Reads a payload; `None` if it does not begin with a probe header.
     #[must_use]
     pub fn read(payload: &[u8]) -> Option<Self> {
         let rest = payload.strip_prefix(b"TRKR")?;
@@ -403,7 +403,7 @@ pub fn datagram(addresses: [IpAddr; 2], ports: [u16; 2], payload: &[u8]) -> Vec<
     }
 }
 
-/// A UDP datagram of somebody else over IPv4.
+/// A UDP datagram over IPv4 that is not Tracker's.
 ///
 /// # Panics
 /// Where the datagram would be longer than UDP allows.
@@ -499,7 +499,7 @@ pub fn arp(link: &Link, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     link.frame(EtherTypes::Arp, &packet)
 }
 
-/// A marked message as somebody else would read it.
+/// A marked message, read by a parser that is independent of the product's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Source address.
@@ -646,12 +646,12 @@ pub fn read_marked(frame: &[u8]) -> Option<Seen> {
     })
 }
 
-/// An ICMP error that quotes a marked probe, as somebody else would read it.
+/// An ICMP error that quotes a marked probe, read by a parser that is independent of the product's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quoted {
-    /// Who sent it.
+    /// The address that sent it.
     pub source: IpAddr,
-    /// To whom.
+    /// The address that it is sent to.
     pub destination: IpAddr,
     /// ICMP type and code.
     pub kind: [u8; 2],

@@ -160,7 +160,7 @@ fn each_probe_is_complete() -> Result<()> {
         };
         assert_eq!(ran.action, action, "{what}: action");
 
-        // What it says, who can know: all but the time.
+        // What it says, as far as it can be known: all but the time.
         let seen = packets::read_marked(&ran.frame)
             .with_context(|| format!("{what}: no probe in {:02x?}", ran.frame))?;
         let sequence = world.state.send.sent + 1;
@@ -633,7 +633,7 @@ impl Tap {
         if fd < 0 {
             return Err(std::io::Error::last_os_error()).context("open a packet socket");
         }
-        // SAFETY: a fresh descriptor that nobody else owns.
+        // SAFETY: the kernel just returned this descriptor, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let patience = nix::sys::time::TimeVal::new(0, 100_000);
         nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::ReceiveTimeout, &patience)?;
