@@ -53,6 +53,7 @@ macro_rules! rarely {
 
 /// Live frames: each run turns the frame at hand into the batch's next probe.
 #[xdp]
+#[inline(always)]
 pub fn trk_xdp_send(ctx: XdpContext) -> u32 {
     let outcome = send::send(&ctx);
     let (action, count) = disposition::of_frame(&outcome);
@@ -75,6 +76,7 @@ pub fn trk_tc_send(ctx: TcContext) -> i32 {
 /// XDP on an interface on which replies may arrive. It takes packets of several buffers (`frags`), so that drivers limit neither
 /// the MTU nor merging because of it, and reads their first buffer, which has the headers.
 #[xdp(frags)]
+#[inline(always)]
 pub fn trk_xdp_recv(ctx: XdpContext) -> u32 {
     receive_by_xdp(&ctx)
 }
@@ -82,6 +84,7 @@ pub fn trk_xdp_recv(ctx: XdpContext) -> u32 {
 /// XDP there in the generic hook, without `frags`: for a program that takes several buffers the hook makes another packet of
 /// each (`skb_pp_cow_data`), and replies that are steered back at TC get lost then (seen on Linux 6.18).
 #[xdp]
+#[inline(always)]
 pub fn trk_gen_recv(ctx: XdpContext) -> u32 {
     receive_by_xdp(&ctx)
 }

@@ -95,7 +95,7 @@ pub fn place(answer: &Answer) -> Option<Place> {
 pub fn recognise(
     answer: &Answer,
     arrival: Arrival,
-    is_as_sent: impl FnOnce(&Path) -> bool,
+    is_as_sent: impl Fn(&Path) -> bool,
 ) -> Option<Outcome> {
     let Place { slot, tag } = place(answer)?;
     let (hub, tracker, state) = (HUB.get(0)?, TRACKERS.get(slot)?, STATE.get_ptr_mut(slot)?);
@@ -147,9 +147,13 @@ pub fn recognise(
         vlan: answer.vlan,
         arrival,
     };
-    let outcome = receive::admit(tracker, state, sequence as u32, &way, is_as_sent, || {
-        count_answer(slot, tracker, state, sequence)
-    })?;
+    let outcome = match receive::refused(tracker, state, sequence as u32, &way, is_as_sent) {
+        Some(refused) => refused?,
+        None => count_answer(slot, tracker, state, sequence),
+    };
+    if matches!(outcome, Outcome::Counted) {
+        receive::note_last_hop(state, answer.last_hop);
+    }
     // Of a reply in a VLAN the program of the VLAN device decides.
     if matches!(outcome, Outcome::Tagged) {
         return Some(outcome);

@@ -2,34 +2,51 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use tracker_ebpf::abi::Path;
+use tracker_ebpf::abi::{Path, PathEntry};
 
 use super::maps::PATHS;
 
-/// How often a path is read that changes meanwhile. One publication spoils one look at most: two in a row would have to fall into
-/// the same nanoseconds, and the daemon's are a pass of its main loop apart.
+/// How often a path is looked at that changes meanwhile. One publication spoils one look at most: two in a row would have to fall
+/// into the same nanoseconds, and the daemon's are a pass of its main loop apart.
 const LOOKS: usize = 2;
 
-/// A whole copy of the path in use. Of its fields only those that are used are read. `None` if there is no such slot.
+/// What `read` makes of the path in use, whole. `None` if there is no such slot.
 #[inline(always)]
-pub fn path(slot: u32) -> Option<Path> {
+pub fn look<T>(slot: u32, read: impl Fn(&Path) -> T) -> Option<T> {
     let entry = PATHS.get_ptr(slot)?;
     let mut looks = 0;
     loop {
-        // SAFETY: a valid map value, and an index below 2. Every byte may have any value, so that a copy that is being written to
-        // is a `Path` as well; it is thrown away.
-        let (generation, path, after) = unsafe {
-            let generation = (&raw const (*entry).generation).read_volatile();
-            compiler_fence(Ordering::SeqCst);
-            let copy = (&raw const (*entry).copies).cast::<Path>();
-            let path = copy.add((generation & 1) as usize).read();
-            compiler_fence(Ordering::SeqCst);
-            let after = (&raw const (*entry).generation).read_volatile();
-            (generation, path, after)
-        };
+        let generation = generation(entry);
+        compiler_fence(Ordering::SeqCst);
+        let seen = read(copy(entry, generation));
+        compiler_fence(Ordering::SeqCst);
         looks += 1;
-        if generation == after || looks == LOOKS {
-            return Some(path);
+        if self::generation(entry) == generation || looks == LOOKS {
+            return Some(seen);
         }
+    }
+}
+
+/// The path in use, for programs that run in a call of the thread that publishes paths: none changes meanwhile.
+#[inline(always)]
+pub fn path<'a>(slot: u32) -> Option<&'a Path> {
+    let entry = PATHS.get_ptr(slot)?;
+    Some(copy(entry, generation(entry)))
+}
+
+#[inline(always)]
+fn generation(entry: *const PathEntry) -> u32 {
+    // SAFETY: a valid map value; a word is read whole.
+    unsafe { (&raw const (*entry).generation).read_volatile() }
+}
+
+/// The copy of a generation.
+#[inline(always)]
+fn copy<'a>(entry: *const PathEntry, generation: u32) -> &'a Path {
+    // SAFETY: a valid map value, and an index below 2. Every byte may have any value; what is read of a copy that is being written
+    // to is thrown away.
+    unsafe {
+        let copies = (&raw const (*entry).copies).cast::<Path>();
+        &*copies.add((generation & 1) as usize)
     }
 }

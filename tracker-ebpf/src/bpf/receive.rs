@@ -18,7 +18,7 @@ use super::{
     atomic,
     maps::{EVENTS, HUB, STATE, TRACKERS, WINDOWS, count},
     packet::{self, Memory, Packet},
-    path::path,
+    path,
 };
 
 /// What became of a packet that bears the probe header.
@@ -213,7 +213,7 @@ pub fn ethertype(ctx: &TcContext) -> u16 {
 pub fn recognise(
     reply: &Reply,
     arrival: Arrival,
-    is_as_sent: impl FnOnce(&Path) -> bool,
+    is_as_sent: impl Fn(&Path) -> bool,
 ) -> Option<Outcome> {
     let hub = HUB.get(0)?;
     let probe_header = &reply.probe_header;
@@ -273,43 +273,40 @@ pub fn recognise(
         vlan: reply.vlan,
         arrival,
     };
-    admit(tracker, state, sequence, &way, is_as_sent, || {
-        count_reply(slot, sequence, probe_header.sent_mono_ns, tracker, state)
-    })
+    if let Some(outcome) = refused(tracker, state, sequence, &way, is_as_sent) {
+        return outcome;
+    }
+    let outcome = count_reply(slot, sequence, probe_header.sent_mono_ns, tracker, state);
+    if matches!(outcome, Outcome::Counted) {
+        note_last_hop(state, reply.last_hop);
+    }
+    Some(outcome)
 }
 
-/// The end of both ladders of rules: what becomes of a genuine reply, or of a probe that came back. `count` counts it, if it came
-/// by the member's path.
+/// The end of both ladders of rules: what becomes of a genuine reply, or of a probe that came back, that must not count. `None`: it
+/// is to be counted. `Some(None)`: it is of no concern here.
+///
+/// The caller counts: a closure that counted here would be a function of its own, with all that it needs in memory.
 #[inline(always)]
-pub fn admit(
+pub fn refused(
     tracker: &Tracker,
     state: *mut State,
     sequence: u32,
     way: &Way,
-    is_as_sent: impl FnOnce(&Path) -> bool,
-    count: impl FnOnce() -> Outcome,
-) -> Option<Outcome> {
-    let Some(path) = path(tracker.path) else {
-        return Some(Outcome::Stale);
-    };
+    is_as_sent: impl Fn(&Path) -> bool,
+) -> Option<Option<Outcome>> {
     if matches!(way.proof, Proof::Arrival) {
         // A switch that floods it, or a port that takes everything, is not the service.
-        if is_as_sent(&path) {
-            return None;
+        if path::look(tracker.path, is_as_sent).unwrap_or(true) {
+            return Some(None);
         }
         if matches!(tracker.proof.get(), Proof::Reply) {
             // In a VLAN it is of no concern to the interface below the VLAN device.
-            return (!way.is_tagged()).then(|| note_returned(state, sequence, way));
+            let is_here = !way.is_tagged();
+            return Some(is_here.then(|| note_returned(state, sequence, way)));
         }
     }
-    if let Some(refused) = refused_way(&path, tracker, way, state, sequence) {
-        return Some(refused);
-    }
-    let outcome = count();
-    if matches!(outcome, Outcome::Counted) {
-        note_last_hop(state, way.last_hop);
-    }
-    Some(outcome)
+    refused_way(tracker, way, state, sequence).map(Some)
 }
 
 /// Notes a probe that came back to the hub and proves nothing. It explains a loss: the service, or a router behind it, sends
@@ -516,6 +513,22 @@ pub struct Way {
 }
 
 impl Way {
+    /// True if it arrived where it must, and was brought by the endpoint if that is asked for.
+    #[inline(always)]
+    fn is_of(&self, path: &Path) -> bool {
+        let ifindex = self.arrival.ifindex;
+        match self.proof {
+            Proof::Arrival => expects(&path.arrivals, ifindex),
+            // Elsewhere the endpoint has another MAC address, or none.
+            Proof::Reply => {
+                let is_by_another = path.checks_hop != 0
+                    && ifindex == path.interface
+                    && self.last_hop.mac() != path.next_hop_mac;
+                !is_by_another && expects(&path.returns, ifindex)
+            }
+        }
+    }
+
     /// True if the frame is of a VLAN.
     #[inline(always)]
     fn is_tagged(&self) -> bool {
@@ -525,24 +538,7 @@ impl Way {
 
 /// What becomes of a genuine reply, or probe, that came by another way than it should.
 #[inline(always)]
-fn refused_way(
-    path: &Path,
-    tracker: &Tracker,
-    way: &Way,
-    state: *mut State,
-    sequence: u32,
-) -> Option<Outcome> {
-    let arrival = way.arrival;
-    let expected = match way.proof {
-        Proof::Reply => path.returns,
-        Proof::Arrival => path.arrivals,
-    };
-    // Elsewhere the endpoint has another MAC address, or none; and a probe that comes back was never its.
-    let is_brought_by_another = path.checks_hop != 0
-        && matches!(way.proof, Proof::Reply)
-        && arrival.ifindex == path.interface
-        && way.last_hop.mac() != path.next_hop_mac;
-    let is_of_another_way = tracker.return_ttl != 0 && way.last_hop.ttl() != tracker.return_ttl;
+fn refused_way(tracker: &Tracker, way: &Way, state: *mut State, sequence: u32) -> Option<Outcome> {
     // What must be stopped was not, wherever its reply arrives.
     if tracker.expects_silence != 0 {
         return None;
@@ -550,9 +546,14 @@ fn refused_way(
     if way.is_tagged() {
         return Some(Outcome::Tagged);
     }
-    if !is_brought_by_another && !is_of_another_way && expects(expected, arrival.ifindex) {
+    let Some(is_of_path) = path::look(tracker.path, |path| way.is_of(path)) else {
+        return Some(Outcome::Stale);
+    };
+    let is_of_another_way = tracker.return_ttl != 0 && way.last_hop.ttl() != tracker.return_ttl;
+    if is_of_path && !is_of_another_way {
         return None;
     }
+    let arrival = way.arrival;
     let sequence = whole_sequence(sequence, sent(state));
     // SAFETY: a valid map value; whole stores, of which the last one counts.
     unsafe {
@@ -618,6 +619,6 @@ pub fn count_reply(
 }
 
 #[inline(always)]
-fn expects([a, b, c, d]: [u32; RETURNS_MAX], ifindex: u32) -> bool {
-    ifindex == a || ifindex == b || ifindex == c || ifindex == d
+fn expects([a, b, c, d]: &[u32; RETURNS_MAX], ifindex: u32) -> bool {
+    ifindex == *a || ifindex == *b || ifindex == *c || ifindex == *d
 }

@@ -50,7 +50,7 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     if tracker.active == 0 {
         return Err(Refusal::Inactive);
     }
-    let path = &path(tracker.path).ok_or(Refusal::NoPath)?;
+    let path = path(tracker.path).ok_or(Refusal::NoPath)?;
     let (egress, kind) = (path.egress.get(), tracker.probe.get());
     if matches!(egress, Egress::None) {
         return Err(Refusal::NoPath);
