@@ -316,7 +316,7 @@ pub enum Probe {
 }
 
 impl Probe {
-    /// True where a reply does not say when its probe was sent: the times are then kept in WINDOWS, as many as
+    /// True if a reply does not say when its probe was sent: the times are then kept in WINDOWS, as many as
     /// there are words of bits, and behind them.
     pub const fn keeps_times(self) -> bool {
         matches!(self, Self::Tcp | Self::Stamp)
@@ -410,12 +410,12 @@ pub struct Tracker {
     pub proof: Code<Proof>,
     /// What its probes are.
     pub probe: Code<Probe>,
-    /// 1 where the service must stop the probes: a reply counts by whatever way it comes, and each is reported,
+    /// 1 if the service must stop the probes: a reply counts by whatever way it comes, and each is reported,
     /// not only while the tracker is not up.
     pub expects_silence: u8,
     /// Hops (TTL, hop limit) that a reply must have left to count; 0 for any.
     pub return_ttl: u8,
-    /// 1 where a TCP reset, or of UDP the behind address's word that no program has the port, is a reply.
+    /// 1 if a TCP reset, or of UDP the behind address's word that no program has the port, is a reply.
     pub refused_is_reply: u8,
     /// What hides sequence numbers in a SYN's; see [`crate::wire::tcp::initial_sequence`].
     pub salt: u8,
@@ -442,61 +442,94 @@ impl Tracker {
     }
 }
 
-/// A member's path, as PATHS holds it: published whole, while programs on all processors read it at any time. The copy in use is
-/// that of the generation's lowest bit; a change is written to the other one, and the generation raised after it. A reader
-/// takes what it read for valid if the generation is the same afterwards: the copy that it read was then not written to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct PathEntry {
-    /// How often the path was changed.
-    pub generation: u32,
-    /// The two copies.
-    pub copies: [Path; 2],
-}
-
-impl PathEntry {
-    /// An entry that was not changed yet.
-    pub fn new(path: Path) -> Self {
-        Self {
-            generation: 0,
-            copies: [path, Path::default()],
+/// Makes a path, and an entry of PATHS, which has the fields of a path first: bpftool prints them by these names.
+macro_rules! path {
+    (
+        $(#[$path_doc:meta])*
+        struct Path { $($(#[$doc:meta])* $field:ident: $type:ty,)+ }
+        $(#[$entry_doc:meta])*
+        struct PathEntry { $($(#[$more_doc:meta])* $more:ident: $more_type:ty,)+ }
+    ) => {
+        $(#[$path_doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(C)]
+        pub struct Path {
+            $($(#[$doc])* pub $field: $type,)+
         }
-    }
 
-    /// The copy in use.
-    pub const fn path(&self) -> &Path {
-        &self.copies[self.generation as usize & 1]
-    }
+        $(#[$entry_doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(C)]
+        pub struct PathEntry {
+            $($(#[$doc])* pub $field: $type,)+
+            $($(#[$more_doc])* pub $more: $more_type,)+
+        }
+
+        impl PathEntry {
+            /// An entry that was not changed yet.
+            pub fn new(path: Path) -> Self {
+                Self {
+                    $($field: path.$field,)+
+                    ..Self::default()
+                }
+            }
+
+            /// The path that readers take.
+            pub const fn path(&self) -> Path {
+                match self.generation & 1 {
+                    0 => Path {
+                        $($field: self.$field,)+
+                    },
+                    _ => self.next,
+                }
+            }
+        }
+
+        const _: () = {
+            $(assert!(offset_of!(Path, $field) == offset_of!(PathEntry, $field));)+
+        };
+    };
 }
 
-/// The way from the hub to an endpoint: everything a probe needs below IP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Path {
-    /// MAC address of the endpoint.
-    pub next_hop_mac: [u8; 6],
-    /// 802.1Q tag control information, host order; 0 for no tag.
-    pub vlan: u16,
-    /// MAC address of the interface.
-    pub source_mac: [u8; 6],
-    /// How probes leave.
-    pub egress: Code<Egress>,
-    /// Family of `endpoint`.
-    pub endpoint_family: Code<Family>,
-    /// The device on which frames leave (the parent, where `vlan` is set).
-    pub ifindex: u32,
-    /// Interfaces on which a reply may arrive; unused entries are 0.
-    pub returns: [u32; RETURNS_MAX],
-    /// Interfaces on which a probe may arrive that is its own proof; unused entries are 0.
-    pub arrivals: [u32; RETURNS_MAX],
-    /// The member's own interface, whose neighbour `endpoint` is; 0 while there is none.
-    pub interface: u32,
-    /// The next hop.
-    pub endpoint: [u8; 16],
-    /// 1 where a reply on `interface` counts only if `next_hop_mac` is its frame's source.
-    pub checks_hop: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+path! {
+    /// The way from the hub to an endpoint: everything a probe needs below IP.
+    struct Path {
+        /// MAC address of the endpoint.
+        next_hop_mac: [u8; 6],
+        /// 802.1Q tag control information, host order; 0 for no tag.
+        vlan: u16,
+        /// MAC address of the interface.
+        source_mac: [u8; 6],
+        /// How probes leave.
+        egress: Code<Egress>,
+        /// Family of `endpoint`.
+        endpoint_family: Code<Family>,
+        /// The device on which frames leave (the parent, where `vlan` is set).
+        ifindex: u32,
+        /// Interfaces on which a reply may arrive; unused entries are 0.
+        returns: [u32; RETURNS_MAX],
+        /// Interfaces on which a probe may arrive that is its own proof; unused entries are 0.
+        arrivals: [u32; RETURNS_MAX],
+        /// The member's own interface, whose neighbour `endpoint` is; 0 while there is none.
+        interface: u32,
+        /// The next hop.
+        endpoint: [u8; 16],
+        /// 1 if a reply on `interface` counts only if `next_hop_mac` is its frame's source.
+        checks_hop: u8,
+        /// Zero.
+        pad: [u8; 3],
+    }
+
+    /// A member's path, as PATHS holds it: published whole, while programs on all processors read it at any time. A change is
+    /// written to `next`, the generation raised to an odd number, which has readers take `next`, then written to the fields, and the
+    /// generation raised again. A reader takes what it read for valid if the generation is the same afterwards: what it
+    /// read was then not written to.
+    struct PathEntry {
+        /// Twice as many as changes were published; odd while one is.
+        generation: u32,
+        /// The path while `generation` is odd.
+        next: Path,
+    }
 }
 
 /// What happened to one tracker's probes: four cache lines, so that the send program, the receive program and the daemon do
@@ -560,7 +593,7 @@ pub struct NoticeState {
 pub struct ReceiveState {
     /// Probes answered, or arrived, within the timeout.
     pub received: u64,
-    /// Round-trip time of the last one; one way where the proof is [`Proof::Arrival`]. So are the others.
+    /// Round-trip time of the last one; one way if the proof is [`Proof::Arrival`]. So are the others.
     pub rtt_last_ns: u64,
     /// Smallest round-trip time; meaningless while `received` is 0.
     pub rtt_min_ns: u64,
@@ -568,7 +601,7 @@ pub struct ReceiveState {
     pub rtt_max_ns: u64,
     /// Sum of all round-trip times.
     pub rtt_sum_ns: u64,
-    /// Source MAC address of the last one's frame: who brought it; zeros where there is no Ethernet header.
+    /// Source MAC address of the last one's frame: who brought it; zeros if there is no Ethernet header.
     /// It is written with the two bytes after it, as one word.
     pub hop_mac: [u8; 6],
     /// Zero.
@@ -804,13 +837,13 @@ impl Job {
         }
     }
 
-    /// True where it is a tracker's next probe.
+    /// True if it is a tracker's next probe.
     #[inline(always)]
     pub const fn is_probe(self) -> bool {
         self.what >> 30 == 0
     }
 
-    /// True where it ends a connection.
+    /// True if it ends a connection.
     #[inline(always)]
     pub const fn is_reset(self) -> bool {
         self.what & Self::RESET != 0
@@ -822,7 +855,7 @@ impl Job {
         self.what as u16
     }
 
-    /// The sequence number of the SYN that is meant, one of the last 2^14, where `sent` is that of the last one.
+    /// The sequence number of the SYN that is meant, one of the last 2^14, if `sent` is that of the last one.
     #[inline(always)]
     pub const fn answered(self, sent: u64) -> u64 {
         let low = (self.what >> Self::SEQUENCE_SHIFT) as u64;
@@ -866,15 +899,15 @@ pub struct Answered {
     pub sequence: u32,
     /// The probe's source port.
     pub flow: u16,
-    /// 1 where the peer said so in an acknowledgement to a later SYN, which it did not take (RFC 5961 section 4.2);
-    /// 0 where it took this one.
+    /// 1 if the peer said so in an acknowledgement to a later SYN, which it did not take (RFC 5961 section 4.2);
+    /// 0 if it took this one.
     pub is_held: u8,
     /// Zero.
     pub pad: u8,
 }
 
 impl Answered {
-    /// The probe's sequence number, where `sent` is that of the last one.
+    /// The probe's sequence number, if `sent` is that of the last one.
     pub const fn sequence(&self, sent: u64) -> u64 {
         window::whole_sequence(self.sequence, sent)
     }
@@ -956,8 +989,8 @@ pub struct SteerKey {
     pub family: Code<Family>,
 }
 
-/// Where such a packet goes instead. Complete in itself: an update of a hash map's entry is whole for the
-/// programs, which run on all processors at any time, and one of PATHS is not.
+/// Where such a packet goes instead. Complete in itself: an update of a hash map's entry is whole for the programs, which run on
+/// all processors at any time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Steer {
@@ -975,10 +1008,10 @@ pub struct Steer {
     pub returns: [u32; RETURNS_MAX],
     /// Index into STEERED: the member's path slot.
     pub member: u32,
-    /// `XdpRedirect` where the interface itself takes redirected frames; `None` while the member cannot
+    /// `XdpRedirect` if the interface itself takes redirected frames; `None` while the member cannot
     /// be sent to.
     pub egress: Code<Egress>,
-    /// 1 where the interface's frames have an Ethernet header.
+    /// 1 if the interface's frames have an Ethernet header.
     pub is_ethernet: u8,
     /// Zero.
     pub pad: [u8; 2],
@@ -1051,7 +1084,7 @@ pub struct Flow {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Steered {
-    /// Packets that were steered; several where the kernel handles them as one (GRO, TSO).
+    /// Packets that were steered; several if the kernel handles them as one (GRO, TSO).
     pub steered: u64,
     /// Replies that were given the endpoint as source.
     pub replied: u64,
@@ -1144,7 +1177,10 @@ layouts! {
         behind, source, timeout_ns, path, epoch, window_first, window_mask, payload, flow_first, rotates, dscp, port, family,
         active, proof, probe, expects_silence, return_ttl, refused_is_reply, salt,
     }
-    PathEntry { generation, copies }
+    PathEntry {
+        next_hop_mac, vlan, source_mac, egress, endpoint_family, ifindex, returns, arrivals, interface, endpoint, checks_hop, pad,
+        generation, next,
+    }
     Path {
         next_hop_mac, vlan, source_mac, egress, endpoint_family, ifindex, returns, arrivals, interface, endpoint, checks_hop, pad,
     }

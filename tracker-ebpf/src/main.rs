@@ -265,13 +265,13 @@ fn dispose<C: EbpfContext>(ctx: &C, outcome: Outcome) -> Action {
 /// XDP on an uplink: others' tracker packets, the fast way.
 #[xdp(frags)]
 pub fn trk_xdp_steer(ctx: XdpContext) -> u32 {
-    steer::fast(&ctx).unwrap_or(xdp_action::XDP_PASS)
+    disposition::of_steered(steer::fast(&ctx)).xdp()
 }
 
 /// XDP there in the generic hook, without `frags`.
 #[xdp]
 pub fn trk_gen_steer(ctx: XdpContext) -> u32 {
-    steer::fast(&ctx).unwrap_or(xdp_action::XDP_PASS)
+    disposition::of_steered(steer::fast(&ctx)).xdp()
 }
 
 /// TC ingress of an uplink.

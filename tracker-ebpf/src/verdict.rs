@@ -143,7 +143,7 @@ impl Cause {
             .unwrap_or_default()
     }
 
-    /// True where it tells why the hub can't send, not what became of a probe.
+    /// True if it tells why the hub can't send, not what became of a probe.
     pub const fn is_of_hub(self) -> bool {
         matches!(
             self,
@@ -258,7 +258,7 @@ impl Machine {
         lost.trailing_zeros() as u64
     }
 
-    /// True where the outcome of this probe can still change the verdict.
+    /// True if the outcome of this probe can still change the verdict.
     pub const fn counts(&self, sequence: u64) -> bool {
         sequence > self.settled
     }
@@ -350,7 +350,7 @@ impl Machine {
         self.was_up = false;
     }
 
-    /// The hub can't send: what was up is down where the fault proves that nothing can pass, else
+    /// The hub can't send: what was up is down if the fault proves that nothing can pass, else
     /// unknown; what was not decided stays so. Faults may come one after the other (an interface that
     /// goes down loses its addresses first), so what was up counts until probes decide. Probes up to
     /// `sent` no longer count.

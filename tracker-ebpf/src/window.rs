@@ -5,7 +5,7 @@
 
 use crate::{abi::Tracker, verdict::Verdict};
 
-/// The sequence number that has this low half, where `sent` is that of the last probe: never a later one.
+/// The sequence number that has this low half, if `sent` is that of the last probe: never a later one.
 #[inline(always)]
 pub const fn whole_sequence(low: u32, sent: u64) -> u64 {
     sent.wrapping_sub((sent as u32).wrapping_sub(low) as u64)
@@ -54,7 +54,7 @@ impl Window {
 }
 
 impl Window {
-    /// True where the bit of this probe is still its own, or nearly: `sent` is the number of the last one.
+    /// True if the bit of this probe is still its own, or nearly: `sent` is the number of the last one.
     #[inline(always)]
     pub const fn remembers(self, sequence: u64, sent: u64) -> bool {
         // The word being cleared for the probes to come is none of these.
@@ -110,7 +110,7 @@ impl Tracker {
         }
     }
 
-    /// True where a counted reply is worth waking the daemon: `verdict` is what it last decided.
+    /// True if a counted reply is worth waking the daemon: `verdict` is what it last decided.
     #[inline(always)]
     pub const fn reports(&self, verdict: u8) -> bool {
         verdict != Verdict::Up as u8 || self.expects_silence != 0

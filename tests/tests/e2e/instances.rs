@@ -129,7 +129,7 @@ fn age(pins: &Path, version: u32) -> Result<abi::Hub> {
     let paths: Array<_, abi::PathEntry> = Array::try_from(Map::Array(of("PATHS")?))?;
     let mut old = Array::<MapData, abi::Path>::create(paths.len(), BPF_F_MMAPABLE)?;
     for (at, entry) in (0..).zip(paths.iter()) {
-        old.set(at, *entry?.path(), 0)?;
+        old.set(at, entry?.path(), 0)?;
     }
     remove("PATHS")?;
     old.pin(pins.join("PATHS"))?;

@@ -575,9 +575,11 @@ fn recycled_frames_show_nothing_of_the_last_probe() -> Result<()> {
         .collect();
         for (slot, world) in (0..).zip(&worlds) {
             object.trackers.set(slot, world.tracker, 0)?;
-            object
-                .paths
-                .set(world.tracker.path, crate::fixtures::entry(world.path), 0)?;
+            object.paths.set(
+                world.tracker.path,
+                crate::fixtures::entry(world.path, true),
+                0,
+            )?;
         }
         let ifindex = nix::net::if_::if_nametoindex("p0")?;
         let tap = Tap::new(ifindex)?;

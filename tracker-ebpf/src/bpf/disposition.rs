@@ -94,7 +94,7 @@ pub fn of_reply(outcome: Outcome) -> (Action, u64) {
 #[inline(always)]
 pub const fn of_steered(outcome: Option<steer::Outcome>) -> Action {
     match outcome {
-        Some(steer::Outcome::Redirected(action)) => Action::Redirect(action as u32),
+        Some(steer::Outcome::Redirected(action)) => Action::Redirect(action),
         Some(steer::Outcome::NoWay | steer::Outcome::Broken) => Action::Drop,
         Some(steer::Outcome::Changed) | None => Action::Pass,
     }

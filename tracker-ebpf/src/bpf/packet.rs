@@ -60,7 +60,7 @@ pub type Memory = MaybeUninit<[u64; (2 * (ipv6::LEN + icmp::LEN) + probe::LEN) /
 /// The first `LEN` bytes of a packet at TC ingress from its IP header on, wherever that is: behind an
 /// Ethernet header, at the packet's first byte (tun, WireGuard), or behind the outer headers (GRE, whose MAC
 /// header is the outer IP header: `ipgre_rcv` of Linux 6.12). A copy, `SHIFT` bytes into `memory`; `None`
-/// where there are fewer.
+/// if there are fewer.
 #[inline(always)]
 pub fn head<'a, const SHIFT: usize, const LEN: usize>(
     ctx: &TcContext,
@@ -106,7 +106,7 @@ impl<'a> Head<'a> {
         memory: &'a mut Memory,
     ) -> Option<Self> {
         const { assert!(A <= size_of::<Memory>() && B < A && C < B && D < C) };
-        // The first try leaves nothing uninitialised: the helper writes zeros where it fails.
+        // The first try leaves nothing uninitialised: the helper writes zeros if it fails.
         let to = memory.as_mut_ptr();
         // SAFETY: the range was checked just above.
         let len = unsafe {
@@ -145,7 +145,7 @@ pub fn network_bytes<const LEN: usize>(ctx: &TcContext, offset: usize) -> Option
     unsafe { load(ctx, offset, &raw mut bytes) }.then_some(bytes)
 }
 
-/// Copies bytes from `offset` after the start of the IP header; false where there are not so many.
+/// Copies bytes from `offset` after the start of the IP header; false if there are not so many.
 ///
 /// # Safety
 /// `to` must be valid for writing.
@@ -156,7 +156,7 @@ unsafe fn load<const LEN: usize>(ctx: &TcContext, offset: usize, to: *mut [u8; L
     unsafe { bpf_skb_load_bytes_relative(skb, offset, to.cast(), len, BPF_HDR_START_NET) == 0 }
 }
 
-/// True where a part of the bytes in which a reply is recognised is not in the packet's linear part.
+/// True if a part of the bytes in which a reply is recognised is not in the packet's linear part.
 #[inline(always)]
 pub fn is_scattered(ctx: &TcContext) -> bool {
     ctx.data() + ctx.len().min(LINEAR) as usize > ctx.data_end()

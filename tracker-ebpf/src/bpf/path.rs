@@ -1,14 +1,17 @@
 //! Reading a path while the daemon may be publishing another one.
 
-use core::sync::atomic::{Ordering, compiler_fence};
+use core::{
+    mem::offset_of,
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use tracker_ebpf::abi::{Path, PathEntry};
 
 use super::maps::PATHS;
 
-/// How often a path is looked at that changes meanwhile. One publication spoils one look at most: two in a row would have to fall
-/// into the same nanoseconds, and the daemon's are a pass of its main loop apart.
-const LOOKS: usize = 2;
+/// How often a path is looked at that changes meanwhile. One publication raises the generation twice, and spoils two looks at most;
+/// a second one would have to fall into the same nanoseconds, and the daemon's are a pass of its main loop apart.
+const LOOKS: usize = 3;
 
 /// What `read` makes of the path in use, whole. `None` if there is no such slot.
 #[inline(always)]
@@ -40,13 +43,11 @@ fn generation(entry: *const PathEntry) -> u32 {
     unsafe { (&raw const (*entry).generation).read_volatile() }
 }
 
-/// The copy of a generation.
+/// The path that readers of a generation take.
 #[inline(always)]
 fn copy<'a>(entry: *const PathEntry, generation: u32) -> &'a Path {
-    // SAFETY: a valid map value, and an index below 2. Every byte may have any value; what is read of a copy that is being written
-    // to is thrown away.
-    unsafe {
-        let copies = (&raw const (*entry).copies).cast::<Path>();
-        &*copies.add((generation & 1) as usize)
-    }
+    let at = (generation & 1) as usize * offset_of!(PathEntry, next);
+    // SAFETY: a valid map value, which has a path at its beginning (asserted with the layout) and in `next`. Every byte may have any
+    // value; what is read of a path that is being written is thrown away.
+    unsafe { &*entry.byte_add(at).cast::<Path>() }
 }

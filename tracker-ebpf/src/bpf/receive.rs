@@ -57,7 +57,7 @@ pub struct Arrival {
 }
 
 /// What a packet was found to carry; of a foreign one, words that are set and mean nothing. The compiler leaves the words of
-/// an [`Option`] unset where it is `None`, and may store them nevertheless, which the verifier refuses.
+/// an [`Option`] unset if it is `None`, and may store them nevertheless, which the verifier refuses.
 pub struct Parsed {
     reply: Reply,
     is_some: bool,
@@ -150,7 +150,7 @@ pub fn parse_copy(ctx: &TcContext) -> Parsed {
     }
 }
 
-/// False where a packet carries neither ICMP nor a marked datagram nor what may answer a probe without probe header, as
+/// False if a packet carries neither ICMP nor a marked datagram nor what may answer a probe without probe header, as
 /// nearly all do: only a few bytes of it are looked at.
 #[inline(always)]
 pub fn may_be_ours(ctx: &TcContext) -> bool {

@@ -46,11 +46,11 @@ const OUTER_MAX: usize = ipv6::LEN + 16;
 /// Where an IPv4 header has its checksum.
 const IPV4_CHECKSUM: u32 = 10;
 
-/// What becomes of a packet at TC.
+/// What becomes of a packet of others.
 #[derive(Clone, Copy)]
 pub enum Outcome {
-    /// Steered; it goes where `bpf_redirect` was told to.
-    Redirected(i32),
+    /// Steered; it goes where the redirect helper was told to, whose answer this is.
+    Redirected(u32),
     /// Given other addresses, and on its right way already.
     Changed,
     /// Ours, and it cannot be sent, now or at all. Passed on, the endpoint itself would answer, and the prober
@@ -60,10 +60,9 @@ pub enum Outcome {
     Broken,
 }
 
-/// XDP at an uplink: the action for a packet that was steered. `None` leaves it to [`uplink`], which sees
-/// what XDP does not.
+/// XDP at an uplink: steers what can be redirected there. `None` leaves a packet to [`uplink`], which sees what XDP does not.
 #[inline(always)]
-pub fn fast(ctx: &XdpContext) -> Option<u32> {
+pub fn fast(ctx: &XdpContext) -> Option<Outcome> {
     let mut packet = Packet::new(ctx.data(), ctx.data_end());
     let ethertype = ethernet::parse(packet.at(0)?);
     let (_, destination) = flow::last_words::<_, ETHERNET>(&packet, ethertype)?;
@@ -95,7 +94,7 @@ pub fn fast(ctx: &XdpContext) -> Option<u32> {
     let header = packet.at_mut(0)?;
     ethernet::emit(header, &steer.next_hop_mac, &steer.source_mac, ethertype);
     count(steer.member, |counters| &mut counters.steered);
-    Some(action)
+    Some(Outcome::Redirected(action))
 }
 
 /// TC ingress of an uplink whose packets have the IP header at `AT`. `None`: not ours, or not to be
@@ -315,7 +314,7 @@ fn is_behind(source: u32) -> bool {
         .is_some_and(|filter| is_in(&filter.behinds, source))
 }
 
-/// True where a set of [`Filter`] may have an address that ends in these bytes.
+/// True if a set of [`Filter`] may have an address that ends in these bytes.
 #[inline(always)]
 fn is_in(set: &[u64; 4], last: u32) -> bool {
     let (word, bit) = Filter::place(last);
@@ -411,7 +410,7 @@ fn remember_one(
     FLOWS.insert(key, flow, 0).ok()
 }
 
-/// Gives the packet the behind address as destination, and notes it; or what becomes of it where that can't be.
+/// Gives the packet the behind address as destination, and notes it; or what becomes of it if that is impossible.
 #[inline(always)]
 fn turn<const AT: usize>(
     ctx: &TcContext,
@@ -531,7 +530,7 @@ fn send<const AT: usize>(ctx: &TcContext, head: &Head, steer: &Steer) -> Outcome
     }
     // An interface without Ethernet header strips what there is (`__bpf_redirect_no_mac`).
     // SAFETY: plain helper call.
-    Outcome::Redirected(unsafe { bpf_redirect(steer.interface, 0) } as i32)
+    Outcome::Redirected(unsafe { bpf_redirect(steer.interface, 0) } as u32)
 }
 
 /// Gives a turned packet the Ethernet header that the member's interface needs.

@@ -33,9 +33,9 @@ pub struct Answer {
     pub sender: Address,
     /// Family of the addresses.
     pub family: Family,
-    /// Tag control information, 0 where the frame has no tag of its own.
+    /// Tag control information, 0 if the frame has no tag of its own.
     pub vlan: u16,
-    /// True where the lengths of all headers agree with each other, and the IPv4 header's checksum is right.
+    /// True if the lengths of all headers agree with each other, and the IPv4 header's checksum is right.
     pub is_intact: bool,
     /// Who brought it.
     pub last_hop: LastHop,
@@ -80,7 +80,7 @@ impl Proof {
 }
 
 impl Answer {
-    /// True where it is about the tracker's kind of probe and came to the tracker's source, from wherever.
+    /// True if it is about the tracker's kind of probe and came to the tracker's source, from wherever.
     #[inline(always)]
     pub fn is_told_to(&self, tracker: &Tracker) -> bool {
         tracker.probe == self.proof.probe().into()
@@ -88,7 +88,7 @@ impl Answer {
             && address::of_map(&tracker.source) == self.source
     }
 
-    /// True where it is an error by which the behind address says of a UDP probe that no program has its port.
+    /// True if it is an error by which the behind address says of a UDP probe that no program has its port.
     #[inline(always)]
     pub fn refuses(&self) -> bool {
         matches!(self.proof, Proof::Stamp(_))
@@ -106,7 +106,7 @@ impl Answer {
         StreamKey::new(behind, self.port, self.family)
     }
 
-    /// True where it is between the tracker's addresses and ports, and about its kind of probe.
+    /// True if it is between the tracker's addresses and ports, and about its kind of probe.
     #[inline(always)]
     pub fn belongs_to(&self, tracker: &Tracker) -> bool {
         self.is_told_to(tracker)

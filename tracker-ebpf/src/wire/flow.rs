@@ -172,7 +172,7 @@ impl Head {
         }
     }
 
-    /// True where the checksum may be only the pseudo-header's sum, which a device without the kernel's
+    /// True if the checksum may be only the pseudo-header's sum, which a device without the kernel's
     /// own record of that (veth, `CHECKSUM_PARTIAL`) passes on to XDP like a complete one. A complete one
     /// has this value once in 65,536 packets.
     #[inline(always)]

@@ -54,7 +54,7 @@ pub const fn pseudo_header(source: u32, destination: u32, len: u16, protocol: u8
         .u16(protocol as u16)
 }
 
-/// True where the header's checksum is right.
+/// True if the header's checksum is right.
 #[inline(always)]
 pub fn checksum_ok(header: &[u8; LEN]) -> bool {
     Sum::new()

@@ -56,7 +56,7 @@ impl ProbeHeader {
         self.number as u32
     }
 
-    /// True where a payload begins with [`MAGIC`].
+    /// True if a payload begins with [`MAGIC`].
     #[inline(always)]
     pub fn is_present(payload: &[u8; LEN]) -> bool {
         be32(payload, 0) == MAGIC

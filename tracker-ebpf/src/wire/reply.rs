@@ -20,9 +20,9 @@ pub struct Reply {
     pub message: Message,
     /// What it says of the probe.
     pub probe_header: ProbeHeader,
-    /// Tag control information, 0 where the frame has no tag of its own.
+    /// Tag control information, 0 if the frame has no tag of its own.
     pub vlan: u16,
-    /// True where the lengths of all headers agree with each other, and their checksums: of ICMP all, of
+    /// True if the lengths of all headers agree with each other, and their checksums: of ICMP all, of
     /// UDP none. A UDP checksum may be missing or left for hardware to complete; the token says more.
     pub is_intact: bool,
     /// Who brought it.
@@ -55,7 +55,7 @@ impl LastHop {
         Self(self.0 | mac)
     }
 
-    /// The frame's source MAC address; zeros where there is no Ethernet header.
+    /// The frame's source MAC address; zeros if there is no Ethernet header.
     #[inline(always)]
     pub const fn mac(self) -> [u8; 6] {
         let [a, b, c, d, e, f, ..] = self.0.to_be_bytes();
@@ -136,7 +136,7 @@ impl Reply {
         }
     }
 
-    /// True where it goes between the tracker's addresses and ports: a reply from its behind address to its
+    /// True if it goes between the tracker's addresses and ports: a reply from its behind address to its
     /// source, a probe the other way.
     #[inline(always)]
     pub fn belongs_to(&self, tracker: &Tracker, proof: Proof) -> bool {
@@ -153,7 +153,7 @@ impl Reply {
         is_of_port && self.goes_to(tracker, to) && self.sender == address::of_map(from)
     }
 
-    /// True where it is an error by which the behind address says of a UDP probe that no program has its port.
+    /// True if it is an error by which the behind address says of a UDP probe that no program has its port.
     #[inline(always)]
     pub fn refuses(&self, tracker: &Tracker) -> bool {
         tracker.probe == Probe::Udp.into()
@@ -161,7 +161,7 @@ impl Reply {
             && self.sender == address::of_map(&tracker.behind)
     }
 
-    /// True where it came to the tracker's source, as an error about a probe does, from wherever.
+    /// True if it came to the tracker's source, as an error about a probe does, from wherever.
     #[inline(always)]
     pub fn is_told_to(&self, tracker: &Tracker) -> bool {
         self.goes_to(tracker, &tracker.source)
@@ -281,7 +281,7 @@ fn echo<V: Version>(header: &[u8; icmp::LEN]) -> Option<Message> {
     }
 }
 
-/// True where code and checksum are right; `rest` is the sum of all but the header.
+/// True if code and checksum are right; `rest` is the sum of all but the header.
 #[inline(always)]
 fn is_right_echo(header: &[u8; icmp::LEN], rest: Sum) -> bool {
     let echo = icmp::parse(header);
@@ -301,7 +301,7 @@ fn ports(header: &[u8; udp::LEN]) -> Ports {
     }
 }
 
-/// True where the length is possible within that of the packet.
+/// True if the length is possible within that of the packet.
 #[inline(always)]
 fn is_right_datagram(header: &[u8; udp::LEN], room: usize) -> bool {
     let len = usize::from(udp::parse(header).len);
@@ -366,7 +366,7 @@ mod tests {
                 }
         }
 
-        /// True where source and destination are the same.
+        /// True if source and destination are the same.
         fn is_to_itself(&self) -> bool {
             self.tracker.behind == self.tracker.source
         }

@@ -58,7 +58,7 @@ impl Claim {
         ((self.timestamp >> TOKEN_BITS) as u32) ^ (tag & SLOTS)
     }
 
-    /// The probe's sequence number, where `sent` is that of the last one: never a later one.
+    /// The probe's sequence number, if `sent` is that of the last one: never a later one.
     #[inline(always)]
     pub const fn sequence(&self, sent: u64) -> u64 {
         whole_sequence(self.number.wrapping_add(1), sent)

@@ -75,7 +75,7 @@ pub const fn initial_sequence(token: u64, salt: u8, sequence: u64) -> u32 {
     ((token as u32) << SEQUENCE_BITS) | ((sequence as u32 ^ salt as u32) & SEQUENCE_MASK)
 }
 
-/// The sequence number of the probe that a SYN's number tells, where `sent` is that of the last one: never
+/// The sequence number of the probe that a SYN's number tells, if `sent` is that of the last one: never
 /// a later one.
 #[inline(always)]
 pub const fn probe_sequence(number: u32, salt: u8, sent: u64) -> u64 {

@@ -14,13 +14,16 @@ const MAPS: &str = include_str!("../../../tracker-ebpf/src/bpf/maps.rs");
 pub fn page() -> Result<String> {
     let abi = syn::parse_file(ABI).context("cannot read abi.rs")?;
     let maps = syn::parse_file(MAPS).context("cannot read bpf/maps.rs")?;
+    let of_path = path_structs(&abi)?;
     let structs: BTreeMap<String, &syn::ItemStruct> = abi
         .items
         .iter()
         .filter_map(|item| match item {
-            Item::Struct(item) => Some((item.ident.to_string(), item)),
+            Item::Struct(item) => Some(item),
             _ => None,
         })
+        .chain(&of_path)
+        .map(|item| (item.ident.to_string(), item))
         .collect();
     let mut page = String::from(
         "# Maps\n\n\
@@ -91,6 +94,31 @@ pub fn page() -> Result<String> {
         }
     }
     Ok(page)
+}
+
+/// The two structures that the macro `path` makes: the second has the fields of the first, then its own.
+fn path_structs(abi: &syn::File) -> Result<Vec<syn::ItemStruct>> {
+    let called = abi.items.iter().find_map(|item| match item {
+        Item::Macro(item) if item.ident.is_none() && item.mac.path.is_ident("path") => Some(item),
+        _ => None,
+    });
+    let called = called.context("abi.rs does not call the macro path")?;
+    let body: syn::File = called.mac.parse_body().context("cannot read path!")?;
+    let mut structs: Vec<_> = body
+        .items
+        .into_iter()
+        .filter_map(|item| match item {
+            Item::Struct(item) => Some(item),
+            _ => None,
+        })
+        .collect();
+    if let [path, entry] = structs.as_mut_slice()
+        && let (Fields::Named(first), Fields::Named(more)) = (&path.fields, &mut entry.fields)
+    {
+        let all = first.named.iter().chain(&more.named).cloned().collect();
+        more.named = all;
+    }
+    Ok(structs)
 }
 
 /// The maps' names with what `abi.rs` says of them.

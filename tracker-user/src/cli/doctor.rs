@@ -34,7 +34,7 @@ use crate::{
 /// What was found.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// True where the daemon can run.
+    /// True if the daemon can run.
     pub ok: bool,
     /// The kernel's release.
     pub kernel: String,

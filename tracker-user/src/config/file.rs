@@ -53,7 +53,7 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
     }
 }
 
-/// Why trackers of TCP are too many for the source ports by which their replies are told apart, where they are.
+/// Why trackers of TCP are too many for the source ports by which their replies are told apart, if they are.
 pub fn crowded<'t>(trackers: impl Iterator<Item = &'t Tracker>) -> Option<String> {
     let mut of = HashMap::new();
     for tracker in trackers.filter(|tracker| tracker.probe == Probe::Tcp) {

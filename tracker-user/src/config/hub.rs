@@ -9,7 +9,7 @@ use super::{
     values::{absolute, checked_instance, checked_name, socket_address, socket_path},
 };
 
-/// Reads the table, or takes its defaults where there is none.
+/// Reads the table, or takes its defaults if there is none.
 pub(super) fn read(section: Option<Section<'_>>) -> Hub {
     if let Some(section) = &section {
         section.only(Table::Hub);

@@ -216,7 +216,7 @@ pub struct Tracker {
     pub refused: Refused,
     /// How long a change must last before it is reported.
     pub hold_down: Duration,
-    /// Hops (TTL, hop limit) that a reply must have left when it arrives; any where not given.
+    /// Hops (TTL, hop limit) that a reply must have left when it arrives; any if not given.
     pub return_ttl: Option<u8>,
 }
 

@@ -35,7 +35,7 @@ impl Settings {
         }
     }
 
-    /// These settings, and the outer ones where these say nothing.
+    /// These settings, and the outer ones if these say nothing.
     pub(super) fn within(mut self, outer: &Self) -> Self {
         for (key, given) in &outer.given {
             self.given.entry(key).or_insert(*given);

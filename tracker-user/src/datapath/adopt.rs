@@ -172,13 +172,13 @@ pub(super) fn events_bytes(sizes: Sizes) -> u32 {
         .clamp(page_size(), abi::EVENTS_BYTES)
 }
 
-/// What the pinned PATHS of an instance hold. Nothing where there is no such map or it has another layout.
+/// What the pinned PATHS of an instance hold. Nothing if there is no such map or it has another layout.
 pub fn pinned_paths(pins: &Pins) -> Vec<abi::Path> {
     let pin = pins.map(abi::map::PATHS);
     match pinned_version(pins) {
         Some(abi::VERSION) => values::<abi::PathEntry>(&pin)
             .iter()
-            .map(|entry| *entry.path())
+            .map(abi::PathEntry::path)
             .collect(),
         Some(version) if is_readable(version) => values(&pin),
         _ => Vec::new(),
@@ -195,7 +195,7 @@ fn values<T: Pod + Default>(pin: &Path) -> Vec<T> {
 /// The first version of the ABI with the present layout of STATE.
 const STATE_SINCE: u32 = 5;
 
-/// What the pinned STATE of an instance holds, for maps that are not taken over. Nothing where its version is known to
+/// What the pinned STATE of an instance holds, for maps that are not taken over. Nothing if its version is known to
 /// have another layout, or its entries have another size.
 pub fn pinned_states(pins: &Pins) -> Vec<abi::State> {
     let version = pinned_version(pins);

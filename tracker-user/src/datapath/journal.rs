@@ -93,7 +93,7 @@ impl Journal {
         (journal, Some(found))
     }
 
-    /// Adds a line; false where there is no room for it, or no journal.
+    /// Adds a line; false if there is no room for it, or no journal.
     pub fn append(&mut self, line: &[u8]) -> bool {
         let Some(memory) = &self.memory else {
             return false;

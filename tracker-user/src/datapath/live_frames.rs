@@ -185,16 +185,25 @@ impl Datapath for KernelDatapath {
         let Some(slot) = self.paths.at(path) else {
             return;
         };
-        // SAFETY: a valid element, which only this thread writes. Programs read the copy that is not written here until the
-        // generation tells them of this one (see `abi::PathEntry`).
+        // SAFETY: a valid element, which begins with a path and which only this thread writes. What programs read is not written to
+        // until the generation tells them of the other path (see `abi::PathEntry`).
         unsafe {
             let generation = AtomicU32::from_ptr(&raw mut (*slot).generation);
-            let next = generation.load(Ordering::Relaxed).wrapping_add(1);
-            let copies = (&raw mut (*slot).copies).cast::<abi::Path>();
-            copies.add(next as usize & 1).write_volatile(*entry);
-            generation.store(next, Ordering::Release);
+            let (main, next) = (slot.cast::<abi::Path>(), &raw mut (*slot).next);
+            let publish = |to: *mut abi::Path, path: abi::Path, number: u32| {
+                to.write_volatile(path);
+                generation.store(number, Ordering::Release);
+                fence(Ordering::SeqCst);
+            };
+            let mut number = generation.load(Ordering::Relaxed);
+            if number & 1 != 0 {
+                // An earlier daemon was killed between the two steps.
+                number = number.wrapping_add(1);
+                publish(main, next.read_volatile(), number);
+            }
+            publish(next, *entry, number.wrapping_add(1));
+            publish(main, *entry, number.wrapping_add(2));
         }
-        fence(Ordering::SeqCst);
     }
 
     fn next_reply(&mut self) -> Option<abi::Event> {

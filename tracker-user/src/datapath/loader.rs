@@ -287,7 +287,7 @@ impl Kernel {
         Some(self.receives.get(&ifindex)?.mode)
     }
 
-    /// The id of the receive program at TC, where that is what an interface has.
+    /// The id of the receive program at TC, if that is what an interface has.
     pub fn tc_receive_id(&mut self, ifindex: u32) -> Option<u32> {
         if self.mode(ifindex)? != Mode::Tc {
             return None;

@@ -189,7 +189,7 @@ impl Pins {
         entries.map(|entry| entry.path()).collect()
     }
 
-    /// True where anything is left of an instance.
+    /// True if anything is left of an instance.
     pub fn exist(&self) -> bool {
         self.root.exists()
     }
@@ -304,7 +304,7 @@ fn remove_all(directory: &Path) -> Result<(), PinsError> {
     }
 }
 
-/// True where a BPF file system is mounted at `path`.
+/// True if a BPF file system is mounted at `path`.
 pub fn is_mounted(path: &Path) -> bool {
     statfs(path).is_ok_and(|statfs| statfs.filesystem_type() == BPF_FS_MAGIC)
 }

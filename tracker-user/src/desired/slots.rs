@@ -36,7 +36,7 @@ impl SlotAllocator {
         })
     }
 
-    /// Takes a certain place; false where it is not free.
+    /// Takes a certain place; false if it is not free.
     pub fn claim(&mut self, slot: u32) -> bool {
         if slot >= self.capacity {
             return false;
@@ -97,7 +97,7 @@ impl BuddyAllocator {
         Some(first)
     }
 
-    /// Takes a certain run; false where not all of it is free.
+    /// Takes a certain run; false if not all of it is free.
     pub fn claim(&mut self, first: u32, count: u32) -> bool {
         if !count.is_power_of_two() || !first.is_multiple_of(count) {
             return false;

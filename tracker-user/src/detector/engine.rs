@@ -55,7 +55,7 @@ pub trait Datapath {
     fn send(&mut self, jobs: &[abi::Job]) -> io::Result<usize>;
     /// Probes that the slot has really been built and handed to its device so far.
     fn sent(&self, slot: u32) -> u64;
-    /// True where the probe was answered within its timeout.
+    /// True if the probe was answered within its timeout.
     fn is_replied(&self, window: Window, sequence: u64) -> bool;
     /// The receive program's notes on the slot.
     fn trouble(&self, slot: u32) -> abi::TroubleState;
@@ -102,7 +102,7 @@ pub struct TrackerSpec {
     pub expects_silence: bool,
     /// By which flows its probes go.
     pub flows: FlowRule,
-    /// The verdict and cause with which it goes on, where an earlier daemon had it. Its `fault` is not known
+    /// The verdict and cause with which it goes on, if an earlier daemon had it. Its `fault` is not known
     /// yet then.
     pub resume: Option<(Verdict, Cause)>,
 }
@@ -167,7 +167,7 @@ pub enum Report {
         mono_ns: u64,
         /// From the first probe that told, to the decision.
         detection_ns: Option<u64>,
-        /// How sending failed last, where that is the cause and no fault that the daemon told of.
+        /// How sending failed last, if that is the cause and no fault that the daemon told of.
         failure: Option<SendFailure>,
         /// That it went on by another flow since it was down.
         moved: Option<Moved>,
@@ -813,14 +813,14 @@ impl<P: Datapath> Engine<P> {
         now_ns.saturating_sub(asked_ns) < TRIAL_NS
     }
 
-    /// True where what was handed to a device since a time is believed to have left it.
+    /// True if what was handed to a device since a time is believed to have left it.
     fn left(&mut self, device: usize, since_ns: u64, now_ns: u64) -> bool {
         // Once a tick: a thousand trackers that fall together ask only one question.
         self.check_device(device, now_ns, 1, true);
         !self.devices[device].tx_check.is_doubtful(since_ns)
     }
 
-    /// Publishes a slot's state, and reports it where verdict or cause changed.
+    /// Publishes a slot's state, and reports it if verdict or cause changed.
     fn report(&mut self, index: u32, now_ns: u64, detection_ns: Option<u64>) {
         let Some(slot) = self.slots.get_mut(index as usize).and_then(Option::as_mut) else {
             return;

@@ -195,7 +195,7 @@ struct Trial {
 
 #[derive(Clone, Copy, Debug)]
 struct Passed {
-    /// Its flow, where that is remembered.
+    /// Its flow, if that is remembered.
     flow: Option<u16>,
     /// How many new flows were taken after the one that passed.
     back: u64,

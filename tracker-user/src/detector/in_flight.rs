@@ -23,7 +23,7 @@ struct Batch {
 pub struct DueProbe {
     /// Whose it is.
     pub slot: u32,
-    /// When it was sent; [`INHERITED_NS`] where an earlier daemon did.
+    /// When it was sent; [`INHERITED_NS`] if an earlier daemon did.
     pub sent_ns: u64,
     /// The hub did not keep up while it was under way: if it was not answered, that proves nothing.
     pub is_void: bool,
@@ -41,8 +41,8 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// True where a tick so late leaves the hub in no position to blame anybody for a probe of that timeout: replies
-    /// may have waited for it, or it was not there to take them.
+    /// Whether a tick this late makes losses with this timeout inconclusive: replies may have waited for it, or have found no
+    /// program that took them.
     pub const fn is_stall(late_ns: u64, timeout_ns: u64) -> bool {
         late_ns >= STALL_MIN_NS && late_ns >= timeout_ns / 2
     }
@@ -53,7 +53,7 @@ impl InFlight {
         Some(self.batches.front()?.deadline_ns)
     }
 
-    /// What is under way proves nothing by silence; false where nothing is.
+    /// What is under way proves nothing by silence; false if nothing is.
     pub fn void(&mut self, now_ns: u64) -> bool {
         if self.batches.is_empty() {
             return false;

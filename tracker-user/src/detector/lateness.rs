@@ -75,7 +75,7 @@ pub struct Lateness {
     stretch: AtomicU64,
     greatest_ns: AtomicU64,
     greatest_before_ns: AtomicU64,
-    /// When the next one is due; 0 where that is not known.
+    /// When the next one is due; 0 if that is not known.
     due_ns: AtomicU64,
 }
 

@@ -100,7 +100,7 @@ impl Cohort {
         self.anchor(due_ns);
     }
 
-    /// Removes a tracker; false where it is not a member.
+    /// Removes a tracker; false if it is not a member.
     pub fn remove(&mut self, tracker: u32) -> bool {
         let before = self.members.len();
         self.remove_all(|member| member == tracker);

@@ -130,7 +130,7 @@ impl StreamAllocator {
         true
     }
 
-    /// Says that a tracker has this place; false where another one has it, or there is none.
+    /// Says that a tracker has this place; false if another one has it, or there is none.
     pub fn claim(&mut self, key: &StreamKey, slot: u32, first_port: u16) -> bool {
         let place = self.groups.get_mut(key).and_then(|group| {
             let class = usize::from(Self::class(first_port));

@@ -29,7 +29,7 @@ pub struct TrackerAccount {
     handed: u64,
     /// When it was last sent for; 0 before the first time.
     sent_ns: u64,
-    /// When the first probe of the present run of losses (or of silence, where that is expected) was sent.
+    /// When the first probe of the present run of losses (or of silence, if that is expected) was sent.
     losing_since_ns: u64,
     /// When the first early reply of the present run came, and which probe it answered; 0 for none.
     replying_since_ns: u64,
@@ -186,7 +186,7 @@ impl TrackerAccount {
         self.replying_since_ns = 0;
     }
 
-    /// Its turn has come: true where it is to be sent for. Not where that was done out of turn just before.
+    /// Its turn has come: true if it is to be sent for. Not if that was done out of turn just before.
     #[inline]
     pub fn turn(&mut self, turn: Turn, can_send: bool, now_ns: u64, spacing_ns: u64) -> bool {
         if self.sent_ns != 0 && now_ns.saturating_sub(self.sent_ns) < spacing_ns {
@@ -204,7 +204,7 @@ impl TrackerAccount {
         true
     }
 
-    /// After a call that attempted it: true where the kernel did send a probe, `sent` so far. The send program has the
+    /// After a call that attempted it: true if the kernel did send a probe, `sent` so far. The send program has the
     /// last word: it refuses a frame that the kernel won't size.
     #[inline]
     pub fn was_sent(&mut self, sent: u64) -> bool {
@@ -225,7 +225,7 @@ impl TrackerAccount {
     }
 
     /// A reply ahead of its turn: a tracker that is not up may be so at once. Says since when that was telling, or
-    /// nothing where the probe does not count.
+    /// nothing if the probe does not count.
     pub fn early(
         &mut self,
         sequence: u64,
@@ -390,7 +390,7 @@ impl TrackerAccount {
         })
     }
 
-    /// Settles a verdict that rests on silence: takes it back where the probes did not leave the hub, else says why a
+    /// Settles a verdict that rests on silence: takes it back if the probes did not leave the hub, else says why a
     /// tracker is down.
     pub fn conclude(&mut self, claim: Claim, has_left: bool, trouble: &TroubleState) {
         if has_left {

@@ -110,7 +110,7 @@ impl TxCheck {
         }
     }
 
-    /// Takes the device's counter; true where most of what was handed over since the last check is
+    /// Takes the device's counter; true if most of what was handed over since the last check is
     /// believed not to have left. An unproven counter that stands still is believed after `patience_ns`.
     /// A `decisive` look, just before a loss is put down to a service, doubts more readily: the
     /// frames at stake may be a small part of what was handed over since the last check.
@@ -178,7 +178,7 @@ impl TxCheck {
         self.shortfalls.clear();
     }
 
-    /// True where frames handed over since a time may not have left, as of the last check.
+    /// True if frames handed over since a time may not have left, as of the last check.
     pub fn is_doubtful(&self, since_ns: u64) -> bool {
         match self.trust {
             Trust::Proven => self

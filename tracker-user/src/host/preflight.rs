@@ -22,7 +22,7 @@ pub enum PreflightError {
     Kernel((u32, u32)),
 }
 
-/// The running kernel's version; zeros where it can't be read.
+/// The running kernel's version; zeros if it can't be read.
 pub fn linux_version() -> (u32, u32) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release

@@ -67,7 +67,7 @@ impl Fault {
 /// What a member needs of the kernel now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberPlan {
-    /// The member's interface, where it exists.
+    /// The member's interface, if it exists.
     pub interface: Option<(u32, String)>,
     /// The entry for PATHS, or why there is none.
     pub path: Result<abi::Path, Fault>,
@@ -86,7 +86,7 @@ pub struct Probing {
     pub source: IpAddr,
     /// What proves that they passed.
     pub proof: Proof,
-    /// True where the behind address is the hub's own, but not known is where its probes come back.
+    /// True if the behind address is the hub's own, but not known is where its probes come back.
     pub is_stranded: bool,
 }
 
@@ -106,12 +106,12 @@ impl MemberPlan {
         self.probings.iter().map(proof).collect()
     }
 
-    /// The index of the member's interface, where it exists.
+    /// The index of the member's interface, if it exists.
     pub fn ifindex(&self) -> Option<u32> {
         self.interface.as_ref().map(|(ifindex, _)| *ifindex)
     }
 
-    /// How the member's probes leave, where they do.
+    /// How the member's probes leave, if they do.
     pub fn send_way(&self) -> Option<SendWay> {
         SendWay::of(self.path.as_ref().ok()?.egress.get())
     }
@@ -355,7 +355,7 @@ pub fn expecting(observed: &Observed, receive: &HashSet<u32>) -> HashSet<u32> {
     passes.chain(private).collect()
 }
 
-/// The MAC address of the endpoint; zeros where the interface's packets have no Ethernet header: that of
+/// The MAC address of the endpoint; zeros if the interface's packets have no Ethernet header: that of
 /// the frame on the private veth is taken off on its way out.
 fn next_hop_mac(
     member: &Member,

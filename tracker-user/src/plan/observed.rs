@@ -20,7 +20,7 @@ pub struct Address {
     pub ip: IpAddr,
     /// Its prefix length: the peer's, where there is one.
     pub prefix: u8,
-    /// The other end, where one is set (`ip address add A peer B/L`).
+    /// The other end, if one is set (`ip address add A peer B/L`).
     pub peer: Option<IpAddr>,
     /// False while duplicate address detection runs or after it failed.
     pub is_usable: bool,
@@ -91,19 +91,19 @@ pub struct Link {
     pub name: String,
     /// Its alternative names.
     pub alternatives: Vec<String>,
-    /// Its MAC address; zeros where it has none.
+    /// Its MAC address; zeros if it has none.
     pub mac: [u8; 6],
     /// What its packets begin with.
     pub link_type: LinkType,
-    /// True where the kernel resolves no neighbours (`IFF_NOARP`).
+    /// True if the kernel resolves no neighbours (`IFF_NOARP`).
     pub is_noarp: bool,
-    /// True where it is a bond, whose driver runs XDP programs on the legs.
+    /// True if it is a bond, whose driver runs XDP programs on the legs.
     pub is_bond: bool,
     /// Whether it is one end of a veth pair.
     pub is_veth: bool,
-    /// True where it is a bridge.
+    /// True if it is a bridge.
     pub is_bridge: bool,
-    /// True where nothing arrives from outside: the loopback, a dummy.
+    /// True if nothing arrives from outside: the loopback, a dummy.
     pub is_dead_end: bool,
     /// True when it is administratively up and has a carrier.
     pub is_running: bool,
@@ -152,13 +152,13 @@ impl Link {
         (self.mtu, self.xdp_features)
     }
 
-    /// True where the device says that it takes redirected frames.
+    /// True if the device says that it takes redirected frames.
     pub fn takes_frames(&self) -> bool {
         self.xdp_features
             .is_some_and(|features| features & XDP_ACT_NDO_XMIT != 0)
     }
 
-    /// True where no packet of a service arrives: the loopback, and the private interfaces of this
+    /// True if no packet of a service arrives: the loopback, and the private interfaces of this
     /// instance and of others.
     pub fn is_private(&self) -> bool {
         let of_instance = |rest: &str| {
@@ -172,7 +172,7 @@ impl Link {
                 .is_some_and(of_instance)
     }
 
-    /// True where a next hop has a MAC address that the kernel finds out.
+    /// True if a next hop has a MAC address that the kernel finds out.
     pub fn has_neighbours(&self) -> bool {
         self.link_type == LinkType::Ethernet && !self.is_noarp
     }

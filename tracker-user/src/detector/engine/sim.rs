@@ -104,7 +104,7 @@ pub struct Probe {
     pub sent_ns: u64,
     /// From here on it may be called lost.
     pub deadline_ns: u64,
-    /// False where the device swallowed it.
+    /// False if the device swallowed it.
     pub has_left: bool,
     /// When a genuine reply was counted.
     pub answered_ns: Option<u64>,
@@ -341,7 +341,7 @@ impl Kernel {
         }
     }
 
-    /// The send program; false where it refuses.
+    /// The send program; false if it refuses.
     fn send_one(&mut self, index: u32, flow: u16) -> bool {
         let Self {
             slots,

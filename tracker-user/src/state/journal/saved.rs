@@ -34,10 +34,33 @@ enum Policy {
     AtLeast(u16),
 }
 
-/// What an older daemon did not write has its default of the configuration.
-#[derive(Serialize, Deserialize)]
-#[serde(default)]
-struct Tracker {
+/// A tracker's settings, and both conversions: each setting is named once.
+macro_rules! tracker {
+    ($($setting:ident: $type:ty),+ $(,)?) => {
+        /// What an older daemon did not write has its default of the configuration.
+        #[derive(Serialize, Deserialize)]
+        #[serde(default)]
+        struct Tracker {
+            $($setting: $type),+
+        }
+
+        impl From<&config::Tracker> for Tracker {
+            fn from(tracker: &config::Tracker) -> Self {
+                let config::Tracker { $($setting),+ } = *tracker;
+                Self { $($setting),+ }
+            }
+        }
+
+        impl From<Tracker> for config::Tracker {
+            fn from(saved: Tracker) -> Self {
+                let Tracker { $($setting),+ } = saved;
+                Self { $($setting),+ }
+            }
+        }
+    };
+}
+
+tracker! {
     behind: IpAddr,
     probe: Probe,
     port: Option<u16>,
@@ -157,84 +180,6 @@ impl From<Member> for config::Member {
                 Policy::AtLeast(count) => config::Policy::AtLeast(count),
             },
             trackers: trackers.into_iter().map(config::Tracker::from).collect(),
-        }
-    }
-}
-
-impl From<&config::Tracker> for Tracker {
-    fn from(tracker: &config::Tracker) -> Self {
-        let config::Tracker {
-            behind,
-            probe,
-            port,
-            protocol,
-            interval,
-            timeout,
-            fall,
-            rise,
-            payload,
-            expect,
-            flow,
-            dscp,
-            refused,
-            hold_down,
-            return_ttl,
-        } = *tracker;
-        Self {
-            behind,
-            probe,
-            port,
-            protocol,
-            interval,
-            timeout,
-            fall,
-            rise,
-            payload,
-            expect,
-            flow,
-            dscp,
-            refused,
-            hold_down,
-            return_ttl,
-        }
-    }
-}
-
-impl From<Tracker> for config::Tracker {
-    fn from(saved: Tracker) -> Self {
-        let Tracker {
-            behind,
-            probe,
-            port,
-            protocol,
-            interval,
-            timeout,
-            fall,
-            rise,
-            payload,
-            expect,
-            flow,
-            dscp,
-            refused,
-            hold_down,
-            return_ttl,
-        } = saved;
-        Self {
-            behind,
-            probe,
-            port,
-            protocol,
-            interval,
-            timeout,
-            fall,
-            rise,
-            payload,
-            expect,
-            flow,
-            dscp,
-            refused,
-            hold_down,
-            return_ttl,
         }
     }
 }
