@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    },
 };
 
 use aya::{
@@ -28,8 +31,8 @@ pub struct KernelDatapath {
     pub(super) send: Xdp,
     pub(super) private_ifindex: u32,
     pub(super) paths: Mapped<abi::PathEntry>,
-    pub(super) state: Mapped<abi::State>,
-    pub(super) windows: Mapped<u64>,
+    pub(super) state: Arc<Mapped<abi::State>>,
+    pub(super) windows: Arc<Mapped<u64>>,
     pub(super) batch: Mapped<abi::Job>,
     pub(super) cursor: Mapped<abi::Cursor>,
     pub(super) events: RingBuf<MapData>,

@@ -75,7 +75,7 @@ pub struct Kernel {
     trackers: Array<MapData, abi::Tracker>,
     streams: BpfHashMap<MapData, abi::StreamKey, u32>,
     states: StateReader,
-    windows: Mapped<u64>,
+    windows: Arc<Mapped<u64>>,
     sizes: Sizes,
     send: Attachment,
     tc_send: Attachment,
@@ -200,12 +200,15 @@ impl Kernel {
         let info = program::<Xdp>(&mut ebpf, abi::program::SEND)?.info()?;
         let send_program =
             Xdp::from_program_info(info, abi::program::SEND.into(), XdpAttachType::Interface)?;
+        // Mapped once: what a second mapping reads counts as memory of its own.
+        let state = Arc::new(mapped(&ebpf, abi::map::STATE)?);
+        let windows = Arc::new(mapped(&ebpf, abi::map::WINDOWS)?);
         let datapath = KernelDatapath {
             send: send_program,
             private_ifindex,
             paths: mapped(&ebpf, abi::map::PATHS)?,
-            state: mapped(&ebpf, abi::map::STATE)?,
-            windows: mapped(&ebpf, abi::map::WINDOWS)?,
+            state: state.clone(),
+            windows: windows.clone(),
             batch: mapped(&ebpf, abi::map::BATCH)?,
             cursor: mapped(&ebpf, abi::map::CURSOR)?,
             events: RingBuf::try_from(take(&mut ebpf, abi::map::EVENTS)?)?,
@@ -229,8 +232,8 @@ impl Kernel {
             devices: DevMapHash::try_from(take(&mut ebpf, abi::map::DEVICES)?)?,
             trackers: Array::try_from(take(&mut ebpf, abi::map::TRACKERS)?)?,
             streams: BpfHashMap::try_from(take(&mut ebpf, abi::map::STREAMS)?)?,
-            states: StateReader(Arc::new(mapped(&ebpf, abi::map::STATE)?)),
-            windows: mapped(&ebpf, abi::map::WINDOWS)?,
+            states: StateReader(state),
+            windows,
             ebpf,
             hub,
             key,
