@@ -10,7 +10,7 @@
 
 use core::{
     fmt,
-    marker::PhantomData,
+    hash::{Hash, Hasher},
     mem::{align_of, offset_of, size_of},
     net::IpAddr,
 };
@@ -184,19 +184,43 @@ pub trait Coded: Copy {
     fn to_byte(self) -> u8;
 }
 
-/// One byte of a map that stands for a `T`. Any byte is a valid one, whatever wrote it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(transparent)]
-pub struct Code<T> {
+/// One byte of a map that stands for a `T`. Any byte is a valid one, whatever wrote it: a union has no invalid values, and only its
+/// byte is read.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub union Code<T: Copy> {
     byte: u8,
-    meaning: PhantomData<T>,
+    /// For BTF alone: bpftool prints the name of the value beside the byte.
+    value: T,
 }
 
 impl<T: Coded> Code<T> {
+    #[inline(always)]
+    fn byte(self) -> u8 {
+        const { assert!(size_of::<Self>() == 1) };
+        // SAFETY: the byte is all that there is, and always initialised.
+        unsafe { self.byte }
+    }
+
     /// What the byte stands for.
     #[inline(always)]
     pub fn get(self) -> T {
-        T::of_byte(self.byte)
+        T::of_byte(self.byte())
+    }
+}
+
+impl<T: Coded> PartialEq for Code<T> {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.byte() == other.byte()
+    }
+}
+
+impl<T: Coded> Eq for Code<T> {}
+
+impl<T: Coded> Hash for Code<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.byte().hash(state);
     }
 }
 
@@ -205,7 +229,6 @@ impl<T: Coded> From<T> for Code<T> {
     fn from(value: T) -> Self {
         Self {
             byte: value.to_byte(),
-            meaning: PhantomData,
         }
     }
 }

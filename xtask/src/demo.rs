@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_millis(100);
 const FALL: u32 = 3;
 /// Of bpftool's dump: the send program's part, and the counters of the receive program's.
-const STATE_LINES: usize = 13;
+const STATE_LINES: usize = 27;
 /// What a busy machine may add to a detection before the demo calls it too slow.
 const SLACK: Duration = Duration::from_secs(1);
 
