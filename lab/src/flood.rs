@@ -6,38 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::foreign::{ProgLoad, bpf, instruction, owned};
+use crate::bpf::{PROG_TEST_RUN, TestRun, bpf, instruction, load};
 use crate::netns::Namespace;
 
-/// Commands and constants of bpf(2), as in linux/bpf.h.
-const PROG_LOAD: libc::c_int = 5;
-const PROG_TEST_RUN: libc::c_int = 10;
+/// Constants of linux/bpf.h.
 const PROG_TYPE_XDP: u32 = 6;
 const TEST_XDP_LIVE_FRAMES: u32 = 2;
 const REDIRECT: i32 = 23;
 /// Frames of one call: some ten milliseconds.
 const BURST: u32 = 50_000;
-
-#[repr(C)]
-#[derive(Default)]
-struct TestRun {
-    program: u32,
-    returned: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    context_size_in: u32,
-    context_size_out: u32,
-    context_in: u64,
-    context_out: u64,
-    flags: u32,
-    cpu: u32,
-    batch_size: u32,
-    _pad: u32,
-}
 
 /// A program that sends every frame out of one interface.
 fn redirect(ifindex: u32) -> Result<OwnedFd> {
@@ -47,15 +24,7 @@ fn redirect(ifindex: u32) -> Result<OwnedFd> {
         instruction(0x85, 0, 0, REDIRECT),                 // r0 = bpf_redirect(r1, r2)
         instruction(0x95, 0, 0, 0),                        // exit
     ];
-    let mut load = ProgLoad {
-        prog_type: PROG_TYPE_XDP,
-        count: instructions.len() as u32,
-        instructions: instructions.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-    };
-    Ok(owned(
-        bpf(PROG_LOAD, &mut load).context("load the flood's program")?,
-    ))
+    load(PROG_TYPE_XDP, &instructions).context("load the flood's program")
 }
 
 /// Sends these frames out of an interface of `from` in turn, for this long; returns how many.

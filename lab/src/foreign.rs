@@ -1,20 +1,17 @@
 //! Foreign eBPF programs, which are not Tracker's: they count the packets that they see, and let them pass.
 
 use std::fs;
-use std::io;
-use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::bpf::{MapElement, bpf, create_map, instruction, load, owned};
 use crate::netns::{BPFFS, Namespace, ensure_bpffs};
 use crate::topology::Lab;
 
 /// Commands and constants of bpf(2), as in linux/bpf.h.
-const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP: libc::c_int = 1;
-pub(crate) const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const LINK_CREATE: libc::c_int = 28;
 const MAP_TYPE_ARRAY: u32 = 2;
@@ -79,34 +76,6 @@ pub struct Foreign {
 
 #[repr(C)]
 #[derive(Default)]
-struct MapCreate {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct MapLookup {
-    map: u32,
-    _pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
-pub(crate) struct ProgLoad {
-    pub prog_type: u32,
-    pub count: u32,
-    pub instructions: u64,
-    pub license: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
 struct ObjPin {
     path: u64,
     fd: u32,
@@ -122,36 +91,6 @@ struct LinkCreate {
     flags: u32,
 }
 
-pub(crate) fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
-    // SAFETY: each caller passes the structure that bpf(2) wants for this command, and its size; addresses in it are
-    // of memory that outlives the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attributes),
-            size_of::<T>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(result as libc::c_int)
-}
-
-pub(crate) fn owned(fd: libc::c_int) -> OwnedFd {
-    // SAFETY: bpf(2) just returned this descriptor, and nothing else owns it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-/// One instruction: operation, destination and source register, offset, immediate.
-pub(crate) const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
-    code as u64
-        | (registers as u64) << 8
-        | (offset as u16 as u64) << 16
-        | (immediate as u32 as u64) << 32
-}
-
 impl Foreign {
     /// Loads a program and pins it, among what the lab's owner leaves when it is killed.
     ///
@@ -159,13 +98,7 @@ impl Foreign {
     /// As the kernel answers.
     pub fn new(lab: &Lab, hook: Hook, name: &str) -> Result<Self> {
         ensure_bpffs()?;
-        let mut create = MapCreate {
-            map_type: MAP_TYPE_ARRAY,
-            key_size: 4,
-            value_size: 8,
-            max_entries: 1,
-        };
-        let counter = owned(bpf(MAP_CREATE, &mut create).context("make a map")?);
+        let counter = create_map(MAP_TYPE_ARRAY, 8).context("make a map")?;
         let (prog_type, result) = match hook {
             Hook::Xdp => (6, 2),                // BPF_PROG_TYPE_XDP, XDP_PASS
             Hook::Tc | Hook::Tag(_) => (3, -1), // BPF_PROG_TYPE_SCHED_CLS, TC_ACT_UNSPEC
@@ -196,13 +129,7 @@ impl Foreign {
             }
         }
         instructions.extend(leave);
-        let mut load = ProgLoad {
-            prog_type,
-            count: instructions.len() as u32,
-            instructions: instructions.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-        };
-        let program = owned(bpf(PROG_LOAD, &mut load).context("load a program")?);
+        let program = load(prog_type, &instructions).context("load a program")?;
         let directory = Path::new(BPFFS)
             .join("tracker")
             .join(format!("{}-foreign", lab.id()));
@@ -235,7 +162,7 @@ impl Foreign {
     /// As the kernel answers.
     pub fn seen(&self) -> Result<u64> {
         let (key, mut value) = (0u32, 0u64);
-        let mut lookup = MapLookup {
+        let mut lookup = MapElement {
             map: self.counter.as_raw_fd() as u32,
             key: std::ptr::from_ref(&key) as u64,
             value: std::ptr::from_mut(&mut value) as u64,

@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod bpf;
 pub mod clock;
 pub mod daemon;
 pub mod flood;

@@ -15,7 +15,7 @@ use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
 };
 
-use crate::foreign::{PROG_LOAD, ProgLoad, bpf, instruction, owned};
+use crate::bpf::{instruction, load};
 use crate::netns::Namespace;
 
 /// `BPF_PROG_TYPE_SOCKET_FILTER`.
@@ -64,14 +64,8 @@ impl SlowListener {
             instruction(0xb7, 0, 0, 0),      // r0 = 0: keep nothing
             instruction(0x95, 0, 0, 0),      // exit
         ];
-        let mut load = ProgLoad {
-            prog_type: SOCKET_FILTER,
-            count: instructions.len() as u32,
-            instructions: instructions.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-        };
-        let program = match bpf(PROG_LOAD, &mut load) {
-            Ok(program) => owned(program),
+        let program = match load(SOCKET_FILTER, &instructions) {
+            Ok(program) => program,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
             Err(error) => return Err(error).context("load a program"),
         };

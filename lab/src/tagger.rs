@@ -5,13 +5,10 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
-use crate::foreign::{bpf, instruction, owned};
+use crate::bpf::{MapElement, PROG_TEST_RUN, TestRun, bpf, create_map, instruction, load};
 
 /// Commands and constants of bpf(2), as in linux/bpf.h.
-const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE: libc::c_int = 2;
-const PROG_LOAD: libc::c_int = 5;
-const PROG_TEST_RUN: libc::c_int = 10;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 /// Where `struct __sk_buff` has the mark and the first word of `cb`.
@@ -28,72 +25,13 @@ pub struct Tagger {
     _table: OwnedFd,
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct MapCreate {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct MapUpdate {
-    map: u32,
-    _pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct ProgLoad {
-    prog_type: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log: [u64; 3],
-    name: [u8; 16],
-    ifindex: u32,
-    attach_type: u32,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct TestRun {
-    program: u32,
-    result: u32,
-    len_in: u32,
-    len_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    context_len_in: u32,
-    context_len_out: u32,
-    context_in: u64,
-    context_out: u64,
-    flags: u32,
-    cpu: u32,
-}
-
 impl Tagger {
     /// In front of a loaded classifier.
     ///
     /// # Errors
     /// As the kernel answers.
     pub fn new(classifier: BorrowedFd<'_>) -> io::Result<Self> {
-        let table = owned(bpf(
-            MAP_CREATE,
-            &mut MapCreate {
-                map_type: MAP_TYPE_PROG_ARRAY,
-                key_size: 4,
-                value_size: 4,
-                max_entries: 1,
-            },
-        )?);
+        let table = create_map(MAP_TYPE_PROG_ARRAY, 4)?;
         let instructions = [
             instruction(0xbf, 0x16, 0, 0),                            // r6 = r1
             instruction(0x61, 0x63, CB_AT as i16, 0),                 // r3 = cb[0]
@@ -107,20 +45,11 @@ impl Tagger {
             instruction(0xb7, 0x00, 0, NOT_REACHED), // r0 = NOT_REACHED
             instruction(0x95, 0, 0, 0),  // return r0
         ];
-        let program = owned(bpf(
-            PROG_LOAD,
-            &mut ProgLoad {
-                prog_type: PROG_TYPE_SCHED_CLS,
-                count: instructions.len() as u32,
-                instructions: instructions.as_ptr() as u64,
-                license: c"GPL".as_ptr() as u64,
-                ..Default::default()
-            },
-        )?);
+        let program = load(PROG_TYPE_SCHED_CLS, &instructions)?;
         let (key, value) = (0u32, classifier.as_raw_fd());
         bpf(
             MAP_UPDATE,
-            &mut MapUpdate {
+            &mut MapElement {
                 map: table.as_raw_fd() as u32,
                 key: &raw const key as u64,
                 value: &raw const value as u64,
@@ -144,19 +73,19 @@ impl Tagger {
         let mut out = vec![0; frame.len() + 256];
         let mut run = TestRun {
             program: self.program.as_raw_fd() as u32,
-            len_in: frame.len() as u32,
-            len_out: out.len() as u32,
+            data_size_in: frame.len() as u32,
+            data_size_out: out.len() as u32,
             data_in: frame.as_ptr() as u64,
             data_out: out.as_mut_ptr() as u64,
-            context_len_in: SKB_LEN as u32,
+            context_size_in: SKB_LEN as u32,
             context_in: context.as_ptr() as u64,
             ..Default::default()
         };
         bpf(PROG_TEST_RUN, &mut run)?;
-        if run.result as i32 == NOT_REACHED {
+        if run.returned as i32 == NOT_REACHED {
             return Err(io::Error::other("the program under test was not reached"));
         }
-        out.truncate(run.len_out as usize);
-        Ok((run.result as i32, out))
+        out.truncate(run.data_size_out as usize);
+        Ok((run.returned as i32, out))
     }
 }
