@@ -14,12 +14,14 @@ use crate::{
     },
 };
 
+/// The MAC address by which a frame was sent, if it had one.
+fn sender(address: [u8; 6]) -> Option<String> {
+    (address != [0; 6]).then(|| mac_text(address))
+}
+
 /// By which MAC address a frame was sent, if it had one.
 fn sent_by(address: [u8; 6]) -> String {
-    match address {
-        [0, 0, 0, 0, 0, 0] => String::new(),
-        address => format!(", sent by {}", mac_text(address)),
-    }
+    sender(address).map_or_else(String::new, |mac| format!(", sent by {mac}"))
 }
 
 /// What is known of a tracker.
@@ -97,10 +99,8 @@ impl Facts<'_> {
                 format!("a reply arrived on {name} with TTL {ttl}, not {expected}")
             }
             _ if is_by_hop => {
-                let by = match self.state.notice.wrong_path_mac {
-                    [0, 0, 0, 0, 0, 0] => String::new(),
-                    address => format!(" {}", mac_text(address)),
-                };
+                let by = sender(self.state.notice.wrong_path_mac);
+                let by = by.map_or_else(String::new, |mac| format!(" {mac}"));
                 format!(
                     "a reply arrived on {name}, brought by another MAC address{by} than the endpoint's"
                 )

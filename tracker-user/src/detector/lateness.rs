@@ -89,7 +89,7 @@ pub struct Figure {
 }
 
 impl Lateness {
-    /// Takes one down.
+    /// Records a lateness that was measured now.
     pub fn note(&self, now_ns: u64, late_ns: u64) {
         let stretch = now_ns / RECENT_NS;
         let before = self.stretch.swap(stretch, Ordering::Relaxed);
