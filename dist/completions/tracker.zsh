@@ -97,7 +97,7 @@ _arguments "${_arguments_options[@]}" : \
 '--payload=[Bytes after the ICMP or UDP header; none of \`tcp\`; of \`stamp\` 44, or 48 and more with padding \[default\: 32, 44 of \`stamp\`\]]:N:_default' \
 '--expect=[What the service must do with the probe\: pass it, or stop it \[default\: reply\]]:reply|silence:_default' \
 '--flow=[One ICMP identifier or source port while it passes, or another for each probe \[default\: fixed\]]:fixed|rotate:_default' \
-'--dscp=[DSCP of the probes\: which class of service they have on the way \[default\: 0\]]:N:_default' \
+'--dscp=[DSCP of the probes\: which class of service they have on the way \[default\: 0\]]:N|NAME:_default' \
 '--refused=[What a refusal by the behind address means\: the probe was stopped, or it passed \[default\: down\]]:down|up:_default' \
 '--hold-down=[How long a change must last before it is reported \[default\: 0s\]]:D:_default' \
 '--return-ttl=[TTL (hop limit) with which a reply must arrive \[default\: any\]]:N:_default' \

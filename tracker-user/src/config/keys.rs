@@ -787,7 +787,8 @@ impl Key {
     /// What stands for its value in usage texts; `None` of tables.
     pub fn placeholder(&self) -> Option<String> {
         Some(match self.value {
-            Value::Integer { .. } | Value::Code { .. } => "N".to_owned(),
+            Value::Integer { .. } => "N".to_owned(),
+            Value::Code { .. } => "N|NAME".to_owned(),
             Value::Duration { .. } => "D".to_owned(),
             Value::Word(words) => words().join("|"),
             Value::Policy => "any|all|N".to_owned(),
