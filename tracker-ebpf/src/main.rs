@@ -13,7 +13,6 @@ mod bpf;
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::bpf_skb_pull_data,
     macros::{classifier, socket_filter, xdp},
     programs::{SkBuffContext, TcContext, XdpContext},
 };
@@ -136,8 +135,7 @@ pub fn trk_tc_recv(ctx: TcContext) -> i32 {
 fn judge(skb: *mut __sk_buff) -> i32 {
     let ctx = TcContext::new(skb);
     let parsed = receive::parse_skb(&ctx);
-    let action = recognise_at_tc(&ctx, parsed, || answer::parse_skb(&ctx));
-    action.unwrap_or(Action::Pass).tc()
+    recognise_at_tc(&ctx, parsed, || answer::parse_skb(&ctx)).tc()
 }
 
 /// Tail call of `trk_tc_recv`: one of several datagrams that the kernel merged into a packet.
@@ -154,10 +152,8 @@ fn judge_segment(skb: *mut __sk_buff) -> i32 {
     let ctx = TcContext::new(skb);
     let segment = Segment::of(&ctx);
     let parsed = segment.reply(&ctx, receive::parse_skb(&ctx));
-    let action = recognise_at_tc(&ctx, parsed, || {
-        segment.answer(&ctx, answer::parse_skb(&ctx))
-    });
-    action.unwrap_or(Action::Pass).tc()
+    let parse_answer = || segment.answer(&ctx, answer::parse_skb(&ctx));
+    recognise_at_tc(&ctx, parsed, parse_answer).tc()
 }
 
 /// TC ingress of an interface without Ethernet header on which replies may arrive.
@@ -178,8 +174,7 @@ pub fn trk_l3_recv(ctx: TcContext) -> i32 {
 fn judge_bare(skb: *mut __sk_buff) -> i32 {
     let ctx = TcContext::new(skb);
     let parsed = receive::parse_bare_skb(&ctx);
-    let action = recognise_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx));
-    action.unwrap_or(Action::Pass).tc()
+    recognise_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx)).tc()
 }
 
 /// Tail call of `trk_l3_recv`: one of several datagrams that the kernel merged into a packet.
@@ -196,10 +191,8 @@ fn judge_bare_segment(skb: *mut __sk_buff) -> i32 {
     let ctx = TcContext::new(skb);
     let segment = Segment::of(&ctx);
     let parsed = segment.reply(&ctx, receive::parse_copy(&ctx));
-    let action = recognise_at_tc(&ctx, parsed, || {
-        segment.answer(&ctx, answer::parse_bare_skb(&ctx))
-    });
-    action.unwrap_or(Action::Pass).tc()
+    let parse_answer = || segment.answer(&ctx, answer::parse_bare_skb(&ctx));
+    recognise_at_tc(&ctx, parsed, parse_answer).tc()
 }
 
 /// The filter of one packet socket, which sees what arrives on every interface of the network namespace, before TC does: counts
@@ -223,13 +216,13 @@ pub fn trk_sock_watch(ctx: SkBuffContext) -> i64 {
     0
 }
 
-/// What becomes of a packet at TC that is, or claims to be, about a probe; it is counted. `None`: foreign.
+/// What becomes of a packet at TC: of one that is, or claims to be, about a probe, it is counted; a foreign one passes.
 #[inline(always)]
 fn recognise_at_tc(
     ctx: &TcContext,
     parsed: Parsed,
     parse_answer: impl FnOnce() -> Option<Answer>,
-) -> Option<Action> {
+) -> Action {
     // SAFETY: the context is valid while the program runs.
     let skb = unsafe { &*ctx.skb.skb };
     let arrival = Arrival {
@@ -242,11 +235,15 @@ fn recognise_at_tc(
     if let Some(reply) = parsed.reply()
         && let Some(outcome) = receive::recognise(reply, arrival, is_as_sent)
     {
-        return Some(dispose(ctx, outcome));
+        return dispose(ctx, outcome);
     }
     // As in XDP: the magic number may be the number of a STAMP probe.
-    let outcome = answer::recognise(&parse_answer()?, arrival, is_as_sent)?;
-    Some(dispose(ctx, outcome))
+    let answered =
+        parse_answer().and_then(|answer| answer::recognise(&answer, arrival, is_as_sent));
+    match answered {
+        Some(outcome) => dispose(ctx, outcome),
+        None => Action::Pass,
+    }
 }
 
 #[inline(always)]
@@ -284,7 +281,7 @@ pub fn trk_tc_uplink(ctx: TcContext) -> i32 {
 /// TC ingress of an uplink without Ethernet header.
 #[classifier]
 pub fn trk_l3_uplink(ctx: TcContext) -> i32 {
-    gather(&ctx);
+    packet::gather(&ctx);
     disposition::of_steered(steer::uplink::<BARE>(&ctx)).tc()
 }
 
@@ -298,7 +295,7 @@ pub fn trk_tc_marked(ctx: TcContext) -> i32 {
 /// TC egress where local tracker packets may leave, on an interface without Ethernet header.
 #[classifier]
 pub fn trk_l3_marked(ctx: TcContext) -> i32 {
-    gather(&ctx);
+    packet::gather(&ctx);
     disposition::of_steered(steer::marked::<BARE>(&ctx)).tc()
 }
 
@@ -312,7 +309,7 @@ pub fn trk_tc_return(ctx: TcContext) -> i32 {
 /// TC ingress where replies to others' tracker packets arrive, on an interface without Ethernet header.
 #[classifier]
 pub fn trk_l3_return(ctx: TcContext) -> i32 {
-    gather(&ctx);
+    packet::gather(&ctx);
     disposition::of_steered(steer::reply::<BARE>(&ctx)).tc()
 }
 
@@ -331,23 +328,13 @@ fn gather_ours(skb: *mut __sk_buff) -> bool {
     true
 }
 
-/// Has the kernel put the head of a scattered packet where a program can read it, on a device on which outer headers may come
-/// before it.
-#[inline(always)]
-fn gather(ctx: &TcContext) {
-    if packet::is_scattered(ctx) {
-        packet::gather(ctx);
-    }
-}
-
 /// Has the first `head` bytes of a packet, if it has so many, where a program can read them.
 #[inline(always)]
 fn pull(ctx: &TcContext, head: u32) {
     let head = ctx.len().min(head);
     if ctx.data() + head as usize > ctx.data_end() {
-        // The rest of the head is in fragments of the buffer. A failure leaves the packet as it was.
-        // SAFETY: helper call on this program's own context; no packet pointer is held across it.
-        unsafe { bpf_skb_pull_data(ctx.skb.skb, head) };
+        // The rest of the head is in fragments of the buffer.
+        packet::pull(ctx, head);
     }
 }
 

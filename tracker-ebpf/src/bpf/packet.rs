@@ -162,10 +162,12 @@ pub fn is_scattered(ctx: &TcContext) -> bool {
     ctx.data() + ctx.len().min(LINEAR) as usize > ctx.data_end()
 }
 
-/// Has the kernel put them there. Where it can't, the packet stays as it was.
+/// Has the kernel put them there, if they are not. If it cannot, the packet stays as it was.
 #[inline(always)]
 pub fn gather(ctx: &TcContext) {
-    pull(ctx, ctx.len().min(LINEAR));
+    if is_scattered(ctx) {
+        pull(ctx, ctx.len().min(LINEAR));
+    }
 }
 
 /// Has the kernel put the first `len` bytes of a packet in its linear part. If it cannot, the packet stays as it was.

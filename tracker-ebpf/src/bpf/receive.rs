@@ -70,7 +70,7 @@ impl Parsed {
         is_some: false,
     };
 
-    /// The same message with another probe header.
+    /// This message, with the probe header of another datagram.
     #[inline(always)]
     pub fn with(mut self, probe_header: ProbeHeader) -> Self {
         self.reply.probe_header = probe_header;
@@ -108,9 +108,7 @@ pub fn parse_skb(ctx: &TcContext) -> Parsed {
 /// Looks for a reply in a packet that may be ours, at TC ingress of a device whose packets have no Ethernet header.
 #[inline(always)]
 pub fn parse_bare_skb(ctx: &TcContext) -> Parsed {
-    if packet::is_scattered(ctx) {
-        packet::gather(ctx);
-    }
+    packet::gather(ctx);
     parse_copy(ctx)
 }
 
