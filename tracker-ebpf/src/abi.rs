@@ -56,6 +56,8 @@ pub mod map {
     pub const EXPECTING: &str = "EXPECTING";
     /// Programs that judge datagrams which the kernel merged into one packet; not pinned.
     pub const SEGMENTS: &str = "SEGMENTS";
+    /// The program that judges what the filter of the packet socket does not rule out; not pinned.
+    pub const WATCHED: &str = "WATCHED";
 
     /// [`super::Filter`], one entry.
     pub const FILTER: &str = "FILTER";
@@ -95,6 +97,8 @@ pub mod program {
     pub const TC_SEGMENT_IP: &str = "trk_l3_segment";
     /// Filter of the packet socket that watches all other interfaces for replies.
     pub const WATCH: &str = "trk_sock_watch";
+    /// Tail call of [`WATCH`] for what may be ours.
+    pub const WATCH_JUDGE: &str = "trk_sock_judge";
     /// XDP on an uplink: the fast way of steering.
     pub const STEER: &str = "trk_xdp_steer";
     /// XDP there in the generic hook.
@@ -112,7 +116,7 @@ pub mod program {
     /// TC ingress where replies to steered packets arrive, on an interface without Ethernet header.
     pub const RETURN_IP: &str = "trk_l3_return";
     /// Those of every hub.
-    pub const ALL: [&str; 8] = [
+    pub const ALL: [&str; 9] = [
         SEND,
         RECEIVE,
         TC_SEND,
@@ -121,6 +125,7 @@ pub mod program {
         TC_SEGMENT,
         TC_SEGMENT_IP,
         WATCH,
+        WATCH_JUDGE,
     ];
     /// Those of SEGMENTS, by their places.
     pub const SEGMENTS: [&str; 2] = [TC_SEGMENT, TC_SEGMENT_IP];

@@ -19,7 +19,7 @@ use aya_ebpf::{
 use bpf::{
     answer,
     disposition::{self, Action},
-    maps::EXPECTING,
+    maps::{EXPECTING, WATCHED},
     packet::{self, Packet},
     receive::{self, Arrival, Outcome, Parsed},
     segments::{self, Segment},
@@ -197,6 +197,9 @@ fn judge_bare_segment(skb: *mut __sk_buff) -> i32 {
 
 /// The filter of one packet socket, which sees what arrives on every interface of the network namespace, before TC does: counts
 /// replies that come by an interface on which none is expected. The socket takes no packet.
+///
+/// It judges by a tail call: a filter counts as memory of the socket's options, 20 KiB at most before Linux 6.8
+/// (`sk_filter_charge`, `net.core.optmem_max`), and the judgement is larger.
 // Inlined into the entry that the macro makes: the compiler leaves a constant result of a function of its own unset, and the
 // verifier refuses what is in the register then.
 #[socket_filter]
@@ -210,9 +213,19 @@ pub fn trk_sock_watch(ctx: SkBuffContext) -> i64 {
         // SAFETY: only whether there is an entry is asked.
         && unsafe { EXPECTING.get(ifindex) }.is_none()
     {
-        let parsed = receive::parse_copy(&ctx);
-        recognise_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx));
+        // SAFETY: the map holds programs of this type.
+        unsafe { WATCHED.tail_call(&ctx, 0) };
     }
+    0
+}
+
+/// Tail call of `trk_sock_watch`: judges a packet that may be ours.
+#[socket_filter]
+#[inline(always)]
+pub fn trk_sock_judge(ctx: SkBuffContext) -> i64 {
+    let ctx = TcContext::new(ctx.skb.skb);
+    let parsed = receive::parse_copy(&ctx);
+    recognise_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx));
     0
 }
 

@@ -3,8 +3,10 @@
 
 use crate::fixtures::receive::{self, Actions, V4, V6};
 use crate::fixtures::{ARRIVAL, Object, World, answer, fuzz, now_mono_ns};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use aya::{EbpfLoader, programs::Program};
 use tracker_ebpf::abi::{Probe, program::WATCH};
+use tracker_user::datapath::{OBJECT, object};
 
 /// What the kernel is told of a packet that the socket does not take.
 const NOT_TAKEN: i32 = 0;
@@ -40,6 +42,25 @@ fn a_full_ring_loses_only_events() -> Result<()> {
 fn fuzz_only_genuine_replies_are_counted() -> Result<()> {
     tracker_lab::needs_root!();
     fuzz::check(WATCH, ACTIONS, 100)
+}
+
+/// The kernel counts a filter as memory of the socket's options (`sk_filter_charge`), which is 20 KiB at most unless the operator
+/// says otherwise, before Linux 6.8.
+#[test]
+fn the_filter_fits_the_memory_of_a_sockets_options() -> Result<()> {
+    tracker_lab::needs_root!();
+    const OPTMEM_MAX: u32 = 20 * 1024;
+    /// More than `struct bpf_prog` has before the instructions.
+    const HEAD: u32 = 256;
+    let mut ebpf = EbpfLoader::new().load(OBJECT)?;
+    object::load(&mut ebpf, WATCH)?;
+    let Some(Program::SocketFilter(filter)) = ebpf.program(WATCH) else {
+        panic!("the object has no filter {WATCH}");
+    };
+    let bytes = filter.info()?.size_translated();
+    let bytes = bytes.context("the kernel does not say how large the filter is")?;
+    assert!(HEAD + bytes < OPTMEM_MAX, "{bytes} bytes");
+    Ok(())
 }
 
 /// Where a receive program is attached, the filter counts nothing: neither replies nor what is wrong with them.

@@ -44,6 +44,10 @@ pub static EXPECTING: HashMap<u32, u32, 1, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static SEGMENTS: ProgramArray<{ abi::SEGMENTS_MAX as usize }> = ProgramArray::new();
 
+/// The program that judges what the filter of the packet socket does not rule out.
+#[btf_map]
+pub static WATCHED: ProgramArray<1> = ProgramArray::new();
+
 #[btf_map]
 pub static FILTER: Array<abi::Filter, 1> = Array::new();
 #[btf_map]

@@ -25,7 +25,7 @@ use super::{
     links,
     live_frames::KernelDatapath,
     mmap::Mapped,
-    object::{fill_segments, load, mapped, program, take},
+    object::{fill_segments, fill_watched, load, mapped, program, take},
     pins::{Pins, fast_pin, is_fast_pin},
     watch::Watch,
 };
@@ -164,6 +164,7 @@ impl Kernel {
             load(&mut ebpf, name)?;
         }
         fill_segments(&mut ebpf)?;
+        fill_watched(&mut ebpf)?;
         if has_generic {
             load(&mut ebpf, abi::program::RECEIVE_GENERIC)?;
         }

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use aya::{
     Ebpf, Pod,
     maps::{Map, ProgramArray},
-    programs::{Program, ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, ProgramFd, SchedClassifier, SocketFilter},
 };
 use nix::sys::signal::{SigSet, SigmaskHow};
 
@@ -87,14 +87,29 @@ pub fn fill_segments(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     for (at, name) in (0..).zip(abi::program::SEGMENTS) {
         let called: &mut SchedClassifier = program(ebpf, name)?;
         let called = called.fd()?.try_clone()?;
-        let map = ebpf.map_mut(abi::map::SEGMENTS);
-        let map = map.ok_or(DatapathError::NotInObject(abi::map::SEGMENTS))?;
-        ProgramArray::try_from(map)?
-            .set(at, &called, 0)
-            .map_err(|source| DatapathError::Write {
-                map: abi::map::SEGMENTS,
-                source,
-            })?;
+        set_tail_call(ebpf, abi::map::SEGMENTS, at, &called)?;
     }
     Ok(())
+}
+
+/// Names the program of the tail call of the packet socket's filter, which is loaded.
+///
+/// # Errors
+/// As the kernel answers.
+pub fn fill_watched(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    let called: &mut SocketFilter = program(ebpf, abi::program::WATCH_JUDGE)?;
+    let called = called.fd()?.try_clone()?;
+    set_tail_call(ebpf, abi::map::WATCHED, 0, &called)
+}
+
+fn set_tail_call(
+    ebpf: &mut Ebpf,
+    map: &'static str,
+    at: u32,
+    called: &ProgramFd,
+) -> Result<(), DatapathError> {
+    let programs = ebpf.map_mut(map).ok_or(DatapathError::NotInObject(map))?;
+    ProgramArray::try_from(programs)?
+        .set(at, called, 0)
+        .map_err(|source| DatapathError::Write { map, source })
 }
