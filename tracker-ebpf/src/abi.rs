@@ -63,7 +63,7 @@ pub mod map {
     pub const FILTER: &str = "FILTER";
     /// [`super::Steer`] by [`super::SteerKey`].
     pub const STEERING: &str = "STEERING";
-    /// Trie of [`super::Source`]: who may send.
+    /// Trie of [`super::Source`]: the addresses that may send.
     pub const SOURCES: &str = "SOURCES";
     /// [`super::OwnMac`]: what is for the hub, on interfaces of steering.
     pub const UPLINKS: &str = "UPLINKS";
@@ -169,16 +169,16 @@ pub const FOREIGN_PORTS: (u16, u16) = (32_768, 60_999);
 /// The lowest source port of a probe: the ports of RFC 6335 section 6 below it are reserved for system services.
 pub const LOWEST_PORT: u16 = 1_024;
 /// The longest timeout of a TCP tracker in intervals: a SYN tells 256 probes apart
-/// ([`crate::wire::tcp::initial_sequence`]).
+/// ([`crate::probe::tcp::initial_sequence`]).
 pub const STREAM_FLIGHTS_MAX: u32 = 250;
 /// Interfaces on which a member's replies may arrive, and as many for its probes.
 pub const RETURNS_MAX: usize = 4;
 /// Most steered flows that are remembered at a time.
 pub const FLOWS_MAX: u32 = 65_536;
-/// A flow of ICMP echo or UDP without a steered packet for so long is over, and so is a TCP
+/// A flow of ICMP echo or UDP without a steered packet for this long is over, and so is a TCP
 /// connection after its end.
 pub const FLOW_SHORT_NS: u64 = 30_000_000_000;
-/// A flow of an open TCP connection without a steered packet for so long is over.
+/// A flow of an open TCP connection without a steered packet for this long is over.
 pub const FLOW_LONG_NS: u64 = 3_600_000_000_000;
 
 /// A value that is kept as one byte.
@@ -314,7 +314,7 @@ pub enum Proof {
     /// The reply of the behind address.
     #[default]
     Reply = 0,
-    /// The probe itself, where it comes back to the hub, whose own the behind address is.
+    /// The probe itself, which comes back to the hub because the behind address is the hub's own.
     Arrival = 1,
 }
 
@@ -393,7 +393,7 @@ pub struct Hub {
     pub version: u32,
     /// ifindex of the private veth on which the send program is attached.
     pub private_ifindex: u32,
-    /// Tells the instance's probes from those of all others, never 0; see [`crate::wire::probe::ProbeHeader::number`].
+    /// Tells the instance's probes from those of all others, never 0; see [`crate::probe::ProbeHeader::number`].
     pub tag: u32,
     /// Zero.
     pub pad: u32,
@@ -418,7 +418,7 @@ pub struct Tracker {
     pub window_first: u32,
     /// Words of the bit set, less one; words are a power of two.
     pub window_mask: u32,
-    /// Bytes after the ICMP or UDP header, at least [`crate::wire::probe::LEN`]; of TCP all after its ports and
+    /// Bytes after the ICMP or UDP header, at least [`crate::probe::LEN`]; of TCP all after its ports and
     /// sequence number.
     pub payload: u16,
     /// ICMP identifier or source port with which the tracker begins; the daemon chooses that of each probe
@@ -445,7 +445,7 @@ pub struct Tracker {
     pub return_ttl: u8,
     /// 1 if a TCP reset, or of UDP the behind address's word that no program has the port, is a reply.
     pub refused_is_reply: u8,
-    /// What hides sequence numbers in a SYN's; see [`crate::wire::tcp::initial_sequence`].
+    /// What hides sequence numbers in a SYN's; see [`crate::probe::tcp::initial_sequence`].
     pub salt: u8,
 }
 
@@ -629,7 +629,7 @@ pub struct ReceiveState {
     pub rtt_max_ns: u64,
     /// Sum of all round-trip times.
     pub rtt_sum_ns: u64,
-    /// Source MAC address of the last one's frame: who brought it; zeros if there is no Ethernet header.
+    /// Source MAC address of the last one's frame; zeros if there is no Ethernet header.
     /// It is written with the two bytes after it, as one word.
     pub hop_mac: [u8; 6],
     /// Zero.

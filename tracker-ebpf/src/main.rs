@@ -28,7 +28,8 @@ use bpf::{
 };
 use tracker_ebpf::{
     abi::Path,
-    wire::{self, Bytes as _, answer::Answer, flow, reply},
+    probe::{self, answer::Answer, reply},
+    wire::{Bytes as _, flow},
 };
 
 /// `PACKET_OTHERHOST` of linux/if_packet.h: the frame's destination is not this device.
@@ -102,7 +103,7 @@ fn receive_by_xdp(ctx: &XdpContext) -> u32 {
         return dispose(ctx, outcome).xdp();
     }
     // The number of a STAMP probe comes to be the magic number once in its life.
-    match wire::answer::parse(&packet) {
+    match probe::answer::parse(&packet) {
         Some(answer) => match answer::recognise(&answer, arrival, is_as_sent) {
             Some(outcome) => dispose(ctx, outcome).xdp(),
             None => xdp_action::XDP_PASS,

@@ -65,7 +65,7 @@ impl Window {
 /// What a reply is worth that is proven to be one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worth {
-    /// The first within the timeout: it counts, and took so long.
+    /// The first within the timeout: it counts, and took this long.
     Counts {
         /// From the probe to the reply.
         rtt_ns: u64,

@@ -9,7 +9,7 @@ use crate::fixtures::{
 };
 use anyhow::{Context as _, Result, bail};
 use tracker_ebpf::abi::{self, Egress, Family};
-use tracker_ebpf::wire::probe;
+use tracker_ebpf::probe;
 use tracker_lab::Namespace;
 use tracker_lab::netns::Owner;
 use tracker_lab::packets;

@@ -6,13 +6,14 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
     abi::{Answered, Hub, Path, ProbeError, Proof, Resets, State, Streams, Tracker},
+    probe::{
+        answer::{self, Answer, Evidence, Message},
+        stamp, tcp,
+    },
     wire::{
-        answer::{self, Answer, Message, Proof as Claimed},
         ethernet, icmp,
         ip::{V4, V6},
-        ipv4, ipv6,
-        stamp::{self, Claim},
-        tcp, token, udp,
+        ipv4, ipv6, token,
     },
 };
 
@@ -34,19 +35,21 @@ pub fn parse_bare_skb(ctx: &TcContext) -> Option<Answer> {
     let mut memory = Memory::uninit();
     match receive::ethertype(ctx) {
         ethernet::IPV4 => {
-            const QUOTED_STAMP: usize = 2 * (ipv4::LEN + udp::LEN) + stamp::CLAIM_LEN;
-            const REFLECTED: usize = ipv4::LEN + udp::LEN + stamp::REFLECTED_LEN;
-            const QUOTED_SYN: usize = 2 * (ipv4::LEN + icmp::LEN);
-            const SEGMENT: usize = ipv4::LEN + tcp::LEN;
+            const QUOTE: usize = 2 * ipv4::LEN + icmp::LEN;
+            const QUOTED_STAMP: usize = QUOTE + stamp::QUOTE_LEN;
+            const REFLECTED: usize = ipv4::LEN + stamp::REPLY_LEN;
+            const QUOTED_SYN: usize = QUOTE + tcp::QUOTE_LEN;
+            const SEGMENT: usize = ipv4::LEN + tcp::REPLY_LEN;
             let head =
                 Head::longest::<QUOTED_STAMP, REFLECTED, QUOTED_SYN, SEGMENT>(ctx, &mut memory)?;
             answer::parse_packet::<V4, Head>(&head, 0)
         }
         ethernet::IPV6 => {
-            const QUOTED_STAMP: usize = 2 * (ipv6::LEN + udp::LEN) + stamp::CLAIM_LEN;
-            const QUOTED_SYN: usize = 2 * (ipv6::LEN + icmp::LEN);
-            const REFLECTED: usize = ipv6::LEN + udp::LEN + stamp::REFLECTED_LEN;
-            const SEGMENT: usize = ipv6::LEN + tcp::LEN;
+            const QUOTE: usize = 2 * ipv6::LEN + icmp::LEN;
+            const QUOTED_STAMP: usize = QUOTE + stamp::QUOTE_LEN;
+            const QUOTED_SYN: usize = QUOTE + tcp::QUOTE_LEN;
+            const REFLECTED: usize = ipv6::LEN + stamp::REPLY_LEN;
+            const SEGMENT: usize = ipv6::LEN + tcp::REPLY_LEN;
             let head =
                 Head::longest::<QUOTED_STAMP, QUOTED_SYN, REFLECTED, SEGMENT>(ctx, &mut memory)?;
             answer::parse_packet::<V6, Head>(&head, 0)
@@ -66,8 +69,8 @@ pub struct Place {
 /// The place of the tracker to whose probe a packet seems to belong.
 #[inline(always)]
 pub fn place(answer: &Answer) -> Option<Place> {
-    match answer.proof {
-        Claimed::Syn(_) => {
+    match answer.evidence {
+        Evidence::Syn(_) => {
             // SAFETY: userspace replaces a value whole.
             let streams = Streams::of_word(*unsafe { STREAMS.get(answer.stream()) }?);
             let place = WINDOWS.get_ptr(streams.place(answer.own_port))?;
@@ -76,7 +79,7 @@ pub fn place(answer: &Answer) -> Option<Place> {
             let slot = taken.wrapping_sub(1);
             Some(Place { slot, tag: 0 })
         }
-        Claimed::Stamp(claim) => {
+        Evidence::Stamp(claim) => {
             let tag = HUB.get(0)?.tag;
             let slot = claim.tracker(tag);
             let tag = match TRACKERS.get(slot) {
@@ -102,8 +105,8 @@ pub fn recognise(
     let is_between = answer.belongs_to(tracker);
     // Of TCP the way to the tracker begins with the address that was asked.
     let is_reflected = matches!(
-        (answer.message, answer.proof),
-        (Message::Reply, Claimed::Stamp(_))
+        (answer.message, answer.evidence),
+        (Message::Reply, Evidence::Stamp(_))
     ) && answer.is_told_to(tracker);
     if tracker.active == 0 || !answer.is_intact || !(is_between || is_reflected) {
         return None;
@@ -159,8 +162,8 @@ pub fn recognise(
         return Some(outcome);
     }
     let opens = matches!(
-        (answer.message, answer.proof),
-        (Message::Reply, Claimed::Syn(_))
+        (answer.message, answer.evidence),
+        (Message::Reply, Evidence::Syn(_))
     );
     if opens && (matches!(outcome, Outcome::Counted) || is_to_be_reset(state, answer.own_port)) {
         let answered = Answered {
@@ -244,19 +247,15 @@ fn proven(
     tracker: &Tracker,
     sent: u64,
 ) -> Option<u64> {
-    let sequence = match answer.proof {
-        Claimed::Syn(number) => tcp::probe_sequence(number, tracker.salt, sent),
-        Claimed::Stamp(claim) => claim.sequence(sent),
-    };
+    let sequence = answer.evidence.sequence(tracker.salt, sent);
     // Before the first probe.
     if sequence == 0 || sequence > sent {
         return None;
     }
     let token = token::token(hub.key, slot, tracker.epoch, sequence, 0);
-    let is_right = match answer.proof {
-        Claimed::Syn(number) => tcp::initial_sequence(token, tracker.salt, sequence) == number,
-        Claimed::Stamp(claim) => claim == Claim::new(tag, slot, sequence, token),
-    };
+    let is_right = answer
+        .evidence
+        .is_of(tracker.salt, tag, slot, sequence, token);
     is_right.then_some(sequence)
 }
 

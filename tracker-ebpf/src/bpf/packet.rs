@@ -7,7 +7,10 @@ use aya_ebpf::{
     helpers::generated::{bpf_skb_load_bytes_relative, bpf_skb_pull_data},
     programs::TcContext,
 };
-use tracker_ebpf::wire::{Bytes, BytesMut, icmp, ipv6, probe};
+use tracker_ebpf::{
+    probe,
+    wire::{Bytes, BytesMut, icmp, ipv6},
+};
 
 /// A packet's linear bytes, as the verifier knows them.
 #[derive(Clone, Copy)]
@@ -137,7 +140,7 @@ impl Bytes for Head<'_> {
     }
 }
 
-/// The `LEN` bytes at `offset` from the IP header; `None` where the packet has fewer.
+/// The `LEN` bytes at `offset` from the IP header; `None` if the packet has fewer.
 #[inline(always)]
 pub fn network_bytes<const LEN: usize>(ctx: &TcContext, offset: usize) -> Option<[u8; LEN]> {
     let mut bytes = [0; LEN];

@@ -2,15 +2,16 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use tracker_ebpf::{
-    abi::{Event, Family, Hub, Path, ProbeError, Proof, RETURNS_MAX, State, Tracker, is_own_port},
+    abi::{Event, Family, Hub, Path, ProbeError, Proof, RETURNS_MAX, State, Tracker},
+    probe::{
+        self, FIRST_LEN, ProbeHeader,
+        reply::{self, LastHop, Message, Reply},
+    },
     window::{Worth, whole_sequence},
     wire::{
         ethernet, icmp,
         ip::{V4, V6},
-        ipv4, ipv6,
-        probe::{self, HEADER_LEN, ProbeHeader},
-        reply::{self, LastHop, Message, Reply},
-        stamp, tcp, token, vlan,
+        ipv4, ipv6, token, vlan,
     },
 };
 
@@ -32,7 +33,7 @@ pub enum Outcome {
     Late,
     /// Ours, but on an interface outside `returns`.
     WrongPath,
-    /// Ours, but in a VLAN: of no concern to the interface that it arrives on. Where a VLAN device takes it, that one's
+    /// Ours, but in a VLAN: of no concern to the interface that it arrives on. If a VLAN device takes it, that one's
     /// own program judges it next.
     Tagged,
     /// One of our probes, which came back to the hub although it is not its own proof.
@@ -119,8 +120,8 @@ pub fn parse_copy(ctx: &TcContext) -> Parsed {
     // The shifts put 64-bit words of the probe header, and of IPv6 addresses, where they are aligned.
     match ethertype(ctx) {
         ethernet::IPV4 => {
-            const LEN: usize = ipv4::LEN + HEADER_LEN + probe::LEN;
-            const ERROR_LEN: usize = ipv4::LEN + HEADER_LEN + LEN;
+            const LEN: usize = ipv4::LEN + reply::REPLY_LEN;
+            const ERROR_LEN: usize = ipv4::LEN + icmp::LEN + LEN;
             let Some(head) = packet::head::<4, LEN>(ctx, &mut memory) else {
                 return Parsed::new(None);
             };
@@ -132,8 +133,8 @@ pub fn parse_copy(ctx: &TcContext) -> Parsed {
             Parsed::new(reply::parse_packet::<V4, [u8], 0>(head, 0))
         }
         ethernet::IPV6 => {
-            const LEN: usize = ipv6::LEN + HEADER_LEN + probe::LEN;
-            const ERROR_LEN: usize = ipv6::LEN + HEADER_LEN + LEN;
+            const LEN: usize = ipv6::LEN + reply::REPLY_LEN;
+            const ERROR_LEN: usize = ipv6::LEN + icmp::LEN + LEN;
             let Some(head) = packet::head::<0, LEN>(ctx, &mut memory) else {
                 return Parsed::new(None);
             };
@@ -148,21 +149,21 @@ pub fn parse_copy(ctx: &TcContext) -> Parsed {
     }
 }
 
-/// False if a packet carries neither ICMP nor a marked datagram nor what may answer a probe without probe header, as
-/// nearly all do: only a few bytes of it are looked at.
+/// False if a packet carries neither ICMP nor a datagram with a probe header nor what may answer a probe without one, as nearly all
+/// do: only a few bytes of it are looked at.
 #[inline(always)]
 pub fn may_be_ours(ctx: &TcContext) -> bool {
-    // From the protocol's number to the flags of TCP; nothing of ours is shorter.
+    // From the protocol's number on; nothing of ours is shorter.
     match ethertype(ctx) {
         ethernet::IPV4 => {
-            const LEN: usize = ipv4::LEN - ipv4::PROTOCOL_AT + 14;
+            const LEN: usize = ipv4::LEN - ipv4::PROTOCOL_AT + FIRST_LEN;
             let bytes = packet::network_bytes::<LEN>(ctx, ipv4::PROTOCOL_AT);
-            bytes.is_some_and(|bytes| is_suspect(ctx, &bytes, ipv4::ICMP, ipv4::LEN))
+            bytes.is_some_and(|bytes| is_suspect(ctx, &bytes, Family::Ipv4, ipv4::LEN))
         }
         ethernet::IPV6 => {
-            const LEN: usize = ipv6::LEN - ipv6::NEXT_HEADER_AT + 14;
+            const LEN: usize = ipv6::LEN - ipv6::NEXT_HEADER_AT + FIRST_LEN;
             let bytes = packet::network_bytes::<LEN>(ctx, ipv6::NEXT_HEADER_AT);
-            bytes.is_some_and(|bytes| is_suspect(ctx, &bytes, ipv6::ICMP, ipv6::LEN))
+            bytes.is_some_and(|bytes| is_suspect(ctx, &bytes, Family::Ipv6, ipv6::LEN))
         }
         _ => false,
     }
@@ -171,30 +172,22 @@ pub fn may_be_ours(ctx: &TcContext) -> bool {
 /// Bytes that may stand before an IP header in a packet: Ethernet's, or those of a tunnel over IPv6.
 const LOWER_LEN: usize = 56;
 
-/// True if a packet may be ours, as far as these bytes tell. They begin with the protocol's number and end with the flags of a
-/// TCP header, `ip` bytes after the beginning of the IP header.
+/// True if a packet may be ours, as far as these bytes tell. They begin with the protocol's number and end with the first ones
+/// above the IP header, which has `ip` bytes.
 #[inline(always)]
-fn is_suspect<const LEN: usize>(ctx: &TcContext, bytes: &[u8; LEN], icmp: u8, ip: usize) -> bool {
-    let above = LEN - 14;
-    let carried = bytes[0];
-    if carried == tcp::PROTOCOL {
-        // Without data and options it may be a challenge ACK, whatever a tunnel's headers before it.
-        return bytes[above + 13] & (tcp::flags::SYN | tcp::flags::RST) != 0
-            || ctx.len() as usize <= ip + tcp::LEN + LOWER_LEN;
-    }
-    if carried != ipv4::UDP {
-        return carried == icmp;
-    }
-    let word = |at| u16::from_be_bytes([bytes[above + at], bytes[above + at + 1]]);
-    if (u32::from(word(8)) << 16) | u32::from(word(10)) == probe::MAGIC {
-        return true;
-    }
-    let has_estimate = |at| {
-        let estimate = packet::network_bytes(ctx, ip + HEADER_LEN + at);
-        estimate.is_some_and(|bytes| u16::from_be_bytes(bytes) == stamp::ESTIMATE)
+fn is_suspect<const LEN: usize>(
+    ctx: &TcContext,
+    bytes: &[u8; LEN],
+    family: Family,
+    ip: usize,
+) -> bool {
+    let Some(first) = bytes.last_chunk() else {
+        return false;
     };
-    (is_own_port(word(2)) && has_estimate(stamp::REFLECTED_LEN - 2))
-        || (is_own_port(word(0)) && has_estimate(stamp::CLAIM_LEN - 2))
+    // Whatever a tunnel's headers before the IP header.
+    let is_short = |len| ctx.len() as usize <= ip + len + LOWER_LEN;
+    let word = |at| packet::network_bytes(ctx, ip + at).map(u16::from_be_bytes);
+    probe::may_be_ours(bytes[0], family, first, is_short, word)
 }
 
 /// What the kernel knows of a packet's protocol.
@@ -311,7 +304,7 @@ pub fn refused(
 /// probes to the hub instead of the behind address.
 #[inline(always)]
 fn note_returned(state: *mut State, sequence: u32, way: &Way) -> Outcome {
-    // SAFETY: a valid map value; whole stores, of which the last ones count. The MAC address is aligned to a word (asserted with
+    // SAFETY: a valid map value; whole stores; the last ones count. The MAC address is aligned to a word (asserted with
     // the layout).
     unsafe {
         let notice = &raw mut (*state).notice;
@@ -376,7 +369,7 @@ fn note_refused(
     Some(Some(Outcome::Error))
 }
 
-/// What an ICMP error to a family is; `refuses` where the behind address says that no program has the port.
+/// What an ICMP error to a family is; `refuses` if the behind address says that no program has the port.
 #[inline(always)]
 pub const fn error_of(family: Family, refuses: bool) -> ProbeError {
     match family {
@@ -395,7 +388,7 @@ pub fn note_elsewhere(state: *mut State, sender: [u64; 2], sequence: u32) -> Out
     Outcome::Elsewhere
 }
 
-/// Notes what says that a probe did not get through, and who says so.
+/// Notes what says that a probe did not get through, and from which address.
 #[inline(always)]
 pub fn note_error(
     state: *mut State,
@@ -409,7 +402,7 @@ pub fn note_error(
         error,
         ProbeError::Icmp | ProbeError::Icmpv6 | ProbeError::Port
     );
-    // SAFETY: a valid map value; whole stores, of which the last ones count. The address is aligned to a word
+    // SAFETY: a valid map value; whole stores; the last ones count. The address is aligned to a word
     // (asserted with the layout).
     unsafe {
         if is_icmp {
@@ -430,7 +423,7 @@ pub fn note_error(
     }
 }
 
-/// Notes what claims to be ours and is not. It explains a loss where it may have been a reply once: what has
+/// Notes what claims to be ours and is not. It explains a loss if it may have been a reply once: what has
 /// neither the addresses nor the token of this tracker's is of another hub's, or another instance's.
 #[inline(always)]
 pub fn note_corrupt(state: *mut State, explains: bool) {
@@ -444,7 +437,7 @@ pub fn note_corrupt(state: *mut State, explains: bool) {
     }
 }
 
-/// Notes a reply after the timeout. Where the service must stop the probes, the first one to a probe proves that it did not.
+/// Notes a reply after the timeout. If the service must stop the probes, the first one to a probe proves that it did not.
 #[inline(always)]
 pub fn note_late(slot: u32, tracker: &Tracker, state: *mut State, sequence: u32) -> Outcome {
     // SAFETY: a valid map value.
@@ -487,7 +480,7 @@ pub fn note_duplicate(state: *mut State) -> Outcome {
     Outcome::Duplicate
 }
 
-/// Notes who brought the last counted reply.
+/// Notes from which router or host the last counted reply arrived.
 #[inline(always)]
 pub fn note_last_hop(state: *mut State, last_hop: LastHop) {
     // SAFETY: a valid map value; one whole store, of an aligned word (asserted with the layout).
@@ -502,7 +495,7 @@ pub fn note_last_hop(state: *mut State, last_hop: LastHop) {
 pub struct Way {
     /// What it is: a reply, or the probe itself.
     pub proof: Proof,
-    /// Who brought it.
+    /// The router or host from which it arrived.
     pub last_hop: LastHop,
     /// The tag control information of its frame.
     pub vlan: u16,
@@ -553,7 +546,7 @@ fn refused_way(tracker: &Tracker, way: &Way, state: *mut State, sequence: u32) -
     }
     let arrival = way.arrival;
     let sequence = whole_sequence(sequence, sent(state));
-    // SAFETY: a valid map value; whole stores, of which the last one counts.
+    // SAFETY: a valid map value; whole stores; the last one counts.
     unsafe {
         let trouble = &raw mut (*state).trouble;
         atomic::add32(&raw mut (*trouble).wrong_path, 1);
@@ -594,7 +587,7 @@ pub fn count_reply(
         Worth::Nowhere => return Outcome::Stale,
     };
     // SAFETY: a valid map value. Plain additions, which cost a third of a locked one: first replies to
-    // one tracker are an interval apart, at least a millisecond, so that two CPUs meet here only where
+    // one tracker are an interval apart, at least a millisecond, so that two CPUs meet here only if
     // replies were delayed past each other; a count is then lost, never a verdict, which reads the bits.
     let verdict = unsafe {
         let receive = &mut (*state).receive;

@@ -7,11 +7,13 @@ use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
 };
-use tracker_ebpf::wire::{
-    answer::{Answer, Proof as Claimed},
-    ethernet, ipv4, ipv6,
-    probe::{self, HEADER_LEN, ProbeHeader},
-    stamp::{self, Claim},
+use tracker_ebpf::{
+    probe::{
+        self, HEADER_LEN, ProbeHeader,
+        answer::{Answer, Evidence},
+        stamp::{self, Claim},
+    },
+    wire::{ethernet, ipv4, ipv6},
 };
 
 use super::{
@@ -99,12 +101,12 @@ impl Segment {
         let first = first?;
         let mut memory = Memory::uninit();
         let payload = packet::copy::<{ stamp::REFLECTED_LEN }>(ctx, self.at, &mut memory)?;
-        match first.proof {
-            Claimed::Stamp(_) => Some(Answer {
-                proof: Claimed::Stamp(Claim::of_reply(payload)?),
+        match first.evidence {
+            Evidence::Stamp(_) => Some(Answer {
+                evidence: Evidence::Stamp(Claim::of_reply(payload)?),
                 ..first
             }),
-            Claimed::Syn(_) => None,
+            Evidence::Syn(_) => None,
         }
     }
 }

@@ -6,11 +6,8 @@ use aya_ebpf::{
 };
 use tracker_ebpf::{
     abi::{BATCH_MAX, Egress, Job, Path, Probe},
-    wire::{
-        self, Bytes, ethernet, ipv4, ipv6,
-        probe::{self, HEADER_LEN, ProbeHeader},
-        token,
-    },
+    probe::{self, HEADER_LEN, ProbeHeader, tcp::RESET_PAYLOAD},
+    wire::{Bytes, ethernet, ipv4, ipv6, token},
 };
 
 use super::{
@@ -69,7 +66,7 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
     let tagged = path.vlan != 0;
     let payload = match is_reset && matches!(egress, Egress::TcRedirect) {
         // Where it may leave without Ethernet header nothing pads it.
-        true => probe::RESET_PAYLOAD,
+        true => RESET_PAYLOAD,
         false => tracker.payload,
     };
     let wire_len = probe::wire_len(tagged, tracker.family.get(), payload);
@@ -122,7 +119,7 @@ pub fn send(ctx: &XdpContext) -> Result<Sent, Refusal> {
 
     let sent = leave(path)?;
     send.sent_mono_ns = sent_mono_ns;
-    // SAFETY: a reference, and a valid map value. The number first: who reads the new time in the place of an older
+    // SAFETY: a reference, and a valid map value. The number first: a reader of the new time in the place of an older
     // probe's then reads the new number too, and takes the reply to that one for late.
     unsafe {
         (&raw mut send.sent).write_volatile(sequence);
@@ -187,7 +184,7 @@ pub fn redirect(ctx: &TcContext) -> Option<i32> {
     };
     let slot = match payload {
         Some(payload) if ProbeHeader::is_present(payload) => ProbeHeader::parse(payload).tracker,
-        _ => answer::place(&wire::answer::parse_sent(&packet)?)?.slot,
+        _ => answer::place(&probe::answer::parse_sent(&packet)?)?.slot,
     };
     let path = path(TRACKERS.get(slot)?.path)?;
     // SAFETY: plain helper call.

@@ -356,7 +356,7 @@ fn fits(head: &Head, steer: &Steer, gso_size: u32) -> bool {
     len <= steer.mtu
 }
 
-/// Whether the packet has hops left, of which a router takes one.
+/// Whether the packet has hops left after a router has taken one.
 #[inline(always)]
 fn has_hops(head: &Head, takes_hop: bool) -> bool {
     head.hops > takes_hop as u8

@@ -4,7 +4,9 @@
 use super::{
     Bytes, BytesMut, be16, be32,
     checksum::{self, Sum},
-    ethernet, icmp, ipv4, ipv6, put16,
+    ethernet, icmp,
+    ip::{V4, V6, Version},
+    ipv4, ipv6, put16,
     tcp::LEN as TCP_LEN,
 };
 use crate::abi::{Family, FlowKey};
@@ -25,15 +27,9 @@ const UDP_LEN: usize = 8;
 const FRAGMENT: u8 = 44;
 const FRAGMENT_LEN: usize = 8;
 
-/// Where headers have what.
+/// Where an IPv4 header has flags and fragment offset, and its checksum.
 const IPV4_FRAGMENT: usize = 6;
-const IPV4_TTL: usize = 8;
 const IPV4_CHECKSUM: usize = 10;
-const IPV4_SOURCE: usize = 12;
-const IPV4_DESTINATION: usize = 16;
-const IPV6_HOP_LIMIT: usize = 7;
-const IPV6_SOURCE: usize = 8;
-const IPV6_DESTINATION: usize = 24;
 
 /// Which way a packet goes, as far as it tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,9 +46,9 @@ pub enum Way {
 /// Which of the two addresses is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// That of who sent it.
+    /// The sender's.
     Source,
-    /// That of who gets it.
+    /// The receiver's.
     Destination,
 }
 
@@ -90,7 +86,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// The flow of which a packet to be steered is part, where its replies arrive on `ifindex`.
+    /// The flow of a packet to be steered whose replies arrive on `ifindex`.
     #[inline(always)]
     pub fn flow(&self, behind: &[u8; 16], ifindex: u32) -> FlowKey {
         FlowKey {
@@ -105,7 +101,7 @@ impl Head {
         }
     }
 
-    /// The flow of which a packet that arrived on `ifindex` would be a reply.
+    /// The flow that a packet which arrived on `ifindex` would reply to.
     #[inline(always)]
     pub fn replied_flow(&self, ifindex: u32) -> FlowKey {
         FlowKey {
@@ -133,10 +129,10 @@ impl Head {
     #[inline(always)]
     pub const fn address_at(&self, side: Side) -> usize {
         match (self.family, side) {
-            (Family::Ipv4, Side::Source) => IPV4_SOURCE,
-            (Family::Ipv4, Side::Destination) => IPV4_DESTINATION,
-            (Family::Ipv6, Side::Source) => IPV6_SOURCE,
-            (Family::Ipv6, Side::Destination) => IPV6_DESTINATION,
+            (Family::Ipv4, Side::Source) => ipv4::SOURCE_AT,
+            (Family::Ipv4, Side::Destination) => ipv4::DESTINATION_AT,
+            (Family::Ipv6, Side::Source) => ipv6::SOURCE_AT,
+            (Family::Ipv6, Side::Destination) => ipv6::DESTINATION_AT,
         }
     }
 
@@ -144,8 +140,8 @@ impl Head {
     #[inline(always)]
     pub const fn hops_at(&self) -> usize {
         match self.family {
-            Family::Ipv4 => IPV4_TTL,
-            Family::Ipv6 => IPV6_HOP_LIMIT,
+            Family::Ipv4 => ipv4::TTL_AT,
+            Family::Ipv6 => ipv6::HOP_LIMIT_AT,
         }
     }
 
@@ -227,14 +223,8 @@ pub fn last_words<B: Bytes + ?Sized, const AT: usize>(
     ethertype: u16,
 ) -> Option<(u32, u32)> {
     match ethertype {
-        ethernet::IPV4 => {
-            let ip: &[u8; ipv4::LEN] = packet.at(AT)?;
-            Some((be32(ip, IPV4_SOURCE), be32(ip, IPV4_DESTINATION)))
-        }
-        ethernet::IPV6 => {
-            let ip: &[u8; ipv6::LEN] = packet.at(AT)?;
-            Some((be32(ip, IPV6_SOURCE + 12), be32(ip, IPV6_DESTINATION + 12)))
-        }
+        ethernet::IPV4 => V4::header(packet, AT).map(V4::last_words),
+        ethernet::IPV6 => V6::header(packet, AT).map(V6::last_words),
         _ => None,
     }
 }
@@ -253,40 +243,32 @@ pub fn parse<B: Bytes + ?Sized, const AT: usize>(
     head: &mut Head,
 ) -> Option<()> {
     match ethertype {
-        ethernet::IPV4 => {
-            let ip: &[u8; ipv4::LEN] = packet.at(AT)?;
-            let header = ipv4::parse(ip);
-            if !ipv4::carries(ip, ip[9]) {
-                return None;
-            }
-            (head.family, head.protocol) = (Family::Ipv4, ip[9]);
-            head.hops = header.ttl;
-            head.may_be_fragmented = be16(ip, IPV4_FRAGMENT) & 0x4000 == 0;
-            head.ip_len = u32::from(header.total_len);
-            head.source[..4].copy_from_slice(&ip[IPV4_SOURCE..IPV4_DESTINATION]);
-            head.destination[..4].copy_from_slice(&ip[IPV4_DESTINATION..]);
-            parse_above::<B, AT, { ipv4::LEN }>(packet, head, ipv4::ICMP)?;
-        }
-        ethernet::IPV6 => {
-            let ip: &[u8; ipv6::LEN] = packet.at(AT)?;
-            let header = ipv6::parse(ip);
-            if !ipv6::carries(ip, ip[6]) {
-                return None;
-            }
-            (head.family, head.protocol) = (Family::Ipv6, ip[6]);
-            head.hops = header.hop_limit;
-            head.ip_len = ipv6::LEN as u32 + u32::from(header.payload_len);
-            head.source
-                .copy_from_slice(&ip[IPV6_SOURCE..IPV6_DESTINATION]);
-            head.destination.copy_from_slice(&ip[IPV6_DESTINATION..]);
-            parse_above::<B, AT, { ipv6::LEN }>(packet, head, ipv6::ICMP)?;
-        }
+        ethernet::IPV4 => parse_ip::<V4, B, AT>(packet, head)?,
+        ethernet::IPV6 => parse_ip::<V6, B, AT>(packet, head)?,
         _ => return None,
     }
     (head.ip_len >= head.headers_len && head.ip_len as usize <= len).then_some(())
 }
 
-/// Reads what of a packet that [`parse`] refuses tells to whom it is addressed: a first fragment, and an IPv4 packet with options.
+#[inline(always)]
+fn parse_ip<V: Version, B: Bytes + ?Sized, const AT: usize>(
+    packet: &B,
+    head: &mut Head,
+) -> Option<()> {
+    let ip = V::header(packet, AT)?;
+    let protocol = V::protocol(ip);
+    if !V::carries(ip, protocol) {
+        return None;
+    }
+    (head.family, head.protocol) = (V::FAMILY, protocol);
+    head.hops = V::fields(ip).hops;
+    head.may_be_fragmented = V::may_be_fragmented(ip);
+    head.ip_len = V::total_len(ip);
+    V::copy_addresses(ip, &mut head.source, &mut head.destination);
+    parse_above::<V, B, AT>(packet, head)
+}
+
+/// Reads addresses and ports of a packet that [`parse`] refuses: a first fragment, and an IPv4 packet with options.
 /// Only addresses, protocol, ports and the way are set. Later fragments tell nothing, and are worth nothing without the first.
 #[inline(always)]
 pub fn parse_unsteerable<B: Bytes + ?Sized, const AT: usize>(
@@ -304,8 +286,7 @@ pub fn parse_unsteerable<B: Bytes + ?Sized, const AT: usize>(
                 return None;
             }
             (head.family, head.protocol) = (Family::Ipv4, ip[9]);
-            head.source[..4].copy_from_slice(&ip[IPV4_SOURCE..IPV4_DESTINATION]);
-            head.destination[..4].copy_from_slice(&ip[IPV4_DESTINATION..]);
+            V4::copy_addresses(ip, &mut head.source, &mut head.destination);
             (AT + header_len, ipv4::ICMP)
         }
         ethernet::IPV6 => {
@@ -318,9 +299,7 @@ pub fn parse_unsteerable<B: Bytes + ?Sized, const AT: usize>(
                 return None;
             }
             (head.family, head.protocol) = (Family::Ipv6, fragment[0]);
-            head.source
-                .copy_from_slice(&ip[IPV6_SOURCE..IPV6_DESTINATION]);
-            head.destination.copy_from_slice(&ip[IPV6_DESTINATION..]);
+            V6::copy_addresses(ip, &mut head.source, &mut head.destination);
             (AT + ipv6::LEN + FRAGMENT_LEN, ipv6::ICMP)
         }
         _ => return None,
@@ -343,16 +322,15 @@ pub fn parse_unsteerable<B: Bytes + ?Sized, const AT: usize>(
     Some(())
 }
 
-/// Reads what is above an IP header of `IP` bytes.
+/// Reads what is above an IP header.
 #[inline(always)]
-fn parse_above<B: Bytes + ?Sized, const AT: usize, const IP: usize>(
+fn parse_above<V: Version, B: Bytes + ?Sized, const AT: usize>(
     packet: &B,
     head: &mut Head,
-    icmp_protocol: u8,
 ) -> Option<()> {
     match head.protocol {
         TCP => {
-            let tcp: &[u8; TCP_LEN] = packet.at(AT + IP)?;
+            let tcp: &[u8; TCP_LEN] = packet.at(AT + V::LEN)?;
             let header_len = u32::from(tcp[12] >> 4) * 4;
             if header_len < TCP_LEN as u32 {
                 return None;
@@ -360,36 +338,32 @@ fn parse_above<B: Bytes + ?Sized, const AT: usize, const IP: usize>(
             (head.source_port, head.destination_port) = (be16(tcp, 0), be16(tcp, 2));
             head.tcp_flags = tcp[13];
             head.checksum = be16(tcp, 16);
-            head.headers_len = IP as u32 + header_len;
+            head.headers_len = V::LEN as u32 + header_len;
         }
         UDP => {
-            let udp: &[u8; UDP_LEN] = packet.at(AT + IP)?;
+            let udp: &[u8; UDP_LEN] = packet.at(AT + V::LEN)?;
             let len = u32::from(be16(udp, 4));
-            if len < UDP_LEN as u32 || IP as u32 + len > head.ip_len {
+            if len < UDP_LEN as u32 || V::LEN as u32 + len > head.ip_len {
                 return None;
             }
             (head.source_port, head.destination_port) = (be16(udp, 0), be16(udp, 2));
             head.checksum = be16(udp, 6);
-            head.headers_len = (IP + UDP_LEN) as u32;
+            head.headers_len = (V::LEN + UDP_LEN) as u32;
         }
-        protocol if protocol == icmp_protocol => {
-            let echo = icmp::parse(packet.at(AT + IP)?);
-            let (request, reply) = match head.family {
-                Family::Ipv4 => (icmp::ECHO, icmp::ECHO_REPLY),
-                Family::Ipv6 => (icmp::ECHO_V6, icmp::ECHO_REPLY_V6),
-            };
+        protocol if protocol == V::ICMP => {
+            let echo = icmp::parse(packet.at(AT + V::LEN)?);
             if echo.code != 0 {
                 return None;
             }
-            if echo.kind == request {
+            if echo.kind == V::ECHO {
                 (head.way, head.source_port) = (Way::Request, echo.identifier);
-            } else if echo.kind == reply {
+            } else if echo.kind == V::ECHO_REPLY {
                 (head.way, head.destination_port) = (Way::Reply, echo.identifier);
             } else {
                 return None;
             }
             head.checksum = echo.checksum;
-            head.headers_len = (IP + icmp::LEN) as u32;
+            head.headers_len = (V::LEN + icmp::LEN) as u32;
         }
         _ => return None,
     }
@@ -412,19 +386,19 @@ pub fn redirect<B: BytesMut + ?Sized, const AT: usize>(
         Family::Ipv4 => {
             redirect_above::<B, AT, { ipv4::LEN }>(packet, head, old, new)?;
             let ip: &mut [u8; ipv4::LEN] = packet.at_mut(AT)?;
-            let before = be16(ip, IPV4_TTL);
+            let before = be16(ip, ipv4::TTL_AT);
             let after = before.wrapping_sub(1 << 8);
             let checksum = be16(ip, IPV4_CHECKSUM);
             let checksum = checksum::replaced(checksum, old.u16(before), new.u16(after));
-            put16(ip, IPV4_TTL, after);
+            put16(ip, ipv4::TTL_AT, after);
             put16(ip, IPV4_CHECKSUM, checksum);
-            ip[IPV4_DESTINATION..].copy_from_slice(&destination[..4]);
+            ip[ipv4::DESTINATION_AT..].copy_from_slice(&destination[..4]);
         }
         Family::Ipv6 => {
             redirect_above::<B, AT, { ipv6::LEN }>(packet, head, old, new)?;
             let ip: &mut [u8; ipv6::LEN] = packet.at_mut(AT)?;
-            ip[IPV6_HOP_LIMIT] = ip[IPV6_HOP_LIMIT].wrapping_sub(1);
-            ip[IPV6_DESTINATION..].copy_from_slice(destination);
+            ip[ipv6::HOP_LIMIT_AT] = ip[ipv6::HOP_LIMIT_AT].wrapping_sub(1);
+            ip[ipv6::DESTINATION_AT..].copy_from_slice(destination);
         }
     }
     Some(())
@@ -522,7 +496,7 @@ mod tests {
             address[..4].copy_from_slice(&new);
             redirect::<_, 0>(packet.as_mut_slice(), &head, &address).expect("room");
             let mut wanted = udp4(source, new, ports, &payload);
-            wanted[IPV4_TTL] = 63;
+            wanted[ipv4::TTL_AT] = 63;
             let mut ip = MutableIpv4Packet::new(&mut wanted).expect("room");
             let sum = pnet_ipv4::checksum(&ip.to_immutable());
             ip.set_checksum(sum);
@@ -536,7 +510,7 @@ mod tests {
             prop_assert_eq!((head.source, head.destination), (source, old));
             redirect::<_, 0>(packet.as_mut_slice(), &head, &new).expect("room");
             let mut wanted = tcp6(source, new, ports, &payload);
-            wanted[IPV6_HOP_LIMIT] = 63;
+            wanted[ipv6::HOP_LIMIT_AT] = 63;
             prop_assert_eq!(packet, wanted);
         }
 

@@ -1,6 +1,6 @@
 //! What the parsers of received packets need of a version of IP: one parser serves both.
 
-use super::{Bytes, address, address::Address, checksum::Sum, icmp, ipv4, ipv6};
+use super::{Bytes, address, address::Address, be16, be32, checksum::Sum, icmp, ipv4, ipv6};
 use crate::abi::Family;
 
 /// What is read of a header.
@@ -51,6 +51,18 @@ pub trait Version {
 
     /// True for an ICMP type that says what became of a packet.
     fn is_error(kind: u8) -> bool;
+
+    /// Bytes of the whole packet, as its header says.
+    fn total_len(header: &Self::Header) -> u32;
+
+    /// True if routers may fragment the packet.
+    fn may_be_fragmented(header: &Self::Header) -> bool;
+
+    /// Copies the addresses to the first bytes of these.
+    fn copy_addresses(header: &Self::Header, source: &mut [u8; 16], destination: &mut [u8; 16]);
+
+    /// The last words of source and destination address.
+    fn last_words(header: &Self::Header) -> (u32, u32);
 }
 
 /// IPv4.
@@ -107,6 +119,31 @@ impl Version for V4 {
     fn is_error(kind: u8) -> bool {
         icmp::is_error(kind)
     }
+
+    #[inline(always)]
+    fn total_len(header: &Self::Header) -> u32 {
+        u32::from(ipv4::parse(header).total_len)
+    }
+
+    #[inline(always)]
+    fn may_be_fragmented(header: &Self::Header) -> bool {
+        // "Don't fragment" of RFC 791.
+        be16(header, 6) & 0x4000 == 0
+    }
+
+    #[inline(always)]
+    fn copy_addresses(header: &Self::Header, source: &mut [u8; 16], destination: &mut [u8; 16]) {
+        source[..4].copy_from_slice(&header[ipv4::SOURCE_AT..ipv4::DESTINATION_AT]);
+        destination[..4].copy_from_slice(&header[ipv4::DESTINATION_AT..]);
+    }
+
+    #[inline(always)]
+    fn last_words(header: &Self::Header) -> (u32, u32) {
+        (
+            be32(header, ipv4::SOURCE_AT),
+            be32(header, ipv4::DESTINATION_AT),
+        )
+    }
 }
 
 impl Version for V6 {
@@ -162,5 +199,30 @@ impl Version for V6 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         icmp::is_error_v6(kind)
+    }
+
+    #[inline(always)]
+    fn total_len(header: &Self::Header) -> u32 {
+        ipv6::LEN as u32 + u32::from(ipv6::parse(header).payload_len)
+    }
+
+    #[inline(always)]
+    fn may_be_fragmented(_: &Self::Header) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn copy_addresses(header: &Self::Header, source: &mut [u8; 16], destination: &mut [u8; 16]) {
+        source.copy_from_slice(&header[ipv6::SOURCE_AT..ipv6::DESTINATION_AT]);
+        destination.copy_from_slice(&header[ipv6::DESTINATION_AT..]);
+    }
+
+    #[inline(always)]
+    fn last_words(header: &Self::Header) -> (u32, u32) {
+        const LAST: usize = 12;
+        (
+            be32(header, ipv6::SOURCE_AT + LAST),
+            be32(header, ipv6::DESTINATION_AT + LAST),
+        )
     }
 }

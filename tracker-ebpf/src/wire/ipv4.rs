@@ -6,6 +6,12 @@ use super::{be16, be32, checksum::Sum, put16, put32};
 pub const LEN: usize = 20;
 /// Where a header says what it carries.
 pub const PROTOCOL_AT: usize = 9;
+/// Where a header has the time to live.
+pub const TTL_AT: usize = 8;
+/// Where a header has the source address.
+pub const SOURCE_AT: usize = 12;
+/// Where a header has the destination address.
+pub const DESTINATION_AT: usize = 16;
 /// Protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// Protocol number of UDP.
@@ -38,9 +44,9 @@ pub fn carries(header: &[u8; LEN], protocol: u8) -> bool {
 pub fn parse(header: &[u8; LEN]) -> Header {
     Header {
         total_len: be16(header, 2),
-        ttl: header[8],
-        source: be32(header, 12),
-        destination: be32(header, 16),
+        ttl: header[TTL_AT],
+        source: be32(header, SOURCE_AT),
+        destination: be32(header, DESTINATION_AT),
     }
 }
 

@@ -6,6 +6,12 @@ use super::{be16, be64, checksum::Sum, put16, put32, put64};
 pub const LEN: usize = 40;
 /// Where a header says what it carries.
 pub const NEXT_HEADER_AT: usize = 6;
+/// Where a header has the hop limit.
+pub const HOP_LIMIT_AT: usize = 7;
+/// Where a header has the source address.
+pub const SOURCE_AT: usize = 8;
+/// Where a header has the destination address.
+pub const DESTINATION_AT: usize = 24;
 /// Next-header number of ICMPv6.
 pub const ICMP: u8 = 58;
 /// Next-header number of UDP.
@@ -46,7 +52,7 @@ pub fn carries(header: &[u8; LEN], next_header: u8) -> bool {
 pub fn parse(header: &[u8; LEN]) -> Header {
     Header {
         payload_len: be16(header, 4),
-        hop_limit: header[7],
+        hop_limit: header[HOP_LIMIT_AT],
         source: [be64(header, 8), be64(header, 16)],
         destination: [be64(header, 24), be64(header, 32)],
     }

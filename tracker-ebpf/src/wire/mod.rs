@@ -5,7 +5,6 @@
 //! Protocol modules use the same names: `LEN`, `parse`, `emit`.
 
 pub mod address;
-pub mod answer;
 pub mod checksum;
 pub mod ethernet;
 pub mod flow;
@@ -13,9 +12,6 @@ pub mod icmp;
 pub mod ip;
 pub mod ipv4;
 pub mod ipv6;
-pub mod probe;
-pub mod reply;
-pub mod stamp;
 pub mod tcp;
 pub mod token;
 pub mod udp;
@@ -23,13 +19,13 @@ pub mod vlan;
 
 /// Bounds-checked access to a packet's bytes.
 pub trait Bytes {
-    /// The `N` bytes at `offset`, or `None` where the packet is too short.
+    /// The `N` bytes at `offset`, or `None` if the packet is too short.
     fn at<const N: usize>(&self, offset: usize) -> Option<&[u8; N]>;
 }
 
 /// Bounds-checked access to a packet that may be written.
 pub trait BytesMut {
-    /// The `N` bytes at `offset`, or `None` where the packet is too short.
+    /// The `N` bytes at `offset`, or `None` if the packet is too short.
     fn at_mut<const N: usize>(&mut self, offset: usize) -> Option<&mut [u8; N]>;
 }
 
@@ -48,19 +44,19 @@ impl Bytes for [u8] {
 
 /// Big-endian `u16` at a constant offset of a header.
 #[inline(always)]
-fn be16<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+pub(crate) fn be16<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
     u16::from_be(word::load_u16(bytes, at))
 }
 
 /// Big-endian `u32` at a constant offset of a header.
 #[inline(always)]
-fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+pub(crate) fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_be(word::load_u32(bytes, at))
 }
 
 /// Big-endian `u64` at a constant offset of a header.
 #[inline(always)]
-fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+pub(crate) fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
     u64::from_be(word::load_u64(bytes, at))
 }
 
@@ -154,18 +150,18 @@ mod word {
 
 /// Writes a big-endian `u16` at a constant offset of a header.
 #[inline(always)]
-fn put16<const N: usize>(bytes: &mut [u8; N], at: usize, value: u16) {
+pub(crate) fn put16<const N: usize>(bytes: &mut [u8; N], at: usize, value: u16) {
     word::store_u16(bytes, at, value.to_be());
 }
 
 /// Writes a big-endian `u32` at a constant offset of a header.
 #[inline(always)]
-fn put32<const N: usize>(bytes: &mut [u8; N], at: usize, value: u32) {
+pub(crate) fn put32<const N: usize>(bytes: &mut [u8; N], at: usize, value: u32) {
     word::store_u32(bytes, at, value.to_be());
 }
 
 /// Writes a big-endian `u64` at a constant offset of a header.
 #[inline(always)]
-fn put64<const N: usize>(bytes: &mut [u8; N], at: usize, value: u64) {
+pub(crate) fn put64<const N: usize>(bytes: &mut [u8; N], at: usize, value: u64) {
     word::store_u64(bytes, at, value.to_be());
 }

@@ -2,6 +2,8 @@
 
 use super::{be16, checksum::Sum, put16};
 
+/// Protocol number.
+pub const PROTOCOL: u8 = 17;
 /// Bytes of a header: as many as an ICMP echo header has.
 pub const LEN: usize = 8;
 

@@ -11,8 +11,8 @@ use aya::{
 use serde::Serialize;
 use tracker_ebpf::{
     abi::{self, Egress},
+    probe,
     verdict::Cause,
-    wire::probe,
 };
 
 use crate::{

@@ -6,7 +6,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use tracker_ebpf::{abi, wire::stamp};
+use tracker_ebpf::{abi, probe::stamp};
 
 use super::{Expect, Flow, ModeChoice, PROBE_HEADER, Probe, Protocol, Refused, ReturnHop, Role};
 

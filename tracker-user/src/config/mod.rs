@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tracker_ebpf::{abi, wire::probe};
+use tracker_ebpf::{abi, probe};
 
 pub use addition::{Addition, Given, options};
 pub use file::{Defaults, crowded};
@@ -169,7 +169,7 @@ pub enum Role {
 pub enum ReturnHop {
     /// Anybody.
     Any,
-    /// Only who has the endpoint's MAC address.
+    /// Only a frame with the endpoint's MAC address.
     Endpoint,
 }
 
@@ -220,7 +220,7 @@ pub struct Tracker {
     pub return_ttl: Option<u8>,
 }
 
-/// What a tracker is of which an older version has written down less: the defaults of the configuration.
+/// The defaults of the configuration, for a tracker that an older version has written down with fewer keys.
 impl Default for Tracker {
     fn default() -> Self {
         Self {
@@ -254,7 +254,7 @@ pub enum Probe {
     Tcp,
 }
 
-/// What the datagrams of UDP probes are, and who answers them.
+/// What the datagrams of UDP probes are, and what answers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// An echo service sends them back (RFC 862).
@@ -277,7 +277,7 @@ impl Tracker {
     /// Bytes after the first eight of what the IP header precedes; see [`abi::Tracker::payload`].
     pub const fn wire_payload(&self) -> u16 {
         match self.probe {
-            Probe::Tcp => probe::SYN_PAYLOAD,
+            Probe::Tcp => probe::tcp::SYN_PAYLOAD,
             Probe::Icmp | Probe::Udp => self.payload,
         }
     }

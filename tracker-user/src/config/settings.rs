@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use tracker_ebpf::{abi, wire::stamp};
+use tracker_ebpf::{abi, probe::stamp};
 
 use super::{
     Expect, Flow, Probe, Protocol, Refused, Tracker,

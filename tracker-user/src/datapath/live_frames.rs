@@ -14,7 +14,7 @@ use aya::{
     maps::{MapData, RingBuf},
     programs::Xdp,
 };
-use tracker_ebpf::{abi, verdict::Verdict, window::Window, wire::probe};
+use tracker_ebpf::{abi, probe, verdict::Verdict, window::Window};
 
 use super::mmap::Mapped;
 use crate::{

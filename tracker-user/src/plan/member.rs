@@ -10,8 +10,9 @@ use std::{
 
 use tracker_ebpf::{
     abi::{self, Egress, Family, Proof},
+    probe,
     verdict::Cause,
-    wire::{ethernet, probe},
+    wire::ethernet,
 };
 
 use crate::{

@@ -1,17 +1,20 @@
 //! Recognising what may answer a probe that carries no probe header of ours back: of TCP and STAMP, cheapest test first.
 
 use super::{
-    Bytes,
-    address::{self, Address},
-    be16, be32, ethernet, icmp,
-    ip::{Fields, V4, V6, Version},
-    ipv4,
     reply::LastHop,
     stamp::{self, Claim},
-    tcp::{self, flags},
-    udp, vlan,
+    tcp,
 };
-use crate::abi::{Family, Probe, StreamKey, Tracker, is_own_port};
+use crate::{
+    abi::{Family, Probe, StreamKey, Tracker, is_own_port},
+    wire::{
+        Bytes,
+        address::{self, Address},
+        be16, ethernet, icmp,
+        ip::{Fields, V4, V6, Version},
+        tcp as segment, udp, vlan,
+    },
+};
 
 /// A message to or from one of the ports of our probes: an answer, a probe that came back, or an error about one.
 /// Nothing of it is proven yet.
@@ -20,16 +23,16 @@ pub struct Answer {
     /// What it is.
     pub message: Message,
     /// What proves it.
-    pub proof: Proof,
-    /// Who was asked, and at which port.
+    pub evidence: Evidence,
+    /// The address and port that were probed.
     pub behind: Address,
     /// See `behind`.
     pub port: u16,
-    /// Who asked (for an error: who is told), and from which port.
+    /// Source address of the probe (for an error: the address it is sent to), and its source port.
     pub source: Address,
     /// See `source`.
     pub own_port: u16,
-    /// Who sent it.
+    /// Its source address.
     pub sender: Address,
     /// Family of the addresses.
     pub family: Family,
@@ -37,7 +40,7 @@ pub struct Answer {
     pub vlan: u16,
     /// True if the lengths of all headers agree with each other, and the IPv4 header's checksum is right.
     pub is_intact: bool,
-    /// Who brought it.
+    /// The router or host from which it arrived.
     pub last_hop: LastHop,
     /// ICMP type and code; of others they mean nothing.
     pub kind: [u8; 2],
@@ -61,14 +64,14 @@ pub enum Message {
 
 /// What of a probe is in the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proof {
+pub enum Evidence {
     /// The sequence number of a SYN.
     Syn(u32),
     /// The first bytes of a STAMP packet.
     Stamp(Claim),
 }
 
-impl Proof {
+impl Evidence {
     /// The kind of probe.
     #[inline(always)]
     pub const fn probe(&self) -> Probe {
@@ -77,13 +80,31 @@ impl Proof {
             Self::Stamp(_) => Probe::Stamp,
         }
     }
+
+    /// The sequence number of the probe, if `sent` is that of its tracker's last one: never a later one.
+    #[inline(always)]
+    pub const fn sequence(&self, salt: u8, sent: u64) -> u64 {
+        match self {
+            Self::Syn(number) => tcp::probe_sequence(*number, salt, sent),
+            Self::Stamp(claim) => claim.sequence(sent),
+        }
+    }
+
+    /// True if it proves the probe of this sequence number and token, sent for the tracker in `slot` by the instance with this tag.
+    #[inline(always)]
+    pub fn is_of(&self, salt: u8, tag: u32, slot: u32, sequence: u64, token: u64) -> bool {
+        match self {
+            Self::Syn(number) => tcp::initial_sequence(token, salt, sequence) == *number,
+            Self::Stamp(claim) => *claim == Claim::new(tag, slot, sequence, token),
+        }
+    }
 }
 
 impl Answer {
     /// True if it is about the tracker's kind of probe and came to the tracker's source, from wherever.
     #[inline(always)]
     pub fn is_told_to(&self, tracker: &Tracker) -> bool {
-        tracker.probe == self.proof.probe().into()
+        tracker.probe == self.evidence.probe().into()
             && tracker.family == self.family.into()
             && address::of_map(&tracker.source) == self.source
     }
@@ -91,7 +112,7 @@ impl Answer {
     /// True if it is an error by which the behind address says of a UDP probe that no program has its port.
     #[inline(always)]
     pub fn refuses(&self) -> bool {
-        matches!(self.proof, Proof::Stamp(_))
+        matches!(self.evidence, Evidence::Stamp(_))
             && icmp::is_port_unreachable(self.kind, self.family)
             && self.sender == self.behind
     }
@@ -116,9 +137,9 @@ impl Answer {
 }
 
 /// What is read above IP.
-struct Above {
+pub(super) struct Above {
     message: Message,
-    proof: Proof,
+    evidence: Evidence,
     /// Those of a message from the behind address are the other way round.
     source: u16,
     destination: u16,
@@ -126,11 +147,16 @@ struct Above {
 }
 
 impl Above {
-    const fn new(message: Message, proof: Proof, ports: [u16; 2], is_whole: bool) -> Self {
+    pub(super) const fn new(
+        message: Message,
+        evidence: Evidence,
+        ports: [u16; 2],
+        is_whole: bool,
+    ) -> Self {
         let [source, destination] = ports;
         Self {
             message,
-            proof,
+            evidence,
             source,
             destination,
             is_whole,
@@ -204,7 +230,7 @@ pub fn parse_packet<V: Version, B: Bytes + ?Sized>(packet: &B, at: usize) -> Opt
     Some(answer)
 }
 
-/// Puts a message together. `ends` are who sent the segment or datagram that it is or quotes, and to whom.
+/// Puts a message together. The two addresses are source and destination of the segment or datagram that it is or quotes.
 #[inline(always)]
 fn answer(above: Above, [from, to]: [Address; 2], sender: Address, family: Family) -> Answer {
     let (behind, port, source, own_port) = match above.message {
@@ -215,7 +241,7 @@ fn answer(above: Above, [from, to]: [Address; 2], sender: Address, family: Famil
     };
     Answer {
         message: above.message,
-        proof: above.proof,
+        evidence: above.evidence,
         behind,
         port,
         source,
@@ -233,83 +259,27 @@ fn answer(above: Above, [from, to]: [Address; 2], sender: Address, family: Famil
 #[inline(always)]
 fn above<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) -> Option<Above> {
     match protocol {
-        tcp::PROTOCOL => {
-            let segment: &[u8; tcp::LEN] = packet.at(at)?;
-            // Of a connection that goes on, as nearly all are. A challenge ACK has no data, and no options where its
-            // SYN has no timestamp.
-            if segment[13] & (flags::SYN | flags::RST) == 0 && room != tcp::LEN {
-                return None;
-            }
-            let header = tcp::parse(segment);
-            let acknowledged = header.acknowledged.wrapping_sub(1);
-            let (message, number, own) = match header.flags {
-                ANSWERED => (Message::Reply, acknowledged, header.destination),
-                REFUSED => (Message::Reset, acknowledged, header.destination),
-                flags::SYN => (Message::Probe, header.sequence, header.source),
-                flags::ACK if room == tcp::LEN => (Message::Held, acknowledged, header.destination),
-                _ => return None,
-            };
-            if !is_own_port(own) {
-                return None;
-            }
-            let proof = Proof::Syn(number);
-            let ports = [header.source, header.destination];
-            let len = tcp::len(segment);
-            let is_whole = len >= tcp::LEN && len <= room;
-            Some(Above::new(message, proof, ports, is_whole))
-        }
-        ipv4::UDP => {
-            let datagram = udp::parse(packet.at(at)?);
-            let (source, destination) = (datagram.source, datagram.destination);
-            let reply = match is_own_port(destination) {
-                true => packet.at(at + udp::LEN).and_then(Claim::of_reply),
-                false => None,
-            };
-            let (message, claim) = match reply {
-                Some(claim) => (Message::Reply, claim),
-                None if is_own_port(source) => {
-                    let claim = Claim::of_probe(packet.at(at + udp::LEN)?)?;
-                    (Message::Probe, claim)
-                }
-                None => return None,
-            };
-            let len = usize::from(datagram.len);
-            // Many reflectors send no more than they must know of the probe.
-            let least = match message {
-                Message::Reply => stamp::REFLECTED_LEN,
-                _ => stamp::LEN,
-            };
-            let is_whole = len >= udp::LEN + least && len <= room;
-            let ports = [source, destination];
-            Some(Above::new(message, Proof::Stamp(claim), ports, is_whole))
-        }
+        segment::PROTOCOL => tcp::read(packet, at, room),
+        udp::PROTOCOL => stamp::read(packet, at, room),
         _ => None,
     }
 }
 
-/// Flags of what takes a connection, and of what does not.
-const ANSWERED: u8 = flags::SYN | flags::ACK;
-const REFUSED: u8 = flags::RST | flags::ACK;
-
-/// Reads the beginning of a probe that an error quotes, in a packet that has `room` for it: of a SYN eight bytes, as
-/// many as RFC 792 asks for.
+/// Reads the beginning of a probe that an error quotes, in a packet that has `room` for it.
 #[inline(always)]
 fn quote<B: Bytes + ?Sized>(packet: &B, at: usize, protocol: u8, room: usize) -> Option<Above> {
-    let ports: &[u8; tcp::PORTS_LEN] = packet.at(at)?;
+    let ports: &[u8; segment::PORTS_LEN] = packet.at(at)?;
     let (source, destination) = (be16(ports, 0), be16(ports, 2));
     if !is_own_port(source) {
         return None;
     }
-    let (proof, len) = match protocol {
-        tcp::PROTOCOL => (Proof::Syn(be32(ports, 4)), tcp::PORTS_LEN),
-        ipv4::UDP => {
-            let claim = Claim::of_probe(packet.at(at + udp::LEN)?)?;
-            (Proof::Stamp(claim), udp::LEN + stamp::CLAIM_LEN)
-        }
+    let (evidence, len) = match protocol {
+        segment::PROTOCOL => (tcp::quoted(ports), tcp::QUOTE_LEN),
+        udp::PROTOCOL => (stamp::quoted(packet, at)?, stamp::QUOTE_LEN),
         _ => return None,
     };
     let ports = [source, destination];
-    Some(Above::new(Message::Error, proof, ports, len <= room))
+    Some(Above::new(Message::Error, evidence, ports, len <= room))
 }
 
 /// Reads whose probe a frame is that the send program built, or the end of one: an untagged one.
@@ -339,7 +309,7 @@ fn sent<V: Version, B: Bytes + ?Sized>(frame: &B) -> Option<Answer> {
 mod tests {
     use super::*;
     use crate::abi::Path;
-    use crate::wire::probe::{self, ProbeHeader};
+    use crate::probe::{self, ProbeHeader};
     use proptest::prelude::*;
 
     prop_compose! {
@@ -351,7 +321,7 @@ mod tests {
             let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
             let only = |bytes| address::made_of(bytes, family);
             let (probe, payload) = match is_tcp {
-                true => (Probe::Tcp, probe::SYN_PAYLOAD),
+                true => (Probe::Tcp, tcp::SYN_PAYLOAD),
                 false => (Probe::Stamp, stamp::LEN as u16),
             };
             let tracker_entry = Tracker {
@@ -386,15 +356,15 @@ mod tests {
             prop_assert_eq!(seen.message, Message::Probe);
             prop_assert!(seen.is_intact && seen.belongs_to(&tracker));
             prop_assert_eq!((seen.last_hop.ttl(), seen.vlan), (64, path.vlan));
-            let proof = match tracker.probe.get() {
-                Probe::Tcp => Proof::Syn(tcp::initial_sequence(probe_header.token, tracker.salt, probe_header.number)),
-                _ => Proof::Stamp(Claim::new(probe_header.tag(), probe_header.tracker, probe_header.number, probe_header.token)),
+            let evidence = match tracker.probe.get() {
+                Probe::Tcp => Evidence::Syn(tcp::initial_sequence(probe_header.token, tracker.salt, probe_header.number)),
+                _ => Evidence::Stamp(Claim::new(probe_header.tag(), probe_header.tracker, probe_header.number, probe_header.token)),
             };
-            prop_assert_eq!(seen.proof, proof);
+            prop_assert_eq!(seen.evidence, evidence);
             prop_assert_eq!(seen.stream(), tracker.stream());
             if path.vlan == 0 {
                 let sent = parse_sent(&frame[..]).expect("what was sent");
-                prop_assert_eq!((sent.proof, sent.stream()), (proof, tracker.stream()));
+                prop_assert_eq!((sent.evidence, sent.stream()), (evidence, tracker.stream()));
             }
             let mut other = tracker;
             other.source[3] ^= 1;

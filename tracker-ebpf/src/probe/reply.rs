@@ -1,16 +1,19 @@
 //! Recognising what may be a reply to one of our probes, cheapest test first.
 
-use super::{
-    Bytes,
-    address::{self, Address},
-    checksum::Sum,
-    ethernet, icmp,
-    ip::{Fields, V4, V6, Version},
-    ipv4,
-    probe::{self, HEADER_LEN, ProbeHeader},
-    udp, vlan,
+use super::{HEADER_LEN, LEN, ProbeHeader, icmp, udp};
+use crate::{
+    abi::{Family, Probe, Proof, Tracker},
+    wire::{
+        Bytes,
+        address::{self, Address},
+        ethernet,
+        ip::{Fields, V4, V6, Version},
+        udp as datagram, vlan,
+    },
 };
-use crate::abi::{Family, Probe, Proof, Tracker};
+
+/// Bytes above the IP header in which a reply is recognised. An error quotes as many of a probe, behind another IP header.
+pub const REPLY_LEN: usize = HEADER_LEN + LEN;
 
 /// A message that bears the probe header: a reply, one of our probes that came back, or an error about one. Nothing
 /// of it is proven yet.
@@ -25,20 +28,20 @@ pub struct Reply {
     /// True if the lengths of all headers agree with each other, and their checksums: of ICMP all, of
     /// UDP none. A UDP checksum may be missing or left for hardware to complete; the token says more.
     pub is_intact: bool,
-    /// Who brought it.
+    /// The router or host from which it arrived.
     pub last_hop: LastHop,
     /// ICMP type and code. Of UDP they mean nothing, and are read nevertheless: the verifier refuses what is
-    /// not set on each way, even where nothing depends on it.
+    /// not set on each way, even if nothing depends on it.
     pub kind: [u8; 2],
-    family: Family,
-    /// Who sent it.
+    pub(super) family: Family,
+    /// Its source address.
     pub sender: Address,
     receiver: Address,
     /// Those of UDP; the same of ICMP.
     ports: Ports,
 }
 
-/// Who brought a frame to the hub: one word, the MAC address above a byte of zeros above the TTL.
+/// The router or host from which a frame arrived: one word, the MAC address above a byte of zeros above the TTL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastHop(u64);
 
@@ -95,7 +98,7 @@ pub enum Message {
 }
 
 impl Reply {
-    /// A message without meaning, every word of which is zero.
+    /// A message without meaning: all its words are zero.
     pub const ZERO: Self = Self {
         message: Message::EchoReply,
         probe_header: ProbeHeader {
@@ -121,18 +124,10 @@ impl Reply {
     /// nothing to it.
     #[inline(always)]
     pub fn proof(&self, tracker: &Tracker) -> Option<Proof> {
-        match (self.message, tracker.probe.get()) {
-            (Message::EchoReply, Probe::Icmp) => Some(Proof::Reply),
-            (Message::EchoRequest, Probe::Icmp) => Some(Proof::Arrival),
-            // What is addressed to the tracker's source is a reply, good or bad.
-            (Message::Datagram, Probe::Udp) => {
-                if self.goes_to(tracker, &tracker.source) {
-                    Some(Proof::Reply)
-                } else {
-                    Some(Proof::Arrival)
-                }
-            }
-            _ => None,
+        match tracker.probe.get() {
+            Probe::Icmp => icmp::proof(self.message),
+            Probe::Udp => udp::proof(self, tracker),
+            Probe::Tcp | Probe::Stamp => None,
         }
     }
 
@@ -156,9 +151,7 @@ impl Reply {
     /// True if it is an error by which the behind address says of a UDP probe that no program has its port.
     #[inline(always)]
     pub fn refuses(&self, tracker: &Tracker) -> bool {
-        tracker.probe == Probe::Udp.into()
-            && icmp::is_port_unreachable(self.kind, self.family)
-            && self.sender == address::of_map(&tracker.behind)
+        udp::refuses(self, tracker)
     }
 
     /// True if it came to the tracker's source, as an error about a probe does, from wherever.
@@ -229,13 +222,13 @@ fn read<V: Version, B: Bytes + ?Sized, const AT: usize>(
 ) -> Option<Reply> {
     let ip = V::header(frame, AT)?;
     let is_icmp = V::carries(ip, V::ICMP);
-    if !is_icmp && !V::carries(ip, ipv4::UDP) {
+    if !is_icmp && !V::carries(ip, datagram::PROTOCOL) {
         return None;
     }
     let head: &[u8; HEADER_LEN] = frame.at(AT + V::LEN)?;
     let message = match is_icmp {
         true if V::is_error(head[0]) => Message::Error,
-        true => echo::<V>(head)?,
+        true => icmp::message::<V>(head)?,
         false => Message::Datagram,
     };
     if only_errors && !matches!(message, Message::Error) {
@@ -251,17 +244,17 @@ fn read<V: Version, B: Bytes + ?Sized, const AT: usize>(
         hops,
         room,
     } = V::fields(ip);
-    // A larger payload is zeros, which add nothing to the sum. An error's sum covers more than can be read.
+    // An error's sum covers more than can be read.
     let is_whole = match is_icmp {
         true if matches!(message, Message::Error) => true,
-        true => is_right_echo(head, probe_header.sum().plus(V::icmp_pseudo_header(ip))),
-        false => is_right_datagram(head, room),
+        true => icmp::is_whole::<V>(head, &probe_header, ip),
+        false => udp::is_whole(head, room),
     };
     Some(Reply {
         message,
         probe_header,
         vlan,
-        is_intact: is_whole && room >= HEADER_LEN + probe::LEN && V::checksum_ok(ip),
+        is_intact: is_whole && room >= REPLY_LEN && V::checksum_ok(ip),
         family: V::FAMILY,
         sender: source,
         receiver: destination,
@@ -271,47 +264,23 @@ fn read<V: Version, B: Bytes + ?Sized, const AT: usize>(
     })
 }
 
-/// The echo message, if it is one.
 #[inline(always)]
-fn echo<V: Version>(header: &[u8; icmp::LEN]) -> Option<Message> {
-    match icmp::parse(header).kind {
-        kind if kind == V::ECHO_REPLY => Some(Message::EchoReply),
-        kind if kind == V::ECHO => Some(Message::EchoRequest),
-        _ => None,
-    }
-}
-
-/// True if code and checksum are right; `rest` is the sum of all but the header.
-#[inline(always)]
-fn is_right_echo(header: &[u8; icmp::LEN], rest: Sum) -> bool {
-    let echo = icmp::parse(header);
-    echo.code == 0 && echo.sum(rest).u16(echo.checksum).folded() == 0xffff
-}
-
-#[inline(always)]
-fn ports(header: &[u8; udp::LEN]) -> Ports {
-    let udp::Header {
+fn ports(header: &[u8; datagram::LEN]) -> Ports {
+    let datagram::Header {
         source,
         destination,
         ..
-    } = udp::parse(header);
+    } = datagram::parse(header);
     Ports {
         source,
         destination,
     }
 }
 
-/// True if the length is possible within that of the packet.
-#[inline(always)]
-fn is_right_datagram(header: &[u8; udp::LEN], room: usize) -> bool {
-    let len = usize::from(udp::parse(header).len);
-    len >= HEADER_LEN + probe::LEN && len <= room
-}
-
 /// The probe header at `at`, if there is one.
 #[inline(always)]
 fn probe_header<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<ProbeHeader> {
-    let payload: &[u8; probe::LEN] = frame.at(at)?;
+    let payload: &[u8; LEN] = frame.at(at)?;
     ProbeHeader::is_present(payload).then(|| ProbeHeader::parse(payload))
 }
 
@@ -319,7 +288,10 @@ fn probe_header<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<ProbeHeader> 
 mod tests {
     use super::*;
     use crate::abi::Path;
-    use crate::wire::ipv6;
+    use crate::{
+        probe,
+        wire::{ipv4, ipv6},
+    };
     use pnet_packet::icmp::{self as pnet_icmp, IcmpCode, IcmpTypes, MutableIcmpPacket};
     use pnet_packet::icmpv6::{self as pnet_icmpv6, Icmpv6Types, MutableIcmpv6Packet};
     use pnet_packet::ip::IpNextHeaderProtocols;
@@ -373,7 +345,7 @@ mod tests {
 
         /// Bytes without which there is no reply.
         fn head(&self) -> usize {
-            self.icmp_at() + icmp::LEN + probe::LEN
+            self.icmp_at() + HEADER_LEN + probe::LEN
         }
 
         fn probe(&self) -> Vec<u8> {

@@ -1,9 +1,18 @@
-//! STAMP test packets without authentication (RFC 8762 section 4.2.1 and 4.3.1), and the padding after them (RFC 8972
-//! section 4.1).
+//! Probes that are STAMP test packets without authentication (RFC 8762 section 4.2.1 and 4.3.1), with padding after them (RFC 8972
+//! section 4.1). A reflector sends back their first bytes, in which the probe's number, slot and token are.
 
-use crate::window::whole_sequence;
-
-use super::{be16, be32, checksum::Sum, put16, put32, put64};
+use super::{
+    FIRST_LEN, HEADER_LEN,
+    answer::{Above, Evidence, Message},
+    first_word,
+    frame::Content,
+    udp::datagram,
+};
+use crate::{
+    abi::is_own_port,
+    window::whole_sequence,
+    wire::{Bytes, BytesMut, be16, be32, checksum::Sum, put16, put32, put64, udp},
+};
 
 /// Bytes of a test packet, either way.
 pub const LEN: usize = 44;
@@ -19,6 +28,11 @@ pub const REFLECTED_LEN: usize = CLAIM_AT + CLAIM_LEN;
 /// Where a reflector's packet has the first bytes of the sender's.
 const CLAIM_AT: usize = 24;
 
+/// Bytes above the IP header in which a reflector's packet is recognised.
+pub const REPLY_LEN: usize = udp::LEN + REFLECTED_LEN;
+/// Bytes above the IP header in which a quoted probe is.
+pub const QUOTE_LEN: usize = udp::LEN + CLAIM_LEN;
+
 /// The error estimate of every probe, by which those that come back are told from others' packets: a clock that is
 /// not synchronised, and 42 seconds of error (84 * 2^31 * 2^-32; RFC 4656 section 4.1.2). The timestamp is none.
 pub const ESTIMATE: u16 = 0x1f54;
@@ -27,6 +41,73 @@ pub const ESTIMATE: u16 = 0x1f54;
 const PADDING: u16 = 0x8001;
 /// How many bits of the timestamp are of the token; the others are the tracker slot.
 const TOKEN_BITS: u32 = 40;
+
+/// Writes the probe above IP.
+#[inline(always)]
+pub(super) fn emit<B: BytesMut + ?Sized>(
+    frame: &mut B,
+    at: usize,
+    content: &Content,
+    pseudo: Sum,
+) -> Option<()> {
+    let (tracker, probe_header) = (content.tracker, content.probe_header);
+    let claim = Claim::new(
+        probe_header.tag(),
+        probe_header.tracker,
+        probe_header.number,
+        probe_header.token,
+    );
+    let mut rest = claim.sum().plus(pseudo);
+    if tracker.payload as usize >= LEN + TLV_LEN {
+        let padding = frame.at_mut(at + HEADER_LEN + LEN)?;
+        rest = rest.plus(emit_padding(padding, tracker.payload));
+    }
+    datagram(content).emit(frame.at_mut(at)?, rest);
+    claim.emit(frame.at_mut(at + HEADER_LEN)?);
+    Some(())
+}
+
+/// True if the first bytes above IP may be those of an answer; `word` reads the two bytes at an offset above IP.
+#[inline(always)]
+pub(super) fn may_be_ours(first: &[u8; FIRST_LEN], word: impl Fn(usize) -> Option<u16>) -> bool {
+    let has_estimate = |at| word(udp::LEN + at) == Some(ESTIMATE);
+    (is_own_port(first_word(first, 2)) && has_estimate(REFLECTED_LEN - 2))
+        || (is_own_port(first_word(first, 0)) && has_estimate(CLAIM_LEN - 2))
+}
+
+/// Reads a datagram in a packet that has `room` for it.
+#[inline(always)]
+pub(super) fn read<B: Bytes + ?Sized>(packet: &B, at: usize, room: usize) -> Option<Above> {
+    let datagram = udp::parse(packet.at(at)?);
+    let (source, destination) = (datagram.source, datagram.destination);
+    let reply = match is_own_port(destination) {
+        true => packet.at(at + udp::LEN).and_then(Claim::of_reply),
+        false => None,
+    };
+    let (message, claim) = match reply {
+        Some(claim) => (Message::Reply, claim),
+        None if is_own_port(source) => {
+            let claim = Claim::of_probe(packet.at(at + udp::LEN)?)?;
+            (Message::Probe, claim)
+        }
+        None => return None,
+    };
+    let len = usize::from(datagram.len);
+    // Many reflectors send no more than they must know of the probe.
+    let least = match message {
+        Message::Reply => REFLECTED_LEN,
+        _ => LEN,
+    };
+    let is_whole = len >= udp::LEN + least && len <= room;
+    let ports = [source, destination];
+    Some(Above::new(message, Evidence::Stamp(claim), ports, is_whole))
+}
+
+/// What an error quotes of a probe whose UDP header is at `at`.
+#[inline(always)]
+pub(super) fn quoted<B: Bytes + ?Sized>(packet: &B, at: usize) -> Option<Evidence> {
+    Claim::of_probe(packet.at(at + udp::LEN)?).map(Evidence::Stamp)
+}
 
 /// What of a probe comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

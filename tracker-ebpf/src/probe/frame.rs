@@ -1,99 +1,10 @@
-//! A probe: what it says of itself, and the frame that carries it.
+//! The frame that carries a probe: Ethernet, a VLAN tag, IP; what is above IP is each kind's own.
 
-use super::{
-    BytesMut, be32, be64,
-    checksum::Sum,
-    ethernet, icmp, ipv4, ipv6, put32, put64,
-    stamp::{self, Claim},
-    tcp, udp, vlan,
+use super::{HEADER_LEN, LEN, ProbeHeader, icmp, stamp, tcp, udp};
+use crate::{
+    abi::{Family, Path, Probe, Tracker},
+    wire::{self, BytesMut, be32, checksum::Sum, ethernet, ipv4, ipv6, vlan},
 };
-use crate::abi::{Family, Path, Probe, Tracker};
-
-/// Bytes of the header before the probe header, whatever the kind of probe. Of TCP, which has no probe header, the first bytes of a
-/// longer one.
-pub const HEADER_LEN: usize = icmp::LEN;
-const _: () = assert!(udp::LEN == HEADER_LEN && tcp::PORTS_LEN == HEADER_LEN);
-/// [`Tracker::payload`] of TCP.
-pub const SYN_PAYLOAD: u16 = (tcp::SYN_LEN - HEADER_LEN) as u16;
-/// [`Tracker::payload`] of the segment that ends a connection of TCP.
-pub const RESET_PAYLOAD: u16 = (tcp::LEN - HEADER_LEN) as u16;
-
-/// Bytes of [`ProbeHeader`] on the wire: the first bytes after the ICMP or UDP header.
-pub const LEN: usize = 32;
-/// The first four bytes of every probe's payload: "TRKR".
-pub const MAGIC: u32 = 0x5452_4b52;
-
-/// What a probe says of itself. All but `token` is claimed; `token` proves it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProbeHeader {
-    /// Tracker slot.
-    pub tracker: u32,
-    /// The instance's tag above the low half of the sequence number, which is from 1. Builds before there were tags
-    /// wrote the whole sequence number.
-    pub number: u64,
-    /// When the probe was sent.
-    pub sent_mono_ns: u64,
-    /// [`super::token::token`] of the above and the slot's epoch.
-    pub token: u64,
-}
-
-impl ProbeHeader {
-    /// What a probe of the instance with this tag bears for a sequence number.
-    #[inline(always)]
-    pub const fn number(tag: u32, sequence: u64) -> u64 {
-        ((tag as u64) << 32) | (sequence as u32 as u64)
-    }
-
-    /// The tag of the instance that sent it.
-    #[inline(always)]
-    pub const fn tag(&self) -> u32 {
-        (self.number >> 32) as u32
-    }
-
-    /// The low half of its sequence number.
-    #[inline(always)]
-    pub const fn sequence(&self) -> u32 {
-        self.number as u32
-    }
-
-    /// True if a payload begins with [`MAGIC`].
-    #[inline(always)]
-    pub fn is_present(payload: &[u8; LEN]) -> bool {
-        be32(payload, 0) == MAGIC
-    }
-
-    /// Reads a payload for which [`ProbeHeader::is_present`] holds.
-    #[inline(always)]
-    pub fn parse(payload: &[u8; LEN]) -> Self {
-        Self {
-            tracker: be32(payload, 4),
-            number: be64(payload, 8),
-            sent_mono_ns: be64(payload, 16),
-            token: be64(payload, 24),
-        }
-    }
-
-    /// Writes a payload.
-    #[inline(always)]
-    pub fn emit(&self, payload: &mut [u8; LEN]) {
-        put32(payload, 0, MAGIC);
-        put32(payload, 4, self.tracker);
-        put64(payload, 8, self.number);
-        put64(payload, 16, self.sent_mono_ns);
-        put64(payload, 24, self.token);
-    }
-
-    /// The payload's part of a checksum.
-    #[inline(always)]
-    pub const fn sum(&self) -> Sum {
-        Sum::new()
-            .u32(MAGIC)
-            .u32(self.tracker)
-            .u64(self.number)
-            .u64(self.sent_mono_ns)
-            .u64(self.token)
-    }
-}
 
 /// Bytes of an untagged IPv4 probe with the smallest payload.
 pub const LEN_V4: usize = ethernet::LEN + ipv4::LEN + HEADER_LEN + LEN;
@@ -112,7 +23,7 @@ pub const fn wire_len(tagged: bool, family: Family, payload: u16) -> u32 {
 }
 
 /// Writes a probe of this ICMP identifier or source port over the first bytes of a frame of [`wire_len`] bytes, whose
-/// rest is zeros. `None` where the frame is too short.
+/// rest is zeros. `None` if the frame is too short.
 #[inline(always)]
 pub fn emit<B: BytesMut + ?Sized>(
     frame: &mut B,
@@ -121,7 +32,13 @@ pub fn emit<B: BytesMut + ?Sized>(
     probe_header: &ProbeHeader,
     flow: u16,
 ) -> Option<()> {
-    emit_frame(frame, path, tracker, probe_header, flow, What::Probe)
+    let content = Content {
+        tracker,
+        probe_header,
+        flow,
+        what: What::Probe,
+    };
+    emit_frame(frame, path, &content)
 }
 
 /// Writes the segment that ends the connection which the answer to a SYN would open; see [`emit`].
@@ -133,7 +50,13 @@ pub fn emit_reset<B: BytesMut + ?Sized>(
     probe_header: &ProbeHeader,
     flow: u16,
 ) -> Option<()> {
-    emit_frame(frame, path, tracker, probe_header, flow, What::Reset)
+    let content = Content {
+        tracker,
+        probe_header,
+        flow,
+        what: What::Reset,
+    };
+    emit_frame(frame, path, &content)
 }
 
 /// What is written for a tracker.
@@ -143,188 +66,91 @@ enum What {
     Reset,
 }
 
-#[inline(always)]
-fn emit_frame<B: BytesMut + ?Sized>(
-    frame: &mut B,
-    path: &Path,
-    tracker: &Tracker,
-    probe_header: &ProbeHeader,
-    flow: u16,
+/// What a frame is made of.
+pub(super) struct Content<'a> {
+    /// The tracker that sends it.
+    pub(super) tracker: &'a Tracker,
+    /// What the probe says of itself, if its kind has room for that.
+    pub(super) probe_header: &'a ProbeHeader,
+    /// ICMP identifier or source port.
+    pub(super) flow: u16,
     what: What,
-) -> Option<()> {
-    let ethertype = match tracker.family.get() {
+}
+
+impl Content<'_> {
+    /// Bytes above the IP header.
+    #[inline(always)]
+    fn message_len(&self) -> u16 {
+        match self.what {
+            What::Probe => self.tracker.payload.wrapping_add(HEADER_LEN as u16),
+            What::Reset => wire::tcp::LEN as u16,
+        }
+    }
+
+    /// Writes what is above the IP header at `at`; `pseudo` is what a checksum covers beside it.
+    #[inline(always)]
+    fn emit<B: BytesMut + ?Sized>(&self, frame: &mut B, at: usize, pseudo: Sum) -> Option<()> {
+        match (self.tracker.probe.get(), self.what) {
+            (Probe::Icmp, _) => icmp::emit(frame, at, self, pseudo),
+            (Probe::Udp, _) => udp::emit(frame, at, self, pseudo),
+            (Probe::Stamp, _) => stamp::emit(frame, at, self, pseudo),
+            (Probe::Tcp, What::Probe) => tcp::emit(frame, at, self, pseudo),
+            (Probe::Tcp, What::Reset) => tcp::emit_reset(frame, at, self, pseudo),
+        }
+    }
+}
+
+#[inline(always)]
+fn emit_frame<B: BytesMut + ?Sized>(frame: &mut B, path: &Path, content: &Content) -> Option<()> {
+    let ethertype = match content.tracker.family.get() {
         Family::Ipv4 => ethernet::IPV4,
         Family::Ipv6 => ethernet::IPV6,
     };
     if path.vlan == 0 {
         let header = frame.at_mut(0)?;
         ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethertype);
-        return emit_ip::<B, { ethernet::LEN }>(frame, tracker, probe_header, flow, what);
+        return emit_ip::<B, { ethernet::LEN }>(frame, content);
     }
     let header = frame.at_mut(0)?;
     ethernet::emit(header, &path.next_hop_mac, &path.source_mac, ethernet::VLAN);
     vlan::emit(frame.at_mut(ethernet::LEN)?, path.vlan, ethertype);
-    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, tracker, probe_header, flow, what)
+    emit_ip::<B, { ethernet::LEN + vlan::LEN }>(frame, content)
 }
 
 #[inline(always)]
-fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(
-    frame: &mut B,
-    tracker: &Tracker,
-    probe_header: &ProbeHeader,
-    flow: u16,
-    what: What,
-) -> Option<()> {
-    let message_len = match what {
-        What::Probe => tracker.payload.wrapping_add(HEADER_LEN as u16),
-        What::Reset => tcp::LEN as u16,
-    };
-    let protocol = match tracker.probe.get() {
-        Probe::Icmp => match tracker.family.get() {
-            Family::Ipv4 => ipv4::ICMP,
-            Family::Ipv6 => ipv6::ICMP,
-        },
-        Probe::Udp | Probe::Stamp => ipv4::UDP,
-        Probe::Tcp => tcp::PROTOCOL,
-    };
+fn emit_ip<B: BytesMut + ?Sized, const AT: usize>(frame: &mut B, content: &Content) -> Option<()> {
+    let tracker = content.tracker;
+    let len = content.message_len();
+    let protocol = super::protocol(tracker.probe.get(), tracker.family.get());
     match tracker.family.get() {
         Family::Ipv4 => {
             let (source, behind) = (be32(&tracker.source, 0), be32(&tracker.behind, 0));
-            let total_len = message_len.wrapping_add(ipv4::LEN as u16);
-            ipv4::emit(
-                frame.at_mut(AT)?,
-                tracker.dscp,
-                total_len,
-                protocol,
-                source,
-                behind,
-            );
+            let header = frame.at_mut(AT)?;
+            let total_len = len.wrapping_add(ipv4::LEN as u16);
+            ipv4::emit(header, tracker.dscp, total_len, protocol, source, behind);
             let pseudo = match tracker.probe.get() {
                 // That of ICMP covers no addresses.
                 Probe::Icmp => Sum::new(),
-                _ => ipv4::pseudo_header(source, behind, message_len, protocol),
+                _ => ipv4::pseudo_header(source, behind, len, protocol),
             };
-            emit_message(
-                frame,
-                AT + ipv4::LEN,
-                tracker,
-                probe_header,
-                flow,
-                what,
-                pseudo,
-            )
+            content.emit(frame, AT + ipv4::LEN, pseudo)
         }
         Family::Ipv6 => {
             let source = ipv6::address(&tracker.source);
             let behind = ipv6::address(&tracker.behind);
-            ipv6::emit(
-                frame.at_mut(AT)?,
-                tracker.dscp,
-                message_len,
-                protocol,
-                source,
-                behind,
-            );
-            let pseudo = ipv6::pseudo_header(source, behind, message_len, protocol);
-            emit_message(
-                frame,
-                AT + ipv6::LEN,
-                tracker,
-                probe_header,
-                flow,
-                what,
-                pseudo,
-            )
+            let header = frame.at_mut(AT)?;
+            ipv6::emit(header, tracker.dscp, len, protocol, source, behind);
+            let pseudo = ipv6::pseudo_header(source, behind, len, protocol);
+            content.emit(frame, AT + ipv6::LEN, pseudo)
         }
     }
-}
-
-/// Writes what is above IP; `pseudo` is what a checksum covers beside it.
-#[inline(always)]
-fn emit_message<B: BytesMut + ?Sized>(
-    frame: &mut B,
-    at: usize,
-    tracker: &Tracker,
-    probe_header: &ProbeHeader,
-    flow: u16,
-    what: What,
-    pseudo: Sum,
-) -> Option<()> {
-    let datagram = udp::Header {
-        source: flow,
-        destination: tracker.port,
-        len: tracker.payload.wrapping_add(HEADER_LEN as u16),
-    };
-    match tracker.probe.get() {
-        Probe::Icmp => {
-            let kind = match tracker.family.get() {
-                Family::Ipv4 => icmp::ECHO,
-                Family::Ipv6 => icmp::ECHO_V6,
-            };
-            let rest = probe_header.sum().plus(pseudo);
-            icmp::emit(
-                frame.at_mut(at)?,
-                kind,
-                flow,
-                probe_header.number as u16,
-                rest,
-            );
-            probe_header.emit(frame.at_mut(at + HEADER_LEN)?);
-        }
-        Probe::Udp => {
-            datagram.emit(frame.at_mut(at)?, probe_header.sum().plus(pseudo));
-            probe_header.emit(frame.at_mut(at + HEADER_LEN)?);
-        }
-        Probe::Stamp => {
-            let claim = Claim::new(
-                probe_header.tag(),
-                probe_header.tracker,
-                probe_header.number,
-                probe_header.token,
-            );
-            let mut rest = claim.sum().plus(pseudo);
-            if tracker.payload as usize >= stamp::LEN + stamp::TLV_LEN {
-                let padding = frame.at_mut(at + HEADER_LEN + stamp::LEN)?;
-                rest = rest.plus(stamp::emit_padding(padding, tracker.payload));
-            }
-            datagram.emit(frame.at_mut(at)?, rest);
-            claim.emit(frame.at_mut(at + HEADER_LEN)?);
-        }
-        Probe::Tcp => {
-            let sequence =
-                tcp::initial_sequence(probe_header.token, tracker.salt, probe_header.number);
-            let header = tcp::Header {
-                source: flow,
-                destination: tracker.port,
-                sequence,
-                acknowledged: 0,
-                flags: tcp::flags::SYN,
-            };
-            match what {
-                What::Probe => header.emit_syn(frame.at_mut(at)?, pseudo),
-                What::Reset => {
-                    let reset = tcp::Header {
-                        sequence: sequence.wrapping_add(1),
-                        flags: tcp::flags::RST,
-                        ..header
-                    };
-                    reset.emit(frame.at_mut(at)?, pseudo);
-                    // A frame of Ethernet's least size has bytes behind it.
-                    if let Some(padding) =
-                        frame.at_mut::<{ tcp::SYN_LEN - tcp::LEN }>(at + tcp::LEN)
-                    {
-                        put64(padding, 0, 0);
-                    }
-                }
-            }
-        }
-    }
-    Some(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::stamp::Claim;
     use super::*;
+    use crate::wire::tcp as segment;
     use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
     use pnet_packet::icmp::echo_request::EchoRequestPacket;
     use pnet_packet::icmp::{self as pnet_icmp, IcmpPacket, IcmpTypes};
@@ -354,7 +180,7 @@ mod tests {
             let probe = [Probe::Icmp, Probe::Udp, Probe::Tcp, Probe::Stamp][probe];
             let payload = match probe {
                 Probe::Icmp | Probe::Udp => payload,
-                Probe::Tcp => SYN_PAYLOAD,
+                Probe::Tcp => tcp::SYN_PAYLOAD,
                 Probe::Stamp if payload < 1_000 => stamp::LEN as u16,
                 Probe::Stamp => payload,
             };
@@ -441,25 +267,6 @@ mod tests {
 
     proptest! {
         #[test]
-        fn marks_come_back(probe_header in probe_headers(), old: [u8; LEN]) {
-            let mut payload = old;
-            probe_header.emit(&mut payload);
-            prop_assert_eq!(ProbeHeader::number(probe_header.tag(), u64::from(probe_header.sequence()) | 5 << 32), probe_header.number);
-            prop_assert!(ProbeHeader::is_present(&payload));
-            prop_assert_eq!(&payload[..4], b"TRKR");
-            prop_assert_eq!(ProbeHeader::parse(&payload), probe_header);
-            let sum = payload.chunks(2).fold(Sum::new(), |sum, word| {
-                sum.u16(u16::from_be_bytes([word[0], word[1]]))
-            });
-            prop_assert_eq!(probe_header.sum().folded(), sum.folded());
-        }
-
-        #[test]
-        fn only_marks_are_present(payload: [u8; LEN]) {
-            prop_assert_eq!(ProbeHeader::is_present(&payload), payload.starts_with(b"TRKR"));
-        }
-
-        #[test]
         fn pnet_reads_the_frame(tracker in trackers(), path in paths(), probe_header in probe_headers()) {
             let frame = built(&tracker, &path, &probe_header);
             let ethernet = EthernetPacket::new(&frame).expect("a whole header");
@@ -532,17 +339,17 @@ mod tests {
                     };
                     prop_assert_eq!(tcp.get_checksum(), right);
                     prop_assert_eq!((tcp.get_source(), tcp.get_destination()), (flow, tracker.port));
-                    prop_assert_eq!(message.len(), tcp::SYN_LEN);
+                    prop_assert_eq!(message.len(), segment::SYN_LEN);
                     let number = tcp::initial_sequence(probe_header.token, tracker.salt, probe_header.number);
-                    prop_assert_eq!((tcp.get_sequence(), tcp.get_flags()), (number, tcp::flags::SYN));
+                    prop_assert_eq!((tcp.get_sequence(), tcp.get_flags()), (number, segment::flags::SYN));
                     // Its end fits the same frame, and is a packet of its own length.
                     let mut end = frame.clone();
                     emit_reset(end.as_mut_slice(), &path, &tracker, &probe_header, tracker.flow_first).expect("room for it");
                     let at = frame.len() - message.len();
-                    let reset = TcpPacket::new(&end[at..at + tcp::LEN]).expect("a whole header");
-                    prop_assert_eq!((reset.get_sequence(), reset.get_flags()), (number.wrapping_add(1), tcp::flags::RST));
+                    let reset = TcpPacket::new(&end[at..at + segment::LEN]).expect("a whole header");
+                    prop_assert_eq!((reset.get_sequence(), reset.get_flags()), (number.wrapping_add(1), segment::flags::RST));
                     prop_assert_eq!((reset.get_source(), reset.get_destination()), (flow, tracker.port));
-                    prop_assert_eq!(&end[at + tcp::LEN..], &[0; tcp::SYN_LEN - tcp::LEN]);
+                    prop_assert_eq!(&end[at + segment::LEN..], &[0; segment::SYN_LEN - segment::LEN]);
                     let right = match (source, destination) {
                         (IpAddr::V4(source), IpAddr::V4(destination)) => {
                             pnet_tcp::ipv4_checksum(&reset, &source, &destination)
@@ -557,7 +364,7 @@ mod tests {
                         Family::Ipv4 => Ipv4Packet::new(&end[at - ipv4::LEN..]).expect("a header").get_total_length() - 20,
                         Family::Ipv6 => Ipv6Packet::new(&end[at - ipv6::LEN..]).expect("a header").get_payload_length(),
                     };
-                    prop_assert_eq!(usize::from(len), tcp::LEN);
+                    prop_assert_eq!(usize::from(len), segment::LEN);
                     return Ok(());
                 }
                 Probe::Udp | Probe::Stamp => {
