@@ -35,6 +35,12 @@ pub fn report(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "SKIP: {test}: {reason}");
 }
 
+/// Whether the kernel tells which devices take redirected frames (the netdev family, Linux 6.3). Without that all probes leave by TC.
+#[must_use]
+pub fn tells_xdp_features() -> bool {
+    linux() >= (6, 3)
+}
+
 /// The running kernel's version, for what came with one; zeros if it can't be read.
 #[must_use]
 pub fn linux() -> (u32, u32) {

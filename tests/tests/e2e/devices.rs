@@ -62,7 +62,7 @@ fn vlan() -> Result<()> {
     assert_eq!(status.count("fw-1", "lost"), 0);
     let by_xdp = status.member("fw-1", "active")["send"] == "xdp-redirect";
     assert_eq!(redirected(&lab)? > before, by_xdp, "{}", status.0);
-    assert_eq!(by_xdp, tracker_lab::skip::linux() >= (6, 3));
+    assert_eq!(by_xdp, tracker_lab::skip::tells_xdp_features());
     breaks_and_mends(&lab, &tracker)?;
 
     // What is sent by the parent must not outlive the VLAN device.

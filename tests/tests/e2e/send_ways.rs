@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use tracker_lab::daemon::{LATER, SOON};
-use tracker_lab::skip::linux;
+use tracker_lab::skip::tells_xdp_features;
 use tracker_lab::{Config, Lab, Tracker, skip};
 
 /// How many frames have left the hub's interface by XDP redirect, by the driver's own count.
@@ -37,7 +37,7 @@ fn a_peer_without_xdp_and_gro_gets_tc_redirect() -> Result<()> {
 
 #[test]
 fn a_peer_with_gro_gets_xdp_redirect() -> Result<()> {
-    if linux() < (6, 3) {
+    if !tells_xdp_features() {
         skip!("this kernel has no netdev family, and does not tell what devices take (Linux 6.3)");
     }
     let lab = Lab::new()?;
@@ -53,7 +53,7 @@ fn a_peer_with_gro_gets_xdp_redirect() -> Result<()> {
 
 #[test]
 fn the_way_is_changed_while_running() -> Result<()> {
-    if linux() < (6, 3) {
+    if !tells_xdp_features() {
         skip!("this kernel has no netdev family, and does not tell what devices take (Linux 6.3)");
     }
     let lab = Lab::new()?;
