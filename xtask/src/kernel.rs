@@ -86,15 +86,20 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
     let mut outcome = Outcome {
         totals: Totals::default(),
         trouble: None,
+        tests_took: Duration::ZERO,
     };
+    let begun = Instant::now();
     let mut failed = Vec::new();
-    let mut left = units(&binaries, selection.runner)?;
+    let listed: Vec<_> = (binaries.iter())
+        .map(|binary| Ok((binary, binary.tests()?)))
+        .collect::<Result<_>>()?;
+    let (mut left, runner) = units(&listed, selection.runner);
     // One turn, and one more after each unit in which the machine ended.
     while !left.is_empty() {
         let _ = fs::remove_dir_all(&shared);
         share(&shared, &tracker, &binaries)
             .and_then(|()| {
-                let script = script(&shared, &left, selection.runner);
+                let script = script(&shared, &left, &runner);
                 fs::write(shared.join("run.sh"), script)
             })
             .with_context(|| format!("cannot write to {}", shared.display()))?;
@@ -127,6 +132,7 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
         ));
         failed.push(format!("{name} (the machine ended)"));
     }
+    outcome.tests_took = begun.elapsed();
     if !failed.is_empty() {
         outcome.trouble = Some(format!(
             "failed under Linux {}: {}",
@@ -137,7 +143,7 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// What runs in one process: the tests of one file, or with filters all of a binary that they select.
+/// What runs in one process: the tests of one file, or with filters that are no files all of a binary that they select.
 struct Unit<'a> {
     binary: &'a Binary,
     module: Option<String>,
@@ -153,33 +159,42 @@ impl Unit<'_> {
     }
 }
 
-/// All units, in the binaries' order.
-fn units<'a>(binaries: &'a [Binary], runner: &[String]) -> Result<Vec<Unit<'a>>> {
-    let has_filters = runner.iter().any(|word| !word.starts_with('-'));
+/// All units: files in the order in which they are named, else in the binaries'; and the options that are left for the runner.
+fn units<'a>(
+    listed: &[(&'a Binary, Vec<String>)],
+    runner: &[String],
+) -> (Vec<Unit<'a>>, Vec<String>) {
+    let (files, words): (Vec<_>, Vec<_>) =
+        (runner.iter().cloned()).partition(|word| word.ends_with("::") && !word.starts_with('-'));
+    let has_filters = words.iter().any(|word| !word.starts_with('-'));
+    if has_filters {
+        let unit = |binary| Unit {
+            binary,
+            module: None,
+        };
+        let units = listed.iter().map(|(binary, _)| unit(*binary));
+        return (units.collect(), runner.to_vec());
+    }
     let mut units = Vec::new();
-    for binary in binaries {
-        let mut modules = Vec::new();
-        if !has_filters {
-            for test in binary.tests()? {
-                modules.extend(
-                    test.split_once("::")
-                        .map(|(module, _)| format!("{module}::")),
-                );
-            }
-            modules.dedup();
-        }
-        match modules.is_empty() {
-            true => units.push(Unit {
+    for (binary, tests) in listed {
+        let file = |test: &String| Some(format!("{}::", test.split_once("::")?.0));
+        let mut modules: Vec<_> = tests.iter().filter_map(file).collect();
+        modules.dedup();
+        if !files.is_empty() {
+            let has = |file: &&String| modules.contains(file);
+            modules = files.iter().filter(has).cloned().collect();
+        } else if modules.is_empty() {
+            units.push(Unit {
                 binary,
                 module: None,
-            }),
-            false => units.extend(modules.into_iter().map(|module| Unit {
-                binary,
-                module: Some(module),
-            })),
+            });
         }
+        units.extend(modules.into_iter().map(|module| Unit {
+            binary,
+            module: Some(module),
+        }));
     }
-    Ok(units)
+    (units, words)
 }
 
 /// The newest kernel of a series: the one in the cache, else Debian's.
@@ -559,6 +574,38 @@ mod tests {
             Some("linux-image-6.12.117+deb12-amd64")
         );
         assert_eq!(newest(&packages, "5.10"), None);
+    }
+
+    #[test]
+    fn files_of_tests_run_by_themselves_in_the_order_given() {
+        let binary = |name: &str| Binary {
+            name: name.into(),
+            path: "/t".into(),
+            dir: "/w".into(),
+        };
+        let (e2e, prog) = (binary("e2e"), binary("prog"));
+        let tests = |names: &[&str]| names.iter().copied().map(String::from).collect::<Vec<_>>();
+        let listed = [
+            (&e2e, tests(&["pair::a", "pair::b", "stall::c"])),
+            (&prog, tests(&["send::d"])),
+        ];
+        let named = |runner: &[&str]| {
+            let (units, rest) = units(&listed, &tests(runner));
+            (units.iter().map(Unit::name).collect::<Vec<_>>(), rest)
+        };
+        let all = tests(&["e2e pair::", "e2e stall::", "prog send::"]);
+        assert_eq!(named(&[]), (all, Vec::new()));
+        assert_eq!(
+            named(&["stall::", "--nocapture", "pair::"]),
+            (
+                tests(&["e2e stall::", "e2e pair::"]),
+                tests(&["--nocapture"])
+            )
+        );
+        assert_eq!(
+            named(&["pair::", "b"]),
+            (tests(&["e2e", "prog"]), tests(&["pair::", "b"]))
+        );
     }
 
     #[test]

@@ -68,6 +68,7 @@ pub fn run(minutes: u32) -> Result<Outcome> {
     };
     let tracker = build::tracker(&[Need::Build, Need::Demo, Need::Test])?;
     let parts = parts()?;
+    let begun = Instant::now();
     let shares: u64 = parts.iter().map(|part| part.share).sum();
     let mut totals = Totals::default();
     let mut summary = Vec::new();
@@ -106,7 +107,11 @@ pub fn run(minutes: u32) -> Result<Outcome> {
     for line in summary {
         println!("  {line}");
     }
-    Ok(Outcome { totals, trouble })
+    Ok(Outcome {
+        totals,
+        trouble,
+        tests_took: begun.elapsed(),
+    })
 }
 
 /// What there is to run, with its share of the time.

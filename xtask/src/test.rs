@@ -49,7 +49,11 @@ pub fn run(args: &Args) -> Result<()> {
         "loading eBPF programs and making network namespaces",
         "cargo xtask test",
     )?;
-    let Outcome { totals, trouble } = match (&args.kernel, args.soak) {
+    let Outcome {
+        totals,
+        trouble,
+        tests_took,
+    } = match (&args.kernel, args.soak) {
         (None, Some(minutes)) => soak::run(minutes)?,
         (None, None) => native(args)?,
         (Some(series), _) => kernel::run(
@@ -61,9 +65,11 @@ pub fn run(args: &Args) -> Result<()> {
             },
         )?,
     };
+    let took = begun.elapsed().as_secs();
+    let tests = tests_took.as_secs();
     sh::say(format_args!(
-        "took {} s, builds and installs included",
-        begun.elapsed().as_secs()
+        "took {took} s: tests {tests} s, builds and installs {} s",
+        took.saturating_sub(tests)
     ));
     for (test, took) in totals.longest() {
         sh::say(format_args!("  {:5.1} s  {test}", took.as_secs_f64()));
@@ -98,6 +104,8 @@ pub struct Outcome {
     pub totals: Totals,
     /// What went wrong, which failed tests usually explain.
     pub trouble: Option<String>,
+    /// How long the tests ran, without what was built and installed before.
+    pub tests_took: Duration,
 }
 
 /// Under the kernel that runs here.
@@ -114,15 +122,18 @@ fn native(args: &Args) -> Result<Outcome> {
         command.env("TRACKER_BIN", &tracker);
         command
     };
-    let mut command = cargo_test();
-    match args.test.as_slice() {
-        [] => {
-            command.args(["--lib", "--bins", "--tests"]);
-        }
-        tests => {
-            command.args(tests.iter().flat_map(|test| ["--test", test]));
-        }
-    }
+    let programs = || {
+        let mut command = cargo_test();
+        match args.test.as_slice() {
+            [] => command.args(["--lib", "--bins", "--tests"]),
+            tests => command.args(tests.iter().flat_map(|test| ["--test", test])),
+        };
+        command
+    };
+    // By itself, so that it is known how long the tests take.
+    sh::run(programs().arg("--no-run"))?;
+    let begun = Instant::now();
+    let mut command = programs();
     // The test harness reports how long each test takes if the compiler is nightly, or with this variable. Only the
     // test programs are to see it: in the environment of rustc it would build other dependencies.
     command.env(RUNNER, "env RUSTC_BOOTSTRAP=1");
@@ -137,6 +148,7 @@ fn native(args: &Args) -> Result<Outcome> {
         outcome.totals.add(more.totals);
         outcome.trouble = outcome.trouble.or(more.trouble);
     }
+    outcome.tests_took = begun.elapsed();
     Ok(outcome)
 }
 
@@ -151,7 +163,11 @@ fn outcome(command: &mut Command) -> Result<Outcome> {
     let (status, totals) = watch(command)?;
     let trouble = (!status.success())
         .then(|| format!("`{}` failed ({status}): see above", sh::show(command)));
-    Ok(Outcome { totals, trouble })
+    Ok(Outcome {
+        totals,
+        trouble,
+        tests_took: Duration::ZERO,
+    })
 }
 
 /// A built binary of tests.
