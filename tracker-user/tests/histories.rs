@@ -6,7 +6,7 @@
 //! trackers, and is much slower.
 //!
 //! A history that fails prints its seed and what happened, step by step. `TRACKER_SEED` starts at another history,
-//! `TRACKER_HISTORIES` says how many, `TRACKER_SOAK_SECONDS` goes on for so long, from a seed of the moment unless one
+//! `TRACKER_HISTORIES` says how many, `TRACKER_SOAK_SECONDS` goes on for this long, from a seed of the moment unless one
 //! is given.
 
 #[path = "histories/cases.rs"]

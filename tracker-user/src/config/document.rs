@@ -18,13 +18,13 @@ use super::{
     keys::{self, Key, Table, Value},
 };
 
-/// Longer values are cut where an error quotes them.
+/// Longer values are cut if an error quotes them.
 const QUOTED_CHARS: usize = 60;
 
 /// Where problems are collected.
 pub(super) struct Sink<'a> {
     text: &'a str,
-    /// What errors call the document; `None` where it is made of a command's options, which errors then
+    /// What errors call the document; `None` if it is made of a command's options, which errors then
     /// name instead of keys and lines.
     file: Option<&'a Path>,
     /// Byte offset and text.
@@ -52,7 +52,7 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// `file` where this is about a file, `command` where it is about a command's options.
+    /// `file` if this is about a file, `command` if it is about a command's options.
     pub(super) fn wording<T>(&self, file: T, command: T) -> T {
         if self.file.is_some() { file } else { command }
     }

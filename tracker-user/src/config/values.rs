@@ -49,7 +49,7 @@ impl Names {
     }
 }
 
-/// The elements of a list, each of which must be valid and new.
+/// The elements of a list; each must be valid and new.
 pub(super) fn distinct<T: PartialEq>(
     entry: &Entry<'_>,
     wanted: &str,

@@ -98,7 +98,7 @@ enum Unreadable {
 }
 
 /// What can become of the pinned maps of an instance, if so much must find place, and how large they will be. Says
-/// so where they are of no use.
+/// so if they are of no use.
 pub fn survey(pins: &Pins, wanted: Sizes) -> Result<(Maps, Sizes), DatapathError> {
     let hub = pins.map(abi::map::HUB);
     if !hub.exists() {
@@ -165,7 +165,7 @@ fn entries(pins: &Pins, name: &str) -> Result<u32, MapError> {
     Ok(MapData::from_pin(pins.map(name))?.info()?.max_entries())
 }
 
-/// Bytes of EVENTS: room for an early reply of every other tracker; the state is re-read where that is too little.
+/// Bytes of EVENTS: room for an early reply of every other tracker; the state is re-read if that is too little.
 pub(super) fn events_bytes(sizes: Sizes) -> u32 {
     (sizes.trackers.saturating_mul(16))
         .next_power_of_two()

@@ -146,7 +146,7 @@ pub(super) fn attach_xdp(
     pin_link(program.take_link(id)?.try_into()?, pin)
 }
 
-/// Puts a TC program in the place of an earlier daemon's, without a moment between, where it keeps its order; else attaches it
+/// Puts a TC program in the place of an earlier daemon's, without a moment between, if it keeps its order; else attaches it
 /// at its place among the programs of the interface.
 pub(super) fn attach_tc(
     ebpf: &mut Ebpf,

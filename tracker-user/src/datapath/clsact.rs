@@ -48,7 +48,7 @@ struct At {
     /// Priority and protocol, as the kernel packs them.
     info: u32,
     handle: u32,
-    /// The program's id, where it is a bpf filter.
+    /// The program's id, if it is a bpf filter.
     program: Option<u32>,
 }
 
@@ -92,7 +92,7 @@ impl Filter {
         let qdisc = qdisc_pin(pins, ifindex);
         // It may be there already, which is as good; whatever else went wrong, attaching tells.
         if qdisc_add_clsact(interface).is_ok() {
-            // The pin says who made it. One that is there is of an interface that is gone.
+            // The pin says which instance made it. One that is there is of an interface that is gone.
             let _ = fs::remove_file(&qdisc);
             pin_program(program, &qdisc)?;
         }

@@ -153,7 +153,7 @@ fn word(memory: &Mapped<u64>, at: u32) -> u64 {
 
 fn set(memory: &Mapped<u64>, at: u32, value: u64) {
     if let Some(word) = memory.at(at) {
-        // SAFETY: a valid, aligned element; the order of stores is that of the program, also for who reads
+        // SAFETY: a valid, aligned element; the order of stores is that of the program, also for a reader that comes
         // after this process was killed.
         unsafe { AtomicU64::from_ptr(word) }.store(value, Ordering::Release);
     }

@@ -1,4 +1,4 @@
-//! Asking a pinned link where it is attached, detaching it, and asking a pinned program who it is. aya keeps its links' descriptors to itself and shows only
+//! Asking a pinned link where it is attached, detaching it, and reading a pinned program's id. aya keeps its links' descriptors to itself and shows only
 //! ids, so these system calls are made here.
 
 use std::{
@@ -42,7 +42,7 @@ pub fn remove(pin: &Path) -> io::Result<()> {
     std::fs::remove_file(pin)
 }
 
-/// The id of a pinned program; `None` where the pin is gone, or one of something else.
+/// The id of a pinned program; `None` if the pin is gone, or one of something else.
 pub fn pinned_program(pin: &Path) -> Option<u32> {
     let object = open(pin).ok()?;
     let kind = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd())).ok()?;

@@ -172,14 +172,14 @@ impl Datapath for KernelDatapath {
 
     fn set_judge(&mut self, slot: u32, judge: &abi::JudgeState) {
         if let Some(state) = self.state.at(slot) {
-            // SAFETY: a valid element, of which only this thread writes this part.
+            // SAFETY: a valid element; only this thread writes this part.
             unsafe { (&raw mut (*state).judge).write_volatile(*judge) };
         }
     }
 
     fn judge(&self, slot: u32) -> abi::JudgeState {
         self.state.at(slot).map_or_else(Default::default, |state| {
-            // SAFETY: a valid element, of which only this thread writes this part.
+            // SAFETY: a valid element; only this thread writes this part.
             unsafe { (&raw const (*state).judge).read_volatile() }
         })
     }

@@ -521,7 +521,7 @@ impl Kernel {
 
     /// Says that no tracker asks a port any more.
     pub fn remove_streams(&mut self, key: &abi::StreamKey) {
-        // It is not there where the kernel refused it.
+        // It is not there if the kernel refused it.
         let _ = self.streams.remove(key);
     }
 

@@ -34,7 +34,7 @@ pub(super) fn mapped<T: Pod>(ebpf: &Ebpf, name: &str) -> Result<Mapped<T>, Datap
 /// How often the verifier is asked again that was interrupted.
 const LOAD_ATTEMPTS: u32 = 20;
 
-/// Has the kernel take a program of the object. The verifier gives up with EAGAIN where a signal waits for the thread
+/// Has the kernel take a program of the object. The verifier gives up with EAGAIN if a signal waits for the thread
 /// (kernel/bpf/verifier.c, `do_check`), as SIGHUP would while a reload is under way: so none is let through meanwhile.
 ///
 /// # Errors

@@ -218,7 +218,7 @@ impl Pins {
         let parent = self.root.parent().map(Path::to_owned);
         let below = [self.root.join("links"), self.maps(), self.root.clone()];
         for directory in below.into_iter().chain(parent) {
-            // Fails where there is something, as it should.
+            // Fails if there is something, as it should.
             let _ = fs::remove_dir(directory);
         }
     }

@@ -191,7 +191,7 @@ impl Steering {
         }
     }
 
-    /// How XDP is attached to an uplink, or TC where only that is; `None` while neither is.
+    /// How XDP is attached to an uplink, or TC if only that is; `None` while neither is.
     pub fn mode(&self, ifindex: u32, choice: ModeChoice) -> Option<Mode> {
         let has = |hook| {
             let points = self.holds.keys();
@@ -397,7 +397,7 @@ impl Steering {
             self.sources.insert(&Key::new(*bits, *source), 1, 0)?;
         }
         for (source, bits) in old.sources.difference(&new.sources) {
-            // It is missing where an earlier attempt failed half way.
+            // It is missing if an earlier attempt failed half way.
             let _ = self.sources.remove(&Key::new(*bits, *source));
         }
         if old.filter != new.filter {
@@ -506,7 +506,7 @@ fn write_map<K: Pod + Eq + Hash, V: Pod + PartialEq>(
 ) -> Result<(), DatapathError> {
     // Room first.
     for key in old.keys().filter(|key| !new.contains_key(*key)) {
-        // It is missing where an earlier attempt failed half way.
+        // It is missing if an earlier attempt failed half way.
         let _ = map.remove(key);
     }
     for (key, value) in new

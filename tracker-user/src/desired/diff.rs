@@ -259,7 +259,7 @@ mod tests {
             let (before, after, diff) = step(&service(old), &service(new), &used);
             assert_eq!(before == after, goes_on, "{old:?}, then {new:?}");
             assert_eq!(diff.removed, [], "the service goes on");
-            // All who ask get one answer.
+            // There is one answer to this.
             let removed: Vec<_> = diff.removed_members().map(|(id, _)| id).collect();
             assert_eq!(
                 removed.is_empty(),

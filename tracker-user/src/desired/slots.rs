@@ -59,7 +59,7 @@ impl SlotAllocator {
     }
 }
 
-/// Runs of words, in sizes that are powers of two. A run is split where a smaller one is wanted, and
+/// Runs of words, in sizes that are powers of two. A run is split if a smaller one is wanted, and
 /// joined with its other half once both are free, so that no history of sizes uses words up.
 #[derive(Clone, Debug)]
 pub struct BuddyAllocator {

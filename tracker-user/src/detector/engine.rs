@@ -29,7 +29,7 @@ use crate::detector::{
 /// How often at least each device's own counter is held against what was sent by it, while there is
 /// something to do: a system call of some ten microseconds.
 const DEVICE_CHECK_NS: u64 = 10_000_000;
-/// How long, beyond the longest timeout, a device of which nothing is known may keep its counter still
+/// How long, beyond the longest timeout, a device that is not known may keep its counter still
 /// before that is taken for the truth; some drivers refresh theirs once a second.
 const PATIENCE_NS: u64 = 2_000_000_000;
 /// How long silence proves nothing after it was asked that probes leave by TC.
@@ -44,14 +44,14 @@ const PROMPT_MAX: usize = 64;
 pub trait Datapath {
     /// Now, in nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
-    /// How long the machine has slept (been suspended) so far, of which the monotonic clock knows nothing.
+    /// How long the machine has slept (been suspended) so far, which the monotonic clock leaves out.
     fn slept_ns(&self) -> u64 {
         0
     }
     /// Does what each job says, in order; says how many it attempted.
     ///
     /// # Errors
-    /// What the kernel answered, where it attempted none.
+    /// What the kernel answered if it attempted none.
     fn send(&mut self, jobs: &[abi::Job]) -> io::Result<usize>;
     /// Probes that the slot has really been built and handed to its device so far.
     fn sent(&self, slot: u32) -> u64;
@@ -84,7 +84,7 @@ pub trait Datapath {
 pub struct TrackerSpec {
     /// Slot in TRACKERS and STATE.
     pub slot: u32,
-    /// The slot's epoch, which also tells this tracker from who had the slot before.
+    /// The slot's epoch, which also tells this tracker from the one that had the slot before.
     pub epoch: u32,
     /// Index into PATHS.
     pub path: u32,
@@ -190,7 +190,7 @@ pub enum Report {
     SendFailed(i32),
     /// A tick came this late.
     Stalled(u64),
-    /// The machine was suspended for so long; what was under way proves nothing.
+    /// The machine was suspended for this long; what was under way proves nothing.
     Slept(u64),
 }
 
@@ -431,7 +431,7 @@ impl<P: Datapath> Engine<P> {
     }
 
     /// Goes on from what an earlier daemon kept of a tracker. Its probes under way are still waited for, so that
-    /// each counts: as a reply, or as one of which nothing is known, never as a loss.
+    /// each counts: as a reply, or as one that proves nothing, never as a loss.
     fn resume_account(
         &mut self,
         spec: &TrackerSpec,
@@ -453,7 +453,7 @@ impl<P: Datapath> Engine<P> {
         judge
     }
 
-    /// Brings a slot's machine in line with what keeps the hub from sending for it, of which its path was told
+    /// Brings a slot's machine in line with what keeps the hub from sending for it, as reported for its path
     /// for the first time or anew.
     fn apply_path(&mut self, slot: u32, has_changed: bool, now_ns: u64) {
         let Some(state) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else {
@@ -636,7 +636,7 @@ impl<P: Datapath> Engine<P> {
             .iter()
             .any(|group| !group.prompt.is_empty())
             .then_some(now_ns);
-        // A hub that stands still is seen by its lateness only: where something is under way, none longer than this.
+        // A hub that stands still is seen by its lateness only: if something is under way, none longer than this.
         let watch = self.groups.iter().filter_map(|group| {
             group.in_flight.next_deadline_ns()?;
             Some(now_ns + (group.cohort.timeout_ns / 4).max(STALL_MIN_NS))
@@ -942,7 +942,7 @@ impl<P: Datapath> Engine<P> {
         }
     }
 
-    /// Sends what is due, at most one batch of each cohort: where more is due, the next tick follows at
+    /// Sends what is due, at most one batch of each cohort: if more is due, the next tick follows at
     /// once, so that replies, deadlines and commands never wait for more than a batch.
     fn send(&mut self) {
         for at in 0..self.groups.len() {

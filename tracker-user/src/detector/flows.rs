@@ -323,7 +323,7 @@ impl Flows {
         std::mem::replace(&mut self.is_news, false)
     }
 
-    /// What the flows are, for those who read of them.
+    /// What the flows are, as text.
     pub const fn rule(&self) -> &FlowRule {
         &self.rule
     }

@@ -13,7 +13,7 @@ pub const TICK_NS: u64 = 1_000_000;
 /// looks at by itself.
 const IDLE_NS: u64 = 1_000_000_000;
 
-/// When the tick after the one at `now_ns` should be, where something is due at `next_ns`; `planned_ns` is when this
+/// When the tick after the one at `now_ns` should be, if something is due at `next_ns`; `planned_ns` is when this
 /// one should have been. An early wake-up (a reply, a command) does not shift the grid of ticks.
 #[inline]
 pub fn next_tick_ns(planned_ns: u64, now_ns: u64, next_ns: u64) -> u64 {

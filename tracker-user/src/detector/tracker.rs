@@ -12,7 +12,7 @@ use crate::detector::{
 };
 
 /// Hosts and routers limit how often they complain: Linux tells a destination once a second of what it can't reach
-/// (`icmp_ratelimit`). For so long an ICMP error explains the losses after it.
+/// (`icmp_ratelimit`). For this long an ICMP error explains the losses after it.
 const ERROR_PAUSE_NS: u64 = 2_000_000_000;
 
 /// One tracker's probes, counted and judged.
@@ -77,7 +77,7 @@ pub struct Change {
 }
 
 impl TrackerAccount {
-    /// A tracker of which `sent` probes were sent, none of which counts: outcomes that were not judged prove nothing,
+    /// A tracker that sent `sent` probes, and none counts: outcomes that were not judged prove nothing,
     /// and runs begin anew. It goes on from the verdict, cause and account that an earlier daemon left.
     pub fn new(
         rules: Rules,
@@ -409,7 +409,7 @@ impl TrackerAccount {
         self.replying_since_ns = 0;
     }
 
-    /// Takes a verdict back that rests on the silence of probes of which nothing is known; later ones tell.
+    /// Takes a verdict back that rests on the silence of probes that prove nothing; later ones tell.
     pub fn withdraw(&mut self, claim: Claim) {
         self.machine = claim.before;
         self.machine.renew(self.handed);

@@ -42,7 +42,7 @@ pub fn require_root() -> Result<(), PreflightError> {
     Ok(())
 }
 
-/// Refuses to start where the daemon could not work.
+/// Refuses to start if the daemon could not work.
 ///
 /// # Errors
 /// One line that says what is missing and what to do.

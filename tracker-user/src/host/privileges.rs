@@ -9,7 +9,7 @@ use nix::errno::Errno;
 pub const RUN: [Capability; 3] = [
     // Interfaces, neighbours, clsact filters; `/proc/sys/net` goes by it too.
     Capability::CAP_NET_ADMIN,
-    // Programs that a reload loads. Linux 5.18 asks for it at every `bpf()` where unprivileged_bpf_disabled is
+    // Programs that a reload loads. Linux 5.18 asks for it at every `bpf()` if unprivileged_bpf_disabled is
     // set; from 5.19 on, links and live frames go by the descriptor alone.
     Capability::CAP_BPF,
     // Without it the verifier takes no difference of packet pointers.
@@ -57,7 +57,7 @@ pub enum GiveUpError {
     Caps(#[from] CapsError),
 }
 
-/// Refuses to go on where one is missing without which the daemon could not start.
+/// Refuses to go on if one is missing without which the daemon could not start.
 ///
 /// # Errors
 /// One line that names them.

@@ -99,7 +99,7 @@ impl Repeats {
         }
     }
 
-    /// What was left out of subjects whose minute is over, each by its last line. Subjects of which nothing was left
+    /// What was left out of subjects whose minute is over, each by its last line. Subjects without a line left
     /// out for a minute are forgotten.
     pub fn flush(&mut self, now: Instant) -> Vec<(Level, String)> {
         let mut lines = Vec::new();

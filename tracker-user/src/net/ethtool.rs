@@ -118,7 +118,7 @@ fn read(names: &[u32], blocks: &[u32]) -> Vec<Feature> {
 
 /// Has the kernel answer a request in place.
 fn ask(socket: &OwnedFd, interface: &str, request: &mut [u32]) -> io::Result<()> {
-    // SAFETY: a struct of plain bytes and pointers, of which zeros are valid values.
+    // SAFETY: a struct of plain bytes and pointers; zeros are valid values of these.
     let mut argument: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= argument.ifr_name.len() {
         return Err(io::ErrorKind::InvalidInput.into());

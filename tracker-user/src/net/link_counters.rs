@@ -41,7 +41,7 @@ impl LinkCounters {
         }
     }
 
-    /// Frames the interface says it has transmitted; `None` where it is gone.
+    /// Frames the interface says it has transmitted; `None` if it is gone.
     pub fn transmitted(&mut self, ifindex: u32) -> Option<u64> {
         let (sysfs, files) = match self {
             Self::Sysfs(sysfs, files) => (sysfs, files),
@@ -89,7 +89,7 @@ impl Requests {
         })
     }
 
-    /// Frames the interface says it has transmitted; `None` where it is gone.
+    /// Frames the interface says it has transmitted; `None` if it is gone.
     fn transmitted(&mut self, ifindex: u32) -> Option<u64> {
         let mut message = LinkMessage::default();
         message.header.index = ifindex;

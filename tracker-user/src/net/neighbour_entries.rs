@@ -90,7 +90,7 @@ impl Entry {
         }
     }
 
-    /// Reads a message of the kernel's; `None` where it is not about an IPv4 or IPv6 neighbour.
+    /// Reads a message of the kernel's; `None` if it is not about an IPv4 or IPv6 neighbour.
     pub(super) fn read(message: &NeighbourMessage) -> Option<(Key, Self)> {
         // A VXLAN's forwarding entries have IP addresses too, in the bridge family.
         if !matches!(

@@ -443,7 +443,7 @@ impl Shared {
         let told = inner.told.as_ref().map_or(0, HashSet::len);
         let kept = inner.kept.changes.len();
         if kept.max(told) > KEPT_MAX {
-            // Both are bounded; whatever was in them is read again, also where it is being read now.
+            // Both are bounded; whatever was in them is read again, also if it is being read now.
             inner.kept.changes.clear();
             inner.told = None;
             inner.kept.lost += 1;

@@ -788,7 +788,7 @@ impl Netlink {
         Ok(index)
     }
 
-    /// Deletes the private interfaces, each of which may be gone or elsewhere; true if any was there.
+    /// Deletes the private interfaces, which may be gone or elsewhere; true if any was there.
     ///
     /// # Errors
     /// As the kernel answers.

@@ -30,7 +30,7 @@ impl Sysfs {
     /// That of the calling thread's network namespace (`fsopen`, Linux 5.2).
     ///
     /// # Errors
-    /// As the kernel answers: EPERM without CAP_SYS_ADMIN, or where a container may not mount it.
+    /// As the kernel answers: EPERM without CAP_SYS_ADMIN, or if a container may not mount it.
     pub fn mount() -> io::Result<Self> {
         // SAFETY: a name that ends with zero; the descriptor that is returned has no other owner.
         let context = unsafe {

@@ -136,7 +136,7 @@ pub enum SendWay {
 }
 
 impl SendWay {
-    /// The way of a path; `None` where it leads nowhere.
+    /// The way of a path; `None` if it leads nowhere.
     pub const fn of(egress: Egress) -> Option<Self> {
         match egress {
             Egress::XdpRedirect => Some(Self::XdpRedirect),

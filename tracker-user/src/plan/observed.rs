@@ -18,7 +18,7 @@ pub const XDP_ACT_RX_SG: u64 = 1 << 5;
 pub struct Address {
     /// The address.
     pub ip: IpAddr,
-    /// Its prefix length: the peer's, where there is one.
+    /// Its prefix length: the peer's, if there is one.
     pub prefix: u8,
     /// The other end, if one is set (`ip address add A peer B/L`).
     pub peer: Option<IpAddr>,
@@ -117,7 +117,7 @@ pub struct Link {
     pub is_macvlan: bool,
     /// The device that takes over what arrives on this one: the bridge, bond or VRF it belongs to.
     pub master: Option<u32>,
-    /// Its `xdp-features`; `None` where the kernel doesn't tell (before Linux 6.3).
+    /// Its `xdp-features`; `None` if the kernel doesn't tell (before Linux 6.3).
     pub xdp_features: Option<u64>,
     /// The XDP program that is attached to it, ours or another.
     pub xdp_program: Option<u32>,

@@ -112,7 +112,7 @@ impl ForgeryLog {
             return None;
         }
         if last.is_some_and(|last| now - last < TRACKER) {
-            // Not forgotten: its minute passes also where nothing more comes.
+            // Not forgotten: its minute passes also if nothing more comes.
             self.left = self.left.max(1);
             return None;
         }

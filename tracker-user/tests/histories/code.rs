@@ -210,7 +210,7 @@ impl Code for RepliesUnreported {
     }
 }
 
-/// A late tick is nobody's fault.
+/// A late tick is no service's fault.
 pub struct StallsBlame;
 impl Code for StallsBlame {
     fn note_late(_: &mut InFlight, _: u64, _: u64, _: u64) -> bool {

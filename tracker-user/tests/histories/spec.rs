@@ -31,7 +31,7 @@ pub struct Record {
     pub base: Verdict,
     /// It was up when the hub stopped being able to send, and nothing was decided since.
     pub was_up: bool,
-    /// Replies of which the daemon was not told at once, because the ring buffer was full: it may find them
+    /// Replies that were not reported to the daemon at once, because the ring buffer was full: it may find them
     /// only when their probes are judged.
     pub is_deaf: bool,
 }
@@ -237,7 +237,7 @@ impl Record {
     }
 }
 
-/// At the latest so long after the break is a tracker down, when the hub is at most `late_ns` late and a call of the
+/// At the latest this long after the break is a tracker down, when the hub is at most `late_ns` late and a call of the
 /// send program takes `call_ns`: the next turn is at most an interval after the break, `fall` turns are `fall`
 /// intervals; the last of them, and the end of its timeout, each wait for a tick.
 pub const fn promised_ns(

@@ -249,7 +249,7 @@ impl Setup {
     }
 }
 
-/// A reply of which the receive program told.
+/// A reply that the receive program reported.
 #[derive(Clone, Copy, Default)]
 struct Told {
     epoch: u32,
@@ -640,7 +640,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
         let next_ns = due_ns.min(deadline_ns);
         let planned_before_ns = self.planned_ns;
         self.planned_ns = schedule::next_tick_ns(planned_before_ns, now_ns, next_ns);
-        // The thread sleeps for so long, whatever clocks say.
+        // The thread sleeps for this long, whatever clocks say.
         let began_ns = self.now_ns;
         let nap_ns = self.planned_ns.saturating_sub(self.clock());
         self.tick_at_ns = self.now_ns + nap_ns + self.wakes_after();
@@ -786,7 +786,7 @@ impl<C: Code, const TELLS: bool> World<C, TELLS> {
         Ok(())
     }
 
-    /// Once an outage has lasted so long as is promised, the tracker is down.
+    /// Once an outage has lasted as long as is promised, the tracker is down.
     #[inline(always)]
     fn check_promise(&mut self) -> Checked {
         let Some(since_ns) = self.out_since_ns else {

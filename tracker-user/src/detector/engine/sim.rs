@@ -2,7 +2,7 @@
 //!
 //! The send and receive programs are modelled step by step (sequence numbers, bit sets, epochs, early
 //! replies), so that the engine sees what it would see of the real ones. Beyond that the simulation
-//! keeps what nobody has in reality: the full record of what became of each probe.
+//! keeps what does not exist in reality: the full record of what became of each probe.
 
 use std::{
     cmp::Reverse,
@@ -146,7 +146,7 @@ impl Slot {
 /// A device and its counter.
 #[derive(Clone, Debug)]
 pub struct Device {
-    /// False: frames vanish, and nobody is told.
+    /// False: frames vanish without an error.
     pub is_transmitting: bool,
     /// False: redirected frames leave, but its counter knows nothing of them.
     pub is_counting: bool,
@@ -665,7 +665,7 @@ impl World {
         self.command(Command::Renew(slot, epoch));
     }
 
-    /// The hub does nothing for so long; the kernel goes on.
+    /// The hub does nothing for this long; the kernel goes on.
     pub fn stop_for(&mut self, ns: u64) {
         self.stopped_until_ns = self.now_ns() + ns;
     }

@@ -173,7 +173,7 @@ fn what_broke_while_nobody_ran_is_down_after_fall_losses_of_the_successor() {
 fn a_successor_says_what_is_the_matter_with_the_hub() {
     let spec = usual();
     let world = up(spec);
-    // It went down while nobody ran, and is what an unknown path is taken for.
+    // It went down while no daemon ran, and is what an unknown path is taken for.
     let cause = Cause::InterfaceMissing;
     let world = world.restart(S, &[spec], &[(0, 7, Some(cause))]);
     assert_eq!(words(&world.changes), [("down", "interface-missing")]);
@@ -474,7 +474,7 @@ fn a_stalled_tracker_says_so_until_the_next_reply() {
     );
 }
 
-/// While the machine is suspended the monotonic clock stands still, and nobody hears the replies.
+/// While the machine is suspended the monotonic clock stands still, and replies are not received.
 #[test]
 fn a_machine_that_slept_blames_nobody_and_finds_a_real_outage_after_it() {
     for slept_ns in [10 * MS, S, 3_600 * S, 30 * 24 * 3_600 * S] {
@@ -503,7 +503,7 @@ fn is_not_leaving(world: &World) -> bool {
     world.not_leaving.iter().any(|(ifindex, _)| *ifindex == 7)
 }
 
-/// A device that may drop redirected probes uncounted makes nobody down before TC was tried.
+/// A device that may drop redirected probes uncounted takes no tracker down before TC was tried.
 #[test]
 fn a_device_that_never_brought_a_reply_makes_nobody_down() {
     for (interval_ns, timeout_ns, fall) in [(10 * MS, 50 * MS, 3), (MS, 5 * MS, 1)] {
@@ -534,7 +534,7 @@ fn a_device_that_never_brought_a_reply_makes_nobody_down() {
     }
 }
 
-/// Once a redirected probe was answered, a break is told as ever; and it is told also if nobody changes the way.
+/// Once a redirected probe was answered, a break is told as ever; and it is told also if the way is not changed.
 #[test]
 fn a_device_that_brought_a_reply_is_tried() {
     let mut world = world();
@@ -577,7 +577,7 @@ fn a_device_that_is_used_again_is_judged_anew() {
     assert!(since.min() >= Some(again_ns));
 }
 
-/// A device stops transmitting in the middle of everything: nobody is blamed.
+/// A device stops transmitting in the middle of everything: no service goes down.
 fn device_dies(spec: TrackerSpec, after_ns: u64) {
     let mut world = up(spec);
     world.run(after_ns);
@@ -689,7 +689,7 @@ fn a_device_that_does_not_count_is_not_accused_while_replies_are_not_judged_yet(
 
 #[test]
 fn drops_here_and_there_do_not_excuse_an_outage() {
-    // 50 trackers, one of which is really out, on a device that loses a frame now and then.
+    // 50 trackers, one really out, on a device that loses a frame now and then.
     let mut world = world();
     for slot in 0..50 {
         world.install(tracker(slot, 100 * MS, 50 * MS, 3, 2));
@@ -877,7 +877,7 @@ fn the_cause_follows_the_latest_losses() {
         words(&world.changes),
         [("down", "wrong-path"), ("down", "no-reply")]
     );
-    // With the third loss of which nothing is known, and not before.
+    // With the third loss without an explanation, and not before.
     let third = world.slot(0).probes[goes_wrong + 2];
     let told_ns = world.changes[1].at_ns;
     assert!((third.deadline_ns..third.deadline_ns + 2 * MS).contains(&told_ns));
@@ -940,7 +940,7 @@ fn errors_are_its_cause_and_make_no_loss() {
     let down = downs(&world, 0);
     assert_eq!(words(&down), [("down", "unreachable")]);
     assert!(down[0].at_ns >= world.slot(0).probes[first_lost + 2].deadline_ns);
-    // Who complains does so once in a while only; who does so no more does not explain what vanishes.
+    // Errors come once in a while only; a source that sends no more of them does not explain what vanishes.
     world.net(0).is_unreachable = false;
     world.net(0).is_out = true;
     world.run(S);
@@ -1215,7 +1215,7 @@ fn others_that_come_and_go_cost_no_probe() {
         // Places move while everybody is spread anew: not bunched, and never as far as two turns.
         assert!((5 * MS..30 * MS).contains(&gap_ns), "{gap_ns} ns");
     }
-    // Cohorts that nobody is in any more are used again, not kept.
+    // Cohorts without trackers are used again, not kept.
     assert!(world.engine.groups.len() <= 4);
 }
 
@@ -1278,7 +1278,7 @@ mod histories {
         base: Verdict,
         /// Its device was not reliable: it may be excused, but never blamed.
         is_excusable: bool,
-        /// Its device does not count, or died too early to know: nobody can tell what left.
+        /// Its device does not count, or died too early to know: it is not known what left.
         is_blind: bool,
         fault: Option<Cause>,
         /// A verdict that must have been reached by a time, if nothing interferes.
@@ -2074,7 +2074,7 @@ mod before {
         assert_eq!(words(&downs(&world, 0)), [("down", "no-reply")]);
     }
 
-    /// Everything stands still after a probe was sent, until after its timeout: nobody could answer it.
+    /// Everything stands still after a probe was sent, until after its timeout: it could not be answered.
     #[test]
     fn a_pause_between_two_ticks_blames_nobody() {
         for pause_ms in [100, 300, 490, 510, 600, 740, 760, 900, 1_200] {
