@@ -147,6 +147,9 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
 struct Unit<'a> {
     binary: &'a Binary,
     module: Option<String>,
+    /// The tests of the file; none if the runner chooses. A part of their names would select tests of other files too: `send::` is in
+    /// `tc_send::`.
+    tests: Vec<String>,
 }
 
 impl Unit<'_> {
@@ -171,6 +174,7 @@ fn units<'a>(
         let unit = |binary| Unit {
             binary,
             module: None,
+            tests: Vec::new(),
         };
         let units = listed.iter().map(|(binary, _)| unit(*binary));
         return (units.collect(), runner.to_vec());
@@ -187,11 +191,18 @@ fn units<'a>(
             units.push(Unit {
                 binary,
                 module: None,
+                tests: Vec::new(),
             });
         }
-        units.extend(modules.into_iter().map(|module| Unit {
-            binary,
-            module: Some(module),
+        units.extend(modules.into_iter().map(|module| {
+            Unit {
+                binary,
+                tests: (tests.iter())
+                    .filter(|test| test.starts_with(&module))
+                    .cloned()
+                    .collect(),
+                module: Some(module),
+            }
         }));
     }
     (units, words)
@@ -405,13 +416,16 @@ fn script(shared: &Path, units: &[Unit], runner: &[String]) -> String {
     for unit in units {
         let Binary { name, dir, .. } = unit.binary;
         let dir = quoted(&dir.to_string_lossy());
-        let module = unit.module.as_deref().unwrap_or_default();
+        let tests = match unit.tests.as_slice() {
+            [] => String::new(),
+            tests => format!("--exact {}", tests.join(" ")),
+        };
         let title = quoted(&unit.name());
         // A copy in memory: the shared directory is slow to read from.
         script += &format!(
             "echo; echo '     Running' {title}; echo {title} >>{shared}/begun; sync\n\
              [ -e /run/tracker-bin/{name} ] || cp {shared}/bin/{name} /run/tracker-bin/\n\
-             (cd {dir} && exec timeout --kill-after=10 {limit} /run/tracker-bin/{name} {module} {runner}) || \
+             (cd {dir} && exec timeout --kill-after=10 {limit} /run/tracker-bin/{name} {tests} {runner}) || \
              echo {title} >>{shared}/failed\n"
         );
     }
@@ -587,14 +601,15 @@ mod tests {
         let tests = |names: &[&str]| names.iter().copied().map(String::from).collect::<Vec<_>>();
         let listed = [
             (&e2e, tests(&["pair::a", "pair::b", "stall::c"])),
-            (&prog, tests(&["send::d"])),
+            (&prog, tests(&["send::d", "tc_send::e"])),
         ];
         let named = |runner: &[&str]| {
             let (units, rest) = units(&listed, &tests(runner));
             (units.iter().map(Unit::name).collect::<Vec<_>>(), rest)
         };
-        let all = tests(&["e2e pair::", "e2e stall::", "prog send::"]);
+        let all = tests(&["e2e pair::", "e2e stall::", "prog send::", "prog tc_send::"]);
         assert_eq!(named(&[]), (all, Vec::new()));
+        assert_eq!(units(&listed, &tests(&["send::"])).0[0].tests, ["send::d"]);
         assert_eq!(
             named(&["stall::", "--nocapture", "pair::"]),
             (
@@ -619,10 +634,12 @@ mod tests {
             Unit {
                 binary: &binaries[0],
                 module: None,
+                tests: Vec::new(),
             },
             Unit {
                 binary: &binaries[0],
                 module: Some("pair::".into()),
+                tests: vec!["pair::a".into(), "pair::b".into()],
             },
         ];
         let script = script(
@@ -636,6 +653,12 @@ mod tests {
         );
         assert!(
             script.contains("/run/tracker-bin/pair  'two words' --test-threads=2)"),
+            "{script}"
+        );
+        assert!(
+            script.contains(
+                "/run/tracker-bin/pair --exact pair::a pair::b 'two words' --test-threads=2)"
+            ),
             "{script}"
         );
         let checked = Command::new("sh")
