@@ -1,6 +1,7 @@
 //! The daemon: wires its parts, which own their state, and runs the main loop.
 
 mod changes;
+mod kept;
 mod reconcile;
 mod reports;
 
@@ -17,9 +18,9 @@ use tokio::{
 use crate::{
     api::{
         answers::{Answers, Change, Known},
-        server, thread,
+        socket, thread,
     },
-    config::{self, Config, Defaults, Hub},
+    config::{self, Config, Hub},
     datapath::{
         adopt::{self, Maps},
         clsact,
@@ -39,6 +40,7 @@ use crate::{
     host::{
         clock::{self, monotonic_ns},
         instance, limits, namespace, ports, preflight, privileges,
+        store::{self, Contents, Edit, SERVICES, Store},
         watchdog::{Phase, Watchdog},
     },
     net::rtnetlink::Netlink,
@@ -74,8 +76,8 @@ const GRACE: Duration = Duration::from_millis(1_500);
 /// The parts of a running daemon.
 struct App {
     hub: Hub,
-    defaults: Defaults,
     steering_config: Option<config::Steering>,
+    api_config: config::Api,
     desired: Desired,
     namespace: (u64, u64),
     netlink: Netlink,
@@ -133,7 +135,7 @@ async fn run_locked(
     let hub = &config.hub;
     let _lock = pins.lock()?;
     let _instance = instance::lock(&hub.instance)?;
-    let socket = server::bind(&hub.socket)?;
+    let socket = socket::bind(&hub.socket, hub.socket_group.as_deref())?;
     let name = hub.instance.clone();
     let is_first = !pins.journal().exists();
 
@@ -151,7 +153,7 @@ async fn run_locked(
         }
         return Ok(());
     };
-    let clients = thread::start(socket, app.hub.metrics, app.answers.clone())?;
+    let clients = thread::start(socket, app.hub.metrics, &app.api_config, app.answers.clone())?;
     privileges::limit_to_run()?;
     tracing::info!("watching {}", app.extent());
     watchdog.status(format!("watching {}", app.extent()));
@@ -252,12 +254,17 @@ impl App {
     ) -> Result<(Self, UnboundedReceiver<Report>)> {
         pins.mend()?;
         let is_first = !pins.journal().exists();
-        let mut started = Self::follow(&config, pins, &changes, &health, None).await;
+        let contents = store::read(&config.hub.state);
+        let store = Store::start(&config.hub.state)
+            .context("cannot start the thread that writes the state directory")?;
+        let kept = (&contents, &store);
+        let mut started = Self::follow(&config, pins, &changes, &health, kept, None).await;
         if let Ok(None) = started {
             tracing::warn!(
                 "the maps that an earlier daemon left have no room for what is new; taking new ones"
             );
-            started = Self::follow(&config, pins, &changes, &health, Some(Maps::Anew)).await;
+            let anew = Some(Maps::Anew);
+            started = Self::follow(&config, pins, &changes, &health, kept, anew).await;
         }
         let started = started.and_then(|started| {
             started.context("no place was found for all trackers; this is a bug, please report it")
@@ -280,6 +287,7 @@ impl App {
         pins: &Pins,
         changes: &UnboundedSender<Change>,
         health: &Arc<Health>,
+        (contents, store): (&Option<Contents>, &Store),
         maps: Option<Maps>,
     ) -> Result<Option<(Self, UnboundedReceiver<Report>)>> {
         let mut netlink = Netlink::connect().await?;
@@ -299,10 +307,13 @@ impl App {
         if let Some(snapshot) = &snapshot {
             let services = snapshot.services.iter().map(|saved| saved.service.clone());
             before = Desired::new(services.collect(), snapshot.chains.clone());
-            let (added, taken_over) = before.added(&config.services);
-            say_taken_over(&taken_over);
-            config.services.extend(added);
-        } else {
+        }
+        let kept = kept::services(contents.as_ref(), &before);
+        store.commit_later(kept.unkept());
+        let (added, taken_over) = kept.beside(&config.services);
+        disown(store, &taken_over);
+        config.services.extend(added);
+        if snapshot.is_none() {
             // What was left without a journal, or elsewhere, is nothing to go on from.
             cleanup::release_pinned_neighbours(&netlink, pins).await;
             pins.clear()?;
@@ -339,6 +350,7 @@ impl App {
             free: 0,
             steering: None,
             health: sender.health.clone(),
+            defaults: Arc::new(config.defaults.clone()),
         };
         let next_hops = NextHops::new(netlink.requests().clone());
         let Config {
@@ -346,7 +358,8 @@ impl App {
             services,
             chains,
             steering: steering_config,
-            defaults,
+            api: api_config,
+            defaults: _,
         } = config;
         let mut app = Self {
             desired: before,
@@ -362,10 +375,10 @@ impl App {
             next_hops,
             publisher: Publisher::new(journal, feed.clone()),
             forgery_log: ForgeryLog::default(),
-            answers: Answers::new(known, feed, changes.clone()),
+            answers: Answers::new(known, feed, changes.clone(), store.clone()),
             hub,
-            defaults,
             steering_config,
+            api_config,
             kernel,
             sender,
         };
@@ -538,11 +551,15 @@ impl App {
     }
 }
 
-/// Logs which services are no longer what was added at run time.
-fn say_taken_over(names: &[&str]) {
+/// Gives up services that the API owned and that the file names now.
+fn disown(store: &Store, names: &[String]) {
     for name in names {
         tracing::info!(
-            "service {name}, added at run time, is now in the configuration, which counts"
+            "service {name}, added by the API, is now in the configuration, which owns it from here on"
         );
     }
+    let edits = names
+        .iter()
+        .map(|name| Edit::remove(SERVICES, name.clone()));
+    store.commit_later(edits.collect());
 }

@@ -1,24 +1,36 @@
 //! What clients are told, put together in slices: the state is never locked for more than a few trackers, however many
 //! there are, so that an answer delays no report.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
+use axum::body::{Body, Bytes};
+use futures::stream;
+use glob::Pattern;
 use parking_lot::{Mutex, MutexGuard};
+use serde_json::Value as Json;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracker_ebpf::abi;
 
+use super::{
+    problem::Refused,
+    routes::{Api, ServiceChange, ServicesWanted},
+    status::{self, Cursor, Facts, Outline},
+    types::{self, Changed, List, ServiceStatus, Status, SteeringStatus, UplinkStatus},
+};
 use crate::{
-    api::{
-        server::{Api, Control},
-        status::{self, Cursor, Facts},
-        types::{List, Status, SteeringStatus, UplinkStatus},
-    },
-    config::Addition,
+    config::{self, Defaults, Invalid, Service, keys::SERVICE_NAME},
     datapath::{loader::StateReader, steering::SteeredReader},
     desired::model::TrackerRef,
     detector::lateness::Health,
-    host::clock,
-    state::{events::EventFeed, tree::StateTree},
+    error::full,
+    host::{
+        clock,
+        store::{Edit, SERVICES, Store},
+    },
+    state::{
+        events::EventFeed,
+        tree::{Stamp, StateTree},
+    },
 };
 
 /// How many trackers (or services) are read while the state is locked.
@@ -28,21 +40,42 @@ const SLICE: usize = 128;
 const STATE_WAIT: Duration = Duration::from_secs(2);
 /// How often an answer is begun anew because a reload changed what it is about.
 const ATTEMPTS: u32 = 3;
+/// A long answer is sent in pieces of at least this many bytes.
+const PIECE: usize = 32 << 10;
 
 /// What clients want to be different. Only the main loop changes anything, one change after the other.
 pub struct Change {
     /// What is wanted.
     pub wanted: Wanted,
+    /// Only check it, and say what would be done.
+    pub is_trial: bool,
     /// Takes what was done, or why nothing was.
-    pub answer: oneshot::Sender<Result<String, String>>,
+    pub answer: oneshot::Sender<Result<Done, Refused>>,
 }
 
 /// A change that clients may want.
+#[derive(Clone)]
 pub enum Wanted {
-    /// A service is to be added.
-    Add(Box<Addition>),
+    /// A service of the API is to be as this one.
+    Put {
+        /// The service.
+        service: Box<Service>,
+        /// Whether one of its name must not exist.
+        is_new: bool,
+    },
+    /// The API is to own these services and no others.
+    All(Vec<Service>),
     /// The service of this name is to be removed.
     Remove(String),
+}
+
+/// What a change did, or would do.
+#[derive(Clone, Debug, Default)]
+pub struct Done {
+    /// For the client.
+    pub changed: Changed,
+    /// The services of the API that are new or changed, as they are kept.
+    pub kept: Vec<(String, String)>,
 }
 
 /// What the main loop keeps up to date, and answers are read from.
@@ -57,6 +90,8 @@ pub struct Known {
     pub steering: Option<KnownSteering>,
     /// How well the daemon keeps up.
     pub health: Arc<Health>,
+    /// What services that are added inherit.
+    pub defaults: Arc<Defaults>,
 }
 
 /// What is known of steering.
@@ -81,15 +116,27 @@ pub struct Answers {
     known: Arc<Mutex<Known>>,
     feed: EventFeed,
     changes: UnboundedSender<Change>,
+    health: Arc<Health>,
+    /// Held while a change is checked, kept and made: two changes never mix.
+    writing: Arc<tokio::sync::Mutex<()>>,
+    store: Store,
 }
 
 impl Answers {
-    /// Answers from what is known, with the feed of events and the way by which changes reach the main loop.
-    pub fn new(known: Known, feed: EventFeed, changes: UnboundedSender<Change>) -> Self {
+    /// Answers from what is known, with the feed of events, the way by which changes reach the main loop, and what keeps them.
+    pub fn new(
+        known: Known,
+        feed: EventFeed,
+        changes: UnboundedSender<Change>,
+        store: Store,
+    ) -> Self {
         Self {
+            health: known.health.clone(),
             known: Arc::new(Mutex::new(known)),
             feed,
             changes,
+            writing: Arc::default(),
+            store,
         }
     }
 
@@ -103,82 +150,301 @@ impl Answers {
         &self.feed
     }
 
-    async fn change(&self, wanted: Wanted) -> Result<String, String> {
+    /// What keeps the API's changes.
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    async fn ask(&self, wanted: Wanted, is_trial: bool) -> Result<Done, Refused> {
         let (answer, answered) = oneshot::channel();
-        let ends = |()| "the daemon ends; nothing was changed".to_owned();
-        let sent = self.changes.send(Change { wanted, answer });
-        sent.map_err(|_| ends(()))?;
+        let ends = |()| Refused::Unavailable("the daemon ends; nothing was changed".to_owned());
+        let change = Change {
+            wanted,
+            is_trial,
+            answer,
+        };
+        self.changes.send(change).map_err(|_| ends(()))?;
         answered.await.map_err(|_| ends(()))?
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> Result<T, String> {
+    fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> Result<T, Refused> {
         match self.known.try_lock_for(STATE_WAIT) {
             Some(known) => Ok(read(&known)),
-            None => Err(format!(
+            None => Err(Refused::Unavailable(format!(
                 "the daemon's main loop has stood in the middle of a change for more than {} s, so nothing is known; it is ended \
                  when that lasts",
                 STATE_WAIT.as_secs()
-            )),
+            ))),
+        }
+    }
+
+    /// Begins a status: what it is about, and what it says beside services.
+    fn begin(&self, names: &[Pattern]) -> Result<Reading, Refused> {
+        let (outline, steering, health) = self.read(|known| {
+            let outline = status::outline(&known.tree, names).map_err(Refused::Unknown)?;
+            Ok::<_, Refused>((outline, known.steering.clone(), known.health.clone()))
+        })??;
+        Ok(Reading {
+            answers: self.clone(),
+            outline,
+            steering,
+            health,
+            cursor: Cursor::default(),
+            now: clock::stamp(),
+            services: Vec::new(),
+        })
+    }
+}
+
+/// A status that is being read in slices.
+struct Reading {
+    answers: Answers,
+    outline: Outline,
+    steering: Option<KnownSteering>,
+    health: Arc<Health>,
+    cursor: Cursor,
+    now: Stamp,
+    /// What was read; trackers of the last one may still be missing.
+    services: Vec<ServiceStatus>,
+}
+
+/// What reading a slice found.
+enum Slice {
+    More,
+    Whole,
+    /// A reload changed what the rest is about.
+    Changed,
+}
+
+impl Reading {
+    fn slice(&mut self) -> Result<Slice, Refused> {
+        let Self {
+            answers,
+            outline,
+            steering,
+            cursor,
+            now,
+            services,
+            ..
+        } = self;
+        answers.read(|known| {
+            let facts = Facts {
+                counters: |_: TrackerRef, slot: Option<u32>| {
+                    let state = slot.map(|slot| known.states.state(slot));
+                    state.map_or_else(Default::default, |state| status::counters(&state))
+                },
+                steered: steering
+                    .as_ref()
+                    .map(|steering| |path: Option<u32>| steering.steered(path)),
+            };
+            let more = status::slice(&known.tree, outline, cursor, SLICE, *now, &facts, services);
+            match (known.tree.generation() == outline.generation, more) {
+                (false, _) => Slice::Changed,
+                (true, true) => Slice::More,
+                (true, false) => Slice::Whole,
+            }
+        })
+    }
+
+    /// The status, without services.
+    fn frame(&self) -> Status {
+        let steering = self.steering.as_ref().map(|steering| SteeringStatus {
+            uplinks: steering.uplinks.clone(),
+        });
+        let run = self.answers.feed.run().to_string();
+        let now_ns = clock::monotonic_ns();
+        self.outline.frame(steering, run, &self.health, now_ns)
+    }
+
+    fn status(self) -> Status {
+        let mut status = self.frame();
+        status.services = self.services;
+        if status.is_stalled() {
+            status.services.iter_mut().for_each(ServiceStatus::stall);
+        }
+        status
+    }
+}
+
+/// A long status on its way to a client, in pieces.
+struct Pieces {
+    reading: Reading,
+    frame: Status,
+    trackers: bool,
+    place: Place,
+}
+
+/// How far a long status has come.
+enum Place {
+    Head,
+    /// Whether a service was written already, and whether all were read.
+    Services(bool, bool),
+    End,
+}
+
+impl Pieces {
+    async fn next(mut self) -> Option<(io::Result<Bytes>, Self)> {
+        let mut text = Vec::new();
+        loop {
+            match self.place {
+                Place::Head => {
+                    let (head, _) = self.ends();
+                    text.extend(head.into_bytes());
+                    self.place = Place::Services(false, false);
+                }
+                Place::Services(is_begun, true) => {
+                    let services = std::mem::take(&mut self.reading.services);
+                    self.write(services, is_begun, &mut text);
+                    // The age of what it says is that of its end: what stood still while it was made counts.
+                    if self.reading.frame().is_stalled() != self.frame.is_stalled() {
+                        let text = "the daemon stopped or began to keep up while the status was made";
+                        return Some((Err(io::Error::other(text)), self));
+                    }
+                    let (_, tail) = self.ends();
+                    text.extend(tail.into_bytes());
+                    self.place = Place::End;
+                }
+                Place::Services(is_begun, false) => {
+                    match self.reading.slice() {
+                        Ok(slice) => {
+                            let is_whole = !matches!(slice, Slice::More)
+                                && !matches!(slice, Slice::Changed if self.has_more());
+                            // The last one may be taken up in the middle.
+                            let last = self.reading.services.pop();
+                            let services = std::mem::take(&mut self.reading.services);
+                            let has_some = !services.is_empty();
+                            self.write(services, is_begun, &mut text);
+                            self.reading.services.extend(last);
+                            self.place = Place::Services(is_begun || has_some, is_whole);
+                        }
+                        Err(_) => {
+                            let text = "the daemon's main loop stands in the middle of a change";
+                            return Some((Err(io::Error::other(text)), self));
+                        }
+                    }
+                    tokio::task::yield_now().await;
+                }
+                Place::End => {
+                    return_memory();
+                    return None;
+                }
+            }
+            if text.len() >= PIECE || matches!(self.place, Place::End) {
+                return Some((Ok(text.into()), self));
+            }
+        }
+    }
+
+    /// Whether services are left to be read, when a reload changed others.
+    fn has_more(&self) -> bool {
+        self.reading.cursor.has_more(&self.reading.outline)
+    }
+
+    /// What stands before the services, and after them.
+    fn ends(&self) -> (String, String) {
+        // Plain structures with string keys cannot fail to be written.
+        let text = serde_json::to_string(&self.frame).unwrap_or_default();
+        // Quotes within texts are escaped, so this is the key itself.
+        let (head, tail) = text.split_once("\"services\":[]").unwrap_or_default();
+        (format!("{head}\"services\":["), format!("]{tail}"))
+    }
+
+    fn write(&self, services: Vec<ServiceStatus>, mut is_begun: bool, into: &mut Vec<u8>) {
+        for mut service in services {
+            finish(&mut service, self.trackers, self.frame.is_stalled());
+            if std::mem::replace(&mut is_begun, true) {
+                into.push(b',');
+            }
+            // As above; what fails to be written leaves nothing.
+            let _ = serde_json::to_writer(&mut *into, &service);
         }
     }
 }
 
+/// Makes a service what the client wants to see of it.
+fn finish(service: &mut ServiceStatus, trackers: bool, is_stalled: bool) {
+    if is_stalled {
+        service.stall();
+    }
+    if !trackers {
+        for member in &mut service.members {
+            member.trackers = Vec::new();
+        }
+    }
+}
+
+/// Gives free memory back to the kernel. The C library keeps what a long answer took until the end of its arena is free, and from
+/// then on takes long buffers out of the arena too, unless it has a fixed threshold.
+fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers; any thread may call them (mallopt(3), malloc_trim(3): MT-Safe).
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 18);
+        libc::malloc_trim(0);
+    }
+}
+
 impl Api for Answers {
-    async fn status(&self, name: Option<&str>) -> Result<Status, String> {
+    async fn status(&self, names: &[Pattern]) -> Result<Status, Refused> {
         let mut attempts = 1..ATTEMPTS;
         loop {
-            let now = clock::stamp();
-            let outline = self.read(|known| {
-                let outline = status::outline(&known.tree, name)?;
-                Ok::<_, String>((outline, known.steering.clone(), known.health.clone()))
-            })?;
-            let (outline, steering, health) = outline?;
-            let (mut services, mut cursor) = (Vec::new(), Cursor::default());
-            services.reserve(outline.services.len());
+            let mut reading = self.begin(names)?;
             let is_whole = loop {
-                let more = self.read(|known| {
-                    let facts = Facts {
-                        counters: |_: TrackerRef, slot: Option<u32>| {
-                            let state = slot.map(|slot| known.states.state(slot));
-                            state.map_or_else(Default::default, |state| status::counters(&state))
-                        },
-                        steered: steering
-                            .as_ref()
-                            .map(|steering| |path: Option<u32>| steering.steered(path)),
-                    };
-                    let (tree, into) = (&known.tree, &mut services);
-                    (tree.generation() == outline.generation).then(|| {
-                        status::slice(tree, &outline, &mut cursor, SLICE, now, &facts, into)
-                    })
-                })?;
-                match more {
-                    Some(true) => tokio::task::yield_now().await,
-                    Some(false) => break true,
-                    None => break false,
+                match reading.slice()? {
+                    Slice::More => tokio::task::yield_now().await,
+                    Slice::Whole => break true,
+                    Slice::Changed => break false,
                 }
             };
             // What was read before and after a reload may not go together.
             if is_whole || attempts.next().is_none() {
-                let steering = steering.map(|steering| SteeringStatus {
-                    uplinks: steering.uplinks,
-                });
-                let run = self.feed.run().to_string();
-                let now_ns = clock::monotonic_ns();
-                return Ok(outline.status(services, steering, run, &health, now_ns));
+                return Ok(reading.status());
             }
         }
+    }
+
+    async fn status_body(&self, names: Vec<Pattern>, trackers: bool) -> Result<Body, Refused> {
+        let mut reading = self.begin(&names)?;
+        match reading.slice()? {
+            Slice::More => {}
+            Slice::Whole | Slice::Changed => {
+                let mut status = match reading.cursor.has_more(&reading.outline) {
+                    false => reading.status(),
+                    true => self.status(&names).await?,
+                };
+                let services = &mut status.services;
+                services.iter_mut().for_each(|service| finish(service, trackers, false));
+                // Plain structures with string keys cannot fail to be written.
+                return Ok(Body::from(serde_json::to_vec(&status).unwrap_or_default()));
+            }
+        }
+        let pieces = Pieces {
+            frame: reading.frame(),
+            reading,
+            trackers,
+            place: Place::Head,
+        };
+        Ok(Body::from_stream(stream::unfold(pieces, Pieces::next)))
     }
 
     fn events(&self) -> EventFeed {
         self.feed.clone()
     }
-}
 
-impl Control for Answers {
-    async fn services(&self, name: Option<&str>) -> Result<List, String> {
+    fn chained(&self, names: &[Pattern]) -> Vec<String> {
+        self.read(|known| status::chained(&known.tree, names))
+            .unwrap_or_default()
+    }
+
+    fn health(&self) -> types::Health {
+        // Not under the lock of the state: whether that is ever given back is the question.
+        types::Health::new(&self.health, clock::monotonic_ns())
+    }
+
+    async fn services(&self, names: &[Pattern]) -> Result<List, Refused> {
         let (outline, free) =
-            self.read(|known| (status::outline(&known.tree, name), known.free))?;
-        let numbers = outline?.services;
+            self.read(|known| (status::outline(&known.tree, names), known.free))?;
+        let numbers = outline.map_err(Refused::Unknown)?.services;
         let mut services = Vec::with_capacity(numbers.len());
         for numbers in numbers.chunks(SLICE) {
             services.extend(self.read(|known| status::list(&known.tree, numbers))?);
@@ -187,11 +453,86 @@ impl Control for Answers {
         Ok(List { services, free })
     }
 
-    async fn add_service(&self, service: Addition) -> Result<String, String> {
-        self.change(Wanted::Add(Box::new(service))).await
+    fn service(&self, name: &str) -> Result<Json, Refused> {
+        self.read(|known| {
+            let service = known.tree.settings(name);
+            let body = service.map(|service| config::body(&service.settings));
+            body.ok_or_else(|| Refused::Unknown(status::no_such_service(&known.tree, name)))
+        })?
     }
 
-    async fn remove_service(&self, name: String) -> Result<String, String> {
-        self.change(Wanted::Remove(name)).await
+    async fn change(&self, change: ServiceChange) -> Result<Changed, Refused> {
+        let ServiceChange { wanted, is_trial } = change;
+        let defaults = self.read(|known| known.defaults.clone())?;
+        // A body may be long, and others' answers do not wait for it.
+        let wanted = tokio::task::spawn_blocking(move || checked(wanted, &defaults));
+        let wanted = wanted.await.map_err(|_| {
+            Refused::Unavailable("checking the request failed; this is a bug, please report it".to_owned())
+        })??;
+        let _writing = self.writing.lock().await;
+        let done = self.ask(wanted.clone(), true).await?;
+        if is_trial {
+            return Ok(Changed {
+                dry_run: true,
+                ..done.changed
+            });
+        }
+        let kept = done.kept.into_iter().map(|(name, body)| Edit::put(SERVICES, name, body));
+        let gone = done.changed.removed.into_iter();
+        let edits = kept.chain(gone.map(|name| Edit::remove(SERVICES, name)));
+        // Kept before it is done: what a client was told of survives whatever happens then.
+        let undo = self.store.commit(edits.collect()).await.map_err(|error| {
+            Refused::Storage(format!("nothing was changed: {}", full(&error)))
+        })?;
+        let done = self.ask(wanted, false).await;
+        if done.is_err() {
+            // The main loop changed its mind since the trial, by a reload in between.
+            let _ = self.store.commit(undo).await;
+        }
+        Ok(done?.changed)
+    }
+}
+
+/// The services of a request, completed and validated.
+fn checked(wanted: ServicesWanted, defaults: &Defaults) -> Result<Wanted, Refused> {
+    match wanted {
+        ServicesWanted::Removed(name) => Ok(Wanted::Remove(name)),
+        ServicesWanted::Put { name, body, is_new } => {
+            let service = config::requested(Some(&name), &body, defaults);
+            let service = service.map_err(|errors| Refused::Invalid {
+                attempt: format!("cannot add service {name:?}"),
+                errors,
+            })?;
+            Ok(Wanted::Put {
+                service: Box::new(service),
+                is_new,
+            })
+        }
+        ServicesWanted::All(bodies) => {
+            let (mut services, mut errors, mut names) = (Vec::new(), Vec::new(), HashSet::new());
+            for (at, body) in bodies.iter().enumerate() {
+                match config::requested(None, body, defaults) {
+                    Ok(service) => {
+                        if !names.insert(service.name.clone()) {
+                            let pointer = format!("/services/{at}/{}", SERVICE_NAME.name);
+                            let problem = format!("an earlier service is named {:?} too; give each its own name", service.name);
+                            errors.push(Invalid::at(pointer, problem));
+                        }
+                        services.push(service);
+                    }
+                    Err(invalid) => errors.extend(invalid.into_iter().map(|invalid| Invalid {
+                        pointer: format!("/services/{at}{}", invalid.pointer),
+                        ..invalid
+                    })),
+                }
+            }
+            match errors.is_empty() {
+                true => Ok(Wanted::All(services)),
+                false => Err(Refused::Invalid {
+                    attempt: "cannot replace services".to_owned(),
+                    errors,
+                }),
+            }
+        }
     }
 }

@@ -1,32 +1,16 @@
-//! The status in the Prometheus text format, and a server for it that does nothing else.
+//! The status in the Prometheus text format.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::IpAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tracker_ebpf::verdict::Verdict;
 
-use super::server::Api;
 use super::types::{ChainStatus, Late, MemberStatus, ServiceStatus, Status, TrackerStatus};
 use crate::config::{Probe, Protocol};
-use crate::host::repeats;
 
-/// A client has this long for its request and for the answer together.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// A request line and headers of more bytes are refused.
-const MAX_REQUEST: usize = 8192;
-/// Time between two attempts to listen on an address that is not there.
-pub const BIND_AGAIN: Duration = Duration::from_secs(1);
-/// More clients at a time wait in the listener's own queue.
-const MAX_CLIENTS: usize = 32;
+/// Media type of the page: the Prometheus text format, version 0.0.4.
+pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// A metric: everything that is said of it, in one place. The page of metrics and the reference are made from these.
 pub struct Metric {
@@ -415,104 +399,13 @@ fn escaped(text: &str) -> String {
         .replace('\n', "\\n")
 }
 
-/// Listens on an address.
-///
-/// # Errors
-/// One line that says what to do; the address may come later.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| {
-        format!("cannot serve metrics on {address}: {error}; set hub.metrics to a free address of this hub")
-    })
-}
-
-/// Answers `GET /metrics` for ever. Dropping the future ends every connection.
-pub async fn serve(listener: TcpListener, api: impl Api) {
-    let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
-    let mut clients = JoinSet::new();
-    loop {
-        // Never closed, so this does not fail; each client's time is limited, so it ends.
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
-        let accepted = loop {
-            tokio::select! {
-                accepted = listener.accept() => break accepted,
-                Some(_) = clients.join_next() => {}
-            }
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let api = api.clone();
-                clients.spawn(async move {
-                    // A client that is slow or went away is no fault of the daemon.
-                    let _ = timeout(PATIENCE, answer(stream, api)).await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                let text =
-                    format_args!("cannot accept a client of the metrics: {error}; trying again");
-                repeats::warn("accept a client of the metrics", text);
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn answer(mut stream: TcpStream, api: impl Api) -> io::Result<()> {
-    let mut request = Vec::new();
-    let complete = loop {
-        if request.windows(4).any(|four| four == b"\r\n\r\n") {
-            break true;
-        }
-        if request.len() >= MAX_REQUEST || stream.read_buf(&mut request).await? == 0 {
-            break false;
-        }
-    };
-    let text = String::from_utf8_lossy(&request);
-    let mut words = text.lines().next().unwrap_or_default().split(' ');
-    let (method, target, version) = (words.next(), words.next(), words.next());
-    let path = target.map(|target| target.split('?').next().unwrap_or_default());
-    let valid = complete && version.is_some_and(|version| version.starts_with("HTTP/1."));
-    let (code, body) = match (valid, method, path) {
-        (false, ..) => ("400 Bad Request", "not an HTTP/1 request\n".to_owned()),
-        (true, Some("GET" | "HEAD"), Some("/metrics")) => match api.status(None).await {
-            Ok(status) => {
-                // Of many trackers it takes a while, and others' answers do not wait for it.
-                let page = tokio::task::spawn_blocking(move || render(&status));
-                ("200 OK", page.await.map_err(io::Error::other)?)
-            }
-            Err(error) => ("503 Service Unavailable", format!("{error}\n")),
-        },
-        (true, Some("GET" | "HEAD"), _) => ("404 Not Found", "see /metrics\n".to_owned()),
-        (true, ..) => ("405 Method Not Allowed", "GET /metrics\n".to_owned()),
-    };
-    let allow = if code.starts_with("405") {
-        "Allow: GET, HEAD\r\n"
-    } else {
-        ""
-    };
-    let mut response = format!(
-        "HTTP/1.1 {code}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
-         Content-Length: {}\r\n{allow}Connection: close\r\n\r\n",
-        body.len()
-    );
-    if method != Some("HEAD") {
-        response.push_str(&body);
-    }
-    stream.write_all(response.as_bytes()).await?;
-    stream.shutdown().await
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-    use std::io::{Read, Write};
 
     use super::super::types::tests::example;
     use super::*;
-    use crate::state::events::EventFeed;
-
+    
     #[test]
     fn a_page_grows_in_proportion_to_the_trackers() {
         crate::growth::assert_linear("a page", 2_000, |count| {
@@ -597,83 +490,6 @@ mod tests {
         });
         for line in page.lines() {
             assert!(line.contains("tracker_hub_"), "{line}");
-        }
-    }
-
-    #[derive(Clone)]
-    struct Fixed;
-
-    impl Api for Fixed {
-        async fn status(&self, _: Option<&str>) -> Result<Status, String> {
-            Ok(example())
-        }
-
-        fn events(&self) -> EventFeed {
-            EventFeed::default()
-        }
-    }
-
-    #[test]
-    fn requests_are_answered_or_refused() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                serve(TcpListener::from_std(listener).unwrap(), Fixed).await;
-            });
-        });
-        let page = render(&example());
-        let ask = |request: &str| {
-            let mut stream = std::net::TcpStream::connect(address).unwrap();
-            stream.write_all(request.as_bytes()).unwrap();
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        };
-        // Clients that say nothing are no hindrance.
-        let _silent: Vec<_> = (0..MAX_CLIENTS / 2)
-            .map(|_| std::net::TcpStream::connect(address).unwrap())
-            .collect();
-        let answer = ask("GET /metrics HTTP/1.1\r\nHost: hub\r\n\r\n");
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-        assert!(
-            head.contains(&format!("Content-Length: {}\r\n", page.len())),
-            "{head}"
-        );
-        assert_eq!(body, page);
-        assert!(ask("HEAD /metrics HTTP/1.0\r\n\r\n").ends_with("\r\n\r\n"));
-        let cases = [
-            ("GET / HTTP/1.1\r\n\r\n", "404"),
-            ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
-            ("GET /metrics\r\n\r\n", "400"),
-            ("GET /metrics HTTP/1.1\r\n", "400"),
-            ("\r\n\r\n", "400"),
-        ];
-        for (request, code) in cases {
-            let answer = ask(request);
-            assert!(
-                answer.starts_with(&format!("HTTP/1.1 {code} ")),
-                "{request:?}: {answer}"
-            );
-        }
-        let endless = format!(
-            "GET /metrics HTTP/1.1\r\nX: {}",
-            "x".repeat(2 * MAX_REQUEST)
-        );
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        // The server may close before it was sent all.
-        let _ = stream.write_all(endless.as_bytes());
-        let mut first = [0; 12];
-        if stream.read_exact(&mut first).is_ok() {
-            assert_eq!(&first, b"HTTP/1.1 400");
         }
     }
 }

@@ -2,10 +2,14 @@
 
 pub mod answers;
 pub mod client;
+pub mod events;
 pub mod explain;
+pub mod http;
 pub mod metrics;
-pub mod protocol;
-pub mod server;
+pub mod openapi;
+pub mod problem;
+pub mod routes;
+pub mod socket;
 pub mod status;
 pub mod thread;
 pub mod types;

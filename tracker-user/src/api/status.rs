@@ -2,6 +2,9 @@
 //!
 //! A large status is made in slices, so that what it is read from is never locked for more than a few trackers.
 
+use std::collections::HashSet;
+
+use glob::Pattern;
 use tracker_ebpf::abi;
 
 use super::types::{
@@ -9,7 +12,7 @@ use super::types::{
     RttUs, ServiceStatus, Status, SteeringStatus, TrackerStatus,
 };
 use crate::{
-    config::{Protocol, Tracker},
+    config::{self, Protocol, Tracker},
     desired::model::{MemberId, ServiceId, TrackerRef},
     detector::lateness::Health,
     plan::address::mac_text,
@@ -52,6 +55,11 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Whether services of the outline are left.
+    pub fn has_more(&self, outline: &Outline) -> bool {
+        self.service < outline.services.len()
+    }
+
     const fn next_service(&mut self) {
         *self = Self {
             service: self.service + 1,
@@ -61,22 +69,56 @@ impl Cursor {
     }
 }
 
-/// The outline of a status of everything, or of the service `name`, or of the chain `name` and its services.
+/// The outline of a status of everything, or of the services and chains that `names` match, and the chains' services.
 ///
 /// # Errors
-/// When nothing has this name; the error says what there is.
-pub fn outline(tree: &StateTree, name: Option<&str>) -> Result<Outline, String> {
-    let Some(name) = name else {
+/// When a name matches nothing; the error names what is most like it.
+pub fn outline(tree: &StateTree, names: &[Pattern]) -> Result<Outline, String> {
+    if names.is_empty() {
         return Ok(everything(tree));
-    };
-    let chain = tree.chains().iter().find(|chain| &*chain.name == name);
-    let service = tree.find(name);
-    if chain.is_none() && service.is_none() {
-        return Err(no_such(tree, name));
     }
-    let mut services = chain.map_or_else(Vec::new, |chain| chain.services.clone());
-    services.extend(service.filter(|service| !services.contains(service)));
-    Ok(outline_of(tree, chain, services))
+    let mut chains = vec![false; tree.chains().len()];
+    let mut wanted = HashSet::new();
+    for name in names {
+        let mut is_known = false;
+        if let Some(service) = tree.find(name.as_str()) {
+            is_known = true;
+            wanted.insert(service);
+        } else if is_glob(name) {
+            let matching = tree.services().filter(|service| name.matches(&service.name));
+            for service in matching {
+                is_known = true;
+                wanted.insert(service.id);
+            }
+        }
+        for (chain, is_wanted) in tree.chains().iter().zip(&mut chains) {
+            if *chain.name == *name.as_str() || name.matches(&chain.name) {
+                (is_known, *is_wanted) = (true, true);
+                wanted.extend(&chain.services);
+            }
+        }
+        if !is_known {
+            return Err(no_such(tree, name.as_str()));
+        }
+    }
+    let services = tree.numbers().into_iter().filter(|id| wanted.contains(id));
+    let chains = tree.chains().iter().zip(chains);
+    let chains = chains.filter_map(|(chain, is_wanted)| is_wanted.then_some(chain));
+    Ok(outline_of(tree, chains, services.collect()))
+}
+
+/// Whether a pattern may match more than its own text.
+fn is_glob(pattern: &Pattern) -> bool {
+    pattern.as_str().contains(['*', '?', '['])
+}
+
+/// The names of the services in the chains that `names` match.
+pub fn chained(tree: &StateTree, names: &[Pattern]) -> Vec<String> {
+    let is_wanted = |chain: &&ChainState| names.iter().any(|name| name.matches(&chain.name));
+    let services = tree.chains().iter().filter(is_wanted);
+    let services = services.flat_map(|chain| &chain.services);
+    let services = services.filter_map(|id| tree.service(*id));
+    services.map(|service| service.name.to_string()).collect()
 }
 
 fn everything(tree: &StateTree) -> Outline {
@@ -99,20 +141,19 @@ fn outline_of<'c>(
 }
 
 impl Outline {
-    /// The status, once all its services are there. Its age is that of `now_ns`: what hung while it was made counts.
-    pub fn status(
-        self,
-        services: Vec<ServiceStatus>,
+    /// The status, but for its services. Its age is that of `now_ns`.
+    pub fn frame(
+        &self,
         steering: Option<SteeringStatus>,
         run: String,
         health: &Health,
         now_ns: u64,
     ) -> Status {
         let mut status = Status {
-            hub: self.hub,
-            instance: self.instance,
-            services,
-            chains: self.chains,
+            hub: self.hub.clone(),
+            instance: self.instance.clone(),
+            services: Vec::new(),
+            chains: self.chains.clone(),
             steering,
             lateness_us: LatenessUs::new(health, now_ns),
             stalls: health.stalls.load(std::sync::atomic::Ordering::Relaxed),
@@ -209,7 +250,10 @@ pub fn whole(tree: &StateTree, now: Stamp) -> Status {
         &facts,
         &mut services,
     ) {}
-    outline.status(services, None, String::new(), &Health::default(), 0)
+    Status {
+        services,
+        ..outline.frame(None, String::new(), &Health::default(), 0)
+    }
 }
 
 /// What `tracker service list` shows of these services.
@@ -232,7 +276,7 @@ fn listed(service: &ServiceState) -> ListedService {
     });
     ListedService {
         name: service.name.to_string(),
-        origin: service.origin,
+        owner: service.owner,
         verdict: service.verdict,
         cause: service.deciding().cause,
         members: members.collect(),
@@ -240,22 +284,27 @@ fn listed(service: &ServiceState) -> ListedService {
 }
 
 fn no_such(tree: &StateTree, name: &str) -> String {
-    let list = |kind: &str, names: Vec<&str>| match names.as_slice() {
-        [] => None,
-        [name] => Some(format!("the {kind} {name}")),
-        names => Some(format!("the {kind}s {}", names.join(", "))),
+    let services = tree.services().map(|service| &*service.name);
+    let chains = tree.chains().iter().map(|chain| &*chain.name);
+    let what = match is_glob(&Pattern::new(name).unwrap_or_default()) {
+        true => format!("no service or chain matches {name:?}"),
+        false => format!("no service or chain is named {name:?}"),
     };
-    let services = tree.services().map(|service| &*service.name).collect();
-    let chains = tree.chains().iter().map(|chain| &*chain.name).collect();
-    let known: Vec<_> = [list("service", services), list("chain", chains)]
-        .into_iter()
-        .flatten()
-        .collect();
-    let known = match known.is_empty() {
-        true => "none at all".to_owned(),
-        false => known.join(" and "),
-    };
-    format!("no service or chain is named {name:?}; this hub has {known}")
+    match config::likeliest(name, services.chain(chains)) {
+        Some(likeliest) => {
+            format!("{what}; the nearest name is {likeliest:?}, and `tracker service list` shows all")
+        }
+        None => format!("{what}; this hub has none at all"),
+    }
+}
+
+/// What to say if no service has this name.
+pub fn no_such_service(tree: &StateTree, name: &str) -> String {
+    let services = tree.services().map(|service| &*service.name);
+    match config::likeliest(name, services) {
+        Some(likeliest) => format!("no service is named {name:?}; did you mean {likeliest:?}?"),
+        None => format!("no service is named {name:?}; this hub has none"),
+    }
 }
 
 /// The status of a service, whose trackers are still to be added.

@@ -1,15 +1,20 @@
 //! The thread that answers clients. It shares with the main loop no more than what it answers from, so a main loop
 //! that hangs does not hide that it does.
 
-use std::{io, net::SocketAddr, thread};
+use std::{io, net::SocketAddr, thread, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{net::TcpListener, sync::oneshot};
 
 use super::answers::Answers;
 use crate::{
     api::{
-        metrics,
-        server::{self, Socket},
+        http,
+        routes::{self, Scope},
+        socket::Socket,
+    },
+    config::{
+        self,
+        keys::{Key, METRICS},
     },
     error::full,
     host::{privileges, repeats},
@@ -17,6 +22,8 @@ use crate::{
 
 /// Ports below this one need a capability (`ip_unprivileged_port_start` is 1,024 by default).
 const FIRST_FREE_PORT: u16 = 1_024;
+/// Time between two attempts to listen on an address that is not there.
+const BIND_AGAIN: Duration = Duration::from_secs(1);
 
 /// The running thread, seen from the main loop.
 pub struct ApiThread {
@@ -42,6 +49,7 @@ pub enum ApiThreadError {
 pub fn start(
     socket: Socket,
     metrics: Option<SocketAddr>,
+    _api: &config::Api,
     answers: Answers,
 ) -> Result<ApiThread, ApiThreadError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -78,26 +86,37 @@ async fn answer(socket: Socket, metrics: Option<SocketAddr>, answers: Answers) {
         let Some(address) = metrics else {
             return limit();
         };
-        let mut listener = metrics::bind(address).await;
-        if listener.is_ok() || address.port() >= FIRST_FREE_PORT {
-            limit();
-        }
-        let listener = loop {
-            match listener {
-                Ok(listener) => break listener,
-                Err(error) => repeats::warn(
-                    "metrics address",
-                    format_args!("{error}; trying again every second"),
-                ),
-            }
-            tokio::time::sleep(metrics::BIND_AGAIN).await;
-            listener = metrics::bind(address).await;
-        };
+        let listener = bind(address, "metrics", &METRICS).await;
         limit();
         tracing::info!("serving metrics on {address}");
-        metrics::serve(listener, answers.clone()).await;
+        http::serve_tcp(listener, routes::router(&answers, Scope::Metrics)).await;
     };
-    tokio::join!(server::serve(socket, answers.clone()), scrapes);
+    let clients = http::serve_unix(socket, routes::router(&answers, Scope::All));
+    tokio::join!(clients, scrapes);
+}
+
+/// Listens on an address, which may come late.
+async fn bind(address: SocketAddr, what: &str, key: &Key) -> TcpListener {
+    let listen = async || {
+        TcpListener::bind(address).await.map_err(|error| {
+            format!(
+                "cannot serve {what} on {address}: {error}; set {} to a free address of this hub",
+                key.quoted()
+            )
+        })
+    };
+    let mut listener = listen().await;
+    if listener.is_ok() || address.port() >= FIRST_FREE_PORT {
+        limit();
+    }
+    loop {
+        match listener {
+            Ok(listener) => return listener,
+            Err(error) => repeats::warn(what, format_args!("{error}; trying again every second")),
+        }
+        tokio::time::sleep(BIND_AGAIN).await;
+        listener = listen().await;
+    }
 }
 
 /// Gives up what this thread does not need (any more).

@@ -10,8 +10,8 @@ use tracker_ebpf::{
     verdict::{Cause, Verdict},
 };
 
-use crate::config::{Origin, Probe, Protocol, Role};
-use crate::detector::lateness::{Health, Lateness, STALLED_NS};
+use crate::config::{Owner, Probe, Protocol, Role};
+use crate::detector::lateness::{Health as Keeping, Lateness, STALLED_NS};
 use crate::plan::mode::{Mode, SendWay};
 
 /// What is known of a hub's services and chains.
@@ -81,7 +81,7 @@ pub struct Late {
 
 impl LatenessUs {
     /// As it is at a time of the monotonic clock.
-    pub fn new(health: &Health, now_mono_ns: u64) -> Self {
+    pub fn new(health: &Keeping, now_mono_ns: u64) -> Self {
         let late = |lateness: &Lateness| {
             let figure = lateness.figure(now_mono_ns);
             Late {
@@ -105,22 +105,7 @@ impl Status {
 
     /// Takes back every verdict, because the daemon does not keep up: what it last knew may no longer be so.
     pub fn stall(&mut self) {
-        let stall = |verdict: &mut Verdict, last: &mut Option<Verdict>| {
-            *last = Some(std::mem::take(verdict));
-        };
-        for service in &mut self.services {
-            stall(&mut service.verdict, &mut service.last_verdict);
-            service.cause = Cause::Stalled;
-            for member in &mut service.members {
-                stall(&mut member.verdict, &mut member.last_verdict);
-                member.cause = Cause::Stalled;
-                for tracker in &mut member.trackers {
-                    stall(&mut tracker.verdict, &mut tracker.last_verdict);
-                    tracker.cause = Cause::Stalled;
-                    tracker.detail = None;
-                }
-            }
-        }
+        self.services.iter_mut().for_each(ServiceStatus::stall);
         for chain in &mut self.chains {
             stall(&mut chain.verdict, &mut chain.last_verdict);
         }
@@ -166,11 +151,24 @@ pub struct ServiceStatus {
     pub last_verdict: Option<Verdict>,
 }
 
+fn stall(verdict: &mut Verdict, last: &mut Option<Verdict>) {
+    *last = Some(std::mem::take(verdict));
+}
+
 impl ServiceStatus {
-    /// Whether it has more trackers than this.
-    pub fn is_longer(&self, trackers: usize) -> bool {
-        let counts = self.members.iter().map(|member| member.trackers.len());
-        counts.sum::<usize>() > trackers
+    /// Takes back every verdict, because the daemon does not keep up.
+    pub fn stall(&mut self) {
+        stall(&mut self.verdict, &mut self.last_verdict);
+        self.cause = Cause::Stalled;
+        for member in &mut self.members {
+            stall(&mut member.verdict, &mut member.last_verdict);
+            member.cause = Cause::Stalled;
+            for tracker in &mut member.trackers {
+                stall(&mut tracker.verdict, &mut tracker.last_verdict);
+                tracker.cause = Cause::Stalled;
+                tracker.detail = None;
+            }
+        }
     }
 }
 
@@ -213,13 +211,54 @@ pub struct List {
     pub free: u32,
 }
 
+/// What a change of services did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Changed {
+    /// Names of the services that are new.
+    pub added: Vec<String>,
+    /// Names of the services whose settings changed.
+    pub changed: Vec<String>,
+    /// Names of the services that went.
+    pub removed: Vec<String>,
+    /// Number of the services of the API that stay as they are.
+    pub unchanged: u64,
+    /// Whether nothing was done because only this was asked.
+    pub dry_run: bool,
+}
+
+/// Whether the daemon keeps up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Health {
+    /// Whether it does.
+    pub ok: bool,
+    /// Time in milliseconds since the sending thread and the main loop both last ended a turn; above 3,000 it does not.
+    pub as_of_ms: u64,
+    /// How often the hub was so late that probes proved nothing.
+    pub stalls: u64,
+    /// How late the hub was, in microseconds.
+    pub lateness_us: LatenessUs,
+}
+
+impl Health {
+    /// As it is at a time of the monotonic clock.
+    pub fn new(health: &Keeping, now_mono_ns: u64) -> Self {
+        let age_ns = health.age_ns(now_mono_ns);
+        Self {
+            ok: age_ns <= STALLED_NS,
+            as_of_ms: age_ns / 1_000_000,
+            stalls: health.stalls.load(std::sync::atomic::Ordering::Relaxed),
+            lateness_us: LatenessUs::new(health, now_mono_ns),
+        }
+    }
+}
+
 /// What a service is, and its verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ListedService {
     /// Name of the service.
     pub name: String,
-    /// Where it comes from: the file, or `tracker service add`.
-    pub origin: Origin,
+    /// What may change it: the file, or the API.
+    pub owner: Owner,
     /// Verdict: `up` if any member is.
     pub verdict: Verdict,
     /// Cause of the member that decides.

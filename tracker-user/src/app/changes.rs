@@ -1,15 +1,22 @@
 //! Another desired state: at a reload, and when clients add or remove a service.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use anyhow::{Result, bail};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{App, say_taken_over};
+use super::{App, disown};
 use crate::{
-    api::answers::{Change, Wanted},
-    config::{self, Addition, Config},
+    api::{
+        answers::{Change, Done, Wanted},
+        problem::Refused,
+    },
+    config::{self, Chain, Config, Invalid, Owner, Service},
     desired::{
+        self,
         diff::{Diff, diff},
         model::Desired,
     },
@@ -23,6 +30,46 @@ use crate::{
     },
     state::{events::Event, hold_down::TrackerState, journal::SavedService},
 };
+
+/// What clients want, checked.
+struct Planned {
+    desired: Desired,
+    changed: Diff,
+    done: Done,
+}
+
+fn owned(attempt: &str) -> Refused {
+    Refused::Owned(format!(
+        "{attempt}: the configuration's file owns it; change it there and reload"
+    ))
+}
+
+/// What of the API's services is new, changed and gone in another desired state.
+fn done(old: &Desired, new: &Desired) -> Done {
+    let of_api = |service: &&Arc<desired::model::Service>| service.settings.owner == Owner::Api;
+    let mut before: HashMap<&str, &Service> = (old.services().iter().filter(of_api))
+        .map(|service| (service.settings.name.as_str(), &service.settings))
+        .collect();
+    let mut done = Done::default();
+    for service in new.services().iter().filter(of_api) {
+        let settings = &service.settings;
+        let names = match before.remove(settings.name.as_str()) {
+            Some(old) if old == settings => {
+                done.changed.unchanged += 1;
+                continue;
+            }
+            Some(_) => &mut done.changed.changed,
+            None => &mut done.changed.added,
+        };
+        names.push(settings.name.clone());
+        let body = config::body(settings).to_string();
+        done.kept.push((settings.name.clone(), body));
+    }
+    let removed = old.services().iter().map(|service| service.settings.name.as_str());
+    let removed = removed.filter(|name| before.contains_key(name));
+    done.changed.removed = removed.map(str::to_owned).collect();
+    done
+}
 
 impl App {
     /// Has another state desired from now on, and the maps follow. Returns what is known of trackers whose probes go on at
@@ -71,102 +118,214 @@ impl App {
     pub(super) async fn change(&mut self, first: Change, wanted: &mut UnboundedReceiver<Change>) {
         let mut next = Some(first);
         let mut answers = Vec::new();
+        let mut is_changed = false;
         while let Some(change) = next {
-            let result = match change.wanted {
-                Wanted::Add(addition) => self.add_service(&addition).await,
-                Wanted::Remove(name) => self.remove_service(&name),
+            let result = match self.next_desired(&change.wanted) {
+                Ok(planned) if change.is_trial => Ok(planned.done),
+                Ok(planned) => {
+                    is_changed = true;
+                    let done = planned.done.clone();
+                    self.follow_change(planned).await;
+                    Ok(done)
+                }
+                Err(refused) => Err(refused),
             };
             answers.push((change.answer, result));
             next = wanted.try_recv().ok();
         }
-        self.reconcile().await;
+        if is_changed {
+            self.reconcile().await;
+        }
         for (answer, result) in answers {
             // A client that left knows what it asked for.
             let _ = answer.send(result);
         }
     }
 
-    /// Adds a service; returns what was done, or why nothing was changed.
-    async fn add_service(&mut self, addition: &Addition) -> Result<String, String> {
-        let name = addition.name.clone();
-        let refused = |why: String| format!("cannot add service {name:?}: {why}");
-        let service = addition.service(&self.defaults).map_err(refused)?;
-        if self.desired.named(&service.name).is_some() {
-            return Err(refused(format!(
-                "there is one of this name; give another, or remove that one first with `tracker service remove {name}`"
-            )));
-        }
-        let (desired, id) = self.desired.with(service);
+    /// What would be desired if clients had what they want, and what that changes; or why they cannot have it.
+    fn next_desired(&self, wanted: &Wanted) -> Result<Planned, Refused> {
+        let (attempt, desired) = match wanted {
+            Wanted::Put { service, is_new } => self.with_service(service, *is_new)?,
+            Wanted::All(services) => self.with_all(services)?,
+            Wanted::Remove(name) => self.without_service(name)?,
+        };
+        let refused = |why: String| Refused::Invalid {
+            attempt: attempt.clone(),
+            errors: vec![Invalid::whole(why)],
+        };
         if let Some(why) = config::crowded(desired.trackers()) {
             return Err(refused(why));
         }
         let changed = diff(&self.desired, &desired);
         let room = self.installer.check(&changed);
         room.map_err(|error| refused(error.to_string()))?;
-        // Nothing is known of it, so nothing is told.
-        let _ = self.known().tree.apply(&desired, &changed, clock::stamp());
-        self.install(&desired, &changed, &mut LeftTrackers::default());
-        self.place();
-        self.tell_room();
-        if let Some(service) = desired.service(id) {
-            self.report(
-                |_| (),
-                |(), tree, publisher, snapshot| {
-                    if let Some(saved) = SavedService::new(service, tree) {
-                        publisher.add(saved, snapshot);
-                    }
-                    LogLines::default()
-                },
-            );
-            for (_, member) in service.members() {
-                let followed = self
-                    .netlink
-                    .follow_one(member.endpoint, member::route_key(member));
-                if let Err(error) = followed.await {
-                    tracing::error!("{}", full(&error));
-                }
-            }
-        }
-        tracing::info!("added service {name}");
-        Ok(format!("added {name}"))
+        let done = done(&self.desired, &desired);
+        Ok(Planned {
+            desired,
+            changed,
+            done,
+        })
     }
 
-    /// Removes a service; returns what was done, or why nothing was changed.
-    fn remove_service(&mut self, name: &str) -> Result<String, String> {
-        let refused = |why: String| format!("cannot remove service {name:?}: {why}");
+    fn with_service(&self, service: &Service, is_new: bool) -> Result<(String, Desired), Refused> {
+        let name = &service.name;
+        let attempt = format!("cannot add service {name:?}");
+        match self.desired.named(name) {
+            None => Ok((attempt, self.desired.with(service.clone()).0)),
+            Some(_) if is_new => Err(Refused::Exists(format!(
+                "{attempt}: there is one of this name; give another, or remove that one first with `tracker service remove {name}`"
+            ))),
+            Some(old) if old.settings.owner == Owner::File => Err(owned(
+                &format!("cannot change service {name:?}"),
+            )),
+            Some(_) => {
+                let services = self.desired.services().iter().map(|old| match old.settings.name == *name {
+                    true => service.clone(),
+                    false => old.settings.clone(),
+                });
+                let desired = self.next_with(services.collect());
+                Ok((format!("cannot change service {name:?}"), desired))
+            }
+        }
+    }
+
+    fn with_all(&self, services: &[Service]) -> Result<(String, Desired), Refused> {
+        let attempt = "cannot replace services".to_owned();
+        let is_of_file = |service: &&Service| service.owner == Owner::File;
+        let old = self.desired.services().iter().map(|service| &service.settings);
+        let of_file: Vec<Service> = old.filter(is_of_file).cloned().collect();
+        let named: HashMap<&str, usize> = (services.iter().enumerate())
+            .map(|(at, service)| (service.name.as_str(), at))
+            .collect();
+        let taken = of_file.iter().filter_map(|service| {
+            let at = named.get(service.name.as_str())?;
+            Some(format!("service {:?} (number {at} of the list) is the file's", service.name))
+        });
+        let taken: Vec<_> = taken.collect();
+        if !taken.is_empty() {
+            let why = format!("{attempt}: {}; change it in the file and reload", taken.join(", "));
+            return Err(Refused::Owned(why));
+        }
+        let kept: HashSet<&str> = named.keys().copied().collect();
+        let mut old = self.desired.services().iter().map(|service| &service.settings);
+        if let Some(gone) = old.find(|service| {
+            service.owner == Owner::Api && !kept.contains(service.name.as_str()) && self.chain_of(&service.name).is_some()
+        }) {
+            return Err(self.in_chain(&attempt, &gone.name));
+        }
+        let all = of_file.into_iter().chain(services.iter().cloned());
+        let desired = self.next_with(all.collect());
+        Ok((attempt, desired))
+    }
+
+    fn without_service(&self, name: &str) -> Result<(String, Desired), Refused> {
+        let attempt = format!("cannot remove service {name:?}");
         let Some(service) = self.desired.named(name) else {
             let known = self.desired.services().iter();
             let known = known.map(|service| service.settings.name.as_str());
-            return Err(refused(match config::likeliest(name, known) {
+            return Err(Refused::Unknown(match config::likeliest(name, known) {
                 Some(likeliest) => {
-                    format!("there is none of this name; did you mean {likeliest:?}?")
+                    format!("{attempt}: there is none of this name; did you mean {likeliest:?}?")
                 }
-                None => "this hub has no services; `tracker service add` makes one".to_owned(),
+                None => format!("{attempt}: this hub has no services; `tracker service add` makes one"),
             }));
         };
-        let mut chains = self.desired.chains().iter();
-        if let Some(chain) =
-            chains.find(|chain| chain.services.iter().any(|service| service == name))
-        {
-            return Err(refused(format!(
-                "the chain {:?} names it; take it out of the chain in the configuration and reload first",
-                chain.name
-            )));
+        if self.chain_of(name).is_some() {
+            return Err(self.in_chain(&attempt, name));
         }
-        let desired = self.desired.without(service.id);
-        let changed = diff(&self.desired, &desired);
+        if service.settings.owner == Owner::File {
+            return Err(owned(&attempt));
+        }
+        Ok((attempt, self.desired.without(service.id)))
+    }
+
+    /// The desired state with these services instead of the present ones.
+    fn next_with(&self, services: Vec<Service>) -> Desired {
+        let observed = &self.netlink.observed;
+        let used = |id| self.installer.used(id, observed);
+        self.desired.next(services, self.desired.chains().to_vec(), used)
+    }
+
+    fn chain_of(&self, name: &str) -> Option<&Chain> {
+        let mut chains = self.desired.chains().iter();
+        chains.find(|chain| chain.services.iter().any(|service| service == name))
+    }
+
+    fn in_chain(&self, attempt: &str, name: &str) -> Refused {
+        let chain = self.chain_of(name).map_or("", |chain| chain.name.as_str());
+        Refused::Owned(format!(
+            "{attempt}: the chain {chain:?} names it; take it out of the chain in the configuration and reload first"
+        ))
+    }
+
+    /// Makes what was planned so.
+    async fn follow_change(&mut self, planned: Planned) {
+        let Planned {
+            desired,
+            changed,
+            done: Done { changed: names, .. },
+        } = planned;
         let now = clock::stamp();
-        self.report(
-            |tree| tree.apply(&desired, &changed, now),
-            |events, _, publisher, snapshot| {
-                publisher.publish_removal(name, events, now.mono_ns, snapshot)
-            },
-        );
-        self.install(&desired, &changed, &mut LeftTrackers::default());
-        self.free_some();
-        self.is_following_more = true;
-        tracing::info!("removed service {name}");
-        Ok(format!("removed {name}"))
+        match (&names.added[..], &names.changed[..], &names.removed[..]) {
+            ([], [], []) => return,
+            ([name], [], []) => {
+                // Nothing is known of it, so nothing is told.
+                let _ = self.known().tree.apply(&desired, &changed, now);
+                self.install(&desired, &changed, &mut LeftTrackers::default());
+                self.place();
+                if let Some(service) = desired.named(name) {
+                    self.report(
+                        |_| (),
+                        |(), tree, publisher, snapshot| {
+                            if let Some(saved) = SavedService::new(service, tree) {
+                                publisher.add(saved, snapshot);
+                            }
+                            LogLines::default()
+                        },
+                    );
+                }
+                self.follow_new(desired.named(name)).await;
+            }
+            ([], [], [name]) => {
+                self.report(
+                    |tree| tree.apply(&desired, &changed, now),
+                    |events, _, publisher, snapshot| {
+                        publisher.publish_removal(name, events, now.mono_ns, snapshot)
+                    },
+                );
+                self.install(&desired, &changed, &mut LeftTrackers::default());
+                self.free_some();
+                self.is_following_more = true;
+            }
+            _ => {
+                let mut events = self.known().tree.apply(&desired, &changed, now);
+                let repaced = self.install(&desired, &changed, &mut LeftTrackers::default());
+                self.place();
+                events.extend(self.catch_up(repaced));
+                self.begin_journal(events);
+                self.follow_members().await;
+            }
+        }
+        self.tell_room();
+        for (what, names) in [("added", &names.added), ("changed", &names.changed), ("removed", &names.removed)] {
+            match &names[..] {
+                [] => {}
+                [name] => tracing::info!("{what} service {name}"),
+                names => tracing::info!("{what} {} services", names.len()),
+            }
+        }
+    }
+
+    /// Follows what the kernel says of the members of a new service.
+    async fn follow_new(&mut self, service: Option<&Arc<desired::model::Service>>) {
+        for (_, member) in service.iter().flat_map(|service| service.members()) {
+            let followed = self
+                .netlink
+                .follow_one(member.endpoint, member::route_key(member));
+            if let Err(error) = followed.await {
+                tracing::error!("{}", full(&error));
+            }
+        }
     }
 
     pub(super) async fn reload(&mut self, config: Config) {
@@ -182,6 +341,7 @@ impl App {
             mut services,
             chains,
             steering,
+            api,
             defaults,
         } = config;
         let old = &self.hub;
@@ -190,6 +350,7 @@ impl App {
             &old.socket,
             &old.bpffs,
             &old.state,
+            &old.socket_group,
             &old.metrics,
             old.mode,
             old.room,
@@ -198,17 +359,19 @@ impl App {
             &new.socket,
             &new.bpffs,
             &new.state,
+            &new.socket_group,
             &new.metrics,
             new.mode,
             new.room,
         ) {
             bail!(
-                "instance, socket, bpffs, state, metrics, mode and room of [hub] change only with a restart"
+                "instance, socket, socket_group, bpffs, state, metrics, mode and room of [hub] change only with a restart"
             );
         }
         let before = self.desired.clone();
         let (added, taken_over) = before.added(&services);
         services.extend(added);
+        let taken_over: Vec<String> = taken_over.into_iter().map(str::to_owned).collect();
         let observed = &self.netlink.observed;
         let used = |id| self.installer.used(id, observed);
         let desired = before.next(services, chains, used);
@@ -217,10 +380,11 @@ impl App {
         }
         let changed = diff(&before, &desired);
         self.installer.check(&changed)?;
-        say_taken_over(&taken_over);
-        (self.hub, self.defaults, self.steering_config) = (new, defaults, steering);
+        disown(self.answers.store(), &taken_over);
+        (self.hub, self.steering_config, self.api_config) = (new, steering, api);
         let mut events = {
             let mut known = self.known();
+            known.defaults = Arc::new(defaults);
             known.tree.set_hub(&self.hub);
             known.tree.apply(&desired, &changed, clock::stamp())
         };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Addition};
+use crate::config::{self, ServiceOptions};
 use crate::state::events::Place;
 
 const DEFAULT_SOCKET: &str = "/run/tracker/default.sock";
@@ -52,9 +52,8 @@ pub enum Command {
     /// Adds, removes and lists services without touching the others and without changing the
     /// configuration's file.
     ///
-    /// What is added lives until it is removed or the daemon is ended; a reload keeps it, and so does a
-    /// restart after a kill, unless the file then names a service of the same name. What is removed and
-    /// still in the file comes back with the next reload or restart.
+    /// What is added lives until it is removed: reload, restart and reboot keep it, unless the file then names a service of the
+    /// same name, which counts from then on. What the file names is changed in the file.
     Service(ServiceArgs),
     /// Say what this kernel and these interfaces can do, and which mode each would get
     ///
@@ -99,9 +98,9 @@ pub struct CheckArgs {
     after_help = "Exit codes: 0 all up; 2 something is not up; 1 no answer, or no such name; 64 wrong usage."
 )]
 pub struct StatusArgs {
-    /// Only this service, or this chain and its services
+    /// Only these services, and these chains and their services; `*`, `?` and `[...]` match as in a shell
     #[arg(value_name = "NAME")]
-    pub name: Option<String>,
+    pub names: Vec<String>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
@@ -114,6 +113,9 @@ pub struct StatusArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 printed; 1 no answer, or the daemon ended; 64 wrong usage.")]
 pub struct EventsArgs {
+    /// Only events of these services, and of these chains and their services; `*`, `?` and `[...]` match as in a shell
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
     /// Go on with what happens from now on
     #[arg(long, short)]
     pub follow: bool,
@@ -145,11 +147,12 @@ pub enum ServiceCommand {
     ///
     /// Adds a service of one member. What is not given is as in `[defaults]` of the configuration.
     ///
-    /// A service that is not valid, has the name of another one, or finds no room is refused whole.
+    /// A service that is not valid, has the name of another one, or finds no room is refused whole. The state directory keeps
+    /// it: it survives restart and reboot.
     Add(AddArgs),
-    /// Remove a service
+    /// Remove a service that was added
     ///
-    /// Removes a service, whether it was added or came from the file. One that a chain names stays.
+    /// Removes a service that was added at run time. One of the configuration's file is refused: the file owns it.
     Remove(RemoveArgs),
     /// List the services, and where each came from
     ///
@@ -165,7 +168,7 @@ pub enum ServiceCommand {
 pub struct AddArgs {
     /// The service.
     #[command(flatten)]
-    pub service: Box<Addition>,
+    pub service: Box<ServiceOptions>,
     /// Where the daemon listens
     #[command(flatten)]
     pub socket: SocketArg,
@@ -189,9 +192,9 @@ pub struct RemoveArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 listed; 1 no answer; 64 wrong usage.")]
 pub struct ListArgs {
-    /// Only this service, or the services of this chain
+    /// Only these services, and those of these chains; `*`, `?` and `[...]` match as in a shell
     #[arg(value_name = "NAME")]
-    pub name: Option<String>,
+    pub names: Vec<String>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
@@ -242,9 +245,9 @@ mod tests {
 
     use clap::CommandFactory;
     use clap::error::ErrorKind;
+    use serde_json::json;
 
     use super::*;
-    use crate::config::Given;
 
     fn parse(arguments: &[&str]) -> Result<Command, ErrorKind> {
         let arguments = std::iter::once(&"tracker").chain(arguments);
@@ -278,7 +281,7 @@ mod tests {
         let Ok(Command::Status(status)) = parse(&["status", "fw-1", "--json"]) else {
             panic!("status");
         };
-        assert_eq!(status.name.as_deref(), Some("fw-1"));
+        assert_eq!(status.names, ["fw-1"]);
         assert!(status.json);
         assert_eq!(status.socket.path, Path::new("/run/tracker/default.sock"));
         let Ok(Command::Events(events)) =
@@ -316,36 +319,30 @@ mod tests {
         else {
             panic!("service add");
         };
-        let list =
-            |names: &[&str]| Given::List(names.iter().map(|name| (*name).to_owned()).collect());
-        let keys = [
-            ("endpoint", "10.9.0.2".into()),
-            ("behind", list(&["10.20.0.9", "10.20.0.8", "::1"])),
-            ("interface", "eth1".into()),
-            ("source", "10.9.0.1".into()),
-            ("probe", "udp".into()),
-            ("port", Given::Number(9)),
-            ("protocol", "stamp".into()),
-            ("interval", "10ms".into()),
-            ("timeout", "1s".into()),
-            ("fall", Given::Number(4)),
-            ("rise", Given::Number(5)),
-            ("payload", Given::Number(64)),
-            ("returns", list(&["eth1", "eth2"])),
-            ("policy", Given::Number(2)),
-            ("expect", "silence".into()),
-            ("flow", "rotate".into()),
-            ("refused", "up".into()),
-            ("hold_down", "3s".into()),
-            ("return_hop", "endpoint".into()),
-            ("return_ttl", Given::Number(-7)),
-        ];
-        let keys = keys.map(|(key, value)| (key.to_owned(), value));
-        let wanted = Addition {
-            name: "fw-9".to_owned(),
-            keys: keys.into(),
-        };
-        assert_eq!(*add.service, wanted);
+        let keys = json!({
+            "endpoint": "10.9.0.2",
+            "behind": ["10.20.0.9", "10.20.0.8", "::1"],
+            "interface": "eth1",
+            "source": "10.9.0.1",
+            "probe": "udp",
+            "port": 9,
+            "protocol": "stamp",
+            "interval": "10ms",
+            "timeout": "1s",
+            "fall": 4,
+            "rise": 5,
+            "payload": 64,
+            "returns": ["eth1", "eth2"],
+            "policy": 2,
+            "expect": "silence",
+            "flow": "rotate",
+            "refused": "up",
+            "hold_down": "3s",
+            "return_hop": "endpoint",
+            "return_ttl": -7,
+        });
+        assert_eq!(add.service.name, "fw-9");
+        assert_eq!(serde_json::Value::Object(add.service.keys), keys);
         assert_eq!(add.socket.path, Path::new("/x"));
     }
 

@@ -9,11 +9,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
+use axum::http::Method;
+
 use args::{CheckArgs, EventsArgs, ListArgs, ServiceArgs, ServiceCommand, StatusArgs};
 
-use crate::api::client::{self, ClientError};
-use crate::api::protocol::Request;
-use crate::config::{self, Config};
+use crate::api::client::{Call, ClientError};
+use crate::api::types::{Changed, List, Status};
+use crate::config::{self, Config, ServiceOptions};
 use crate::plan::remarks;
 use crate::state::events::{Missed, Numbered, Reset};
 
@@ -65,7 +67,8 @@ pub fn check(args: &CheckArgs) -> Result<Config, ExitCode> {
 
 /// `tracker status`.
 pub fn status(args: &StatusArgs) -> ExitCode {
-    let (line, status) = match client::ask_status(&args.socket.path, args.name.as_deref()) {
+    let call = Call::new(&args.socket.path, Method::GET, &["v1", "status"]);
+    let (line, status): (String, Status) = match call.names(&args.names).ask() {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };
@@ -88,25 +91,31 @@ fn colour() -> bool {
 
 /// `tracker service`.
 pub fn service(args: ServiceArgs) -> ExitCode {
-    let (socket, request) = match args.command {
-        ServiceCommand::List(args) => return service_list(&args),
+    match args.command {
+        ServiceCommand::List(args) => service_list(&args),
         ServiceCommand::Add(args) => {
-            let service = args.service;
-            (args.socket.path, Request::ServiceAdd { service })
+            let ServiceOptions { name, keys } = *args.service;
+            let call = Call::new(&args.socket.path, Method::PUT, &["v1", "services", &name]);
+            let call = call.body(&keys.into()).only_new();
+            match call.ask::<Changed>() {
+                Ok(_) => finish(print(&format!("added {name}\n")), ExitCode::SUCCESS),
+                Err(error) => fail(error),
+            }
         }
         ServiceCommand::Remove(args) => {
-            let name = args.name;
-            (args.socket.path, Request::ServiceRemove { name })
+            let name = &args.name;
+            let call = Call::new(&args.socket.path, Method::DELETE, &["v1", "services", name]);
+            match call.ask_text() {
+                Ok(_) => finish(print(&format!("removed {name}\n")), ExitCode::SUCCESS),
+                Err(error) => fail(error),
+            }
         }
-    };
-    match client::ask_change(&socket, &request) {
-        Ok(done) => finish(print(&format!("{done}\n")), ExitCode::SUCCESS),
-        Err(error) => fail(error),
     }
 }
 
 fn service_list(args: &ListArgs) -> ExitCode {
-    let (line, list) = match client::ask_services(&args.socket.path, args.name.as_deref()) {
+    let call = Call::new(&args.socket.path, Method::GET, &["v1", "services"]);
+    let (line, list): (String, List) = match call.names(&args.names).ask() {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };
@@ -121,14 +130,15 @@ fn service_list(args: &ListArgs) -> ExitCode {
 /// `tracker events`.
 pub fn events(args: &EventsArgs) -> ExitCode {
     let socket = &args.socket.path;
-    let since = args.since.clone();
-    let request = Request::Events {
-        since: since.as_ref().map(|place| place.seq),
-        run: since.and_then(|place| place.run),
-        follow: args.follow,
-    };
+    let mut call = Call::new(socket, Method::GET, &["v1", "events"]).names(&args.names);
+    if let Some(since) = &args.since {
+        call = call.query("since", &since.to_string());
+    }
+    if args.follow {
+        call = call.query("follow", "true");
+    }
     let mut stopped = None;
-    let answer = client::ask(socket, &request, None, |line| {
+    let answer = call.lines(|line| {
         let result = if args.json {
             print(&format!("{line}\n"))
         } else {
@@ -143,14 +153,23 @@ pub fn events(args: &EventsArgs) -> ExitCode {
         }
     });
     match (answer, stopped) {
-        (Err(error), _) => fail(error),
-        (Ok(()), Some(stop)) => finish(Err(stop), ExitCode::SUCCESS),
-        (Ok(()), None) if args.follow => fail(format_args!(
-            "cannot follow events any longer: the daemon at {} ended; start it again",
-            socket.display()
-        )),
+        (_, Some(stop)) => finish(Err(stop), ExitCode::SUCCESS),
+        (Err(ClientError::Unreachable { source, .. }), None)
+            if args.follow && source.kind() == io::ErrorKind::UnexpectedEof =>
+        {
+            ended(socket)
+        }
+        (Err(error), None) => fail(error),
+        (Ok(()), None) if args.follow => ended(socket),
         (Ok(()), None) => ExitCode::SUCCESS,
     }
+}
+
+fn ended(socket: &Path) -> ExitCode {
+    fail(format_args!(
+        "cannot follow events any longer: the daemon at {} ended; start it again",
+        socket.display()
+    ))
 }
 
 fn human(socket: &Path, line: &str) -> Result<String, Stop> {

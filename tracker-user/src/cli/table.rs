@@ -136,7 +136,7 @@ pub fn list(list: &List, colour: bool) -> String {
             let behind: Vec<String> = member.behind.iter().map(ToString::to_string).collect();
             table.add_row([
                 once(&service.name),
-                once(service.origin.as_str()),
+                once(service.owner.as_str()),
                 Cell::new(member.role),
                 Cell::new(member.endpoint),
                 Cell::new(member.interface.as_deref().unwrap_or("-")),

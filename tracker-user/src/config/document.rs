@@ -14,21 +14,35 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
-    ConfigError, Problem,
+    ConfigError, Invalid, Problem,
     keys::{self, Key, Table, Value},
 };
 
 /// Longer values are cut if an error quotes them.
 const QUOTED_CHARS: usize = 60;
 
+/// Where a document comes from, for the places that errors name.
+enum Origin<'a> {
+    /// A file: lines.
+    File(&'a Path),
+    /// A JSON value that was written as TOML: its JSON pointers (RFC 6901) by the byte offset at which each begins, ascending.
+    Request(&'a [(usize, String)]),
+}
+
+/// Something wrong in a document.
+struct Found {
+    /// Byte offset.
+    at: usize,
+    /// Name of the key, if it is not the one that stands there.
+    key: Option<&'static str>,
+    text: String,
+}
+
 /// Where problems are collected.
 pub(super) struct Sink<'a> {
     text: &'a str,
-    /// What errors call the document; `None` if it is made of a command's options, which errors then
-    /// name instead of keys and lines.
-    file: Option<&'a Path>,
-    /// Byte offset and text.
-    problems: RefCell<Vec<(usize, String)>>,
+    origin: Origin<'a>,
+    problems: RefCell<Vec<Found>>,
     /// Where each line begins, once that is asked for: a walk over the file for each of ten thousand problems would take
     /// minutes.
     lines: OnceCell<Vec<usize>>,
@@ -36,50 +50,52 @@ pub(super) struct Sink<'a> {
 
 impl<'a> Sink<'a> {
     pub(super) fn new(text: &'a str, file: &'a Path) -> Self {
+        Self::of(text, Origin::File(file))
+    }
+
+    /// A sink for a JSON value that was written as TOML, with the JSON pointer of each byte offset at which a key or a value
+    /// begins, ascending.
+    pub(super) fn of_request(text: &'a str, pointers: &'a [(usize, String)]) -> Self {
+        Self::of(text, Origin::Request(pointers))
+    }
+
+    fn of(text: &'a str, origin: Origin<'a>) -> Self {
         Self {
             text,
-            file: Some(file),
+            origin,
             problems: RefCell::default(),
             lines: OnceCell::new(),
         }
     }
 
-    /// A sink for what was given as options of a command.
-    pub(super) fn of_command(text: &'a str) -> Self {
-        Self {
-            file: None,
-            ..Self::new(text, Path::new(""))
-        }
-    }
-
-    /// `file` if this is about a file, `command` if it is about a command's options.
-    pub(super) fn wording<T>(&self, file: T, command: T) -> T {
-        if self.file.is_some() { file } else { command }
-    }
-
-    /// A key as the reader wrote it.
-    pub(super) fn key(&self, key: &Key) -> String {
-        let name = key.name;
-        self.wording(format!("`{name}`"), option(name))
-    }
-
-    /// A key with a value, as the reader would write it.
+    /// A key with a value, as the file would have it.
     pub(super) fn setting(&self, key: &Key, value: &str) -> String {
-        let name = key.name;
-        let in_file = format!("{name} = {value}");
-        self.wording(in_file, format!("{} {}", option(name), unquoted(value)))
+        format!("{} = {value}", key.name)
     }
 
     /// What stands at a byte offset, for the reader to find.
     pub(super) fn place(&self, at: usize) -> String {
-        self.wording(
-            format!("line {}", self.line(at)),
-            "an earlier one".to_owned(),
-        )
+        match self.origin {
+            Origin::File(_) => format!("line {}", self.line(at)),
+            Origin::Request(_) => self.pointer(at).to_owned(),
+        }
+    }
+
+    /// The JSON pointer of a byte offset; empty of the whole document, and in a file.
+    fn pointer(&self, at: usize) -> &str {
+        let Origin::Request(pointers) = self.origin else {
+            return "";
+        };
+        let after = pointers.partition_point(|(begin, _)| *begin <= at);
+        after.checked_sub(1).map_or("", |last| &pointers[last].1)
     }
 
     pub(super) fn problem(&self, at: usize, text: impl Into<String>) {
-        self.problems.borrow_mut().push((at, text.into()));
+        self.found_at(at, None, text.into());
+    }
+
+    fn found_at(&self, at: usize, key: Option<&'static str>, text: String) {
+        self.problems.borrow_mut().push(Found { at, key, text });
     }
 
     /// The line of a byte offset, from 1.
@@ -98,14 +114,17 @@ impl<'a> Sink<'a> {
 
     /// What was found wrong, in the order of the file, each once.
     pub(super) fn into_error(self) -> Option<ConfigError> {
+        let Origin::File(file) = self.origin else {
+            return None;
+        };
         // A value that several trackers inherit is wrong once.
         let mut told = HashSet::new();
         let found = self.found().into_iter();
-        let found = found.map(|(at, text)| (self.line(at), text));
+        let found = found.map(|found| (self.line(found.at), found.text));
         let problems: Vec<_> = found
             .filter(|problem| told.insert(problem.clone()))
             .map(|(line, text)| Problem {
-                file: self.file.unwrap_or(Path::new("")).to_owned(),
+                file: file.to_owned(),
                 line: Some(line),
                 text,
             })
@@ -113,17 +132,24 @@ impl<'a> Sink<'a> {
         (!problems.is_empty()).then_some(ConfigError { problems })
     }
 
-    /// What was found wrong, on one line.
-    pub(super) fn into_line(self) -> Option<String> {
+    /// What was found wrong with a request, in its order, each once.
+    pub(super) fn into_invalid(self) -> Vec<Invalid> {
         let mut told = HashSet::new();
-        let texts = self.found().into_iter().map(|(_, text)| text);
-        let texts: Vec<_> = texts.filter(|text| told.insert(text.clone())).collect();
-        (!texts.is_empty()).then(|| texts.join("; and "))
+        let invalid = self.found().into_iter().map(|found| {
+            let mut pointer = self.pointer(found.at).to_owned();
+            if let Some(missing) = found.key {
+                pointer = format!("{pointer}/{missing}");
+            }
+            Invalid::at(pointer, found.text)
+        });
+        invalid
+            .filter(|invalid| told.insert(invalid.problem.clone()))
+            .collect()
     }
 
-    fn found(&self) -> Vec<(usize, String)> {
+    fn found(&self) -> Vec<Found> {
         let mut found = self.problems.take();
-        found.sort_by_key(|(at, _)| *at);
+        found.sort_by_key(|found| found.at);
         found
     }
 }
@@ -143,21 +169,6 @@ fn one_line(text: &str) -> String {
         }
     }
     line
-}
-
-/// A key as a command's option; the name of a service needs none.
-fn option(key: &str) -> String {
-    if key == keys::SERVICE_NAME.name {
-        "NAME".to_owned()
-    } else {
-        format!("--{}", key.replace('_', "-"))
-    }
-}
-
-/// A value as it stands on a command line.
-fn unquoted(value: &str) -> &str {
-    let inner = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
-    inner.unwrap_or(value)
 }
 
 /// The whole document as an owner of its sections; `None` when it is not TOML, which is then in the
@@ -237,9 +248,7 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn problem(&self, at: usize, text: impl Display) {
-        let in_file = format!("{text} in {}", self.title);
-        let text = self.sink.wording(in_file, text.to_string());
-        self.sink.problem(at, text);
+        self.sink.problem(at, format!("{text} in {}", self.title));
     }
 
     pub(super) fn has(&self, key: &Key) -> bool {
@@ -266,17 +275,12 @@ impl<'a> Section<'a> {
 
     /// Reports a key that is missing.
     pub(super) fn missing(&self, key: &Key, example: &str, what: &str) {
-        let sink = self.sink;
-        let name = key.name;
-        let setting = sink.setting(key, example);
-        let text = sink.wording(
-            format!(
-                "missing key `{name}` in {}; add {setting}{what}",
-                self.title
-            ),
-            format!("missing {}; give {setting}{what}", option(name)),
+        let setting = self.sink.setting(key, example);
+        let text = format!(
+            "missing key `{}` in {}; add {setting}{what}",
+            key.name, self.title
         );
-        sink.problem(self.at, text);
+        self.sink.found_at(self.at, Some(key.name), text);
     }
 
     /// Takes the table `[key]` out of this one.
@@ -368,17 +372,10 @@ impl<'s> Entry<'s> {
 
     /// Reports the value; `why` says why and what to do.
     pub(super) fn refuse(&self, why: impl Display) {
-        let sink = self.sink;
-        let value = match self.value.get_ref() {
-            // As it stands on the command line, not as it is written in TOML.
-            DeValue::String(text) if sink.file.is_none() => one_line(text),
-            _ => sink.quote(self.value.span()),
-        };
-        let setting = sink.setting(self.key, &value);
-        let text = sink.wording(
-            format!("{setting} in {}: {why}", self.title),
-            format!("{setting}: {why}"),
-        );
+        let setting = self
+            .sink
+            .setting(self.key, &self.sink.quote(self.value.span()));
+        let text = format!("{setting} in {}: {why}", self.title);
         self.sink.problem(self.at(), text);
     }
 
@@ -401,6 +398,17 @@ impl<'s> Entry<'s> {
 
     pub(super) fn is_string(&self) -> bool {
         matches!(self.value.get_ref(), DeValue::String(_))
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&self) -> Option<At<bool>> {
+        match self.value.get_ref() {
+            DeValue::Boolean(value) => self.found(*value),
+            _ => {
+                self.wrong_type("true or false");
+                None
+            }
+        }
     }
 
     /// The elements of a list that is not empty.
@@ -483,10 +491,7 @@ impl<'s> Entry<'s> {
         let range = self.key.durations();
         let low = humantime::format_duration(*range.start());
         let high = humantime::format_duration(*range.end());
-        let wanted = self.sink.wording(
-            "a duration in quotes with its unit, such as \"100ms\"",
-            "a duration with its unit, such as 100ms",
-        );
+        let wanted = "a duration in quotes with its unit, such as \"100ms\"";
         let text = self.string(wanted)?.value;
         match humantime::parse_duration(text) {
             Ok(value) if range.contains(&value) => self.found(value),
@@ -579,6 +584,7 @@ fn elsewhere(name: &str) -> Option<String> {
         (Table::Chain, "a [[chain]]"),
         (Table::Hub, "[hub]"),
         (Table::Steering, "[steering]"),
+        (Table::Api, "[api]"),
         (Table::Root, "the top level of the file"),
     ];
     let (_, place) = places

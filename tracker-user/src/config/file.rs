@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use tracker_ebpf::abi;
 
 use super::{
-    Config, Probe, Service, Tracker, chain, document::Section, hub, keys, keys::Table, service,
+    Api, Config, Probe, Service, Tracker, api, chain, document::Section, hub, keys, keys::Table, service,
     settings::Settings, steering, values::Names,
 };
 
@@ -44,7 +44,9 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
     }
 
     let steering = root.take_table(&keys::STEERING);
+    let api = root.take_table(&keys::API);
     Config {
+        api: api.map_or_else(Api::default, |section| api::read(section, hub.metrics)),
         hub,
         services,
         chains,
@@ -76,8 +78,8 @@ pub fn crowded<'t>(trackers: impl Iterator<Item = &'t Tracker>) -> Option<String
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Defaults(Settings);
 
-/// A service that is added to a configuration later: the keys of the short form, and nothing else.
-pub(super) fn addition(mut section: Section<'_>, defaults: &Defaults) -> Service {
+/// A service beside those of the file: as a `[[service]]`.
+pub(super) fn service(mut section: Section<'_>, defaults: &Defaults) -> Service {
     section.title = "the service".to_owned();
     service::read(section, &defaults.0, &mut Names::default())
 }

@@ -23,6 +23,8 @@ pub(super) fn read(section: Option<Section<'_>>) -> Hub {
         value(&keys::METRICS).and_then(|entry| entry.parsed("an address and port", socket_address));
     let bpffs = value(&keys::BPFFS).and_then(|entry| entry.parsed("a path", absolute));
     let state = value(&keys::STATE).and_then(|entry| entry.parsed("a path", absolute));
+    let socket_group =
+        value(&keys::SOCKET_GROUP).and_then(|entry| entry.parsed("a name", checked_name));
     let mode = value(&keys::MODE).and_then(|entry| entry.word(ModeChoice::WORDS));
     let room = value(&keys::ROOM).and_then(|entry| entry.integer());
     let flap_window = value(&keys::FLAP_WINDOW).and_then(|entry| entry.duration());
@@ -41,6 +43,7 @@ pub(super) fn read(section: Option<Section<'_>>) -> Hub {
             || PathBuf::from(format!("/var/lib/tracker/{instance}")),
             |state| state.value,
         ),
+        socket_group: socket_group.map(|group| group.value),
         instance,
         metrics: metrics.map(|metrics| metrics.value),
         bpffs: bpffs.map_or_else(

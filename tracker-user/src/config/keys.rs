@@ -31,11 +31,15 @@ pub enum Table {
     Chain,
     /// `[steering]`.
     Steering,
+    /// `[api]`.
+    Api,
+    /// `tls` of `[api]`.
+    Tls,
 }
 
 impl Table {
     /// Every table, in the order of the reference page.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Root,
         Self::Hub,
         Self::Defaults,
@@ -44,6 +48,8 @@ impl Table {
         Self::Tracker,
         Self::Chain,
         Self::Steering,
+        Self::Api,
+        Self::Tls,
     ];
 
     /// How the file writes it.
@@ -57,6 +63,8 @@ impl Table {
             Self::Tracker => "[[service.member.tracker]]",
             Self::Chain => "[[chain]]",
             Self::Steering => "[steering]",
+            Self::Api => "[api]",
+            Self::Tls => "[api.tls]",
         }
     }
 }
@@ -105,6 +113,8 @@ pub enum Value {
     Name(usize),
     /// A directory name of the BPF file system, of so many bytes at most.
     Instance(usize),
+    /// `true` or `false`.
+    Flag,
     /// An absolute path.
     Path,
     /// The absolute path of a Unix socket, of so many bytes at most.
@@ -268,6 +278,70 @@ pub static STEERING: Key = Key {
     ..PLAIN
 };
 
+/// `[api]`
+pub static API: Key = Key {
+    name: "api",
+    tables: &[Table::Root],
+    value: Value::Tables(Table::Api),
+    default: Default::Text("only the socket"),
+    doc: "The part of the API that changes nothing, over TCP.",
+    ..PLAIN
+};
+/// `[api] listen`
+pub static LISTEN: Key = Key {
+    name: "listen",
+    tables: &[Table::Api],
+    value: Value::SocketAddress,
+    default: Default::Text("no address"),
+    doc: "The address on which the part of the API that changes nothing is served; one that is not loopback needs `tls` and `token_file`.",
+    ..PLAIN
+};
+/// `[api] token_file`
+pub static TOKEN_FILE: Key = Key {
+    name: "token_file",
+    tables: &[Table::Api],
+    value: Value::Path,
+    default: Default::Text("no token is asked for"),
+    doc: "A file with the token that requests must bear (`Authorization: Bearer TOKEN`); read at start and reload.",
+    ..PLAIN
+};
+/// `[api] tls`
+pub static TLS: Key = Key {
+    name: "tls",
+    tables: &[Table::Api],
+    value: Value::Tables(Table::Tls),
+    default: Default::Text("plain HTTP"),
+    doc: "Certificate and key, for HTTPS.",
+    ..PLAIN
+};
+/// `[api] web`
+pub static WEB: Key = Key {
+    name: "web",
+    tables: &[Table::Api],
+    value: Value::Flag,
+    default: Default::Is("false"),
+    doc: "Whether the web page is served at `/`.",
+    ..PLAIN
+};
+/// `[api.tls] certificate`
+pub static CERTIFICATE: Key = Key {
+    name: "certificate",
+    tables: &[Table::Tls],
+    value: Value::Path,
+    default: Default::Required,
+    doc: "A file with the certificate and those that it is signed by, in PEM.",
+    ..PLAIN
+};
+/// `[api.tls] key`
+pub static TLS_KEY: Key = Key {
+    name: "key",
+    tables: &[Table::Tls],
+    value: Value::Path,
+    default: Default::Required,
+    doc: "A file with the certificate's private key, in PEM.",
+    ..PLAIN
+};
+
 /// `[hub] name`
 pub static HUB_NAME: Key = Key {
     name: "name",
@@ -319,7 +393,17 @@ pub static STATE: Key = Key {
     tables: &[Table::Hub],
     value: Value::Path,
     default: Default::Text("/var/lib/tracker/INSTANCE"),
-    doc: "The directory of what outlives a reboot: the tag by which the instance's probes are told from those of others.",
+    doc: "The directory of what outlives a reboot: services and admin states of the API, and the tag by which the instance's probes \
+          are told from those of others.",
+    ..PLAIN
+};
+/// `[hub] socket_group`
+pub static SOCKET_GROUP: Key = Key {
+    name: "socket_group",
+    tables: &[Table::Hub],
+    value: Value::Name(NAME_MAX),
+    default: Default::Text("root alone"),
+    doc: "The group whose members may read by the socket; root alone changes anything.",
     ..PLAIN
 };
 /// `[hub] mode`
@@ -653,12 +737,14 @@ pub static ALL: &[&Key] = &[
     &SERVICE,
     &CHAIN,
     &STEERING,
+    &API,
     &HUB_NAME,
     &INSTANCE,
     &SOCKET,
     &METRICS,
     &BPFFS,
     &STATE,
+    &SOCKET_GROUP,
     &MODE,
     &ROOM,
     &FLAP_WINDOW,
@@ -694,6 +780,12 @@ pub static ALL: &[&Key] = &[
     &SOURCES,
     &MARK,
     &MARK_MASK,
+    &LISTEN,
+    &TOKEN_FILE,
+    &TLS,
+    &WEB,
+    &CERTIFICATE,
+    &TLS_KEY,
 ];
 
 /// What a STAMP packet takes, and one with padding at least, bytes.
@@ -784,6 +876,11 @@ impl Key {
         self.tables.contains(&Table::Defaults)
     }
 
+    /// Its name as error texts quote it.
+    pub fn quoted(&self) -> String {
+        format!("`{}`", self.name)
+    }
+
     /// What stands for its value in usage texts; `None` of tables.
     pub fn placeholder(&self) -> Option<String> {
         Some(match self.value {
@@ -793,6 +890,7 @@ impl Key {
             Value::Word(words) => words().join("|"),
             Value::Policy => "any|all|N".to_owned(),
             Value::Name(_) | Value::Instance(_) | Value::Services => "NAME".to_owned(),
+            Value::Flag => "true|false".to_owned(),
             Value::Path | Value::Socket(_) => "PATH".to_owned(),
             Value::SocketAddress => "ADDRESS:PORT".to_owned(),
             Value::Host | Value::Hosts => "IP".to_owned(),
@@ -842,6 +940,7 @@ mod tests {
                     .is_ok_and(|duration| key.durations().contains(&duration)),
                 Value::Word(words) => words().contains(&text),
                 Value::Policy => text == "any",
+                Value::Flag => matches!(text, "true" | "false"),
                 Value::Path => text.starts_with('/'),
                 Value::Instance(most) => (1..=most).contains(&text.len()),
                 _ => false,

@@ -4,7 +4,7 @@
 //! in range. Whatever is wrong with a file is found in one pass and reported as one self-contained
 //! line each, `FILE:LINE: ...`, that names the key, says why and what to do.
 
-mod addition;
+mod api;
 #[cfg(test)]
 mod book;
 mod chain;
@@ -14,6 +14,8 @@ mod hub;
 pub mod keys;
 pub mod reference;
 mod service;
+mod options;
+mod request;
 mod settings;
 mod steering;
 #[cfg(test)]
@@ -30,8 +32,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tracker_ebpf::{abi, probe};
 
-pub use addition::{Addition, Given, options};
 pub use file::{Defaults, crowded};
+pub use options::{ServiceOptions, options};
+pub use request::{Invalid, body, service as requested};
 pub(crate) use keys::NAME_MAX;
 pub use values::checked_instance;
 
@@ -52,6 +55,8 @@ pub struct Config {
     pub chains: Vec<Chain>,
     /// Tracker packets that others send.
     pub steering: Option<Steering>,
+    /// The API over TCP.
+    pub api: Api,
     /// What services that are added later inherit.
     pub defaults: Defaults,
 }
@@ -82,12 +87,36 @@ pub struct Hub {
     pub bpffs: PathBuf,
     /// The directory of what outlives a reboot.
     pub state: PathBuf,
+    /// The group whose members may read by the socket.
+    pub socket_group: Option<String>,
     /// How to attach to interfaces.
     pub mode: ModeChoice,
     /// So many trackers find place beside those of the file, without a restart.
     pub room: u32,
     /// How long a service's change of verdict counts as recent.
     pub flap_window: Duration,
+}
+
+/// The part of the API that changes nothing, over TCP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Api {
+    /// Where to serve it, if at all.
+    pub listen: Option<SocketAddr>,
+    /// A file with the token that requests must bear.
+    pub token_file: Option<PathBuf>,
+    /// Certificate and key, for HTTPS.
+    pub tls: Option<Tls>,
+    /// Whether the web page is served.
+    pub web: bool,
+}
+
+/// Files in PEM, for HTTPS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate, and those that it is signed by.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// How the programs are to be attached to interfaces.
@@ -108,8 +137,8 @@ pub enum ModeChoice {
 pub struct Service {
     /// Unique among services.
     pub name: String,
-    /// Who named it.
-    pub origin: Origin,
+    /// What may change it.
+    pub owner: Owner,
     /// One, or an active and a standby one in either order.
     pub members: Vec<Arc<Member>>,
 }
@@ -124,14 +153,14 @@ impl Service {
     }
 }
 
-/// Who named a service.
+/// What may change a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Origin {
+pub enum Owner {
     /// The configuration's file.
     #[default]
-    Config,
-    /// A request, by `tracker service add`.
-    RunTime,
+    File,
+    /// The API.
+    Api,
 }
 
 /// One attachment of a service.
@@ -388,7 +417,7 @@ pub(crate) use words;
 
 words! {
     ModeChoice { Auto = "auto", XdpNative = "xdp-native", XdpGeneric = "xdp-generic", Tc = "tc" }
-    Origin { Config = "config", RunTime = "run-time" }
+    Owner { File = "file", Api = "api" }
     Role { Active = "active", Standby = "standby" }
     ReturnHop { Any = "any", Endpoint = "endpoint" }
     Probe { Icmp = "icmp", Udp = "udp", Tcp = "tcp" }

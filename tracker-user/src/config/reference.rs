@@ -62,6 +62,7 @@ fn value_text(key: &Key) -> String {
         Value::Policy => "`any`, `all`, or a number of trackers".to_owned(),
         Value::Name(most) => format!("text of 1 to {most} bytes, without spaces and `/`"),
         Value::Instance(most) => format!("1 to {most} letters, digits, `_` or `-`"),
+        Value::Flag => "`true` or `false`".to_owned(),
         Value::Path => "absolute path".to_owned(),
         Value::Socket(most) => format!("absolute path of at most {most} bytes"),
         Value::SocketAddress => "address and port".to_owned(),
@@ -93,6 +94,18 @@ pub fn schema() -> Json {
     );
     schema.insert("title".to_owned(), json!("Tracker configuration"));
     Json::Object(schema)
+}
+
+/// The JSON schema of a service whose name is given elsewhere.
+pub fn service_schema() -> Json {
+    let mut schema = table_schema(Table::Service);
+    schema.remove("required");
+    Json::Object(schema)
+}
+
+/// The JSON schema of a service with its name.
+pub fn named_service_schema() -> Json {
+    Json::Object(table_schema(Table::Service))
 }
 
 fn table_schema(table: Table) -> Map<String, Json> {
@@ -140,6 +153,7 @@ fn key_schema(key: &Key) -> Json {
         | Value::Interface(most) => {
             json!({"type": "string", "minLength": 1, "maxLength": most})
         }
+        Value::Flag => json!({"type": "boolean"}),
         Value::Path | Value::SocketAddress => json!({"type": "string"}),
         Value::Host => host(),
         Value::Hosts => list(host()),
@@ -162,8 +176,11 @@ fn key_schema(key: &Key) -> Json {
     if let Some(schema) = schema.as_object_mut() {
         schema.insert("description".to_owned(), json!(key.doc));
         if let Default::Is(text) = key.default {
-            let number = text.parse::<u32>().map(|number| json!(number));
-            schema.insert("default".to_owned(), number.unwrap_or(json!(text)));
+            let default = match key.value {
+                Value::Flag => json!(text == "true"),
+                _ => (text.parse::<u32>()).map_or_else(|_| json!(text), |number| json!(number)),
+            };
+            schema.insert("default".to_owned(), default);
         }
     }
     schema

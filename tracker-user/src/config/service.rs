@@ -9,7 +9,7 @@ use std::{
 use tracker_ebpf::abi;
 
 use super::{
-    Member, Origin, Policy, Probe, ReturnHop, Role, Service,
+    Member, Owner, Policy, Probe, ReturnHop, Role, Service,
     document::{At, Entry, Section},
     keys::{self, Key, STAMP_PADDED, STAMP_PAYLOAD, Table},
     settings::Settings,
@@ -39,7 +39,7 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
             .collect();
         return Service {
             name,
-            origin: Origin::Config,
+            owner: Owner::File,
             members,
         };
     }
@@ -91,7 +91,7 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
     }
     Service {
         name,
-        origin: Origin::Config,
+        owner: Owner::File,
         members,
     }
 }
@@ -111,8 +111,8 @@ fn role(section: &Section<'_>, pair: bool, seen: &mut HashMap<Role, usize>) -> R
     }
     if let Some(first) = seen.insert(role, at) {
         entry.refuse(format_args!(
-            "line {} has it already; a service has one active and one standby member",
-            section.sink.line(first)
+            "{} has it already; a service has one active and one standby member",
+            section.sink.place(first)
         ));
     }
     role
@@ -151,9 +151,8 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
         section.problem(
             endpoint.at,
             format_args!(
-                "endpoint {} is link-local, so its interface cannot be found from a route; {} {}",
+                "endpoint {} is link-local, so its interface cannot be found from a route; add {}",
                 endpoint.value,
-                section.sink.wording("add", "give"),
                 section.sink.setting(&keys::INTERFACE, "\"NAME\""),
             ),
         );
@@ -203,7 +202,7 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
     if written == 0 && !section.has(&keys::BEHIND) {
         section.missing(
             &keys::BEHIND,
-            section.sink.wording("[\"ADDRESS\"]", "ADDRESS"),
+            "[\"ADDRESS\"]",
             ", an address that is reached only through the service",
         );
     }
@@ -258,8 +257,7 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
 fn policy(entry: &Entry<'_>, trackers: u32, member: &str) -> Option<Policy> {
     let number = || format!("a number of trackers from 1 to {trackers}");
     if entry.is_string() {
-        let without_quotes = entry.sink.wording(" without quotes", "");
-        let wanted = format!("\"any\", \"all\" or {}{without_quotes}", number());
+        let wanted = format!("\"any\", \"all\" or {} without quotes", number());
         return entry
             .parsed(&wanted, |text| match text {
                 "any" => Ok(Policy::Any),

@@ -102,8 +102,8 @@ impl Settings {
                 format_args!(
                     "the timeout is longer than {most} intervals, and a SYN tells no more probes apart; give a shorter \
                      {} or a longer {}",
-                    section.sink.key(&keys::TIMEOUT),
-                    section.sink.key(&keys::INTERVAL),
+                    keys::TIMEOUT.quoted(),
+                    keys::INTERVAL.quoted(),
                 ),
             );
         }
@@ -141,7 +141,7 @@ impl Settings {
                     "{} but {} has only one; delete {} or set {}",
                     sink.setting(&keys::PROTOCOL, &format!("\"{protocol}\"")),
                     sink.setting(&keys::PROBE, &format!("\"{probe}\"")),
-                    sink.key(&keys::PROTOCOL),
+                    keys::PROTOCOL.quoted(),
                     sink.setting(&keys::PROBE, "\"udp\""),
                 ),
             );
@@ -165,10 +165,9 @@ impl Settings {
                 section.problem(
                     self.at(&keys::PROBE).unwrap_or(behind_at),
                     format_args!(
-                        "{} needs {}, which is missing; {} {}",
+                        "{} needs {}, which is missing; add {}",
                         probe_setting(),
-                        sink.key(&keys::PORT),
-                        sink.wording("add", "give"),
+                        keys::PORT.quoted(),
                         sink.setting(&keys::PORT, "N"),
                     ),
                 );
@@ -184,7 +183,7 @@ impl Settings {
                             "{} but {} has no ports; delete {} or set {} or \"tcp\"",
                             sink.setting(&keys::PORT, &port.to_string()),
                             probe_setting(),
-                            sink.key(&keys::PORT),
+                            keys::PORT.quoted(),
                             sink.setting(&keys::PROBE, "\"udp\""),
                         ),
                     );
@@ -209,7 +208,7 @@ impl Settings {
             return least as u16;
         };
         let setting = || section.sink.setting(&keys::PAYLOAD, &value.to_string());
-        let key = section.sink.key(&keys::PAYLOAD);
+        let key = keys::PAYLOAD.quoted();
         let why = match (probe, protocol) {
             (Probe::Tcp, _) => format!(
                 "{} but a SYN carries no data, and firewalls drop those that do; delete {key}",

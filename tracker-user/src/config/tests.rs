@@ -125,7 +125,7 @@ fn contract_example_is_valid() {
         services: vec![
             Service {
                 name: "fw-1".to_owned(),
-                origin: Origin::Config,
+                owner: Owner::File,
                 members: vec![Arc::new(Member {
                     role: Role::Active,
                     endpoint: "10.9.0.2".parse().unwrap(),
@@ -139,7 +139,7 @@ fn contract_example_is_valid() {
             },
             Service {
                 name: "fw-pair".to_owned(),
-                origin: Origin::Config,
+                owner: Owner::File,
                 members: vec![
                     Arc::new(Member {
                         role: Role::Active,
@@ -1085,7 +1085,7 @@ fn an_addition_is_as_in_the_file() {
         ("return_ttl", Given::Number(63)),
     ]);
     let expected = Service {
-        origin: Origin::RunTime,
+        owner: Owner::Api,
         ..config.services[0].clone()
     };
     assert_eq!(given.service(&config.defaults), Ok(expected));

@@ -38,8 +38,8 @@ impl Names {
         };
         match self.places.get(&name.value) {
             Some(first) => entry.refuse(format_args!(
-                "the {what} of line {} has this name; give each its own",
-                section.sink.line(*first)
+                "the {what} of {} has this name; give each its own",
+                section.sink.place(*first)
             )),
             None => {
                 self.places.insert(name.value.clone(), name.at);

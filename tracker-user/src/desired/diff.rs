@@ -202,7 +202,7 @@ mod tests {
         super::model::{Used, goes_on},
         *,
     };
-    use crate::config::{Origin, Policy, ReturnHop, Role};
+    use crate::config::{Owner, Policy, ReturnHop, Role};
 
     fn service(lines: &str) -> Vec<config::Service> {
         let text = format!(
@@ -399,7 +399,7 @@ mod tests {
         let first = wanted.iter().filter(|(name, _)| names.insert(*name));
         let services = first.map(|(name, members)| config::Service {
             name: format!("fw-{name}"),
-            origin: Origin::Config,
+            owner: Owner::File,
             members: members
                 .iter()
                 .map(|(active, endpoint, interface, source, trackers)| {

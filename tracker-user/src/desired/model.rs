@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::config::{self, Chain, Origin, Role, Tracker};
+use crate::config::{self, Chain, Owner, Role, Tracker};
 
 /// A service's number. No other service of the same daemon ever has it.
 pub type ServiceId = u32;
@@ -216,7 +216,7 @@ impl Desired {
             .map(|service| service.name.as_str())
             .collect();
         let added = self.services.iter().map(|service| &service.settings);
-        let added = added.filter(|service| service.origin == Origin::RunTime);
+        let added = added.filter(|service| service.owner == Owner::Api);
         let (taken_over, stay): (Vec<_>, Vec<_>) =
             added.partition(|service| named.contains(service.name.as_str()));
         let names = taken_over.into_iter().map(|service| service.name.as_str());

@@ -11,5 +11,6 @@ pub mod preflight;
 pub mod privileges;
 pub mod realtime;
 pub mod repeats;
+pub mod store;
 pub mod tag;
 pub mod watchdog;

@@ -83,6 +83,15 @@ pub struct Place {
     pub seq: u64,
 }
 
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(run) = &self.run {
+            write!(f, "{run}:")?;
+        }
+        write!(f, "{}", self.seq)
+    }
+}
+
 impl std::str::FromStr for Place {
     type Err = String;
 

@@ -595,7 +595,7 @@ mod tests {
             "run":"r1"}}"#;
         let mut read = Snapshot::read(text.replace('\n', " ").as_bytes()).unwrap();
         assert_eq!(read.chains, snapshot().chains);
-        assert_eq!(read.services[0].service.origin, config::Origin::RunTime);
+        assert_eq!(read.services[0].service.owner, config::Owner::Api);
         let config = "[[service]]\nname = \"fw-1\"\n[[service.member]]\nrole = \"standby\"\nendpoint = \"10.9.0.2\"\n\
             interface = \"eth1\"\nsource = \"10.9.0.1\"\nreturns = [\"eth2\"]\nreturn_hop = \"endpoint\"\npolicy = 1\n\
             behind = [\"10.20.0.9\"]\nprobe = \"udp\"\nprotocol = \"stamp\"\ninterval = \"2s\"\ntimeout = \"7ms\"\nfall = 5\n\

@@ -16,9 +16,9 @@ use super::events::Event;
 use super::flaps::Flaps;
 use super::hold_down::{Held, TrackerState};
 use super::policy::Tally;
-use crate::config::{Hub, Member, Origin, Role};
+use crate::config::{Hub, Member, Owner, Role};
 use crate::desired::diff::{Diff, MemberDiff, ServiceDiff};
-use crate::desired::model::{Desired, MemberId, ServiceId, TrackerRef};
+use crate::desired::model::{Desired, Service, MemberId, ServiceId, TrackerRef};
 use crate::plan::mode::{Mode, SendWay};
 
 /// A moment, by the clocks that matter.
@@ -74,7 +74,7 @@ pub struct ServiceState {
     /// Its name.
     pub name: Arc<str>,
     /// Where it was named.
-    pub origin: Origin,
+    pub owner: Owner,
     /// Its members, in the order of the settings.
     pub members: Vec<MemberState>,
     /// Its verdict.
@@ -482,6 +482,11 @@ impl StateTree {
         Some((service.name.clone(), (member as u32, at.tracker)))
     }
 
+    /// The service of this name, as it is desired.
+    pub fn settings(&self, name: &str) -> Option<&Arc<Service>> {
+        self.desired.named(name)
+    }
+
     /// The service of this name.
     pub fn find(&self, name: &str) -> Option<ServiceId> {
         self.desired.named(name).map(|service| service.id)
@@ -741,7 +746,7 @@ fn service_state(service: &ServiceDiff, old: Option<ServiceState>, now: Stamp) -
     ServiceState {
         id: service.new.id,
         name: settings.name.as_str().into(),
-        origin: settings.origin,
+        owner: settings.owner,
         members: members.collect(),
         verdict,
         since,

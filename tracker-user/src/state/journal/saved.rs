@@ -6,7 +6,15 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::config::{self, Expect, Flow, Origin, Probe, Protocol, Refused, ReturnHop, Role};
+use crate::config::{self, Expect, Flow, Owner, Probe, Protocol, Refused, ReturnHop, Role};
+
+/// [`Owner`] in the words of version 1.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Origin {
+    Config,
+    RunTime,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Service {
@@ -94,12 +102,15 @@ impl From<&config::Service> for Service {
     fn from(service: &config::Service) -> Self {
         let config::Service {
             name,
-            origin,
+            owner,
             members,
         } = service;
         Self {
             name: name.clone(),
-            origin: *origin,
+            origin: match owner {
+                Owner::File => Origin::Config,
+                Owner::Api => Origin::RunTime,
+            },
             members: members
                 .iter()
                 .map(|member| Member::from(&**member))
@@ -117,7 +128,10 @@ impl From<Service> for config::Service {
         } = saved;
         Self {
             name,
-            origin,
+            owner: match origin {
+                Origin::Config => Owner::File,
+                Origin::RunTime => Owner::Api,
+            },
             members: members
                 .into_iter()
                 .map(|member| Arc::new(config::Member::from(member)))
