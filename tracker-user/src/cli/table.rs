@@ -122,7 +122,7 @@ pub fn list(list: &List, colour: bool) -> String {
     }
     let header = [
         "SERVICE",
-        "ORIGIN",
+        "OWNER",
         "MEMBER",
         "ENDPOINT",
         "INTERFACE",
