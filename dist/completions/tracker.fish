@@ -49,7 +49,7 @@ complete -c tracker -n "__fish_tracker_using_subcommand events" -l json -d 'Prin
 complete -c tracker -n "__fish_tracker_using_subcommand events" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "add" -d 'Add a service; endpoint and behind are enough'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "remove" -d 'Remove a service'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "remove" -d 'Remove a service that was added'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "list" -d 'List the services, and where each came from'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l endpoint -d 'The service\'s own address, the next hop of its probes' -r
@@ -81,7 +81,7 @@ complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from list" -l json -d 'Print one JSON object instead of a table'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "add" -d 'Add a service; endpoint and behind are enough'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Remove a service'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Remove a service that was added'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the services, and where each came from'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tracker -n "__fish_tracker_using_subcommand doctor" -l config -d 'Also look at the interfaces that this configuration names' -r -F
@@ -99,5 +99,5 @@ complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_see
 complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "cleanup" -d 'Remove programs and pins that a killed daemon left'
 complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "add" -d 'Add a service; endpoint and behind are enough'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "remove" -d 'Remove a service'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "remove" -d 'Remove a service that was added'
 complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "list" -d 'List the services, and where each came from'

@@ -50,7 +50,7 @@ _arguments "${_arguments_options[@]}" : \
 '--json[Print one JSON object instead of a table]' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
-'::name -- Only this service, or this chain and its services:_default' \
+'*::names -- Only these services, and these chains and their services; `*`, `?` and `\[...\]` match as in a shell:_default' \
 && ret=0
 ;;
 (events)
@@ -62,6 +62,7 @@ _arguments "${_arguments_options[@]}" : \
 '--json[Print one JSON object a line]' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
+'*::names -- Only events of these services, and of these chains and their services; `*`, `?` and `\[...\]` match as in a shell:_default' \
 && ret=0
 ;;
 (service)
@@ -121,7 +122,7 @@ _arguments "${_arguments_options[@]}" : \
 '--json[Print one JSON object instead of a table]' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
-'::name -- Only this service, or the services of this chain:_default' \
+'*::names -- Only these services, and those of these chains; `*`, `?` and `\[...\]` match as in a shell:_default' \
 && ret=0
 ;;
 (help)
@@ -335,7 +336,7 @@ _tracker__subcmd__help__subcmd__run_commands() {
 _tracker__subcmd__help__subcmd__service_commands() {
     local commands; commands=(
 'add:Add a service; endpoint and behind are enough' \
-'remove:Remove a service' \
+'remove:Remove a service that was added' \
 'list:List the services, and where each came from' \
     )
     _describe -t commands 'tracker help service commands' commands "$@"
@@ -369,7 +370,7 @@ _tracker__subcmd__run_commands() {
 _tracker__subcmd__service_commands() {
     local commands; commands=(
 'add:Add a service; endpoint and behind are enough' \
-'remove:Remove a service' \
+'remove:Remove a service that was added' \
 'list:List the services, and where each came from' \
 'help:Print this message or the help of the given subcommand(s)' \
     )
@@ -384,7 +385,7 @@ _tracker__subcmd__service__subcmd__add_commands() {
 _tracker__subcmd__service__subcmd__help_commands() {
     local commands; commands=(
 'add:Add a service; endpoint and behind are enough' \
-'remove:Remove a service' \
+'remove:Remove a service that was added' \
 'list:List the services, and where each came from' \
 'help:Print this message or the help of the given subcommand(s)' \
     )

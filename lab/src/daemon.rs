@@ -1,9 +1,8 @@
-//! The daemon under test, spoken to only through its command line.
+//! The daemon under test, spoken to through its command line and its API.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,10 +16,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::interrupt;
 use crate::netns::{BPFFS, Namespace, ensure_bpffs};
 use crate::pace::{slow, slow_config};
 use crate::status::{Event, Status};
+use crate::{http, interrupt};
 
 /// How long anything that should happen at once may take on a machine that is busy with other tests. As all times of
 /// tests, it is stretched if the machine is slow: see [`crate::pace`].
@@ -258,20 +257,27 @@ impl<'lab> Tracker<'lab> {
         serde_json::from_str(&self.service("list --json")?).context("parse the list of services")
     }
 
-    /// Sends the daemon's socket a line, as a program would that does not use the command; returns the answer's first
-    /// line.
+    /// Sends the daemon's API a request, as a program would that does not use the command; returns status and body.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn http(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+        let answer = self.answer(method, path, &[], body.as_bytes())?;
+        Ok((answer.status, answer.text))
+    }
+
+    /// As [`Self::http`], with header fields; returns the whole answer.
     ///
     /// # Errors
     /// When there is none.
-    pub fn request(&self, line: &[u8]) -> Result<String> {
-        let mut stream = UnixStream::connect(self.socket()).context("connect to the daemon")?;
-        stream.set_read_timeout(Some(slow(LATER)))?;
-        stream.write_all(line).context("send the request")?;
-        let mut answer = String::new();
-        BufReader::new(stream)
-            .read_line(&mut answer)
-            .context("read the answer")?;
-        Ok(answer)
+    pub fn answer(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<http::Answer> {
+        http::ask(&self.socket(), method, path, headers, body)
     }
 
     /// Starts the daemon again, with the same config, after [`Self::terminate`] or [`Self::kill`].

@@ -25,6 +25,7 @@ pub mod flood;
 pub mod foreign;
 pub mod hang;
 pub mod hog;
+pub mod http;
 pub mod interrupt;
 pub mod netns;
 pub mod pace;

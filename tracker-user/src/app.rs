@@ -153,7 +153,12 @@ async fn run_locked(
         }
         return Ok(());
     };
-    let clients = thread::start(socket, app.hub.metrics, &app.api_config, app.answers.clone())?;
+    let clients = thread::start(
+        socket,
+        app.hub.metrics,
+        &app.api_config,
+        app.answers.clone(),
+    )?;
     privileges::limit_to_run()?;
     tracing::info!("watching {}", app.extent());
     watchdog.status(format!("watching {}", app.extent()));

@@ -4,78 +4,108 @@
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::MapData;
 use serde_json::Value;
 use tracker_ebpf::abi::map;
 use tracker_lab::daemon::{Config, LATER, lines};
 use tracker_lab::pace::slow;
 use tracker_lab::random::{Random, Rounds, Tally};
-use tracker_lab::{Lab, Tracker, netns};
+use tracker_lab::{Lab, Tracker, http, netns};
 use tracker_user::datapath::mmap::Mapped;
 
 /// Requests of one round.
 const REQUESTS: u64 = 200;
-/// What a client may ask; none of it touches the service that is watched.
-const CORPUS: [&str; 10] = [
-    r#"{"command":"status","name":null}"#,
-    r#"{"command":"status","name":"fw-1"}"#,
-    r#"{"command":"events","since":null,"follow":false}"#,
-    r#"{"command":"events","since":1,"follow":true}"#,
-    r#"{"command":"service-list"}"#,
-    r#"{"command":"service-list","name":"fw-1"}"#,
-    r#"{"command":"service-add","service":{"name":"fw-9","endpoint":"10.9.0.7","behind":["10.20.0.77"]}}"#,
-    r#"{"command":"service-add","service":{"name":"fw-8","endpoint":"10.9.0.8","behind":["10.20.0.8"],"probe":"udp","port":7,"interval":"1h","timeout":"1ms","fall":60,"rise":1,"payload":64,"returns":["eth1"],"policy":1}}"#,
-    r#"{"command":"service-remove","name":"fw-9"}"#,
-    r#"{"command":"service-remove","name":"fw-8"}"#,
+/// What a client may ask, as far as the body; none of it touches the service that is watched.
+const CORPUS: [(&str, &str); 17] = [
+    ("GET /v1/status", ""),
+    ("GET /v1/status?service=fw-1&trackers=false", ""),
+    ("GET /v1/events", ""),
+    ("GET /v1/events?since=1&follow=true&service=fw-9", ""),
+    ("GET /v1/services", ""),
+    ("GET /v1/services?service=fw-*", ""),
+    ("GET /v1/services/fw-1", ""),
+    ("GET /v1/health", ""),
+    ("GET /metrics?trackers=fw-1", ""),
+    ("GET /v1/openapi.json", ""),
+    ("HEAD /v1/status", ""),
+    (
+        "PUT /v1/services/fw-9",
+        r#"{"endpoint":"10.9.0.7","behind":["10.20.0.77"]}"#,
+    ),
+    (
+        "PUT /v1/services/fw-8?dry_run=false",
+        r#"{"name":"fw-8","endpoint":"10.9.0.8","behind":["10.20.0.8"],"probe":"udp","port":7,"interval":"1h","timeout":"1ms","fall":60,"rise":1,"payload":64,"returns":["eth1"],"policy":1}"#,
+    ),
+    (
+        "PUT /v1/services",
+        r#"{"services":[{"name":"fw-7","member":[{"role":"active","endpoint":"10.9.0.2","tracker":[{"behind":"10.20.0.9","probe":"tcp","port":443}]}]}]}"#,
+    ),
+    ("PUT /v1/services?dry_run=true", r#"{"services":[]}"#),
+    ("DELETE /v1/services/fw-9", ""),
+    ("DELETE /v1/services/fw-8", ""),
 ];
-/// More than a request may have.
+/// More than a request's head may have.
 const LONG: usize = 200_000;
 
+/// A request as its bytes: the head, which says how long the body is, unless that is damaged too.
+fn whole(line: &str, body: &[u8]) -> Vec<u8> {
+    let (method, path) = line.split_once(' ').unwrap_or((line, "/"));
+    http::request(method, path, &[], body)
+}
+
 fn request(random: &mut Random) -> Vec<u8> {
+    let (line, body) = *random.pick(&CORPUS);
     let mut bytes = match random.below(12) {
         0 => {
             let len = random.below(300);
-            random.bytes(len)
+            return random.bytes(len);
         }
         1 => {
             let byte = *random.pick(b"[{\"0 x");
-            vec![byte; random.below(LONG)]
+            let len = random.below(LONG);
+            whole("PUT /v1/services/fw-9", &vec![byte; len])
         }
         2 => {
             // A name, an address, a number that is too long to be one.
             let long = "9".repeat(random.below(LONG));
-            let text = random.pick(&CORPUS).replacen("null", &long, 1);
-            text.replacen("fw-9", &long, 1).into_bytes()
+            let body = body.replacen("10.9.0", &long, 1).replacen("64", &long, 1);
+            let line = match random.is_one_in(2) {
+                true => line.replacen("fw-9", &long, 1),
+                false => line.to_owned(),
+            };
+            whole(&line, body.as_bytes())
         }
-        _ => random.pick(&CORPUS).as_bytes().to_vec(),
+        // A body that is damaged within, and arrives whole.
+        3..=6 => {
+            let mut body = body.as_bytes().to_vec();
+            for _ in 0..*random.pick(&[0, 1, 1, 2, 5]) {
+                let (_, other) = *random.pick(&CORPUS);
+                random.damage(&mut body, other.as_bytes());
+            }
+            return whole(line, &body);
+        }
+        _ => whole(line, body.as_bytes()),
     };
     for _ in 0..*random.pick(&[0, 0, 1, 1, 2, 5]) {
-        let other = *random.pick(&CORPUS);
-        random.damage(&mut bytes, other.as_bytes());
-    }
-    // What is not ended is never a request.
-    if !random.is_one_in(8) {
-        bytes.push(b'\n');
+        let (line, body) = *random.pick(&CORPUS);
+        random.damage(&mut bytes, &whole(line, body.as_bytes()));
     }
     bytes
 }
 
 /// Sends a request and takes the answer; a request that may be answered for ever is given up after a short time.
 fn ask(socket: &Path, request: &[u8]) -> Result<Vec<u8>> {
-    let goes_on = request.windows(13).any(|part| part == b"\"follow\":true");
-    let mut stream = UnixStream::connect(socket).context("connect to the daemon")?;
-    let patience = if goes_on {
-        Duration::from_millis(20)
-    } else {
-        slow(LATER)
+    let goes_on = request.windows(6).any(|part| part == b"follow");
+    let patience = match goes_on {
+        true => Duration::from_millis(20),
+        false => LATER,
     };
-    stream.set_read_timeout(Some(patience))?;
+    let mut stream = http::connect(socket, patience)?;
     // A daemon that has seen enough closes the connection.
     let _ = stream.write_all(request);
     let _ = stream.shutdown(Shutdown::Write);
@@ -104,14 +134,44 @@ fn resources(pid: u32) -> Result<(u64, usize)> {
 fn remove_added(tracker: &Tracker) -> Result<()> {
     let list = tracker.services()?;
     for service in list["services"].as_array().context("services")? {
-        if service["origin"] == "run-time" {
+        if service["owner"] == "api" {
             let name = service["name"].as_str().context("a name")?;
-            let request = serde_json::json!({"command": "service-remove", "name": name});
-            let answer = tracker.request(format!("{request}\n").as_bytes())?;
-            ensure!(answer.contains("done"), "{answer}");
+            let name: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let (status, said) = tracker.http("DELETE", &format!("/v1/services/{name}"), "")?;
+            ensure!(status == 204, "{status} {said}");
         }
     }
     Ok(())
+}
+
+/// What came of a request: an answer of HTTP that is no fault of the daemon's, or nothing at all.
+fn judge(answer: &[u8]) -> Result<&'static str> {
+    if answer.is_empty() {
+        return Ok("nothing said");
+    }
+    let text = String::from_utf8_lossy(answer);
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .context(text.clone().into_owned())?;
+    let status: u16 = head
+        .get(9..12)
+        .and_then(|code| code.parse().ok())
+        .context(head.to_owned())?;
+    match status {
+        200..300 => Ok("answered"),
+        400..500 => {
+            // What is not HTTP is refused without a text.
+            if !body.is_empty() && !head.contains("content-length: 0") {
+                let problem: Value =
+                    serde_json::from_str(body).context(text.clone().into_owned())?;
+                let why = problem["detail"].as_str().context("a detail")?;
+                ensure!(why.len() > 10 && !why.contains('\n'), "{why}");
+                ensure!(why.len() < 20_000, "{} bytes of detail: {why}", why.len());
+            }
+            Ok("refused")
+        }
+        _ => bail!("{text}"),
+    }
 }
 
 #[test]
@@ -130,20 +190,7 @@ fn fuzz_requests_to_a_running_daemon() -> Result<()> {
             let shown =
                 || String::from_utf8_lossy(&request[..request.len().min(2_000)]).into_owned();
             let answer = ask(&tracker.socket(), &request).with_context(shown)?;
-            let text = String::from_utf8(answer).with_context(shown)?;
-            let mut outcome = "nothing said";
-            for line in text.lines() {
-                let said: Value = serde_json::from_str(line).with_context(shown)?;
-                assert!(said.is_object(), "{line}: {}", shown());
-                outcome = match said["error"].as_str() {
-                    None => "answered",
-                    Some(why) => {
-                        assert_eq!(text.lines().count(), 1, "{text}: {}", shown());
-                        assert!(why.len() > 10 && why.len() < 1_000, "{why}: {}", shown());
-                        "refused"
-                    }
-                };
-            }
+            let outcome = judge(&answer).with_context(shown)?;
             tally.add(outcome);
         }
         remove_added(&tracker)?;

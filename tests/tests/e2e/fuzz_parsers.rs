@@ -1,19 +1,20 @@
 //! What people, programs and earlier daemons hand to the parsers of the daemon and its command line: whatever it is, it is
 //! taken as something that the daemon can work with, or refused in one line that says what is wrong.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use jiff::Timestamp;
+use serde_json::{Map, Value as Json};
 use tracker_ebpf::verdict::{Cause, Verdict};
 use tracker_lab::random::{Random, Rounds, Tally};
 use tracker_user::api::types::Status;
 use tracker_user::cli::args::{Cli, Command, ServiceCommand};
 use tracker_user::config::{
-    self, Addition, Config, ConfigError, Given,
+    self, Config, ConfigError, Invalid, ServiceOptions,
     keys::{Default, Value},
 };
 use tracker_user::desired::{
@@ -26,7 +27,7 @@ use tracker_user::state::journal::{
 };
 use tracker_user::state::tree::{Stamp, StateTree};
 use tracker_user::{
-    api::{metrics, protocol::Request, status},
+    api::{metrics, status},
     cli::table,
 };
 
@@ -43,12 +44,19 @@ const EVERYTHING: &str = r#"[hub]
 name = "hub-1"
 instance = "default"
 socket = "/run/tracker/default.sock"
+socket_group = "adm"
 metrics = "127.0.0.1:9469"
 bpffs = "/sys/fs/bpf"
 state = "/var/lib/tracker/default"
 mode = "auto"
 room = 16
 flap_window = "10m"
+
+[api]
+listen = "192.0.2.1:9470"
+token_file = "/etc/tracker/token"
+tls = { certificate = "/etc/tracker/tls.crt", key = "/etc/tracker/tls.key" }
+web = true
 
 [defaults]
 probe = "icmp"
@@ -310,7 +318,7 @@ fn maybe<T>(random: &mut Random, value: impl FnOnce(&mut Random) -> T) -> Option
     random.is_one_in(4).then(|| value(random))
 }
 
-fn addition(random: &mut Random) -> Addition {
+fn addition(random: &mut Random) -> ServiceOptions {
     let number = |random: &mut Random| match random.below(3) {
         0 => random.word() as i64,
         _ => random.below(100) as i64,
@@ -319,33 +327,33 @@ fn addition(random: &mut Random) -> Addition {
         true => word(random),
         false => usual.to_owned(),
     };
-    let mut keys = BTreeMap::new();
+    let mut keys = Map::new();
     for key in config::options() {
         let is_asked = key.default == Default::Required || random.is_one_in(4);
         if !is_asked {
             continue;
         }
         let value = match (key.value, random.is_one_in(12)) {
-            (_, true) => Given::Text(word(random)),
-            (Value::Integer { .. }, _) => Given::Number(number(random)),
-            (Value::Duration { .. }, _) => Given::Text(or(random, "10ms")),
+            (_, true) => Json::from(word(random)),
+            (Value::Integer { .. }, _) => Json::from(number(random)),
+            (Value::Duration { .. }, _) => Json::from(or(random, "10ms")),
             (Value::Word(words), _) => {
                 let words = words();
                 let at = random.below(words.len());
-                Given::Text(or(random, words[at]))
+                Json::from(or(random, words[at]))
             }
             (Value::Policy, _) => match random.is_one_in(2) {
-                true => Given::Number(number(random)),
-                false => Given::Text(or(random, "all")),
+                true => Json::from(number(random)),
+                false => Json::from(or(random, "all")),
             },
             (Value::Hosts, _) => {
                 let count = random.below(4);
                 let hosts = (0..count).map(|at| or(random, &format!("10.20.0.{at}9")));
-                Given::List(hosts.collect())
+                hosts.collect()
             }
             (_, _) if key.is_list() => {
                 let count = random.below(3);
-                Given::List((0..count).map(|_| or(random, "eth1")).collect())
+                (0..count).map(|_| or(random, "eth1")).collect()
             }
             (_, _) => {
                 let usual = match key.name {
@@ -353,12 +361,12 @@ fn addition(random: &mut Random) -> Addition {
                     "source" => "10.9.0.1",
                     _ => "eth1",
                 };
-                Given::Text(or(random, usual))
+                Json::from(or(random, usual))
             }
         };
         keys.insert(key.name.to_owned(), value);
     }
-    Addition {
+    ServiceOptions {
         name: or(random, "fw-9"),
         keys,
     }
@@ -408,18 +416,28 @@ fn fuzz_additions_and_command_lines() -> Result<()> {
                 }
             };
             // As it comes from the command to the daemon.
-            let service = Box::new(addition.clone());
-            let request = Request::ServiceAdd { service };
-            let wire = serde_json::to_string(&request)?;
-            assert_eq!(serde_json::from_str::<Request>(&wire)?, request, "{wire}");
-            match addition.service(&config.defaults) {
+            let body = Json::Object(addition.keys.clone());
+            match config::requested(Some(&addition.name), &body, &config.defaults) {
                 Ok(service) => {
                     assert_eq!(service.check(), Ok(()), "{addition:?}");
+                    // What is kept of it makes the same one.
+                    let kept = config::body(&service);
+                    let again = config::requested(None, &kept, &config.defaults);
+                    assert_eq!(again.as_ref(), Ok(&service), "{kept}");
                     tally.add("accepted");
                 }
-                Err(why) => {
-                    assert!(why.len() > 10, "{why}");
-                    assert!(!why.contains(char::is_control), "{why:?}");
+                Err(invalid) => {
+                    assert!(!invalid.is_empty());
+                    for Invalid {
+                        problem, pointer, ..
+                    } in invalid
+                    {
+                        assert!(problem.len() > 10, "{problem}");
+                        assert!(!problem.contains(char::is_control), "{problem:?}");
+                        let is_missing = problem.starts_with("missing key");
+                        let is_there = body.pointer(&pointer).is_some() || pointer == "/name";
+                        assert!(is_there || is_missing, "{pointer}: {problem}: {body}");
+                    }
                     tally.add("refused");
                 }
             }

@@ -5,9 +5,9 @@ use serde_json::Value;
 use tracker_lab::daemon::{Config, SOON};
 use tracker_lab::{Lab, Tracker};
 
-fn origins(list: &Value) -> Vec<String> {
+fn owners(list: &Value) -> Vec<String> {
     let services = list["services"].as_array().into_iter().flatten();
-    let shown = |service: &Value| format!("{} {}", service["name"], service["origin"]);
+    let shown = |service: &Value| format!("{} {}", service["name"], service["owner"]);
     services
         .map(|service| shown(service).replace('"', ""))
         .collect()
@@ -135,27 +135,30 @@ fn what_was_added_stays_unless_the_file_names_it() -> Result<()> {
     let second = lab.services()[1].toml_with("fw-2", "interval = \"50ms\"");
     assert!(tracker.reload(&format!("{first}{second}"))?);
     assert_eq!(
-        origins(&tracker.services()?),
-        ["fw-1 config", "fw-2 config", "fw-3 run-time"]
+        owners(&tracker.services()?),
+        ["fw-1 file", "fw-2 file", "fw-3 api"]
     );
     assert!(
         tracker
             .log()
-            .contains("service fw-2, added at run time, is now in the configuration")
+            .contains("service fw-2, added by the API, is now in the configuration")
     );
     let after = tracker.wait_alive(SOON, "fw-3")?;
     assert_eq!(after.count("fw-3", "lost"), before.count("fw-3", "lost"));
     assert_eq!(tracker.history("fw-3")?.len(), 1, "up, and nothing since");
     tracker.wait_verdict("fw-2", "up", "replied")?;
 
-    // One of the file can be removed, and comes back with the file.
-    tracker.service("remove fw-1")?;
-    assert!(tracker.status()?.service("fw-1").is_null());
+    // One of the file is the file's to remove; it has been taken over for good.
+    for service in ["fw-1", "fw-2"] {
+        let owned = tracker.service_refused(&format!("remove {service}"))?;
+        assert!(
+            owned.contains("the configuration's file owns it"),
+            "{owned}"
+        );
+        assert!(!tracker.status()?.service(service).is_null());
+    }
     assert!(tracker.reload(&first)?);
-    assert_eq!(
-        origins(&tracker.services()?),
-        ["fw-1 config", "fw-3 run-time"]
-    );
+    assert_eq!(owners(&tracker.services()?), ["fw-1 file", "fw-3 api"]);
     tracker.wait_verdict("fw-1", "up", "replied")?;
     tracker.wait_alive(SOON, "fw-3")?;
     Ok(())

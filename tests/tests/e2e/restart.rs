@@ -276,7 +276,7 @@ fn another_config_keeps_what_is_the_same() -> Result<()> {
         tracker.wait_verdict(service, "up", "replied")?;
     }
     let list = tracker.services()?;
-    assert_eq!(list["services"][2]["origin"], "config");
+    assert_eq!(list["services"][2]["owner"], "file");
     assert_eq!(pinned(&tracker, "map")?, maps);
     assert_eq!(tracker.history("fw-1")?.len(), 1);
     assert_goes_on(&before, &tracker.wait_alive(SOON, "fw-1")?, "fw-1");

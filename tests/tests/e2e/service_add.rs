@@ -9,19 +9,19 @@ use anyhow::{Context as _, Result, ensure};
 use nix::unistd::{Uid, setfsuid};
 use serde_json::{Value, json};
 use tracker_lab::daemon::{Config, LATER, SOON};
-use tracker_lab::{Lab, Tracker};
+use tracker_lab::{Lab, Tracker, http};
 
-/// The names in `tracker service list --json`, each with its origin.
+/// The names in `tracker service list --json`, each with its owner.
 fn names(list: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let services = list["services"].as_array().into_iter().flatten();
     services
-        .map(|service| (text(&service["name"]), text(&service["origin"])))
+        .map(|service| (text(&service["name"]), text(&service["owner"])))
         .collect()
 }
 
 fn own(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-    let own = |(name, origin): &(&str, &str)| ((*name).to_owned(), (*origin).to_owned());
+    let own = |(name, owner): &(&str, &str)| ((*name).to_owned(), (*owner).to_owned());
     pairs.iter().map(own).collect()
 }
 
@@ -37,13 +37,13 @@ fn endpoint_and_behind_are_enough() -> Result<()> {
     let status = tracker.wait_verdict("fw-2", "up", "replied")?;
     assert_eq!(status.member("fw-2", "active")["interface"], "eth2");
     let list = tracker.services()?;
-    let expected = json!({"name":"fw-2","origin":"run-time","verdict":"up","cause":"replied","members":[
+    let expected = json!({"name":"fw-2","owner":"api","verdict":"up","cause":"replied","members":[
         {"role":"active","endpoint":"10.9.1.2","interface":"eth2","behind":["10.20.1.9","2001:db8:20:1::9"]}]});
     assert_eq!(list["services"][1], expected);
     assert_eq!(list["free"], 1022);
     let table = tracker.service("list")?;
     assert!(
-        table.lines().count() == 3 && table.contains("run-time"),
+        table.lines().count() == 3 && table.contains("  api  "),
         "{table}"
     );
     let one = tracker.service("list fw-2 --json")?;
@@ -59,7 +59,7 @@ fn endpoint_and_behind_are_enough() -> Result<()> {
     tracker.wait_verdict("fw-2", "up", "replied")?;
 
     assert_eq!(tracker.service("remove fw-2")?, "removed fw-2\n");
-    assert_eq!(names(&tracker.services()?), own(&[("fw-1", "config")]));
+    assert_eq!(names(&tracker.services()?), own(&[("fw-1", "file")]));
     assert_eq!(tracker.services()?["free"], 1024);
     let status = tracker.status()?;
     assert!(status.service("fw-2").is_null());
@@ -130,33 +130,36 @@ fn a_bad_addition_changes_nothing() -> Result<()> {
     let cases = [
         (
             format!("add fw-9 {to} --interval 0ms"),
-            "cannot add service \"fw-9\": --interval 0ms: out of range; give 1ms to 1h",
+            "cannot add service \"fw-9\": interval = \"0ms\" in the service: out of range; give 1ms to 1h",
         ),
         (
             format!("add fw-9 {to} --timeout 2h --payload 8"),
-            "; and --payload 8: too small",
+            "payload = 8 in the service: too small",
         ),
         (
             format!("add fw-9 {to} --port 70000"),
-            "--port 70000: out of range",
+            "port = 70000 in the service: out of range",
         ),
         (
             format!("add fw-9 {to} --policy 2"),
-            "--policy 2: more than the 1 trackers",
+            "policy = 2 in the service: more than the 1 trackers",
         ),
         (
             format!("add fw-9 {to} --interface a/b"),
-            "--interface a/b: an interface name has no",
+            "interface = \"a/b\" in the service: an interface name has no",
         ),
         (
             "add fw-9 --endpoint 10.9.0.2 --behind 10.9.0.2".to_owned(),
-            "--behind 10.9.0.2: the endpoint's own address answers",
+            "behind = \"10.9.0.2\" in the service: the endpoint's own address answers",
         ),
         (
             "add fw-9 --endpoint 10.9.0.300 --behind 10.20.0.9".to_owned(),
-            "--endpoint 10.9.0.300: not an IP address",
+            "endpoint = \"10.9.0.300\" in the service: not an IP address",
         ),
-        (format!("add a/b {to}"), "NAME a/b: a name has no spaces"),
+        (
+            format!("add a/b {to}"),
+            "name = \"a/b\" in the service: a name has no spaces",
+        ),
         (
             format!("add fw-1 {to}"),
             "cannot add service \"fw-1\": there is one of this name",
@@ -243,9 +246,13 @@ fn what_is_removed_makes_room() -> Result<()> {
         tracker.service("remove b")?;
         tracker.service("remove c")?;
     }
-    // One of the file makes room as well.
-    tracker.service("remove fw-1")?;
-    assert_eq!(tracker.services()?["free"], 3);
+    // One of the file is the file's to remove, and makes room as well.
+    let owned = tracker.service_refused("remove fw-1")?;
+    assert!(
+        owned.contains("the configuration's file owns it; change it there and reload"),
+        "{owned}"
+    );
+    assert_eq!(tracker.services()?["free"], 2);
     Ok(())
 }
 
@@ -255,8 +262,14 @@ fn many_clients_at_a_time() -> Result<()> {
     lab.service().answer_for_all()?;
     let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     let add = |name: &str, behind: &str| {
-        let request = json!({"command":"service-add","service":{"name":name,"endpoint":"10.9.0.2","behind":[behind]}});
-        tracker.request(format!("{request}\n").as_bytes())
+        let body = json!({"endpoint": "10.9.0.2", "behind": [behind]}).to_string();
+        let only_new = [("If-None-Match", "*")];
+        tracker.answer(
+            "PUT",
+            &format!("/v1/services/{name}"),
+            &only_new,
+            body.as_bytes(),
+        )
     };
     let contended = thread::scope(|scope| -> Result<usize> {
         let clients: Vec<_> = (0..8)
@@ -268,16 +281,18 @@ fn many_clients_at_a_time() -> Result<()> {
                             &format!("c{client}-{step}"),
                             &format!("10.20.{client}.{step}"),
                         )?;
-                        ensure!(said.contains("added"), "{said}");
+                        ensure!(said.status == 201, "{said:?}");
                     }
                     let mut won = 0;
                     for step in 0..20 {
                         let said = add(&format!("contended-{step}"), "10.20.100.1")?;
                         ensure!(
-                            said.contains("added") || said.contains("there is one of this name"),
-                            "{said}"
+                            said.status == 201
+                                || said.status == 412
+                                    && said.text.contains("there is one of this name"),
+                            "{said:?}"
                         );
-                        won += usize::from(said.contains("added"));
+                        won += usize::from(said.status == 201);
                     }
                     Ok(won)
                 })
@@ -307,35 +322,88 @@ fn nonsense_is_answered_and_does_no_harm() -> Result<()> {
     let lab = Lab::new()?;
     let tracker = Tracker::start(&lab.hub, &lab.service().toml("fw-1"))?;
     let before = tracker.services()?["free"].clone();
-    let long = format!(
-        "{{\"command\":\"service-remove\",\"name\":\"{}\"}}\n",
-        "x".repeat(1 << 17)
-    );
-    let requests: [&[u8]; 12] = [
-        b"\n",
-        b"nonsense\n",
-        b"\xff\xfe\x00\x01\n",
-        b"{\"command\":\"service-add\"}\n",
-        b"{\"command\":\"service-add\",\"service\":[]}\n",
-        b"{\"command\":\"service-add\",\"service\":{\"name\":1,\"endpoint\":2,\"behind\":3}}\n",
-        b"{\"command\":\"service-add\",\"service\":{\"name\":\"\",\"endpoint\":\"\",\"behind\":[\"\"]}}\n",
-        b"{\"command\":\"service-add\",\"service\":{\"name\":\"a\\n[[service]]\\nb\",\"endpoint\":\"10.9.0.2\",\"behind\":[\"10.20.0.9\"]}}\n",
-        b"{\"command\":\"service-add\",\"service\":{\"name\":\"a\",\"endpoint\":\"10.9.0.2\",\"behind\":[\"10.20.0.9\"],\"fall\":-9223372036854775808}}\n",
-        b"{\"command\":\"service-add\",\"service\":{\"name\":\"a\",\"endpoint\":\"10.9.0.2\",\"behind\":[\"10.20.0.9\"],\"member\":[]}}\n",
-        b"{\"command\":\"service-remove\"}\n",
-        long.as_bytes(),
+    let name = "/v1/services/a";
+    let long = format!("/v1/services/{}", "x".repeat(1 << 17));
+    let much = vec![b' '; (4 << 20) + 1];
+    let requests: [(&str, &str, &[u8], u16); 19] = [
+        ("PUT", name, b"nonsense", 400),
+        ("PUT", name, b"\xff\xfe\x00\x01", 400),
+        ("PUT", name, b"", 400),
+        ("PUT", name, b"{", 400),
+        ("PUT", name, b"[]", 422),
+        ("PUT", name, br#"{"endpoint":2,"behind":3}"#, 422),
+        ("PUT", name, br#"{"endpoint":"","behind":[""]}"#, 422),
+        (
+            "PUT",
+            name,
+            br#"{"name":"a\n[[service]]\nb","endpoint":"10.9.0.2","behind":["10.20.0.9"]}"#,
+            422,
+        ),
+        (
+            "PUT",
+            name,
+            br#"{"endpoint":"10.9.0.2","behind":["10.20.0.9"],"fall":-9223372036854775808}"#,
+            422,
+        ),
+        (
+            "PUT",
+            name,
+            br#"{"endpoint":"10.9.0.2","behind":["10.20.0.9"],"member":[]}"#,
+            422,
+        ),
+        (
+            "PUT",
+            "/v1/services/a%0A%22",
+            br#"{"endpoint":"10.9.0.2","behind":["10.20.0.9"]}"#,
+            422,
+        ),
+        (
+            "PUT",
+            "/v1/services",
+            br#"[{"name":"a","endpoint":"10.9.0.2","behind":["10.20.0.9"]}]"#,
+            422,
+        ),
+        ("PUT", name, &much, 413),
+        ("PUT", "/v1/services/a?dry_run=maybe", b"{}", 400),
+        ("PUT", "/v1/services/a?x=1", b"{}", 400),
+        ("POST", "/v1/services", b"{}", 405),
+        ("DELETE", "/v1/services/b", b"", 404),
+        ("GET", "/v1/service", b"", 404),
+        ("GET", "/v1/status?service=[", b"", 400),
     ];
-    for request in requests {
-        let shown = String::from_utf8_lossy(&request[..request.len().min(80)]);
-        // What is too long may be answered before it was all sent, which then fails.
-        if let Ok(said) = tracker.request(request) {
-            assert!(said.starts_with("{\"error\":\""), "{shown}: {said}");
-        } else {
-            assert!(request.len() > 1 << 16, "{shown}");
-        }
+    for (method, path, body, status) in requests {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(80)]);
+        let said = tracker
+            .answer(method, path, &[], body)
+            .with_context(|| format!("{path} {shown}"))?;
+        assert_eq!(said.status, status, "{path} {shown}: {said:?}");
+        assert_eq!(
+            said.header("content-type"),
+            Some("application/problem+json")
+        );
+        let problem = said.json()?;
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["type"], "about:blank");
+        let detail = problem["detail"].as_str().context("a detail")?;
+        assert!(detail.len() < 600 && !detail.contains('\n'), "{detail}");
     }
+    // What is no HTTP at all, or has too long a head, ends its connection.
+    for request in [
+        &b"\n\n"[..],
+        b"{\"command\":\"status\"}\n\n",
+        b"GET / HTTP/9\r\n\r\n",
+    ] {
+        let said = http::exchange(&tracker.socket(), request)?;
+        assert!(
+            said.is_empty() || said.starts_with(b"HTTP/1.1 4"),
+            "{}",
+            String::from_utf8_lossy(&said)
+        );
+    }
+    let said = http::exchange(&tracker.socket(), &http::request("DELETE", &long, &[], b""));
+    assert!(said.is_err() || said.is_ok_and(|said| said.starts_with(b"HTTP/1.1 4")));
     assert_eq!(tracker.services()?["free"], before);
-    assert_eq!(names(&tracker.services()?), own(&[("fw-1", "config")]));
+    assert_eq!(names(&tracker.services()?), own(&[("fw-1", "file")]));
     Ok(())
 }
 

@@ -100,10 +100,10 @@ fn ten_thousand_come_and_go() -> Result<()> {
     for step in 0..10_000_usize {
         let timeout = timeouts[step % timeouts.len()];
         let interval = format!("{}ms", 5 + step % 997);
-        let request = json!({"command":"service-add","service":{"name":format!("s{step}"),"endpoint":"10.9.0.2",
-            "behind":["10.20.0.9"],"interval":interval,"timeout":timeout}});
-        let said = tracker.request(format!("{request}\n").as_bytes())?;
-        ensure!(said.contains("added"), "{step}: {said}");
+        let body = json!({"endpoint":"10.9.0.2","behind":["10.20.0.9"],"interval":interval,"timeout":timeout});
+        let (status, said) =
+            tracker.http("PUT", &format!("/v1/services/s{step}"), &body.to_string())?;
+        ensure!(status == 201, "{step}: {status} {said}");
         there.push_back(step);
         while there.len() > step % 5 {
             // Now the oldest, now the newest.
@@ -113,9 +113,8 @@ fn ten_thousand_come_and_go() -> Result<()> {
                 there.pop_back()
             };
             let gone = gone.context("one that is there")?;
-            let request = json!({"command":"service-remove","name":format!("s{gone}")});
-            let said = tracker.request(format!("{request}\n").as_bytes())?;
-            ensure!(said.contains("removed"), "{step}: {said}");
+            let (status, said) = tracker.http("DELETE", &format!("/v1/services/s{gone}"), "")?;
+            ensure!(status == 204, "{step}: {status} {said}");
         }
     }
     for left in there {
@@ -133,8 +132,8 @@ fn ten_thousand_come_and_go() -> Result<()> {
     let behind: Vec<String> = (0..1024)
         .map(|last| format!("10.20.{}.{}", last / 256, last % 256))
         .collect();
-    let request = json!({"command":"service-add","service":{"name":"all","endpoint":"10.9.0.2","behind":behind}});
-    let said = tracker.request(format!("{request}\n").as_bytes())?;
-    assert!(said.contains("added all"), "{said}");
+    let body = json!({"endpoint": "10.9.0.2", "behind": behind}).to_string();
+    let (status, said) = tracker.http("PUT", "/v1/services/all", &body)?;
+    assert_eq!(status, 201, "{said}");
     Ok(())
 }

@@ -297,7 +297,8 @@ impl Pieces {
                     self.write(services, is_begun, &mut text);
                     // The age of what it says is that of its end: what stood still while it was made counts.
                     if self.reading.frame().is_stalled() != self.frame.is_stalled() {
-                        let text = "the daemon stopped or began to keep up while the status was made";
+                        let text =
+                            "the daemon stopped or began to keep up while the status was made";
                         return Some((Err(io::Error::other(text)), self));
                     }
                     let (_, tail) = self.ends();
@@ -413,7 +414,9 @@ impl Api for Answers {
                     true => self.status(&names).await?,
                 };
                 let services = &mut status.services;
-                services.iter_mut().for_each(|service| finish(service, trackers, false));
+                services
+                    .iter_mut()
+                    .for_each(|service| finish(service, trackers, false));
                 // Plain structures with string keys cannot fail to be written.
                 return Ok(Body::from(serde_json::to_vec(&status).unwrap_or_default()));
             }
@@ -467,7 +470,9 @@ impl Api for Answers {
         // A body may be long, and others' answers do not wait for it.
         let wanted = tokio::task::spawn_blocking(move || checked(wanted, &defaults));
         let wanted = wanted.await.map_err(|_| {
-            Refused::Unavailable("checking the request failed; this is a bug, please report it".to_owned())
+            Refused::Unavailable(
+                "checking the request failed; this is a bug, please report it".to_owned(),
+            )
         })??;
         let _writing = self.writing.lock().await;
         let done = self.ask(wanted.clone(), true).await?;
@@ -477,13 +482,17 @@ impl Api for Answers {
                 ..done.changed
             });
         }
-        let kept = done.kept.into_iter().map(|(name, body)| Edit::put(SERVICES, name, body));
+        let kept = done
+            .kept
+            .into_iter()
+            .map(|(name, body)| Edit::put(SERVICES, name, body));
         let gone = done.changed.removed.into_iter();
         let edits = kept.chain(gone.map(|name| Edit::remove(SERVICES, name)));
         // Kept before it is done: what a client was told of survives whatever happens then.
-        let undo = self.store.commit(edits.collect()).await.map_err(|error| {
-            Refused::Storage(format!("nothing was changed: {}", full(&error)))
-        })?;
+        let undo =
+            self.store.commit(edits.collect()).await.map_err(|error| {
+                Refused::Storage(format!("nothing was changed: {}", full(&error)))
+            })?;
         let done = self.ask(wanted, false).await;
         if done.is_err() {
             // The main loop changed its mind since the trial, by a reload in between.
@@ -515,7 +524,10 @@ fn checked(wanted: ServicesWanted, defaults: &Defaults) -> Result<Wanted, Refuse
                     Ok(service) => {
                         if !names.insert(service.name.clone()) {
                             let pointer = format!("/services/{at}/{}", SERVICE_NAME.name);
-                            let problem = format!("an earlier service is named {:?} too; give each its own name", service.name);
+                            let problem = format!(
+                                "an earlier service is named {:?} too; give each its own name",
+                                service.name
+                            );
                             errors.push(Invalid::at(pointer, problem));
                         }
                         services.push(service);

@@ -23,7 +23,11 @@ const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// How long a client waits for the answer to a change: not knowing whether it was is worse than waiting.
 const CHANGE_WAIT: Duration = Duration::from_secs(60);
 /// Characters that stand for themselves in a path or a query (RFC 3986, section 2.3).
-const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// Why a client has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +85,9 @@ pub struct Call<'c> {
 impl<'c> Call<'c> {
     /// A request to a path, whose parts are `parts`.
     pub fn new(socket: &'c Path, method: Method, parts: &[&str]) -> Self {
-        let parts = parts.iter().map(|part| utf8_percent_encode(part, UNRESERVED));
+        let parts = parts
+            .iter()
+            .map(|part| utf8_percent_encode(part, UNRESERVED));
         let path = parts.map(|part| format!("/{part}")).collect();
         Self {
             method,
@@ -104,14 +110,17 @@ impl<'c> Call<'c> {
     /// With these names, each as a query parameter.
     #[must_use]
     pub fn names(self, names: &[String]) -> Self {
-        names.iter().fold(self, |call, name| call.query("service", name))
+        names
+            .iter()
+            .fold(self, |call, name| call.query("service", name))
     }
 
     /// With a body of JSON.
     #[must_use]
     pub fn body(mut self, body: &serde_json::Value) -> Self {
         self.body = body.to_string().into_bytes();
-        self.headers.push((header::CONTENT_TYPE, "application/json"));
+        self.headers
+            .push((header::CONTENT_TYPE, "application/json"));
         self
     }
 
@@ -193,7 +202,8 @@ impl<'c> Call<'c> {
             .build()
             .map_err(unreachable)?;
         runtime.block_on(async {
-            let late = |_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+            let late =
+                |_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
             let (status, mut body) = timeout(wait, self.send())
                 .await
                 .map_err(late)?
@@ -207,7 +217,10 @@ impl<'c> Call<'c> {
                     None => body.frame().await,
                 };
                 let Some(frame) = frame else { break };
-                let Ok(piece) = frame.map_err(|error| unreachable(of_hyper(&error)))?.into_data() else {
+                let Ok(piece) = frame
+                    .map_err(|error| unreachable(of_hyper(&error)))?
+                    .into_data()
+                else {
                     continue;
                 };
                 if is_refused {

@@ -101,7 +101,13 @@ impl Format {
         }
     }
 
-    fn write(self, into: &mut Vec<u8>, id: Option<(&str, u64)>, kind: &str, value: &impl Serialize) {
+    fn write(
+        self,
+        into: &mut Vec<u8>,
+        id: Option<(&str, u64)>,
+        kind: &str,
+        value: &impl Serialize,
+    ) {
         // Plain structures with string keys cannot fail to be written.
         let json = serde_json::to_vec(value).unwrap_or_default();
         if self == Self::ServerSent {

@@ -163,7 +163,14 @@ pub(super) async fn connection<S>(
         let mut router = router.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(client.clone());
-        async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
+        async move {
+            Ok::<_, Infallible>(
+                router
+                    .call(request)
+                    .await
+                    .unwrap_or_else(|never| match never {}),
+            )
+        }
     });
     // A client that went away or sent nonsense is no fault of the daemon.
     let _ = http1::Builder::new()
@@ -262,7 +269,11 @@ mod tests {
     fn the_text_of_a_full_server_is_whole() {
         let text = std::str::from_utf8(FULL).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{}", body.len());
+        assert!(
+            head.contains(&format!("Content-Length: {}", body.len())),
+            "{}",
+            body.len()
+        );
         let problem: super::super::problem::Problem = serde_json::from_str(body).unwrap();
         assert_eq!(problem.status, 503);
     }

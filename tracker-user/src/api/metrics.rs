@@ -405,7 +405,7 @@ mod tests {
 
     use super::super::types::tests::example;
     use super::*;
-    
+
     #[test]
     fn a_page_grows_in_proportion_to_the_trackers() {
         crate::growth::assert_linear("a page", 2_000, |count| {

@@ -11,5 +11,7 @@ pub mod problem;
 pub mod routes;
 pub mod socket;
 pub mod status;
+#[cfg(test)]
+mod tests;
 pub mod thread;
 pub mod types;

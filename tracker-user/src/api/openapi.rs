@@ -28,7 +28,9 @@ pub fn document() -> Json {
     let mut paths = Map::new();
     for route in routes::table::<Answers>() {
         let operation = operation(&route, &mut generator);
-        let path = paths.entry(route.path.to_owned()).or_insert_with(|| json!({}));
+        let path = paths
+            .entry(route.path.to_owned())
+            .or_insert_with(|| json!({}));
         if let Some(path) = path.as_object_mut() {
             path.insert(route.method.as_str().to_lowercase(), operation);
         }
@@ -62,11 +64,11 @@ fn operation<A>(route: &Route<A>, generator: &mut SchemaGenerator) -> Json {
     }
     for status in refusals {
         let problem = generator.subschema_for::<Problem>();
-        let refusal = json!({
-            "description": reason(status),
-            "content": {PROBLEM_JSON: {"schema": problem}},
-        });
-        responses.entry(status.to_string()).or_insert(refusal);
+        // A status may say the same of itself in its own words, or in those of every call.
+        let response = responses
+            .entry(status.to_string())
+            .or_insert_with(|| json!({"description": reason(status)}));
+        response["content"][PROBLEM_JSON] = json!({"schema": problem});
     }
     let mut operation = json!({
         "summary": route.summary,
@@ -75,7 +77,8 @@ fn operation<A>(route: &Route<A>, generator: &mut SchemaGenerator) -> Json {
         "responses": responses,
     });
     if let Some((media, schema)) = content(route.body, generator) {
-        operation["requestBody"] = json!({"required": true, "content": {media: {"schema": schema}}});
+        operation["requestBody"] =
+            json!({"required": true, "content": {media: {"schema": schema}}});
     }
     operation
 }
@@ -89,13 +92,19 @@ fn names_in(path: &str) -> impl Iterator<Item = &str> {
 fn operation_id<A>(route: &Route<A>) -> String {
     let words = route.path.split(['/', '.']).filter(|part| !part.is_empty());
     let words: Vec<_> = words.map(|word| word.trim_matches(['{', '}'])).collect();
-    format!("{}_{}", route.method.as_str().to_lowercase(), words.join("_"))
+    format!(
+        "{}_{}",
+        route.method.as_str().to_lowercase(),
+        words.join("_")
+    )
 }
 
 fn parameter(parameter: &Parameter) -> Json {
     let schema = match parameter.kind {
         Kind::Flag => json!({"type": "boolean"}),
-        Kind::Names => json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 255}, "maxItems": 64}),
+        Kind::Names => {
+            json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 255}, "maxItems": 64})
+        }
         Kind::Place => json!({"type": "string", "pattern": "^([0-9a-f]{16}:)?[0-9]{1,15}$"}),
     };
     json!({"name": parameter.name, "in": "query", "required": false, "description": parameter.doc, "schema": schema})

@@ -54,7 +54,10 @@ pub trait Api: Clone + Send + Sync + 'static {
     /// The body of a request that makes a service.
     fn service(&self, name: &str) -> Result<Json, Refused>;
     /// Changes services.
-    fn change(&self, change: ServiceChange) -> impl Future<Output = Result<Changed, Refused>> + Send;
+    fn change(
+        &self,
+        change: ServiceChange,
+    ) -> impl Future<Output = Result<Changed, Refused>> + Send;
 }
 
 /// A change of the services that the API owns.
@@ -287,7 +290,7 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
             query: &[DRY_RUN],
             body: Content::Empty,
             answers: &[(204, Content::Empty), (200, Content::Changed)],
-            refusals: &[403, 404, 409, 422, 507],
+            refusals: &[403, 404, 409, 507],
             handle: handler!(call => {
                 let wanted = ServicesWanted::Removed(call.path("name").to_owned());
                 let changed = call.change(wanted).await?;
@@ -345,7 +348,7 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
             "Metrics in the text formats of Prometheus",
             &[SERIES],
             &[(200, Content::Metrics)],
-            &[404],
+            &[],
             handler!(call => {
                 let status = call.api.status(&[]).await?;
                 let page = metrics::render(&status);
@@ -384,7 +387,10 @@ pub fn router<A: Api>(api: &A, scope: Scope) -> Router {
             Scope::ReadOnly => is_read,
             Scope::Metrics => route.path == METRICS,
         };
-        let Some(filter) = MethodFilter::try_from(route.method.clone()).ok().filter(|_| is_served) else {
+        let Some(filter) = MethodFilter::try_from(route.method.clone())
+            .ok()
+            .filter(|_| is_served)
+        else {
             continue;
         };
         let (path, route) = (route.path, Arc::new(route));
@@ -417,7 +423,11 @@ pub fn router<A: Api>(api: &A, scope: Scope) -> Router {
                     "this address only answers GET; use the daemon's Unix socket to change anything"
                 }
             };
-            let detail = format!("{} {}: no such method; {why}", request.method(), request.uri().path());
+            let detail = format!(
+                "{} {}: no such method; {why}",
+                request.method(),
+                request.uri().path()
+            );
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).response()
         })
 }
@@ -445,9 +455,14 @@ fn services(body: Json) -> Result<Vec<Json>, Problem> {
     match list {
         Some(Json::Array(services)) => Ok(services),
         _ => {
-            let problem = "the body must be an object with the key `services` alone, a list of services";
+            let problem =
+                "the body must be an object with the key `services` alone, a list of services";
             let errors = vec![Invalid::whole(problem)];
-            Err(Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, "cannot replace services", errors))
+            Err(Problem::invalid(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "cannot replace services",
+                errors,
+            ))
         }
     }
 }
@@ -471,7 +486,9 @@ impl<A: Api> Call<A> {
     ) -> Result<Self, Problem> {
         let query = query(request.uri().query().unwrap_or_default(), route.query)?;
         let pairs = parameters.iter();
-        let parameters = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let parameters = pairs
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
         let (mut parts, body) = request.into_parts();
         let client = parts.extensions.remove::<Client>();
         let client = client.unwrap_or_else(|| Client {
@@ -524,7 +541,8 @@ impl<A: Api> Call<A> {
     fn names(&self, parameter: &Parameter) -> Result<Vec<Pattern>, Problem> {
         let names = self.values(parameter);
         let patterns = names.map(|name| {
-            Pattern::new(name).map_err(|error| bad_query(parameter, format!("{name:?} is no pattern: {error}")))
+            Pattern::new(name)
+                .map_err(|error| bad_query(parameter, format!("{name:?} is no pattern: {error}")))
         });
         patterns.collect()
     }
@@ -543,7 +561,9 @@ impl<A: Api> Call<A> {
         serde_json::from_slice(&self.body).map_err(|error| {
             // It may quote most of the body.
             let error: String = error.to_string().chars().take(200).collect();
-            let errors = vec![Invalid::whole(format!("the body is not JSON: {error}; correct it"))];
+            let errors = vec![Invalid::whole(format!(
+                "the body is not JSON: {error}; correct it"
+            ))];
             Problem::invalid(StatusCode::BAD_REQUEST, "cannot read the request", errors)
         })
     }
@@ -568,7 +588,8 @@ async fn read_body(body: Body) -> Result<Bytes, Problem> {
         Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
     };
     read.map_err(late)?.map_err(|_| {
-        let detail = format!("the body has more than {MAX_BODY} bytes, or ended early; send less at a time");
+        let detail =
+            format!("the body has more than {MAX_BODY} bytes, or ended early; send less at a time");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     })
 }

@@ -161,14 +161,12 @@ pub fn bind(path: &Path, group: Option<&str>) -> Result<Socket, BindError> {
 /// Makes the socket anew, if that is possible now.
 pub(super) fn again(file: &SocketFile) -> Option<(UnixListener, SocketFile)> {
     let path = &file.path;
-    let made =
-        bind(path, file.group.as_deref())
-            .map_err(|error| error.to_string())
-            .and_then(|Socket { listener, file }| {
-                let listener =
-                    UnixListener::from_std(listener).map_err(|error| error.to_string())?;
-                Ok((listener, file))
-            });
+    let made = bind(path, file.group.as_deref())
+        .map_err(|error| error.to_string())
+        .and_then(|Socket { listener, file }| {
+            let listener = UnixListener::from_std(listener).map_err(|error| error.to_string())?;
+            Ok((listener, file))
+        });
     match made {
         Ok(made) => {
             tracing::warn!("the socket {} was removed; made it anew", path.display());
@@ -184,4 +182,3 @@ pub(super) fn again(file: &SocketFile) -> Option<(UnixListener, SocketFile)> {
         }
     }
 }
-

@@ -85,7 +85,9 @@ pub fn outline(tree: &StateTree, names: &[Pattern]) -> Result<Outline, String> {
             is_known = true;
             wanted.insert(service);
         } else if is_glob(name) {
-            let matching = tree.services().filter(|service| name.matches(&service.name));
+            let matching = tree
+                .services()
+                .filter(|service| name.matches(&service.name));
             for service in matching {
                 is_known = true;
                 wanted.insert(service.id);
@@ -292,7 +294,9 @@ fn no_such(tree: &StateTree, name: &str) -> String {
     };
     match config::likeliest(name, services.chain(chains)) {
         Some(likeliest) => {
-            format!("{what}; the nearest name is {likeliest:?}, and `tracker service list` shows all")
+            format!(
+                "{what}; the nearest name is {likeliest:?}, and `tracker service list` shows all"
+            )
         }
         None => format!("{what}; this hub has none at all"),
     }

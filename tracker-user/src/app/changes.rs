@@ -65,7 +65,10 @@ fn done(old: &Desired, new: &Desired) -> Done {
         let body = config::body(settings).to_string();
         done.kept.push((settings.name.clone(), body));
     }
-    let removed = old.services().iter().map(|service| service.settings.name.as_str());
+    let removed = old
+        .services()
+        .iter()
+        .map(|service| service.settings.name.as_str());
     let removed = removed.filter(|name| before.contains_key(name));
     done.changed.removed = removed.map(str::to_owned).collect();
     done
@@ -175,14 +178,18 @@ impl App {
             Some(_) if is_new => Err(Refused::Exists(format!(
                 "{attempt}: there is one of this name; give another, or remove that one first with `tracker service remove {name}`"
             ))),
-            Some(old) if old.settings.owner == Owner::File => Err(owned(
-                &format!("cannot change service {name:?}"),
-            )),
+            Some(old) if old.settings.owner == Owner::File => {
+                Err(owned(&format!("cannot change service {name:?}")))
+            }
             Some(_) => {
-                let services = self.desired.services().iter().map(|old| match old.settings.name == *name {
-                    true => service.clone(),
-                    false => old.settings.clone(),
-                });
+                let services =
+                    self.desired
+                        .services()
+                        .iter()
+                        .map(|old| match old.settings.name == *name {
+                            true => service.clone(),
+                            false => old.settings.clone(),
+                        });
                 let desired = self.next_with(services.collect());
                 Ok((format!("cannot change service {name:?}"), desired))
             }
@@ -192,24 +199,40 @@ impl App {
     fn with_all(&self, services: &[Service]) -> Result<(String, Desired), Refused> {
         let attempt = "cannot replace services".to_owned();
         let is_of_file = |service: &&Service| service.owner == Owner::File;
-        let old = self.desired.services().iter().map(|service| &service.settings);
+        let old = self
+            .desired
+            .services()
+            .iter()
+            .map(|service| &service.settings);
         let of_file: Vec<Service> = old.filter(is_of_file).cloned().collect();
         let named: HashMap<&str, usize> = (services.iter().enumerate())
             .map(|(at, service)| (service.name.as_str(), at))
             .collect();
         let taken = of_file.iter().filter_map(|service| {
             let at = named.get(service.name.as_str())?;
-            Some(format!("service {:?} (number {at} of the list) is the file's", service.name))
+            Some(format!(
+                "service {:?} (number {at} of the list) is the file's",
+                service.name
+            ))
         });
         let taken: Vec<_> = taken.collect();
         if !taken.is_empty() {
-            let why = format!("{attempt}: {}; change it in the file and reload", taken.join(", "));
+            let why = format!(
+                "{attempt}: {}; change it in the file and reload",
+                taken.join(", ")
+            );
             return Err(Refused::Owned(why));
         }
         let kept: HashSet<&str> = named.keys().copied().collect();
-        let mut old = self.desired.services().iter().map(|service| &service.settings);
+        let mut old = self
+            .desired
+            .services()
+            .iter()
+            .map(|service| &service.settings);
         if let Some(gone) = old.find(|service| {
-            service.owner == Owner::Api && !kept.contains(service.name.as_str()) && self.chain_of(&service.name).is_some()
+            service.owner == Owner::Api
+                && !kept.contains(service.name.as_str())
+                && self.chain_of(&service.name).is_some()
         }) {
             return Err(self.in_chain(&attempt, &gone.name));
         }
@@ -227,7 +250,9 @@ impl App {
                 Some(likeliest) => {
                     format!("{attempt}: there is none of this name; did you mean {likeliest:?}?")
                 }
-                None => format!("{attempt}: this hub has no services; `tracker service add` makes one"),
+                None => {
+                    format!("{attempt}: this hub has no services; `tracker service add` makes one")
+                }
             }));
         };
         if self.chain_of(name).is_some() {
@@ -243,7 +268,8 @@ impl App {
     fn next_with(&self, services: Vec<Service>) -> Desired {
         let observed = &self.netlink.observed;
         let used = |id| self.installer.used(id, observed);
-        self.desired.next(services, self.desired.chains().to_vec(), used)
+        self.desired
+            .next(services, self.desired.chains().to_vec(), used)
     }
 
     fn chain_of(&self, name: &str) -> Option<&Chain> {
@@ -307,7 +333,11 @@ impl App {
             }
         }
         self.tell_room();
-        for (what, names) in [("added", &names.added), ("changed", &names.changed), ("removed", &names.removed)] {
+        for (what, names) in [
+            ("added", &names.added),
+            ("changed", &names.changed),
+            ("removed", &names.removed),
+        ] {
             match &names[..] {
                 [] => {}
                 [name] => tracing::info!("{what} service {name}"),

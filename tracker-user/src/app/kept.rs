@@ -37,8 +37,8 @@ pub(super) fn services(contents: Option<&Contents>, before: &Desired) -> Kept {
         match service {
             Ok(service) => services.push(service),
             Err(why) => tracing::error!(
-                "service {name:?}, which the API was given, cannot be read: {why}; it stays in the state directory until it is given \
-                 anew or removed"
+                "service {name:?}, which the API was given, cannot be read: {why}; it stays in the state directory until one of \
+                 this name is added"
             ),
         }
     }
@@ -53,7 +53,11 @@ impl Kept {
     pub(super) fn unkept(&self) -> Vec<Edit> {
         let services = self.services.iter().filter(|_| self.is_of_journal);
         let edits = services.map(|service| {
-            Edit::put(SERVICES, service.name.clone(), config::body(service).to_string())
+            Edit::put(
+                SERVICES,
+                service.name.clone(),
+                config::body(service).to_string(),
+            )
         });
         edits.collect()
     }

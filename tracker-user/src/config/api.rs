@@ -12,7 +12,9 @@ use super::{
 /// Reads the table; `metrics` is the address of `[hub] metrics`.
 pub(super) fn read(mut section: Section<'_>, metrics: Option<SocketAddr>) -> Api {
     section.only(Table::Api);
-    let tls = section.take_table(&keys::TLS).and_then(|section| tls(&section));
+    let tls = section
+        .take_table(&keys::TLS)
+        .and_then(|section| tls(&section));
     let listen = section
         .entry(&keys::LISTEN)
         .and_then(|entry| entry.parsed("an address and port", socket_address));

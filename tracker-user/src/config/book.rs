@@ -102,8 +102,9 @@ fn section<'t>(page: &'t str, heading: &str) -> &'t str {
 fn the_key_tables_have_each_key_and_its_default() {
     let page = page("docs/configuration.md");
     let is_of_service = |key: &&Key| !key.is_setting() && !matches!(key.value, Value::Tables(_));
-    let tables: [(&str, Vec<&Key>); 4] = [
+    let tables: [(&str, Vec<&Key>); 5] = [
         ("hub", keys::of(Table::Hub).collect()),
+        ("api", keys::of(Table::Api).collect()),
         (
             "service",
             keys::of(Table::Service).filter(is_of_service).collect(),

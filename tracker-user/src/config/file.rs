@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use tracker_ebpf::abi;
 
 use super::{
-    Api, Config, Probe, Service, Tracker, api, chain, document::Section, hub, keys, keys::Table, service,
-    settings::Settings, steering, values::Names,
+    Api, Config, Probe, Service, Tracker, api, chain, document::Section, hub, keys, keys::Table,
+    service, settings::Settings, steering, values::Names,
 };
 
 /// Reads the file.

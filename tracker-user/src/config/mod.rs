@@ -12,10 +12,10 @@ mod document;
 mod file;
 mod hub;
 pub mod keys;
-pub mod reference;
-mod service;
 mod options;
+pub mod reference;
 mod request;
+mod service;
 mod settings;
 mod steering;
 #[cfg(test)]
@@ -33,9 +33,9 @@ use ipnet::IpNet;
 use tracker_ebpf::{abi, probe};
 
 pub use file::{Defaults, crowded};
+pub(crate) use keys::NAME_MAX;
 pub use options::{ServiceOptions, options};
 pub use request::{Invalid, body, service as requested};
-pub(crate) use keys::NAME_MAX;
 pub use values::checked_instance;
 
 /// What Tracker's own mark, sequence, time and token take of a probe, bytes.

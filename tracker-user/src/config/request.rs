@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    Defaults, Member, Owner, Policy, Probe, ReturnHop, Service,
-    Tracker, document, file, keys,
+    Defaults, Member, Owner, Policy, Probe, ReturnHop, Service, Tracker, document, file, keys,
 };
 
 /// One thing that is wrong with a request.
@@ -52,7 +51,11 @@ impl Invalid {
 ///
 /// # Errors
 /// Everything that is wrong with it, each with its key and place.
-pub fn service(name: Option<&str>, body: &Json, defaults: &Defaults) -> Result<Service, Vec<Invalid>> {
+pub fn service(
+    name: Option<&str>,
+    body: &Json,
+    defaults: &Defaults,
+) -> Result<Service, Vec<Invalid>> {
     let Some(object) = body.as_object() else {
         let problem = "a service must be a JSON object with the keys of [[service]]";
         return Err(vec![Invalid::whole(problem)]);
@@ -80,9 +83,9 @@ pub fn service(name: Option<&str>, body: &Json, defaults: &Defaults) -> Result<S
         ..
     } = writer;
     if !nulls.is_empty() {
-        let invalid = nulls.into_iter().map(|pointer| {
-            Invalid::at(pointer, "null is not a value; leave the key out")
-        });
+        let invalid = nulls
+            .into_iter()
+            .map(|pointer| Invalid::at(pointer, "null is not a value; leave the key out"));
         return Err(invalid.collect());
     }
     let sink = document::Sink::of_request(&text, &pointers);
@@ -118,7 +121,8 @@ impl Writer {
     fn key(&mut self, key: &str, value: &Json) {
         let outer = self.pointer.len();
         self.pointer.push('/');
-        self.pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
+        self.pointer
+            .push_str(&key.replace('~', "~0").replace('/', "~1"));
         self.mark();
         self.string(key);
         self.text.push_str(" = ");
@@ -151,10 +155,10 @@ impl Writer {
                 self.text.push('[');
                 for (at, element) in elements.iter().enumerate() {
                     let outer = self.pointer.len();
+                    self.text.push_str(if at == 0 { "" } else { ", " });
                     // Writing to a string does not fail.
                     let _ = write!(self.pointer, "/{at}");
                     self.value(element);
-                    self.text.push_str(", ");
                     self.pointer.truncate(outer);
                 }
                 self.text.push(']');
@@ -209,7 +213,11 @@ fn of_behinds<'m>(
     common: &Map<String, Json>,
 ) -> Option<impl Iterator<Item = IpAddr> + use<'m>> {
     let mut trackers = member.trackers.iter();
-    let is_plain = trackers.all(|tracker| settings(tracker).iter().all(|(key, value)| common.get(key) == Some(value)));
+    let is_plain = trackers.all(|tracker| {
+        settings(tracker)
+            .iter()
+            .all(|(key, value)| common.get(key) == Some(value))
+    });
     is_plain.then(|| member.trackers.iter().map(|tracker| tracker.behind))
 }
 
@@ -246,7 +254,10 @@ fn attachment(member: &Member, common: &Map<String, Json>) -> Map<String, Json> 
         Policy::AtLeast(count) => drop(set(&keys::POLICY, json!(count))),
     }
     match of_behinds(member, common) {
-        Some(behinds) => drop(set(&keys::BEHIND, behinds.map(|behind| json!(behind)).collect())),
+        Some(behinds) => drop(set(
+            &keys::BEHIND,
+            behinds.map(|behind| json!(behind)).collect(),
+        )),
         None => {
             let trackers = trackers.iter().map(|tracker| {
                 let mut inner = settings(tracker);

@@ -1,6 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
+use serde_json::{Value as Json, json};
 
 use super::*;
 
@@ -115,6 +116,7 @@ fn contract_example_is_valid() {
             name: "hub-1".to_owned(),
             instance: "default".to_owned(),
             socket: "/run/tracker/default.sock".into(),
+            socket_group: None,
             metrics: Some("127.0.0.1:9469".parse().unwrap()),
             bpffs: "/sys/fs/bpf".into(),
             state: "/var/lib/tracker/default".into(),
@@ -179,6 +181,7 @@ fn contract_example_is_valid() {
             mark: Some(0x7472),
             mark_mask: 0xffff,
         }),
+        api: Api::default(),
         defaults: config.defaults.clone(),
     };
     assert_eq!(config, expected);
@@ -1043,123 +1046,371 @@ proptest! {
     }
 }
 
-fn list(names: &[&str]) -> Given {
-    Given::List(names.iter().map(|name| (*name).to_owned()).collect())
-}
-
-fn addition<const N: usize>(keys: [(&str, Given); N]) -> Addition {
-    let least = [
-        ("endpoint", "10.9.0.2".into()),
-        ("behind", list(&["10.20.0.9"])),
-    ];
-    let keys = least.into_iter().chain(keys);
-    Addition {
-        name: "fw-9".to_owned(),
-        keys: keys.map(|(key, value)| (key.to_owned(), value)).collect(),
-    }
+/// A service of the API with the keys that each must have, and these.
+fn requested(keys: Json) -> Result<Service, Vec<Invalid>> {
+    let mut body = json!({"endpoint": "10.9.0.2", "behind": ["10.20.0.9"]});
+    let object = body.as_object_mut().unwrap();
+    object.extend(keys.as_object().unwrap().clone());
+    super::requested(Some("fw-9"), &body, &valid("").defaults)
 }
 
 #[test]
-fn an_addition_is_as_in_the_file() {
+fn a_service_of_the_api_is_as_in_the_file() {
     let file = "[defaults]\ninterval = \"20ms\"\nrise = 7\n[[service]]\nname = \"fw-9\"\nendpoint = \"10.9.0.2\"\n\
                 interface = \"eth1\"\nbehind = [\"10.20.0.9\", \"2001:db8:20::9\"]\nsource = \"10.9.0.1\"\n\
                 timeout = \"1s\"\nfall = 5\npayload = 64\nreturns = [\"eth1\", \"eth2\"]\npolicy = 2\n\
                 expect = \"silence\"\nflow = \"rotate\"\ndscp = 46\nrefused = \"up\"\nhold_down = \"3s\"\n\
                 return_hop = \"endpoint\"\nreturn_ttl = 63\n";
     let config = valid(file);
-    let given = addition([
-        ("interface", "eth1".into()),
-        ("source", "10.9.0.1".into()),
-        ("timeout", "1s".into()),
-        ("fall", Given::Number(5)),
-        ("payload", Given::Number(64)),
-        ("returns", list(&["eth1", "eth2"])),
-        ("policy", Given::Number(2)),
-        ("behind", list(&["10.20.0.9", "2001:db8:20::9"])),
-        ("expect", "silence".into()),
-        ("flow", "rotate".into()),
-        ("dscp", "ef".into()),
-        ("refused", "up".into()),
-        ("hold_down", "3s".into()),
-        ("return_hop", "endpoint".into()),
-        ("return_ttl", Given::Number(63)),
-    ]);
+    let body = json!({
+        "endpoint": "10.9.0.2",
+        "interface": "eth1",
+        "source": "10.9.0.1",
+        "timeout": "1s",
+        "fall": 5,
+        "payload": 64,
+        "returns": ["eth1", "eth2"],
+        "policy": 2,
+        "behind": ["10.20.0.9", "2001:db8:20::9"],
+        "expect": "silence",
+        "flow": "rotate",
+        "dscp": "ef",
+        "refused": "up",
+        "hold_down": "3s",
+        "return_hop": "endpoint",
+        "return_ttl": 63,
+    });
     let expected = Service {
         owner: Owner::Api,
         ..config.services[0].clone()
     };
-    assert_eq!(given.service(&config.defaults), Ok(expected));
-    let least = addition([]).service(&valid("").defaults).unwrap();
+    let given = super::requested(Some("fw-9"), &body, &config.defaults);
+    assert_eq!(given.as_ref(), Ok(&expected));
+    // With its name in the body, as in a list of services, it is the same.
+    let mut named = body;
+    named["name"] = json!("fw-9");
+    for name in [None, Some("fw-9")] {
+        assert_eq!(super::requested(name, &named, &config.defaults), given);
+    }
+    let least = requested(json!({})).unwrap();
     assert_eq!(least.members[0].trackers, [tracker("10.20.0.9")]);
 }
 
 #[test]
-fn a_wrong_addition_is_refused_in_the_words_of_a_command_line() {
-    let named = |name: &str| Addition {
-        name: name.to_owned(),
-        ..addition([])
+fn a_wrong_service_of_the_api_is_refused_in_the_words_of_its_keys() {
+    let mixed = |setting: &str| {
+        format!(
+            "{setting} in the service: the short form cannot be mixed with [[service.member]]; move it into each [[service.member]]"
+        )
     };
+    let [behind, endpoint] = ["behind = [\"10.20.0.9\"]", "endpoint = \"10.9.0.2\""].map(mixed);
     let cases = [
         (
-            addition([("interval", "0ms".into())]),
-            "--interval 0ms: out of range; give 1ms to 1h",
+            json!({"interval": "0ms"}),
+            vec![(
+                "/interval",
+                "interval = \"0ms\" in the service: out of range; give 1ms to 1h",
+            )],
         ),
         (
-            addition([("interval", "5".into()), ("fall", Given::Number(0))]),
-            "--interval 5: not a duration (time unit needed, for example 5sec or 5ms); give a duration with its unit, \
-             such as 100ms; and --fall 0: out of range; give a whole number from 1 to 60",
+            json!({"interval": "5", "fall": 0}),
+            vec![
+                (
+                    "/fall",
+                    "fall = 0 in the service: out of range; give a whole number from 1 to 60",
+                ),
+                (
+                    "/interval",
+                    "interval = \"5\" in the service: not a duration (time unit needed, for example 5sec or 5ms); give a \
+                     duration in quotes with its unit, such as \"100ms\"",
+                ),
+            ],
         ),
         (
-            named("fw 9"),
-            "NAME fw 9: a name has no spaces, control characters or '/'; leave them out",
+            json!({"name": "fw-8"}),
+            vec![(
+                "/name",
+                "name = \"fw-8\" but the request's path names \"fw-9\"; leave the key out, or give the same name",
+            )],
         ),
         (
-            named("fw\n9\""),
-            "NAME fw...: a name has no spaces, control characters or '/'; leave them out",
+            json!({"endpoint": "10.9.0.2/24"}),
+            vec![(
+                "/endpoint",
+                "endpoint = \"10.9.0.2/24\" in the service: not an IP address; give an address alone, without a prefix length",
+            )],
         ),
         (
-            addition([("endpoint", "10.9.0.2/24".into())]),
-            "--endpoint 10.9.0.2/24: not an IP address; give an address alone, without a prefix length",
+            json!({"behind": ["10.20.0.9", "10.20.0.9"]}),
+            vec![(
+                "/behind/1",
+                "behind = \"10.20.0.9\" in the service: /behind/0 has the same tracker in the same member; delete one",
+            )],
         ),
         (
-            addition([("behind", list(&["10.20.0.9", "10.20.0.9"]))]),
-            "--behind 10.20.0.9: an earlier one has the same tracker in the same member; delete one",
+            json!({"behind": []}),
+            vec![(
+                "/behind",
+                "behind = [] in the service: an empty list; give a list of addresses, such as [\"192.0.2.9\"] or leave it out",
+            )],
         ),
         (
-            addition([("behind", list(&[]))]),
-            "--behind []: an empty list; give a list of addresses, such as [\"192.0.2.9\"] or leave it out",
+            json!({"endpoint": "fe80::2"}),
+            vec![(
+                "/endpoint",
+                "endpoint fe80::2 is link-local, so its interface cannot be found from a route; add interface = \"NAME\" in \
+                 the service",
+            )],
         ),
         (
-            addition([("endpoint", "fe80::2".into())]),
-            "endpoint fe80::2 is link-local, so its interface cannot be found from a route; give --interface NAME",
+            json!({"port": 70_000}),
+            vec![(
+                "/port",
+                "port = 70000 in the service: out of range; give a whole number from 1 to 65535",
+            )],
         ),
         (
-            addition([("port", Given::Number(70_000))]),
-            "--port 70000: out of range; give a whole number from 1 to 65535",
+            json!({"port": 7, "probe": "icmp"}),
+            vec![(
+                "/port",
+                "port = 7 but probe = \"icmp\" has no ports; delete `port` or set probe = \"udp\" or \"tcp\" in the service",
+            )],
         ),
         (
-            addition([("port", Given::Number(7)), ("probe", "icmp".into())]),
-            "--port 7 but --probe icmp has no ports; delete --port or set --probe udp or \"tcp\"",
+            json!({"probe": "ping"}),
+            vec![(
+                "/probe",
+                "probe = \"ping\" in the service: not one of \"icmp\", \"udp\", \"tcp\"",
+            )],
         ),
         (
-            addition([("probe", "ping".into())]),
-            "--probe ping: not one of \"icmp\", \"udp\", \"tcp\"",
+            json!({"policy": 2}),
+            vec![(
+                "/policy",
+                "policy = 2 in the service: more than the 1 trackers of the service; give \"any\", \"all\" or a number of \
+                 trackers from 1 to 1",
+            )],
         ),
         (
-            addition([("policy", Given::Number(2))]),
-            "--policy 2: more than the 1 trackers of the service; give \"any\", \"all\" or a number of trackers from 1 to 1",
+            json!({"policy": "most"}),
+            vec![(
+                "/policy",
+                "policy = \"most\" in the service: not a policy; give \"any\", \"all\" or a number of trackers from 1 to 1 \
+                 without quotes",
+            )],
         ),
         (
-            addition([("policy", "most".into())]),
-            "--policy most: not a policy; give \"any\", \"all\" or a number of trackers from 1 to 1",
+            json!({"interface": "an interface"}),
+            vec![(
+                "/interface",
+                "interface = \"an interface\" in the service: an interface name has no spaces, control characters, '/' or ':'; \
+                 give one that `ip link` shows",
+            )],
+        ),
+        // What JSON has and TOML has not, and the other way round.
+        (
+            json!({"fall": null}),
+            vec![("/fall", "null is not a value; leave the key out")],
         ),
         (
-            addition([("interface", "an interface".into())]),
-            "--interface an interface: an interface name has no spaces, control characters, '/' or ':'; give one that `ip link` shows",
+            json!({"fall": 1.0}),
+            vec![(
+                "/fall",
+                "fall = 1.0 in the service: must be a whole number from 1 to 60, not a fraction",
+            )],
+        ),
+        (
+            json!({"fall": u64::MAX}),
+            vec![(
+                "/fall",
+                "fall = 18446744073709551615 in the service: out of range; give a whole number from 1 to 60",
+            )],
+        ),
+        // A key is never more than a key.
+        (
+            json!({"fall = 3\n[[service]]": 1}),
+            vec![(
+                "/fall = 3\n[[service]]",
+                "unknown key `fall = 3\\n[[service]]` in the service; did you mean `fall`?",
+            )],
+        ),
+        (
+            json!({"fall~/": 1}),
+            vec![(
+                "/fall~0~1",
+                "unknown key `fall~/` in the service; did you mean `fall`?",
+            )],
+        ),
+        (
+            json!({"nterval": "1s"}),
+            vec![(
+                "/nterval",
+                "unknown key `nterval` in the service; did you mean `interval`?",
+            )],
+        ),
+        (
+            json!({"member": [{"endpoint": "10.9.0.2"}]}),
+            vec![
+                ("/behind", &behind),
+                ("/endpoint", &endpoint),
+                (
+                    "/member/0/behind",
+                    "missing key `behind` in [[service.member]] 1 of the service; add behind = [\"ADDRESS\"], an address that \
+                     is reached only through the service",
+                ),
+            ],
         ),
     ];
-    for (given, expected) in cases {
-        assert_eq!(given.service(&valid("").defaults), Err(expected.to_owned()));
+    for (keys, expected) in cases {
+        let invalid = requested(keys.clone()).expect_err(&keys.to_string());
+        let found = invalid.iter();
+        let found: Vec<_> = found
+            .map(|invalid| (invalid.pointer.as_str(), invalid.problem.as_str()))
+            .collect();
+        assert_eq!(found, expected, "{keys}");
+        // The key is the last name in the pointer.
+        for Invalid { key, pointer, .. } in invalid {
+            let key = key.replace('~', "~0").replace('/', "~1");
+            assert!(pointer.contains(&format!("/{key}")), "{key} {pointer}");
+        }
+    }
+    let defaults = valid("").defaults;
+    for (name, quoted) in [("fw 9", "fw 9"), ("fw\n9\"", r#"fw\n9\""#)] {
+        let body = json!({"endpoint": "10.9.0.2", "behind": ["10.20.0.9"]});
+        let invalid = super::requested(Some(name), &body, &defaults).unwrap_err();
+        let expected = format!(
+            "name = \"{quoted}\" in the service: a name has no spaces, control characters or '/'; leave them out"
+        );
+        assert_eq!(invalid, [Invalid::at("/name".to_owned(), expected)]);
+    }
+    for body in [json!([]), json!("x"), json!(null), json!(1)] {
+        let invalid = super::requested(Some("fw-9"), &body, &defaults).unwrap_err();
+        assert!(
+            invalid[0].problem.contains("must be a JSON object"),
+            "{invalid:?}"
+        );
+    }
+    let invalid = super::requested(None, &json!({}), &defaults).unwrap_err();
+    let pointers: Vec<_> = invalid
+        .iter()
+        .map(|invalid| invalid.pointer.as_str())
+        .collect();
+    assert_eq!(pointers, ["/name", "/endpoint", "/behind"]);
+}
+
+/// A tracker that its kind of probe can have, in any of its settings.
+fn any_tracker() -> impl Strategy<Value = Tracker> {
+    let probe = prop_oneof![
+        Just((Probe::Icmp, None, Protocol::Echo)),
+        (1u16..).prop_map(|port| (Probe::Udp, Some(port), Protocol::Echo)),
+        (1u16..).prop_map(|port| (Probe::Udp, Some(port), Protocol::Stamp)),
+        (1u16..).prop_map(|port| (Probe::Tcp, Some(port), Protocol::Echo)),
+    ];
+    let times = (1u64..3_600_000, 1u64..60_000, 0u64..3_600_000);
+    let counts = (1u8..=60, 1u8..=60, 44u16..1_400, 0u8..64);
+    let words = (any::<[bool; 3]>(), prop::option::of(1u8..=255), 0u32..4);
+    (probe, times, counts, words).prop_map(|(probe, times, counts, words)| {
+        let (probe, port, protocol) = probe;
+        let (interval, timeout, hold_down) = times;
+        let (fall, rise, payload, dscp) = counts;
+        let ([expect, flow, refused], return_ttl, behind) = words;
+        Tracker {
+            behind: Ipv4Addr::from(0x0a14_0000 + behind).into(),
+            probe,
+            port,
+            protocol,
+            interval: Duration::from_millis(interval),
+            // A SYN tells no more than 250 intervals apart.
+            timeout: Duration::from_millis(timeout.min(interval * 200)),
+            fall,
+            rise,
+            payload: if probe == Probe::Tcp { 0 } else { payload },
+            expect: if expect {
+                Expect::Silence
+            } else {
+                Expect::Reply
+            },
+            flow: if flow { Flow::Rotate } else { Flow::Fixed },
+            dscp,
+            refused: if refused { Refused::Up } else { Refused::Down },
+            hold_down: Duration::from_millis(hold_down),
+            return_ttl,
+        }
+    })
+}
+
+/// A member with some of these trackers.
+fn any_member(role: Role) -> impl Strategy<Value = Member> {
+    let trackers = prop_oneof![
+        // Those of the short form, which differ in nothing but the address behind.
+        any_tracker().prop_map(|tracker| vec![tracker]),
+        (any_tracker(), 2u32..5).prop_map(|(tracker, count)| {
+            let behind = (0..count).map(|at| Ipv4Addr::from(0x0a15_0000 + at).into());
+            behind
+                .map(|behind| Tracker {
+                    behind,
+                    ..tracker.clone()
+                })
+                .collect()
+        }),
+        prop::collection::vec(any_tracker(), 1..4),
+    ];
+    let text = |name: &'static str| prop::option::of(Just(name.to_owned()));
+    let source = prop::option::of(Just("10.9.0.1".parse().unwrap()));
+    let returns = prop::sample::subsequence(vec!["eth1".to_owned(), "eth2".to_owned()], 0..=2);
+    let words = (any::<bool>(), 0usize..3);
+    (trackers, text("eth1"), source, returns, words).prop_map(
+        move |(trackers, interface, source, returns, (is_endpoint, policy))| Member {
+            role,
+            endpoint: match role {
+                Role::Active => "10.9.0.2".parse().unwrap(),
+                Role::Standby => "10.9.1.2".parse().unwrap(),
+            },
+            interface,
+            source,
+            returns,
+            return_hop: if is_endpoint {
+                ReturnHop::Endpoint
+            } else {
+                ReturnHop::Any
+            },
+            policy: match policy {
+                0 => Policy::Any,
+                1 => Policy::All,
+                _ => Policy::AtLeast(trackers.len() as u16),
+            },
+            trackers,
+        },
+    )
+}
+
+proptest! {
+    /// What is kept of a service makes the same one, whatever the file's [defaults] are then.
+    #[test]
+    fn a_service_survives_as_the_body_of_a_request(
+        active in any_member(Role::Active),
+        standby in prop::option::of(any_member(Role::Standby)),
+    ) {
+        let members = std::iter::once(active).chain(standby).map(Arc::new);
+        let service = Service {
+            name: "fw-9".to_owned(),
+            owner: Owner::Api,
+            members: members.collect(),
+        };
+        let body = body(&service);
+        let other = "[defaults]\nprobe = \"udp\"\nport = 9\ninterval = \"7s\"\ntimeout = \"6s\"\nfall = 9\nrise = 9\npayload = 99\n\
+                     expect = \"silence\"\nflow = \"rotate\"\ndscp = 9\nrefused = \"up\"\nhold_down = \"9s\"\n";
+        for defaults in ["", other] {
+            let defaults = valid(defaults).defaults;
+            let again = super::requested(None, &body, &defaults);
+            // Random trackers may be the same, which no service can have.
+            if let Err(invalid) = &again {
+                let is_twice = |invalid: &Invalid| invalid.problem.contains("the same tracker");
+                prop_assert!(invalid.iter().all(is_twice), "{invalid:?} {body}");
+                continue;
+            }
+            prop_assert_eq!(again.as_ref(), Ok(&service), "{}", body);
+        }
     }
 }
 

@@ -65,7 +65,9 @@ pub enum StoreError {
     #[error("{} is damaged", .0.display())]
     Damaged(PathBuf),
     /// The thread ended.
-    #[error("the thread that writes the state directory has ended; this is a bug, please report it")]
+    #[error(
+        "the thread that writes the state directory has ended; this is a bug, please report it"
+    )]
     Ended,
 }
 
@@ -131,7 +133,9 @@ impl Store {
                 let mut database = None;
                 for Job { edits, answer } in wanted {
                     // A client that left knows what it asked for.
-                    let _ = answer.send(guarded(&path(&directory), || write(&directory, &mut database, &edits)));
+                    let _ = answer.send(guarded(&path(&directory), || {
+                        write(&directory, &mut database, &edits)
+                    }));
                 }
             })?;
         Ok(Self { jobs })
@@ -171,7 +175,8 @@ fn path(directory: &Path) -> PathBuf {
 /// Does something with the database: what is damaged may make the library panic.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     // The work leaves nothing behind that is looked at again after a panic, but for a handle to the file, which checks itself.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
 }
 
 fn refused<E: Into<redb::Error>>(attempt: &'static str, path: &Path) -> impl Fn(E) -> StoreError {
@@ -192,10 +197,12 @@ fn write(
     if database.is_none() {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder.create(directory).map_err(|source| StoreError::Directory {
-            path: directory.to_owned(),
-            source,
-        })?;
+        builder
+            .create(directory)
+            .map_err(|source| StoreError::Directory {
+                path: directory.to_owned(),
+                source,
+            })?;
         *database = Some(Database::create(&path).map_err(refused("open", &path))?);
     }
     let Some(open) = database else {
@@ -213,10 +220,15 @@ fn edit(database: &Database, path: &Path, edits: &[Edit]) -> Result<Vec<Edit>, S
     let transaction = database.begin_write().map_err(refused("write", path))?;
     let mut undo = Vec::with_capacity(edits.len());
     {
-        let mut meta = transaction.open_table(META).map_err(refused("write", path))?;
-        meta.insert(VERSION_KEY, VERSION).map_err(refused("write", path))?;
+        let mut meta = transaction
+            .open_table(META)
+            .map_err(refused("write", path))?;
+        meta.insert(VERSION_KEY, VERSION)
+            .map_err(refused("write", path))?;
         for Edit { table, name, text } in edits {
-            let mut open = transaction.open_table(*table).map_err(refused("write", path))?;
+            let mut open = transaction
+                .open_table(*table)
+                .map_err(refused("write", path))?;
             let before = match text {
                 Some(text) => open.insert(name.as_str(), text.as_str()),
                 None => open.remove(name.as_str()),
@@ -268,7 +280,10 @@ fn contents(path: &Path) -> Result<Contents, StoreError> {
     let database = Database::open(path).map_err(refused("open", path))?;
     let transaction = database.begin_read().map_err(refused("read", path))?;
     let found = match transaction.open_table(META) {
-        Ok(meta) => meta.get(VERSION_KEY).map_err(refused("read", path))?.map(|version| version.value()),
+        Ok(meta) => meta
+            .get(VERSION_KEY)
+            .map_err(refused("read", path))?
+            .map(|version| version.value()),
         Err(redb::TableError::TableDoesNotExist(_)) => None,
         Err(error) => return Err(refused("read", path)(error)),
     };
@@ -300,7 +315,9 @@ mod tests {
     use super::*;
 
     fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread().build().unwrap()
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
     }
 
     fn entry(name: &str, text: &str) -> Edit {
@@ -329,7 +346,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("a/b");
         assert_eq!(read(&state), None);
-        let undo = kept(&state, vec![entry("fw-1", "{}"), entry("fw-2", "{\"x\":1}")]).unwrap();
+        let undo = kept(
+            &state,
+            vec![entry("fw-1", "{}"), entry("fw-2", "{\"x\":1}")],
+        )
+        .unwrap();
         assert_eq!(read_soon(&state).services.len(), 2);
         let changed = vec![
             entry("fw-1", "{\"y\":2}"),
@@ -359,7 +380,11 @@ mod tests {
         };
         let mut count = 1;
         // Cut short, zeroed, and something else.
-        for damaged in [&whole[..whole.len() / 3], &vec![0; whole.len()][..], b"nonsense"] {
+        for damaged in [
+            &whole[..whole.len() / 3],
+            &vec![0; whole.len()][..],
+            b"nonsense",
+        ] {
             fs::write(path(dir.path()), damaged).unwrap();
             assert_eq!(read(dir.path()), None);
             assert!(!path(dir.path()).exists());
@@ -378,7 +403,11 @@ mod tests {
         read_soon(dir.path());
         let database = Database::open(path(dir.path())).unwrap();
         let transaction = database.begin_write().unwrap();
-        transaction.open_table(META).unwrap().insert(VERSION_KEY, 9).unwrap();
+        transaction
+            .open_table(META)
+            .unwrap()
+            .insert(VERSION_KEY, 9)
+            .unwrap();
         transaction.commit().unwrap();
         drop(database);
         assert_eq!(read(dir.path()), None);
@@ -390,7 +419,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "precious").unwrap();
-        let error = kept(&file.join("state"), vec![entry("fw-1", "{}")]).unwrap_err();
+        let error = kept(&file.join("state"), vec![entry("fw-1", "{}")])
+            .err()
+            .unwrap();
         assert!(matches!(error, StoreError::Directory { .. }), "{error}");
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     }

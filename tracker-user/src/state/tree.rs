@@ -18,7 +18,7 @@ use super::hold_down::{Held, TrackerState};
 use super::policy::Tally;
 use crate::config::{Hub, Member, Owner, Role};
 use crate::desired::diff::{Diff, MemberDiff, ServiceDiff};
-use crate::desired::model::{Desired, Service, MemberId, ServiceId, TrackerRef};
+use crate::desired::model::{Desired, MemberId, Service, ServiceId, TrackerRef};
 use crate::plan::mode::{Mode, SendWay};
 
 /// A moment, by the clocks that matter.
@@ -779,6 +779,7 @@ fn member_state(member: &MemberDiff, old: Option<MemberState>) -> MemberState {
 mod tests {
     use std::path::Path;
 
+    use glob::Pattern;
     use proptest::prelude::*;
 
     use super::*;
@@ -863,11 +864,16 @@ mod tests {
                 boot_ns: mono_ns,
                 wall: Timestamp::UNIX_EPOCH,
             };
-            let outline = status::outline(self, name)?;
+            let names: Vec<_> = name
+                .map(|name| Pattern::new(name).unwrap())
+                .into_iter()
+                .collect();
+            let outline = status::outline(self, &names)?;
             let (mut cursor, mut services) = (Cursor::default(), Vec::new());
             let (facts, into) = (facts(counters), &mut services);
             while status::slice(self, &outline, &mut cursor, limit, now, &facts, into) {}
-            Ok(outline.status(services, None, String::new(), &Health::default(), 0))
+            let frame = outline.frame(None, String::new(), &Health::default(), 0);
+            Ok(Status { services, ..frame })
         }
     }
 
@@ -1018,7 +1024,7 @@ behind = ["10.20.2.9"]
             }
         }
         // No slice looks at more trackers than it is allowed to.
-        let outline = status::outline(&tree, None).unwrap();
+        let outline = status::outline(&tree, &[]).unwrap();
         let (mut cursor, asked) = (Cursor::default(), std::cell::Cell::new(0));
         let mut services = Vec::new();
         let counted = |at: TrackerRef| {
@@ -1038,7 +1044,7 @@ behind = ["10.20.2.9"]
         }
         assert!(slices >= 4, "{slices}");
         // A service that goes meanwhile leaves the others whole.
-        let outline = status::outline(&tree, None).unwrap();
+        let outline = status::outline(&tree, &[]).unwrap();
         let (mut cursor, mut services) = (Cursor::default(), Vec::new());
         let (facts, into) = (facts(counters), &mut services);
         status::slice(&tree, &outline, &mut cursor, 4, at(0), &facts, into);
@@ -1337,7 +1343,7 @@ behind = ["10.20.2.9"]
         );
         assert_eq!(
             tree.status_of("x", counters).unwrap_err(),
-            "no service or chain is named \"x\"; this hub has the services pair, fw and the chain net"
+            "no service or chain is named \"x\"; the nearest name is \"pair\", and `tracker service list` shows all"
         );
     }
 
