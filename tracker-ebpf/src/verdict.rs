@@ -96,11 +96,15 @@ pub enum Cause {
     /// Effect: The verdict stays as it is; unanswered probes of that time count as nothing. When the daemon itself has
     /// stood for more than 3 s, `status` and metrics say `unknown`.
     Stalled = 11,
+    /// A service that this one names in `after` counts as down: whether this one passes traffic cannot be told.
+    ///
+    /// Effect: The service is `unknown` while that lasts; a `down` that was told before stays.
+    Depends = 12,
 }
 
 impl Cause {
     /// All of them, each at its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NoReply,
         Self::Replied,
         Self::NextHopUnresolved,
@@ -113,6 +117,7 @@ impl Cause {
         Self::UnexpectedReply,
         Self::SendFailed,
         Self::Stalled,
+        Self::Depends,
     ];
 
     /// The word used in output and documentation.
@@ -130,6 +135,7 @@ impl Cause {
             Self::UnexpectedReply => "unexpected-reply",
             Self::SendFailed => "send-failed",
             Self::Stalled => "stalled",
+            Self::Depends => "depends",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The daemon: wires its parts, which own their state, and runs the main loop.
 
+mod admin;
 mod changes;
 mod kept;
 mod reconcile;
@@ -18,6 +19,7 @@ use tokio::{
 use crate::{
     api::{
         answers::{Answers, Change, Known},
+        listen::Listen,
         socket, thread,
     },
     config::{self, Config, Hub},
@@ -77,7 +79,6 @@ const GRACE: Duration = Duration::from_millis(1_500);
 struct App {
     hub: Hub,
     steering_config: Option<config::Steering>,
-    api_config: config::Api,
     desired: Desired,
     namespace: (u64, u64),
     netlink: Netlink,
@@ -135,6 +136,7 @@ async fn run_locked(
     let hub = &config.hub;
     let _lock = pins.lock()?;
     let _instance = instance::lock(&hub.instance)?;
+    let listen = Listen::read(&config.api)?;
     let socket = socket::bind(&hub.socket, hub.socket_group.as_deref())?;
     let name = hub.instance.clone();
     let is_first = !pins.journal().exists();
@@ -153,12 +155,7 @@ async fn run_locked(
         }
         return Ok(());
     };
-    let clients = thread::start(
-        socket,
-        app.hub.metrics,
-        &app.api_config,
-        app.answers.clone(),
-    )?;
+    let clients = thread::start(socket, app.hub.metrics, listen, app.answers.clone())?;
     privileges::limit_to_run()?;
     tracing::info!("watching {}", app.extent());
     watchdog.status(format!("watching {}", app.extent()));
@@ -183,10 +180,13 @@ async fn run_locked(
                 }
                 loaded = joined(&mut loading) => match loaded.and_then(|loaded| Ok(loaded?)) {
                     Ok(config) => {
-                        app.reload(config).await;
+                        if let Some(listen) = app.reload(config).await {
+                            clients.listen(listen);
+                        }
                         watchdog.status(format!("watching {}", app.extent()));
                     }
                     Err(error) => {
+                        app.reloaded(false);
                         for line in error.to_string().lines() {
                             tracing::error!("not reloaded, the running config stays: {line}");
                         }
@@ -204,6 +204,7 @@ async fn run_locked(
                 Some(change) = wanted.recv() => app.change(change, &mut wanted).await,
                 at = retry.tick() => {
                     app.tick(at.elapsed()).await;
+                    app.end_admin();
                     if looking.is_none() {
                         let checks = app.checks();
                         looking = Some(tokio::task::spawn_blocking(move || checks.look()));
@@ -348,7 +349,11 @@ impl App {
             known.map(|(service, saved)| (service.id, saved.shown())),
             now,
         );
-        let feed = EventFeed::new(EventLog::resume(CAPACITY, events, next).of_run(&run));
+        let feed = EventFeed::new(
+            EventLog::resume(CAPACITY, events, next)
+                .of_run(&run)
+                .of_hub(&config.hub.name, &config.hub.instance),
+        );
         let known = Known {
             tree,
             states: kernel.states(),
@@ -356,6 +361,7 @@ impl App {
             steering: None,
             health: sender.health.clone(),
             defaults: Arc::new(config.defaults.clone()),
+            reload: None,
         };
         let next_hops = NextHops::new(netlink.requests().clone());
         let Config {
@@ -363,7 +369,7 @@ impl App {
             services,
             chains,
             steering: steering_config,
-            api: api_config,
+            api: _,
             defaults: _,
         } = config;
         let mut app = Self {
@@ -383,7 +389,6 @@ impl App {
             answers: Answers::new(known, feed, changes.clone(), store.clone()),
             hub,
             steering_config,
-            api_config,
             kernel,
             sender,
         };
@@ -436,6 +441,7 @@ impl App {
             return Ok(None);
         }
         let mut events = app.known().tree.apply(&app.desired, &changed, now);
+        app.restore_admin(contents.as_ref());
         app.place();
         app.installer.free_all(&mut app.kernel, &app.sender);
         if snapshot.is_some() {

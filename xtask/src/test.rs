@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::{build, kernel, sh, soak, toolchain::Need};
+use crate::{
+    bpf, build, kernel, sh, soak,
+    toolchain::{self, Need},
+};
 
 /// Which tests to run; all unless something is named.
 #[derive(clap::Args)]
@@ -111,6 +114,7 @@ pub struct Outcome {
 /// Under the kernel that runs here.
 fn native(args: &Args) -> Result<Outcome> {
     let tracker = build::tracker(&[Need::Build, Need::Demo, Need::Test])?;
+    let prometheus = prometheus()?;
     // In the release profile, so that the daemon under test and the tests share one set of dependencies.
     let cargo_test = || {
         let mut command = sh::cargo();
@@ -120,6 +124,7 @@ fn native(args: &Args) -> Result<Outcome> {
             None => command.arg("--workspace"),
         };
         command.env("TRACKER_BIN", &tracker);
+        command.env("TRACKER_PROMETHEUS", &prometheus);
         command
     };
     let programs = || {
@@ -150,6 +155,18 @@ fn native(args: &Args) -> Result<Outcome> {
     }
     outcome.tests_took = begun.elapsed();
     Ok(outcome)
+}
+
+/// Where Prometheus and promtool are, which only tests need: unpacked into the cache, not installed.
+fn prometheus() -> Result<PathBuf> {
+    let tree = bpf::cache_dir()
+        .map_err(|why| anyhow!(why))?
+        .join("prometheus");
+    let programs = tree.join("usr/bin");
+    if !programs.join("promtool").is_file() {
+        toolchain::unpack_package("prometheus", &tree)?;
+    }
+    Ok(programs)
 }
 
 /// What cargo takes the program from that runs test programs.

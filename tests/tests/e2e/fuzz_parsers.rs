@@ -462,6 +462,11 @@ fn event(random: &mut Random, service: &str) -> Event {
         detection_us: maybe(random, Random::word),
         detail: maybe(random, |_| "type 3 code 1".into()),
         chain: None,
+        kind: *random.pick(&[EventKind::Verdict, EventKind::Admin, EventKind::Removed]),
+        group: random.word(),
+        effective: None,
+        admin: None,
+        fault: None,
         tracker: None,
     }
 }

@@ -15,7 +15,9 @@ use super::{
     problem::Refused,
     routes::{Api, ServiceChange, ServicesWanted},
     status::{self, Cursor, Facts, Outline},
-    types::{self, Changed, List, ServiceStatus, Status, SteeringStatus, UplinkStatus},
+    types::{
+        self, Changed, List, ReloadStatus, ServiceStatus, Status, SteeringStatus, UplinkStatus,
+    },
 };
 use crate::{
     config::{self, Defaults, Invalid, Service, keys::SERVICE_NAME},
@@ -25,9 +27,10 @@ use crate::{
     error::full,
     host::{
         clock,
-        store::{Edit, SERVICES, Store},
+        store::{Edit, Store},
     },
     state::{
+        admin::Admin,
         events::EventFeed,
         tree::{Stamp, StateTree},
     },
@@ -67,15 +70,24 @@ pub enum Wanted {
     All(Vec<Service>),
     /// The service of this name is to be removed.
     Remove(String),
+    /// A service or member is to be in this admin state.
+    Admin {
+        /// Name of the service.
+        service: String,
+        /// Role or endpoint of the member.
+        member: Option<String>,
+        /// The admin state.
+        admin: Admin,
+    },
 }
 
 /// What a change did, or would do.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Done {
     /// For the client.
     pub changed: Changed,
-    /// The services of the API that are new or changed, as they are kept.
-    pub kept: Vec<(String, String)>,
+    /// What is to be kept of it.
+    pub kept: Vec<Edit>,
 }
 
 /// What the main loop keeps up to date, and answers are read from.
@@ -92,6 +104,8 @@ pub struct Known {
     pub health: Arc<Health>,
     /// What services that are added inherit.
     pub defaults: Arc<Defaults>,
+    /// The last reload.
+    pub reload: Option<ReloadStatus>,
 }
 
 /// What is known of steering.
@@ -178,17 +192,33 @@ impl Answers {
         }
     }
 
+    /// Makes a change that was checked.
+    async fn make(&self, wanted: Wanted, kept: Vec<Edit>) -> Result<Changed, Refused> {
+        // Kept before it is made: what a client was told of survives whatever happens then.
+        let undo =
+            self.store.commit(kept).await.map_err(|error| {
+                Refused::Storage(format!("nothing was changed: {}", full(&error)))
+            })?;
+        let done = self.ask(wanted, false).await;
+        if done.is_err() {
+            // The main loop changed its mind since the trial, by a reload in between.
+            let _ = self.store.commit(undo).await;
+        }
+        Ok(done?.changed)
+    }
+
     /// Begins a status: what it is about, and what it says beside services.
     fn begin(&self, names: &[Pattern]) -> Result<Reading, Refused> {
-        let (outline, steering, health) = self.read(|known| {
+        let (outline, steering, reload) = self.read(|known| {
             let outline = status::outline(&known.tree, names).map_err(Refused::Unknown)?;
-            Ok::<_, Refused>((outline, known.steering.clone(), known.health.clone()))
+            Ok::<_, Refused>((outline, known.steering.clone(), known.reload.clone()))
         })??;
         Ok(Reading {
             answers: self.clone(),
             outline,
             steering,
-            health,
+            reload,
+            health: self.health.clone(),
             cursor: Cursor::default(),
             now: clock::stamp(),
             services: Vec::new(),
@@ -201,6 +231,7 @@ struct Reading {
     answers: Answers,
     outline: Outline,
     steering: Option<KnownSteering>,
+    reload: Option<ReloadStatus>,
     health: Arc<Health>,
     cursor: Cursor,
     now: Stamp,
@@ -253,7 +284,10 @@ impl Reading {
         });
         let run = self.answers.feed.run().to_string();
         let now_ns = clock::monotonic_ns();
-        self.outline.frame(steering, run, &self.health, now_ns)
+        Status {
+            last_reload: self.reload.clone(),
+            ..self.outline.frame(steering, run, &self.health, now_ns)
+        }
     }
 
     fn status(self) -> Status {
@@ -482,23 +516,32 @@ impl Api for Answers {
                 ..done.changed
             });
         }
-        let kept = done
-            .kept
-            .into_iter()
-            .map(|(name, body)| Edit::put(SERVICES, name, body));
-        let gone = done.changed.removed.into_iter();
-        let edits = kept.chain(gone.map(|name| Edit::remove(SERVICES, name)));
-        // Kept before it is done: what a client was told of survives whatever happens then.
-        let undo =
-            self.store.commit(edits.collect()).await.map_err(|error| {
-                Refused::Storage(format!("nothing was changed: {}", full(&error)))
-            })?;
-        let done = self.ask(wanted, false).await;
-        if done.is_err() {
-            // The main loop changed its mind since the trial, by a reload in between.
-            let _ = self.store.commit(undo).await;
-        }
-        Ok(done?.changed)
+        self.make(wanted, done.kept).await
+    }
+
+    fn admin(&self, service: &str, member: Option<&str>) -> Result<Admin, Refused> {
+        self.read(|known| {
+            let of = status::admin_of(&known.tree, service, member).map_err(Refused::Unknown)?;
+            let admin = known.tree.admin(of).map(|(admin, _)| (**admin).clone());
+            Ok(admin.unwrap_or_default())
+        })?
+    }
+
+    async fn set_admin(
+        &self,
+        service: &str,
+        member: Option<&str>,
+        admin: Admin,
+    ) -> Result<Admin, Refused> {
+        let wanted = Wanted::Admin {
+            service: service.to_owned(),
+            member: member.map(str::to_owned),
+            admin,
+        };
+        let _writing = self.writing.lock().await;
+        let done = self.ask(wanted.clone(), true).await?;
+        self.make(wanted, done.kept).await?;
+        self.admin(service, member)
     }
 }
 

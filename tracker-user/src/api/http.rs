@@ -20,11 +20,12 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
-    net::{TcpListener, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, Sleep},
 };
+use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
 
 use super::socket::{Socket, again};
@@ -88,13 +89,16 @@ pub async fn serve_unix(socket: Socket, router: Router) {
     }
 }
 
-/// Answers clients of a TCP address for ever. Dropping the future ends every connection.
-pub async fn serve_tcp(listener: TcpListener, router: Router) {
+/// Answers clients of a TCP address for ever, by TLS if there is an acceptor. Dropping the future ends every connection.
+pub async fn serve_tcp(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router) {
     let mut clients = Clients::new(MAX_TCP_CLIENTS);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => clients.serve(stream, None, &router),
+                Ok((stream, _)) => match &tls {
+                    Some(tls) => clients.serve_tls(stream, tls.clone(), &router),
+                    None => clients.serve(stream, None, &router),
+                },
                 Err(error) => accept_failed("a TCP address", &error).await,
             },
             Some(_) = clients.tasks.join_next() => {}
@@ -137,6 +141,21 @@ impl Clients {
             }
             Err(_) => drop(self.tasks.spawn(turn_away(stream))),
         }
+    }
+}
+
+impl Clients {
+    fn serve_tls(&mut self, stream: TcpStream, tls: TlsAcceptor, router: &Router) {
+        // What does not find a place is not worth a handshake.
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+            return;
+        };
+        let router = router.clone();
+        self.tasks.spawn(async move {
+            if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
+                connection(stream, None, router, slot).await;
+            }
+        });
     }
 }
 

@@ -5,6 +5,7 @@ pub mod client;
 pub mod events;
 pub mod explain;
 pub mod http;
+pub mod listen;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;

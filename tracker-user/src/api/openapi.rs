@@ -10,11 +10,14 @@ use super::{
     metrics,
     problem::{PROBLEM_JSON, Problem},
     routes::{self, Content, Kind, Parameter, REFUSALS, Route},
-    types::{Changed, Health, List, Status},
+    types::{AdminWanted, Changed, Health, List, Status},
 };
 use crate::{
     config::reference,
-    state::events::{Missed, Numbered, Reset},
+    state::{
+        admin::Admin,
+        events::{Missed, Numbered, Reset},
+    },
 };
 
 /// The document.
@@ -133,6 +136,12 @@ fn response(status: u16, of: Content, generator: &mut SchemaGenerator) -> Json {
             ];
             response["x-lines"] = json!({"anyOf": lines});
         }
+        Content::Metrics => {
+            response["content"] = json!({
+                metrics::Format::Prometheus.media_type(): {"schema": {"type": "string"}},
+                metrics::Format::OpenMetrics.media_type(): {"schema": {"type": "string"}},
+            });
+        }
         of => {
             if let Some((media, schema)) = content(of, generator) {
                 response["content"] = json!({media: {"schema": schema}});
@@ -145,10 +154,12 @@ fn response(status: u16, of: Content, generator: &mut SchemaGenerator) -> Json {
 /// The media type and the schema of a body; none if there is no body.
 fn content(of: Content, generator: &mut SchemaGenerator) -> Option<(&'static str, Json)> {
     let schema = match of {
-        Content::Empty | Content::Events => return None,
+        Content::Empty | Content::Events | Content::Metrics => return None,
         Content::Status => generator.subschema_for::<Status>().to_value(),
         Content::List => generator.subschema_for::<List>().to_value(),
         Content::Changed => generator.subschema_for::<Changed>().to_value(),
+        Content::Admin => generator.subschema_for::<Admin>().to_value(),
+        Content::AdminWanted => generator.subschema_for::<AdminWanted>().to_value(),
         Content::Health => generator.subschema_for::<Health>().to_value(),
         Content::Service => reference::service_schema(),
         Content::Services => json!({
@@ -157,7 +168,6 @@ fn content(of: Content, generator: &mut SchemaGenerator) -> Option<(&'static str
             "required": ["services"],
             "additionalProperties": false,
         }),
-        Content::Metrics => return Some((metrics::MEDIA_TYPE, json!({"type": "string"}))),
         Content::OpenApi => json!({"type": "object"}),
     };
     Some(("application/json", schema))

@@ -13,7 +13,8 @@ use axum::{
 };
 use futures::future::BoxFuture;
 use glob::Pattern;
-use serde::Serialize;
+use jiff::Timestamp;
+use serde::{Deserialize as _, Serialize};
 use serde_json::Value as Json;
 
 use super::{
@@ -21,17 +22,22 @@ use super::{
     http::{Client, PATIENCE},
     metrics, openapi,
     problem::{Problem, Refused},
-    types::{Changed, Health, List, Status},
+    types::{AdminWanted, Changed, Health, List, Status},
 };
 use crate::{
     config::{Invalid, NAME_MAX},
-    state::events::{EventFeed, Place},
+    state::{
+        admin::{Admin, AdminState},
+        events::{EventFeed, Place},
+    },
 };
 
 /// Most bytes of a request's body: 1,000 services with 65 addresses behind each.
 pub const MAX_BODY: usize = 4 << 20;
 /// Patterns of names in one request at most.
 const MAX_NAMES: usize = 256;
+/// Most bytes of the reason for an admin state.
+const REASON_MAX: usize = 1_000;
 
 /// What the daemon answers from.
 pub trait Api: Clone + Send + Sync + 'static {
@@ -53,6 +59,15 @@ pub trait Api: Clone + Send + Sync + 'static {
     fn services(&self, names: &[Pattern]) -> impl Future<Output = Result<List, Refused>> + Send;
     /// The body of a request that makes a service.
     fn service(&self, name: &str) -> Result<Json, Refused>;
+    /// What is imposed on a service, or on one of its members.
+    fn admin(&self, service: &str, member: Option<&str>) -> Result<Admin, Refused>;
+    /// Imposes an admin state on a service, or on one of its members.
+    fn set_admin(
+        &self,
+        service: &str,
+        member: Option<&str>,
+        admin: Admin,
+    ) -> impl Future<Output = Result<Admin, Refused>> + Send;
     /// Changes services.
     fn change(
         &self,
@@ -126,6 +141,10 @@ pub enum Content {
     Changed,
     /// Events.
     Events,
+    /// An [`Admin`].
+    Admin,
+    /// An [`AdminWanted`].
+    AdminWanted,
     /// A [`Health`].
     Health,
     /// The text formats of Prometheus.
@@ -220,6 +239,109 @@ fn get<A>(
     }
 }
 
+fn put_admin<A: Api>(path: &'static str, summary: &'static str) -> Route<A> {
+    Route {
+        method: Method::PUT,
+        path,
+        summary,
+        query: &[],
+        body: Content::AdminWanted,
+        answers: &[(200, Content::Admin)],
+        refusals: &[403, 404, 413, 422, 507],
+        handle: handler!(call => {
+            let admin = admin(&call.json()?, &call.client)?;
+            Ok(json(StatusCode::OK, &call.set_admin(admin).await?))
+        }),
+    }
+}
+
+fn delete_admin<A: Api>(path: &'static str, summary: &'static str) -> Route<A> {
+    Route {
+        method: Method::DELETE,
+        path,
+        summary,
+        query: &[],
+        body: Content::Empty,
+        answers: &[(204, Content::Empty)],
+        refusals: &[403, 404, 507],
+        handle: handler!(call => {
+            call.set_admin(Admin::default()).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }),
+    }
+}
+
+/// The admin state that a body wants, checked.
+fn admin(body: &Json, client: &Client) -> Result<Admin, Problem> {
+    let invalid = |key: &str, problem: String| {
+        let errors = vec![Invalid {
+            pointer: if key.is_empty() {
+                String::new()
+            } else {
+                format!("/{key}")
+            },
+            key: key.to_owned(),
+            problem,
+        }];
+        Problem::invalid(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "cannot set the admin state",
+            errors,
+        )
+    };
+    let wanted = AdminWanted::deserialize(body).map_err(|error| {
+        let keys = ["state", "reason", "until"];
+        let text = error.to_string();
+        let text: String = text.chars().take(200).collect();
+        // The library names a key that is missing or unknown, not one whose value it does not take.
+        let of = keys.into_iter().find(|key| {
+            body.get(key).is_some_and(|value| match *key {
+                "state" => AdminState::deserialize(value).is_err(),
+                "until" => Option::<Timestamp>::deserialize(value).is_err(),
+                _ => Option::<String>::deserialize(value).is_err(),
+            })
+        });
+        let states: Vec<_> = AdminState::WORDS.iter().map(|(word, _)| *word).collect();
+        let hint = format!(
+            "give `state` ({}), and, if wanted, `reason` (a text) and `until` (a time as 2026-01-31T18:00:00Z)",
+            states.join(", ")
+        );
+        invalid(of.unwrap_or_default(), format!("{text}; {hint}"))
+    })?;
+    let AdminWanted {
+        state,
+        reason,
+        until,
+    } = wanted;
+    if reason
+        .as_ref()
+        .is_some_and(|reason| reason.len() > REASON_MAX || reason.contains(char::is_control))
+    {
+        let problem =
+            format!("a reason is one line of at most {REASON_MAX} bytes; give a shorter one");
+        return Err(invalid("reason", problem));
+    }
+    if until.is_some_and(|until| until <= Timestamp::now()) {
+        return Err(invalid(
+            "until",
+            "this time is over; give one to come".to_owned(),
+        ));
+    }
+    if state == AdminState::Auto {
+        if until.is_some() {
+            let problem = "`auto` has no end; leave `until` out";
+            return Err(invalid("until", problem.to_owned()));
+        }
+        return Ok(Admin::default());
+    }
+    Ok(Admin {
+        state,
+        reason: reason.map(Arc::from),
+        until,
+        by: client.uid.map(|uid| format!("uid {uid}").into()),
+    })
+}
+
 /// Every call of the API.
 pub fn table<A: Api>() -> Vec<Route<A>> {
     vec![
@@ -301,6 +423,38 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
             }),
         },
         get(
+            "/v1/services/{name}/admin",
+            "What an operator imposes on a service",
+            &[],
+            &[(200, Content::Admin)],
+            &[404],
+            handler!(call => call.admin()),
+        ),
+        put_admin(
+            "/v1/services/{name}/admin",
+            "Impose an admin state on a service",
+        ),
+        delete_admin(
+            "/v1/services/{name}/admin",
+            "Let the verdict of a service count",
+        ),
+        get(
+            "/v1/services/{name}/members/{member}/admin",
+            "What an operator imposes on a member, which is named by its role or endpoint",
+            &[],
+            &[(200, Content::Admin)],
+            &[404],
+            handler!(call => call.admin()),
+        ),
+        put_admin(
+            "/v1/services/{name}/members/{member}/admin",
+            "Impose an admin state on a member, which is named by its role or endpoint",
+        ),
+        delete_admin(
+            "/v1/services/{name}/members/{member}/admin",
+            "Let the verdict of a member count, which is named by its role or endpoint",
+        ),
+        get(
             "/v1/events",
             "The event stream, as JSON lines or, for `Accept: text/event-stream`, as server-sent events",
             &[SINCE, FOLLOW, NAMES],
@@ -350,9 +504,15 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
             &[(200, Content::Metrics)],
             &[],
             handler!(call => {
+                let series = call.names(&SERIES)?;
+                let format = metrics::Format::accepted(call.headers.get(header::ACCEPT));
                 let status = call.api.status(&[]).await?;
-                let page = metrics::render(&status);
-                Ok(answer(StatusCode::OK, metrics::MEDIA_TYPE, Body::from(page)))
+                // A page may be long, and others' answers do not wait for it.
+                let page = tokio::task::spawn_blocking(move || metrics::render(status, series, format));
+                let page = page.await.map_err(|_| {
+                    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "making the page failed; this is a bug, please report it")
+                })?;
+                Ok(answer(StatusCode::OK, format.media_type(), Body::from(page)))
             }),
         ),
         get(
@@ -525,6 +685,20 @@ impl<A: Api> Call<A> {
             .map_or("", |(_, value)| value)
     }
 
+    fn member(&self) -> Option<&str> {
+        Some(self.path("member")).filter(|name| !name.is_empty())
+    }
+
+    fn admin(&self) -> Result<Response<Body>, Problem> {
+        let admin = self.api.admin(self.path("name"), self.member())?;
+        Ok(json(StatusCode::OK, &admin))
+    }
+
+    async fn set_admin(&self, admin: Admin) -> Result<Admin, Problem> {
+        let set = self.api.set_admin(self.path("name"), self.member(), admin);
+        Ok(set.await?)
+    }
+
     fn values<'c>(&'c self, parameter: &'c Parameter) -> impl Iterator<Item = &'c str> {
         let given = self.query.iter();
         given
@@ -540,11 +714,11 @@ impl<A: Api> Call<A> {
 
     fn names(&self, parameter: &Parameter) -> Result<Vec<Pattern>, Problem> {
         let names = self.values(parameter);
-        let patterns = names.map(|name| {
-            Pattern::new(name)
-                .map_err(|error| bad_query(parameter, format!("{name:?} is no pattern: {error}")))
-        });
-        patterns.collect()
+        // What is no pattern is a name.
+        let patterns =
+            names.map(|name| Pattern::new(name).or_else(|_| Pattern::new(&Pattern::escape(name))));
+        let patterns: Result<Vec<_>, _> = patterns.collect();
+        patterns.map_err(|error| bad_query(parameter, error.to_string()))
     }
 
     fn place(&self) -> Result<Option<Place>, Problem> {

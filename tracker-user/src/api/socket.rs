@@ -12,7 +12,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 use nix::unistd::{Group, chown};
 use tokio::net::UnixListener;
 
-use crate::host::repeats;
+use crate::host::{privileges, repeats};
 
 /// Why the daemon's socket could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +135,7 @@ pub fn bind(path: &Path, group: Option<&str>) -> Result<Socket, BindError> {
                 path: path.to_owned(),
                 group: name.to_owned(),
             })?;
+            privileges::join(group.gid).map_err(refused("join its group"))?;
             chown(path, None, Some(group.gid)).map_err(refused("give it to its group"))?;
             0o660
         }

@@ -9,7 +9,7 @@ use tracker_ebpf::abi;
 
 use super::types::{
     ChainStatus, Counters, HeldStatus, LatenessUs, ListedMember, ListedService, MemberStatus,
-    RttUs, ServiceStatus, Status, SteeringStatus, TrackerStatus,
+    RttUs, ServiceStatus, Status, SteeringStatus, TrackerStatus, Transition,
 };
 use crate::{
     config::{self, Protocol, Tracker},
@@ -18,7 +18,7 @@ use crate::{
     plan::address::mac_text,
     state::{
         hold_down::Held,
-        tree::{ChainState, MemberState, ServiceState, Stamp, StateTree, TrackerEntry},
+        tree::{AdminOf, ChainState, MemberState, ServiceState, Stamp, StateTree, TrackerEntry},
     },
 };
 
@@ -161,6 +161,7 @@ impl Outline {
             stalls: health.stalls.load(std::sync::atomic::Ordering::Relaxed),
             run,
             as_of_ms: health.age_ns(now_ns) / 1_000_000,
+            last_reload: None,
         };
         if status.is_stalled() {
             status.stall();
@@ -311,6 +312,40 @@ pub fn no_such_service(tree: &StateTree, name: &str) -> String {
     }
 }
 
+/// What an admin state is imposed on: a service, or one of its members by its role or endpoint.
+///
+/// # Errors
+/// When nothing has this name.
+pub fn admin_of(tree: &StateTree, service: &str, member: Option<&str>) -> Result<AdminOf, String> {
+    let state = tree.find(service).and_then(|id| tree.service(id));
+    let state = state.ok_or_else(|| no_such_service(tree, service))?;
+    let member = match member {
+        None => None,
+        Some(name) => {
+            let is_it = |member: &&MemberState| {
+                member.settings.role.as_str() == name
+                    || member.settings.endpoint.to_string() == name
+            };
+            let found = state.members.iter().find(is_it).ok_or_else(|| {
+                let members = state
+                    .members
+                    .iter()
+                    .map(|member| member.settings.role.as_str());
+                let members: Vec<_> = members.collect();
+                format!(
+                    "service {service:?} has no member {name:?}; it has {}",
+                    members.join(" and ")
+                )
+            })?;
+            Some(found.id)
+        }
+    };
+    Ok(AdminOf {
+        service: state.id,
+        member,
+    })
+}
+
 /// The status of a service, whose trackers are still to be added.
 fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
     service: &ServiceState,
@@ -334,6 +369,8 @@ fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
                 send: member.path.send,
                 steered: steered.map(|steered| steered.steered),
                 replied: steered.map(|steered| steered.replied),
+                effective: member.effective,
+                admin: (*member.admin).clone(),
                 last_verdict: None,
             }
         })
@@ -350,6 +387,12 @@ fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
         members,
         flaps: service.flaps.recent(now.mono_ns, flap_window_ns),
         flaps_total: service.flaps.total,
+        effective: service.effective,
+        admin: (*service.admin).clone(),
+        owner: service.owner,
+        transitions: (service.transitions.iter())
+            .map(|&((to, cause), count)| Transition { to, cause, count })
+            .collect(),
         last_verdict: None,
     }
 }

@@ -34,7 +34,10 @@ use super::{
 use crate::{
     config::Invalid,
     detector::lateness,
-    state::events::{self, EventFeed, EventLog, Missed, Numbered},
+    state::{
+        admin::Admin,
+        events::{self, EventFeed, EventLog, Missed, Numbered},
+    },
 };
 
 /// Answers that are fixed; of services, a change only says what was asked.
@@ -45,6 +48,14 @@ struct Fixed(EventFeed);
 const LONG: &str = "long";
 
 impl Api for Fixed {
+    fn admin(&self, service: &str, _: Option<&str>) -> Result<Admin, Refused> {
+        Err(Refused::Unknown(format!("no {service}")))
+    }
+
+    async fn set_admin(&self, _: &str, _: Option<&str>, admin: Admin) -> Result<Admin, Refused> {
+        Ok(admin)
+    }
+
     async fn status(&self, names: &[Pattern]) -> Result<Status, Refused> {
         match names {
             [name] if !matches!(name.as_str(), "fw-1" | LONG) => {
@@ -258,7 +269,7 @@ fn bad_requests_are_refused_and_do_no_harm() {
         ("GET /v1/status?nam=x HTTP/1.0\r\n\r\n", "400"),
         ("GET /v1/status?trackers=maybe HTTP/1.0\r\n\r\n", "400"),
         ("GET /v1/status?service= HTTP/1.0\r\n\r\n", "400"),
-        ("GET /v1/status?service=%5B HTTP/1.0\r\n\r\n", "400"),
+        ("GET /v1/status?service=%5B HTTP/1.0\r\n\r\n", "404"),
         ("GET /v1/events?since=-1 HTTP/1.0\r\n\r\n", "400"),
         (&name, "400"),
         (&names, "400"),

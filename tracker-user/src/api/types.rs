@@ -13,6 +13,7 @@ use tracker_ebpf::{
 use crate::config::{Owner, Probe, Protocol, Role};
 use crate::detector::lateness::{Health as Keeping, Lateness, STALLED_NS};
 use crate::plan::mode::{Mode, SendWay};
+use crate::state::admin::{Admin, AdminState};
 
 /// What is known of a hub's services and chains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,6 +42,29 @@ pub struct Status {
     /// 3,000 every verdict is `unknown` with cause `stalled`, and `last_verdict` beside it says what it was.
     #[serde(default)]
     pub as_of_ms: u64,
+    /// The last reload; absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_reload: Option<ReloadStatus>,
+}
+
+/// A reload of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReloadStatus {
+    /// When.
+    pub time: Timestamp,
+    /// Whether the configuration counts since; else the one before it does.
+    pub ok: bool,
+}
+
+/// How often a verdict changed to another one for one cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Transition {
+    /// Verdict after the change.
+    pub to: Verdict,
+    /// Cause of the change.
+    pub cause: Cause,
+    /// How often.
+    pub count: u64,
 }
 
 /// Steering.
@@ -113,7 +137,7 @@ impl Status {
 
     /// Whether everything in it is up; so it is when there is nothing.
     pub fn all_up(&self) -> bool {
-        let services = self.services.iter().map(|service| service.verdict);
+        let services = self.services.iter().map(|service| service.effective);
         let chains = self.chains.iter().map(|chain| chain.verdict);
         services.chain(chains).all(|verdict| verdict == Verdict::Up)
     }
@@ -146,6 +170,18 @@ pub struct ServiceStatus {
     /// How often it left the verdict `up` or `down` since the daemon knows the service.
     #[serde(default)]
     pub flaps_total: u64,
+    /// Verdict that counts, by `admin`: for the service or chain above, `selected`, exit code, metrics and actions.
+    #[serde(default)]
+    pub effective: Verdict,
+    /// What an operator imposes on it.
+    #[serde(default)]
+    pub admin: Admin,
+    /// What may change it: the file, or the API.
+    #[serde(default)]
+    pub owner: Owner,
+    /// Changes of the verdict since the daemon's start, by verdict and cause; absent if there was none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transitions: Vec<Transition>,
     /// Last verdict that was known; present only while the daemon stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
@@ -159,9 +195,11 @@ impl ServiceStatus {
     /// Takes back every verdict, because the daemon does not keep up.
     pub fn stall(&mut self) {
         stall(&mut self.verdict, &mut self.last_verdict);
+        self.effective = Verdict::Unknown;
         self.cause = Cause::Stalled;
         for member in &mut self.members {
             stall(&mut member.verdict, &mut member.last_verdict);
+            member.effective = Verdict::Unknown;
             member.cause = Cause::Stalled;
             for tracker in &mut member.trackers {
                 stall(&mut tracker.verdict, &mut tracker.last_verdict);
@@ -197,6 +235,12 @@ pub struct MemberStatus {
     /// Replies to them that went back as from the endpoint; absent if none are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replied: Option<u64>,
+    /// Verdict that counts, by `admin`: for the service or chain above, `selected`, exit code, metrics and actions.
+    #[serde(default)]
+    pub effective: Verdict,
+    /// What an operator imposes on it.
+    #[serde(default)]
+    pub admin: Admin,
     /// Last verdict that was known; present only while the daemon stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
@@ -224,6 +268,21 @@ pub struct Changed {
     pub unchanged: u64,
     /// Whether nothing was done because only this was asked.
     pub dry_run: bool,
+}
+
+/// An admin state that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdminWanted {
+    /// What to impose.
+    pub state: AdminState,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1000))]
+    pub reason: Option<String>,
+    /// When it ends by itself; it lasts until it is changed if this is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
 }
 
 /// Whether the daemon keeps up.
@@ -450,8 +509,9 @@ pub(crate) mod tests {
         r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
         r#","late":0,"corrupt":0,"wrong_path":0,"elsewhere":0,"icmp_errors":0,"skipped":0,"proof":"reply","void":0"#,
         r#","return_ttl":62,"return_mac":"02:00:00:00:00:01"}]"#,
-        r#","send":"xdp-redirect""#,
-        r#"}],"flaps":0,"flaps_total":2}],"#,
+        r#","send":"xdp-redirect","effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null}"#,
+        r#"}],"flaps":0,"flaps_total":2,"#,
+        r#""effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null},"owner":"file"}],"#,
         r#""chains":[{"name":"internet","verdict":"up"}]"#,
         r#","lateness_us":{"tick":{"recent":61,"max":912},"ring":{"recent":0,"max":0},"timer":{"recent":0,"max":0}},"stalls":1,"as_of_ms":12}"#,
     );
@@ -508,12 +568,18 @@ pub(crate) mod tests {
                     send: Some(SendWay::XdpRedirect),
                     steered: None,
                     replied: None,
+                    effective: Verdict::Up,
+                    admin: Admin::default(),
                     last_verdict: None,
                 }],
                 steered: None,
                 replied: None,
                 flaps: 0,
                 flaps_total: 2,
+                effective: Verdict::Up,
+                admin: Admin::default(),
+                owner: Owner::File,
+                transitions: Vec::new(),
                 last_verdict: None,
             }],
             chains: vec![ChainStatus {
@@ -532,6 +598,7 @@ pub(crate) mod tests {
             stalls: 1,
             run: String::new(),
             as_of_ms: 12,
+            last_reload: None,
         }
     }
 
@@ -575,7 +642,7 @@ pub(crate) mod tests {
         for part in [
             r#""interface":null,"mode":null,"#,
             r#""rtt_us":{"last":null,"min":null,"avg":null,"max":null}"#,
-            r#""skipped":0,"proof":"reply","void":0,"detail":"from 10.9.0.2"}],"send":null}"#,
+            r#""skipped":0,"proof":"reply","void":0,"detail":"from 10.9.0.2"}],"send":null,"effective":"up""#,
         ] {
             assert!(json.contains(part), "{json}");
         }
@@ -589,7 +656,7 @@ pub(crate) mod tests {
         status.chains[0].verdict = Verdict::Unknown;
         assert!(!status.all_up());
         let mut status = example();
-        status.services[0].verdict = Verdict::Down;
+        status.services[0].effective = Verdict::Down;
         assert!(!status.all_up());
     }
 

@@ -8,11 +8,13 @@ use std::{
 use anyhow::{Result, bail};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{App, disown};
+use super::{App, admin, disown};
 use crate::{
     api::{
         answers::{Change, Done, Wanted},
+        listen::Listen,
         problem::Refused,
+        types::ReloadStatus,
     },
     config::{self, Chain, Config, Invalid, Owner, Service},
     desired::{
@@ -22,7 +24,10 @@ use crate::{
     },
     detector::engine::Command,
     error::full,
-    host::{clock, ports},
+    host::{
+        clock, ports,
+        store::{Edit, SERVICES},
+    },
     plan::member,
     reconcile::{
         installer::{LeftTrackers, Placed},
@@ -32,6 +37,7 @@ use crate::{
 };
 
 /// What clients want, checked.
+#[derive(Default)]
 struct Planned {
     desired: Desired,
     changed: Diff,
@@ -63,7 +69,8 @@ fn done(old: &Desired, new: &Desired) -> Done {
         };
         names.push(settings.name.clone());
         let body = config::body(settings).to_string();
-        done.kept.push((settings.name.clone(), body));
+        done.kept
+            .push(Edit::put(SERVICES, settings.name.clone(), body));
     }
     let removed = old
         .services()
@@ -71,6 +78,10 @@ fn done(old: &Desired, new: &Desired) -> Done {
         .map(|service| service.settings.name.as_str());
     let removed = removed.filter(|name| before.contains_key(name));
     done.changed.removed = removed.map(str::to_owned).collect();
+    for name in &done.changed.removed {
+        done.kept.push(Edit::remove(SERVICES, name.clone()));
+    }
+    done.kept.extend(admin::gone(old, new));
     done
 }
 
@@ -123,6 +134,17 @@ impl App {
         let mut answers = Vec::new();
         let mut is_changed = false;
         while let Some(change) = next {
+            if let Wanted::Admin {
+                service,
+                member,
+                admin,
+            } = change.wanted
+            {
+                let result = self.change_admin(&service, member.as_deref(), admin, change.is_trial);
+                answers.push((change.answer, result));
+                next = wanted.try_recv().ok();
+                continue;
+            }
             let result = match self.next_desired(&change.wanted) {
                 Ok(planned) if change.is_trial => Ok(planned.done),
                 Ok(planned) => {
@@ -151,12 +173,18 @@ impl App {
             Wanted::Put { service, is_new } => self.with_service(service, *is_new)?,
             Wanted::All(services) => self.with_all(services)?,
             Wanted::Remove(name) => self.without_service(name)?,
+            // It changes nothing that is desired.
+            Wanted::Admin { .. } => return Ok(Planned::default()),
         };
         let refused = |why: String| Refused::Invalid {
             attempt: attempt.clone(),
             errors: vec![Invalid::whole(why)],
         };
         if let Some(why) = config::crowded(desired.trackers()) {
+            return Err(refused(why));
+        }
+        let settings = desired.services().iter().map(|service| &service.settings);
+        if let Some((_, why)) = config::misplaced(settings).into_iter().next() {
             return Err(refused(why));
         }
         let changed = diff(&self.desired, &desired);
@@ -358,20 +386,36 @@ impl App {
         }
     }
 
-    pub(super) async fn reload(&mut self, config: Config) {
-        match self.try_reload(config).await {
-            Ok(()) => tracing::info!("reloaded, watching {}", self.extent()),
-            Err(error) => tracing::error!("not reloaded, the running config stays: {error:#}"),
+    /// Has another configuration count, if it can; returns how the API is served over TCP from then on.
+    pub(super) async fn reload(&mut self, config: Config) -> Option<Option<Listen>> {
+        let result = self.try_reload(config).await;
+        self.reloaded(result.is_ok());
+        match result {
+            Ok(listen) => {
+                tracing::info!("reloaded, watching {}", self.extent());
+                Some(listen)
+            }
+            Err(error) => {
+                tracing::error!("not reloaded, the running config stays: {error:#}");
+                None
+            }
         }
     }
 
-    async fn try_reload(&mut self, config: Config) -> Result<()> {
+    /// Notes that there was a reload, and whether it took the configuration.
+    pub(super) fn reloaded(&self, ok: bool) {
+        let time = clock::stamp().wall;
+        self.known().reload = Some(ReloadStatus { time, ok });
+    }
+
+    async fn try_reload(&mut self, config: Config) -> Result<Option<Listen>> {
+        let listen = Listen::read(&config.api)?;
         let Config {
             hub: new,
             mut services,
             chains,
             steering,
-            api,
+            api: _,
             defaults,
         } = config;
         let old = &self.hub;
@@ -408,10 +452,16 @@ impl App {
         if let Some(why) = config::crowded(desired.trackers()) {
             bail!(why);
         }
+        let settings = desired.services().iter().map(|service| &service.settings);
+        if let Some((_, why)) = config::misplaced(settings).into_iter().next() {
+            bail!(why);
+        }
         let changed = diff(&before, &desired);
         self.installer.check(&changed)?;
         disown(self.answers.store(), &taken_over);
-        (self.hub, self.steering_config, self.api_config) = (new, steering, api);
+        let gone = admin::gone(&before, &desired);
+        self.answers.store().commit_later(gone);
+        (self.hub, self.steering_config) = (new, steering);
         let mut events = {
             let mut known = self.known();
             known.defaults = Arc::new(defaults);
@@ -428,7 +478,7 @@ impl App {
         self.tell_room();
         self.follow_members().await;
         self.reconcile().await;
-        Ok(())
+        Ok(listen)
     }
 
     /// Reports what the maps tell of trackers and was not reported yet.

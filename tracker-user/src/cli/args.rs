@@ -1,10 +1,13 @@
 //! The arguments of each command, with their help.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, ServiceOptions};
+use crate::state::admin::AdminState;
 use crate::state::events::Place;
 
 const DEFAULT_SOCKET: &str = "/run/tracker/default.sock";
@@ -154,7 +157,12 @@ pub enum ServiceCommand {
     ///
     /// Removes a service that was added at run time. One of the configuration's file is refused: the file owns it.
     Remove(RemoveArgs),
-    /// List the services, and where each came from
+    /// Impose an admin state on a service, or on one of its members
+    ///
+    /// `maintenance`: probing goes on, the last verdict counts, and events are held back until the end. `up` and `down`: this counts
+    /// instead of the verdict. `auto`: the verdict counts again. It survives restart and reboot.
+    Set(SetArgs),
+    /// List the services, and what owns each
     ///
     /// Lists the services in the order of the configuration, and those that were added after them.
     List(ListArgs),
@@ -186,6 +194,44 @@ pub struct RemoveArgs {
     /// Where the daemon listens
     #[command(flatten)]
     pub socket: SocketArg,
+}
+
+/// Arguments of `tracker service set`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 set; 1 refused, nothing was changed, or no answer; 64 wrong usage."
+)]
+pub struct SetArgs {
+    /// The service
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Only this member, by its role or endpoint
+    #[arg(long, value_name = "M")]
+    pub member: Option<String>,
+    /// What to impose
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(states()).map(|word| state(&word)))]
+    pub state: AdminState,
+    /// Why, in one line; shown by status and events
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// How long it lasts, such as 2h; until it is changed if not given
+    #[arg(long = "for", value_name = "D", value_parser = humantime::parse_duration)]
+    pub time: Option<Duration>,
+    /// Where the daemon listens
+    #[command(flatten)]
+    pub socket: SocketArg,
+}
+
+fn states() -> impl Iterator<Item = &'static str> {
+    AdminState::WORDS.iter().map(|(word, _)| *word)
+}
+
+/// The admin state of a word that is one.
+fn state(word: &str) -> AdminState {
+    let mut words = AdminState::WORDS.iter();
+    words
+        .find(|(known, _)| *known == word)
+        .map_or(AdminState::Auto, |(_, state)| *state)
 }
 
 /// Arguments of `tracker service list`.

@@ -10,13 +10,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use axum::http::Method;
+use jiff::Timestamp;
 
-use args::{CheckArgs, EventsArgs, ListArgs, ServiceArgs, ServiceCommand, StatusArgs};
+use args::{CheckArgs, EventsArgs, ListArgs, ServiceArgs, ServiceCommand, SetArgs, StatusArgs};
 
 use crate::api::client::{Call, ClientError};
-use crate::api::types::{Changed, List, Status};
+use crate::api::types::{AdminWanted, Changed, List, Status};
 use crate::config::{self, Config, ServiceOptions};
 use crate::plan::remarks;
+use crate::state::admin::Admin;
 use crate::state::events::{Missed, Numbered, Reset};
 
 pub mod args;
@@ -93,6 +95,7 @@ fn colour() -> bool {
 pub fn service(args: ServiceArgs) -> ExitCode {
     match args.command {
         ServiceCommand::List(args) => service_list(&args),
+        ServiceCommand::Set(args) => service_set(&args),
         ServiceCommand::Add(args) => {
             let ServiceOptions { name, keys } = *args.service;
             let call = Call::new(&args.socket.path, Method::PUT, &["v1", "services", &name]);
@@ -110,6 +113,34 @@ pub fn service(args: ServiceArgs) -> ExitCode {
                 Err(error) => fail(error),
             }
         }
+    }
+}
+
+fn service_set(args: &SetArgs) -> ExitCode {
+    let until = match args.time.map(|time| Timestamp::now().checked_add(time)) {
+        None => None,
+        Some(Ok(until)) => Some(until),
+        Some(Err(error)) => return fail(format_args!("--for is too long: {error}; give less")),
+    };
+    let mut parts = vec!["v1", "services", &args.name];
+    parts.extend(args.member.iter().flat_map(|member| ["members", member]));
+    parts.push("admin");
+    let wanted = AdminWanted {
+        state: args.state,
+        reason: args.reason.clone(),
+        until,
+    };
+    let body = serde_json::json!(wanted);
+    let call = Call::new(&args.socket.path, Method::PUT, &parts).body(&body);
+    match call.ask::<Admin>() {
+        Ok((_, admin)) => {
+            let name = &args.name;
+            let member = args.member.iter().map(|member| format!("/{member}"));
+            let member: String = member.collect();
+            let text = format!("set {name}{member} to {}\n", admin.text());
+            finish(print(&text), ExitCode::SUCCESS)
+        }
+        Err(error) => fail(error),
     }
 }
 

@@ -8,7 +8,8 @@ use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use crate::api::types::{List, MemberStatus, ServiceStatus, Status, TrackerStatus};
-use crate::state::events::{Missed, Numbered, Reset};
+use crate::state::admin::Admin;
+use crate::state::events::{EventKind, Missed, Numbered, Reset};
 
 const HEADER: [&str; 13] = [
     "SERVICE",
@@ -190,6 +191,8 @@ fn rows(table: &mut Table, service: &ServiceStatus, more: &[More]) {
     {
         let mut cells = tracker_cells(member, tracker);
         cells[0] = service.name.clone();
+        cells[8].push_str(&imposed(&service.admin, service.effective));
+        cells[8].push_str(&imposed(&member.admin, member.effective));
         cells[9] = since;
         add(
             table,
@@ -205,6 +208,13 @@ fn rows(table: &mut Table, service: &ServiceStatus, more: &[More]) {
         cells[1] = format!("selected: {}", service.selected);
     }
     cells[8] = cause(service.cause, service.last_verdict);
+    cells[8].push_str(&imposed(&service.admin, service.effective));
+    for member in &service.members {
+        let text = imposed(&member.admin, member.effective);
+        if !text.is_empty() {
+            cells[8].push_str(&format!("; {}{text}", member.role));
+        }
+    }
     cells[9] = since;
     add(table, cells, service.verdict, values(Some(service), None));
     for member in &service.members {
@@ -289,6 +299,18 @@ fn cause(cause: Cause, last: Option<Verdict>) -> String {
     }
 }
 
+/// What an operator imposes, and what counts by it; empty if nothing is imposed.
+fn imposed(admin: &Admin, effective: Verdict) -> String {
+    match admin.is_auto() {
+        true => String::new(),
+        false => format!(
+            "; counts as {}: {}",
+            effective.as_str(),
+            printable(&admin.text())
+        ),
+    }
+}
+
 /// To the second: finer is noise to people, and in the JSON.
 fn seconds(time: Timestamp) -> String {
     Timestamp::from_second(time.as_second())
@@ -329,7 +351,10 @@ pub fn event(numbered: &Numbered) -> String {
         let _ = write!(text, " {behind}");
     }
     let (from, to, cause) = (event.from.as_str(), event.to.as_str(), event.cause.as_str());
-    let _ = write!(text, "  {from} -> {to}  {cause}");
+    let _ = match event.kind {
+        EventKind::Admin => write!(text, "  admin state, {from} -> {to}"),
+        EventKind::Verdict | EventKind::Removed => write!(text, "  {from} -> {to}  {cause}"),
+    };
     if let Some(detail) = &event.detail {
         let _ = write!(text, " ({})", printable(detail));
     }
@@ -503,6 +528,8 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
             seq: 7,
             event: events::tests::example(),
             run: "r1".into(),
+            hub: "hub-1".into(),
+            instance: "default".into(),
         };
         assert_eq!(
             event(&numbered),

@@ -9,7 +9,7 @@ use tracker_ebpf::abi;
 
 use super::{
     Api, Config, Probe, Service, Tracker, api, chain, document::Section, hub, keys, keys::Table,
-    service, settings::Settings, steering, values::Names,
+    misplaced, service, settings::Settings, steering, values::Names,
 };
 
 /// Reads the file.
@@ -30,6 +30,10 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
         .into_iter()
         .map(|section| service::read(section, &defaults, &mut names))
         .collect();
+
+    for (name, why) in misplaced(services.iter()) {
+        root.sink.problem(names.at(name).unwrap_or(root.at), why);
+    }
 
     let mut chain_names = Names::default();
     let chains = root

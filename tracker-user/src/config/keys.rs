@@ -693,6 +693,16 @@ pub static SERVICES: Key = Key {
     ..PLAIN
 };
 
+/// `[[service]] after`
+pub static AFTER: Key = Key {
+    name: "after",
+    tables: &[Table::Service],
+    value: Value::Services,
+    default: Default::Text("none"),
+    doc: "Services that this one lies behind: while one of them is down, it is not known whether this one passes traffic.",
+    ..PLAIN
+};
+
 /// `[steering] uplinks`
 pub static UPLINKS: Key = Key {
     name: "uplinks",
@@ -776,6 +786,7 @@ pub static ALL: &[&Key] = &[
     &RETURN_TTL,
     &CHAIN_NAME,
     &SERVICES,
+    &AFTER,
     &UPLINKS,
     &SOURCES,
     &MARK,

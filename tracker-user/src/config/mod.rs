@@ -13,6 +13,7 @@ mod file;
 mod hub;
 pub mod keys;
 mod options;
+mod order;
 pub mod reference;
 mod request;
 mod service;
@@ -35,6 +36,7 @@ use tracker_ebpf::{abi, probe};
 pub use file::{Defaults, crowded};
 pub(crate) use keys::NAME_MAX;
 pub use options::{ServiceOptions, options};
+pub use order::misplaced;
 pub use request::{Invalid, body, service as requested};
 pub use values::checked_instance;
 
@@ -141,6 +143,8 @@ pub struct Service {
     pub owner: Owner,
     /// One, or an active and a standby one in either order.
     pub members: Vec<Arc<Member>>,
+    /// Names of the services that it lies behind.
+    pub after: Vec<String>,
 }
 
 impl Service {

@@ -188,6 +188,9 @@ impl Writer {
 pub fn body(service: &Service) -> Json {
     let mut object = Map::new();
     object.insert(keys::SERVICE_NAME.name.to_owned(), json!(service.name));
+    if !service.after.is_empty() {
+        object.insert(keys::AFTER.name.to_owned(), json!(service.after));
+    }
     let trackers = service.members.iter().flat_map(|member| &member.trackers);
     let common = common(trackers);
     object.extend(common.clone());

@@ -22,6 +22,12 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
     let name = names.read(&section, &keys::SERVICE_NAME, "service");
     let settings = Settings::read(&section, Table::Service).within(defaults);
     let long = section.has(&keys::MEMBER);
+    let after = section.entry(&keys::AFTER).map(|entry| {
+        distinct(&entry, "a list of service names", |element| {
+            element.parsed("the name of a service", checked_name)
+        })
+    });
+    let after = after.unwrap_or_default();
     let service_title = section.title.clone();
     let member_sections = section.take_tables(&keys::MEMBER, "service.member", |index, _| {
         format!("[[service.member]] {} of {service_title}", index + 1)
@@ -41,6 +47,7 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
             name,
             owner: Owner::File,
             members,
+            after,
         };
     }
 
@@ -93,6 +100,7 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
         name,
         owner: Owner::File,
         members,
+        after,
     }
 }
 

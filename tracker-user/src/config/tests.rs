@@ -128,6 +128,7 @@ fn contract_example_is_valid() {
             Service {
                 name: "fw-1".to_owned(),
                 owner: Owner::File,
+                after: Vec::new(),
                 members: vec![Arc::new(Member {
                     role: Role::Active,
                     endpoint: "10.9.0.2".parse().unwrap(),
@@ -142,6 +143,7 @@ fn contract_example_is_valid() {
             Service {
                 name: "fw-pair".to_owned(),
                 owner: Owner::File,
+                after: Vec::new(),
                 members: vec![
                     Arc::new(Member {
                         role: Role::Active,
@@ -1313,6 +1315,8 @@ fn any_tracker() -> impl Strategy<Value = Tracker> {
         let (probe, port, protocol) = probe;
         let (interval, timeout, hold_down) = times;
         let (fall, rise, payload, dscp) = counts;
+        // A STAMP packet has 44 bytes, or 48 and more.
+        let payload = if payload < 48 { 44 } else { payload };
         let ([expect, flow, refused], return_ttl, behind) = words;
         Tracker {
             behind: Ipv4Addr::from(0x0a14_0000 + behind).into(),
@@ -1395,6 +1399,7 @@ proptest! {
         let service = Service {
             name: "fw-9".to_owned(),
             owner: Owner::Api,
+            after: Vec::new(),
             members: members.collect(),
         };
         let body = body(&service);

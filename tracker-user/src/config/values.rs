@@ -23,6 +23,11 @@ impl Names {
         self.places.contains_key(name)
     }
 
+    /// Where a name stands.
+    pub(super) fn at(&self, name: &str) -> Option<usize> {
+        self.places.get(name).copied()
+    }
+
     /// All names.
     pub(super) fn all(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)

@@ -400,6 +400,7 @@ mod tests {
         let services = first.map(|(name, members)| config::Service {
             name: format!("fw-{name}"),
             owner: Owner::File,
+            after: Vec::new(),
             members: members
                 .iter()
                 .map(|(active, endpoint, interface, source, trackers)| {

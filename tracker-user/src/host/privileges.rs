@@ -4,6 +4,7 @@
 
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::errno::Errno;
+use nix::unistd::{self, Gid};
 
 /// What the running daemon keeps.
 pub const RUN: [Capability; 3] = [
@@ -17,7 +18,7 @@ pub const RUN: [Capability; 3] = [
 ];
 
 /// What it needs besides while it starts.
-pub const START: [Capability; 5] = [
+pub const START: [Capability; 6] = [
     // The bounding set is emptied.
     Capability::CAP_SETPCAP,
     // A program is taken by its id; the BPF file system may have to be mounted.
@@ -26,8 +27,10 @@ pub const START: [Capability; 5] = [
     Capability::CAP_SYS_NICE,
     // The packet sockets: by one next hops are solicited, one watches for replies that come a wrong way.
     Capability::CAP_NET_RAW,
-    // Metrics on a port below 1024.
+    // Metrics and the API on a port below 1024.
     Capability::CAP_NET_BIND_SERVICE,
+    // The group of the socket, which only its members may give a file to.
+    Capability::CAP_SETGID,
 ];
 
 /// Why this process lacks capabilities, or cannot give up others.
@@ -98,6 +101,19 @@ pub fn limit_to_start() -> Result<(), PrivilegesError> {
         keep(|capability| RUN.contains(&capability) || START.contains(&capability))
     };
     give_up().map_err(PrivilegesError::GiveUp)
+}
+
+/// Makes this process a member of a group: only then can it give files to the group without a capability, also later.
+///
+/// # Errors
+/// As the kernel answers.
+pub fn join(group: Gid) -> Result<(), Errno> {
+    let mut groups = unistd::getgroups()?;
+    if groups.contains(&group) || unistd::getegid() == group {
+        return Ok(());
+    }
+    groups.push(group);
+    unistd::setgroups(&groups)
 }
 
 /// Gives up, for this thread and those that it starts later, whatever is not needed to run.

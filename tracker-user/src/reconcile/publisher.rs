@@ -4,7 +4,7 @@ use crate::{
     datapath::journal::{Journal, JournalError},
     error::full,
     state::{
-        events::{Event, EventFeed},
+        events::{Bursts, Event, EventFeed},
         journal::{Record, SavedHeld, SavedService, Snapshot},
         verdict_log::VerdictLog,
     },
@@ -43,6 +43,7 @@ pub struct Publisher<S> {
     /// The journal can't be written.
     journal_failed: bool,
     verdict_log: VerdictLog,
+    bursts: Bursts,
     feed: EventFeed,
 }
 
@@ -53,6 +54,7 @@ impl<S: Store> Publisher<S> {
             journal,
             journal_failed: false,
             verdict_log: VerdictLog::default(),
+            bursts: Bursts::default(),
             feed,
         }
     }
@@ -61,13 +63,14 @@ impl<S: Store> Publisher<S> {
     /// anew.
     pub fn publish(
         &mut self,
-        events: Vec<Event>,
+        mut events: Vec<Event>,
         now_mono_ns: u64,
         snapshot: impl FnOnce() -> Snapshot,
     ) -> LogLines {
         if events.is_empty() {
             return LogLines::default();
         }
+        self.group(&mut events, now_mono_ns);
         self.write(&Record::of(&events, now_mono_ns), snapshot);
         self.show(events, now_mono_ns)
     }
@@ -76,10 +79,11 @@ impl<S: Store> Publisher<S> {
     pub fn publish_removal(
         &mut self,
         service: &str,
-        events: Vec<Event>,
+        mut events: Vec<Event>,
         now_mono_ns: u64,
         snapshot: impl FnOnce() -> Snapshot,
     ) -> LogLines {
+        self.group(&mut events, now_mono_ns);
         let record = Record::Removed {
             service: service.to_owned(),
             events: events.clone(),
@@ -110,9 +114,20 @@ impl<S: Store> Publisher<S> {
     }
 
     /// Writes everything down anew, and reports events, which the snapshot has the effects of.
-    pub fn begin(&mut self, events: Vec<Event>, now_mono_ns: u64, snapshot: Snapshot) -> LogLines {
+    pub fn begin(
+        &mut self,
+        mut events: Vec<Event>,
+        now_mono_ns: u64,
+        snapshot: Snapshot,
+    ) -> LogLines {
+        self.group(&mut events, now_mono_ns);
         self.begin_with(&Record::of(&events, now_mono_ns), snapshot);
         self.show(events, now_mono_ns)
+    }
+
+    fn group(&mut self, events: &mut [Event], now_mono_ns: u64) {
+        let (_, next) = self.feed.bounds();
+        self.bursts.group(events, next, now_mono_ns);
     }
 
     /// Logs how many changes were left out of the log, once that is due.

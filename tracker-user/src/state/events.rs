@@ -1,6 +1,6 @@
 //! The ordered event stream: every change of a verdict, numbered without gap or repeat.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,10 +10,27 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use crate::config::Role;
+use super::admin::Admin;
+use crate::config::{Role, words};
 
 /// So many events are kept for those who ask later.
 pub const CAPACITY: usize = 65_536;
+
+/// What an event tells. Readers skip kinds that they do not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum EventKind {
+    /// A change of a verdict.
+    #[default]
+    Verdict,
+    /// A change of an admin state, or of what counts by one.
+    Admin,
+    /// The end of what was known of something that was removed.
+    Removed,
+}
+
+words! {
+    EventKind { Verdict = "verdict", Admin = "admin", Removed = "removed" }
+}
 
 /// A change of a verdict: of a tracker (service, member and behind are set), a member (service and
 /// member), a service (service), or a chain (chain).
@@ -35,16 +52,81 @@ pub struct Event {
     pub cause: Cause,
     /// Microseconds from the first probe that showed it to the report; null if there was none.
     pub detection_us: Option<u64>,
-    /// More about the cause, as in `status`; present if there is more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// More about the cause, as in `status`; null if there is no more.
+    #[serde(default)]
     pub detail: Option<Arc<str>>,
-    /// Name of the chain, for its own change; else absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Name of the chain, for its own change; else null.
+    #[serde(default)]
     pub chain: Option<Arc<str>>,
-    /// The positions of member and tracker within the service, for a tracker's own change: of no use to
-    /// others, who see no positions.
+    /// What it tells.
+    #[serde(default)]
+    pub kind: EventKind,
+    /// Number of the first event of the burst that it belongs to: events of one interface, endpoint or hub fault within a second.
+    #[serde(default)]
+    pub group: u64,
+    /// The verdict that counts from now on, if an admin state makes it another one than `to`; else absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Verdict>,
+    /// The admin state from now on, of an event of kind `admin`; else absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<Arc<Admin>>,
+    /// What is at fault, by which bursts are told apart.
+    #[serde(skip)]
+    pub fault: Option<Box<Fault>>,
+    /// The positions of member and tracker within the service, for a tracker's own change: of no use to readers, which see no
+    /// positions.
     #[serde(skip)]
     pub tracker: Option<(u32, u32)>,
+}
+
+/// What a change of a tracker's verdict is put down to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The hub did not keep up.
+    Hub,
+    /// An interface is down or missing.
+    Interface(Arc<str>),
+    /// What stands at an endpoint, or is reached through it.
+    Endpoint(IpAddr),
+}
+
+/// Puts events into bursts.
+#[derive(Debug, Default)]
+pub struct Bursts {
+    /// The number of the first event, and the time by the monotonic clock, of the latest burst of each fault, and of changes
+    /// for the better apart from those for the worse.
+    latest: HashMap<(Fault, bool), (u64, u64)>,
+}
+
+/// How long a burst lasts.
+const BURST_NS: u64 = 1_000_000_000;
+
+impl Bursts {
+    /// Gives events, the first of which will have the number `next`, their groups. What follows from a tracker's change, in the
+    /// same call, belongs to its group.
+    pub fn group(&mut self, events: &mut [Event], next: u64, now_mono_ns: u64) {
+        if self.latest.len() > events.len().max(1_024) {
+            self.latest
+                .retain(|_, (_, begun_ns)| now_mono_ns.saturating_sub(*begun_ns) <= BURST_NS);
+        }
+        let mut above = None;
+        for (seq, event) in (next..).zip(events) {
+            event.group = match event.fault.take() {
+                Some(fault) => {
+                    let fault = *fault;
+                    let is_better = event.to == Verdict::Up;
+                    let entry = self.latest.entry((fault, is_better));
+                    let (first, begun_ns) = entry.or_insert((seq, now_mono_ns));
+                    if now_mono_ns.saturating_sub(*begun_ns) > BURST_NS {
+                        (*first, *begun_ns) = (seq, now_mono_ns);
+                    }
+                    *first
+                }
+                None => above.unwrap_or(seq),
+            };
+            above = Some(event.group);
+        }
+    }
 }
 
 /// An event and its place in the stream; prints as one line of JSON.
@@ -58,6 +140,12 @@ pub struct Numbered {
     /// Name of the sequence of numbers that `seq` belongs to.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub run: Arc<str>,
+    /// Name of the hub.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub hub: Arc<str>,
+    /// Instance of the daemon.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub instance: Arc<str>,
 }
 
 fn is_empty(run: &Arc<str>) -> bool {
@@ -124,6 +212,8 @@ pub struct EventLog {
     capacity: usize,
     next: u64,
     run: Arc<str>,
+    hub: Arc<str>,
+    instance: Arc<str>,
 }
 
 impl Default for EventLog {
@@ -140,7 +230,16 @@ impl EventLog {
             capacity: capacity.max(1),
             next,
             run: "".into(),
+            hub: "".into(),
+            instance: "".into(),
         }
+    }
+
+    /// A log of this hub and instance.
+    #[must_use]
+    pub fn of_hub(mut self, hub: &str, instance: &str) -> Self {
+        (self.hub, self.instance) = (hub.into(), instance.into());
+        self
     }
 
     /// A log whose numbers are of the sequence `run`.
@@ -195,6 +294,8 @@ impl EventLog {
                 seq,
                 event: event.clone(),
                 run: self.run.clone(),
+                hub: self.hub.clone(),
+                instance: self.instance.clone(),
             });
         (missed, kept)
     }
@@ -314,17 +415,24 @@ pub(crate) mod tests {
             detection_us: Some(312_000),
             detail: None,
             chain: None,
+            kind: EventKind::Verdict,
+            group: 0,
+            effective: None,
+            admin: None,
+            fault: None,
             tracker: None,
         }
     }
 
     #[test]
     fn json_is_the_contract_s_example() {
-        let json = r#"{"seq":7,"time":"2026-01-01T00:00:00Z","service":"fw-1","member":"active","behind":"10.20.0.9","from":"up","to":"down","cause":"no-reply","detection_us":312000}"#;
+        let json = r#"{"seq":7,"time":"2026-01-01T00:00:00Z","service":"fw-1","member":"active","behind":"10.20.0.9","from":"up","to":"down","cause":"no-reply","detection_us":312000,"detail":null,"chain":null,"kind":"verdict","group":0}"#;
         let event = Numbered {
             seq: 7,
             event: example(),
             run: "".into(),
+            hub: "".into(),
+            instance: "".into(),
         };
         assert_eq!(serde_json::to_string(&event).unwrap(), json);
         assert_eq!(serde_json::from_str::<Numbered>(json).unwrap(), event);
@@ -341,20 +449,70 @@ pub(crate) mod tests {
             chain: Some("internet".into()),
             ..example()
         };
-        let json = r#"{"seq":8,"time":"2026-01-01T00:00:00Z","service":null,"member":null,"behind":null,"from":"up","to":"down","cause":"no-reply","detection_us":null,"detail":"x","chain":"internet"}"#;
+        let json = r#"{"seq":8,"time":"2026-01-01T00:00:00Z","service":null,"member":null,"behind":null,"from":"up","to":"down","cause":"no-reply","detection_us":null,"detail":"x","chain":"internet","kind":"verdict","group":0}"#;
         let event = Numbered {
             seq: 8,
             event,
             run: "".into(),
+            hub: "".into(),
+            instance: "".into(),
         };
         assert_eq!(serde_json::to_string(&event).unwrap(), json);
         assert_eq!(serde_json::from_str::<Numbered>(json).unwrap(), event);
     }
 
     #[test]
+    fn events_of_one_fault_within_a_second_share_a_group() {
+        let of = |fault: Option<Fault>, to: Verdict| Event {
+            fault: fault.map(Box::new),
+            to,
+            ..example()
+        };
+        let (one, two) = (
+            Fault::Interface("eth1".into()),
+            Fault::Interface("eth2".into()),
+        );
+        let mut bursts = Bursts::default();
+        let mut groups = |next: u64, at_ns: u64, events: &[Event]| {
+            let mut events = events.to_vec();
+            bursts.group(&mut events, next, at_ns);
+            events.iter().map(|event| event.group).collect::<Vec<_>>()
+        };
+        let down = Verdict::Down;
+        // What follows from a tracker's change belongs to its group.
+        assert_eq!(
+            groups(1, 0, &[of(Some(one.clone()), down), of(None, down)]),
+            [1, 1]
+        );
+        assert_eq!(
+            groups(
+                3,
+                500_000_000,
+                &[
+                    of(Some(two), down),
+                    of(Some(one.clone()), down),
+                    of(None, down)
+                ]
+            ),
+            [3, 1, 1]
+        );
+        // The recovery is another burst; so is the same fault later.
+        assert_eq!(
+            groups(6, 900_000_000, &[of(Some(one.clone()), Verdict::Up)]),
+            [6]
+        );
+        assert_eq!(
+            groups(7, 1_000_000_001, &[of(Some(one), down), of(None, down)]),
+            [7, 7]
+        );
+        // What has no fault stands alone.
+        assert_eq!(groups(9, 1_000_000_002, &[of(None, down)]), [9]);
+    }
+
+    #[test]
     fn a_full_log_is_a_few_megabytes() {
         assert!(
-            size_of::<Event>() * CAPACITY <= 8 << 20,
+            size_of::<Event>() * CAPACITY <= 10 << 20,
             "{}",
             size_of::<Event>()
         );
@@ -367,7 +525,7 @@ pub(crate) mod tests {
         let (_, mut events) = log.since(0);
         let json = serde_json::to_string(&events.next().unwrap()).unwrap();
         assert!(
-            json.ends_with(r#","detection_us":312000,"run":"a:b"}"#),
+            json.ends_with(r#","kind":"verdict","group":0,"run":"a:b"}"#),
             "{json}"
         );
         let place = |text: &str| {

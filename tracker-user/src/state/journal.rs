@@ -16,7 +16,7 @@ use crate::{
     config::{Chain, ModeChoice, Service},
     desired::model as desired,
     state::{
-        events::Event,
+        events::{Event, EventKind},
         flaps::{FLAPS_MAX, Flaps},
         hold_down::{Held, TrackerState},
         tree::{Shown, StateTree},
@@ -122,7 +122,8 @@ impl SavedService {
             let trackers = member.trackers.iter().map(|entry| {
                 Some(SavedTracker {
                     slot: entry.slot?,
-                    verdict: entry.shown.verdict,
+                    // What maintenance holds back is reported after its end, by the next daemon if need be.
+                    verdict: entry.told(),
                     cause: entry.shown.cause,
                     detail: entry.shown.detail.clone(),
                     held: entry.held.as_ref().map(SavedHeld::from),
@@ -370,6 +371,9 @@ impl Snapshot {
 
     /// Takes over what an event reported, and when.
     fn tell(&mut self, event: &Event, tracker: Option<(u32, u32)>, mono_ns: Option<u64>) {
+        if event.kind != EventKind::Verdict {
+            return;
+        }
         let Some(name) = event.service.as_deref() else {
             return;
         };

@@ -1,5 +1,6 @@
 //! What is known and reported of trackers, members, services and chains, and what is written down of it (pure).
 
+pub mod admin;
 pub mod events;
 pub mod flaps;
 pub mod hold_down;

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use tracker_ebpf::abi::Proof;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
-use super::events::Event;
+use super::admin::Admin;
+use super::events::{Event, EventKind, Fault};
 use super::flaps::Flaps;
 use super::hold_down::{Held, TrackerState};
 use super::policy::Tally;
@@ -59,6 +60,9 @@ pub struct StateTree {
     wall_offset_ns: Option<i128>,
     /// Changes when a position may mean another tracker than before.
     generation: u64,
+    /// The services that a service lies behind, and those that lie behind it.
+    before: HashMap<ServiceId, Vec<ServiceId>>,
+    behind: HashMap<ServiceId, Vec<ServiceId>>,
     /// When each change that is held down becomes due, by the monotonic clock.
     due: BTreeSet<(u64, TrackerRef)>,
 }
@@ -77,12 +81,22 @@ pub struct ServiceState {
     pub owner: Owner,
     /// Its members, in the order of the settings.
     pub members: Vec<MemberState>,
-    /// Its verdict.
+    /// Its verdict, by what counts of its members.
     pub verdict: Verdict,
+    /// What counts of it, by its admin state.
+    pub effective: Verdict,
+    /// What an operator imposes on it.
+    pub admin: Arc<Admin>,
+    /// The verdict that was last reported, if maintenance held back a change.
+    told: Option<Verdict>,
     /// Since when.
     pub since: Timestamp,
     /// How often it left a verdict.
     pub flaps: Flaps,
+    /// A service that it lies behind and that counts as down, while its verdict is unknown for that reason.
+    pub depends: Option<Arc<str>>,
+    /// How often its verdict changed, by verdict and cause, since the daemon's start.
+    pub transitions: Vec<((Verdict, Cause), u64)>,
 }
 
 /// What is reported of a member.
@@ -103,6 +117,12 @@ pub struct MemberState {
     tally: Tally,
     /// Its verdict.
     pub verdict: Verdict,
+    /// What counts of it, by its admin state.
+    pub effective: Verdict,
+    /// What an operator imposes on it.
+    pub admin: Arc<Admin>,
+    /// The verdict that was last reported, if maintenance held back a change.
+    told: Option<Verdict>,
 }
 
 /// What is reported of a tracker.
@@ -114,6 +134,15 @@ pub struct TrackerEntry {
     pub held: Option<Held>,
     /// Its place in the maps, once it has one.
     pub slot: Option<u32>,
+    /// The verdict that was last reported, if maintenance held back a change.
+    told: Option<Verdict>,
+}
+
+impl TrackerEntry {
+    /// The verdict that was last reported.
+    pub fn told(&self) -> Verdict {
+        self.told.unwrap_or(self.shown.verdict)
+    }
 }
 
 /// What was reported of a service, and what was held back.
@@ -161,7 +190,7 @@ impl ServiceState {
         let up = |role| {
             self.members
                 .iter()
-                .any(|member| member.settings.role == role && member.verdict == Verdict::Up)
+                .any(|member| member.settings.role == role && member.effective == Verdict::Up)
         };
         if !up(Role::Active) && up(Role::Standby) {
             Role::Standby
@@ -172,13 +201,74 @@ impl ServiceState {
 
     /// What decides: the selected member while up, else the first with the service's own verdict.
     pub fn deciding(&self) -> TrackerState {
+        if let Some(before) = &self.depends {
+            return TrackerState {
+                verdict: Verdict::Unknown,
+                cause: Cause::Depends,
+                detail: Some(format!("{before} is down")),
+            };
+        }
         let selected = self.selected();
         let decides = |member: &&MemberState| {
-            member.verdict == self.verdict
+            member.effective == self.verdict
                 && (self.verdict != Verdict::Up || member.settings.role == selected)
         };
         let member = self.members.iter().find(decides);
-        member.map(MemberState::deciding).unwrap_or_default()
+        let Some(member) = member else {
+            return TrackerState::default();
+        };
+        match member.admin.is_auto() {
+            true => member.deciding(),
+            false => TrackerState {
+                detail: Some(format!(
+                    "{} is in admin state {}",
+                    member.settings.role,
+                    member.admin.text()
+                )),
+                ..member.deciding()
+            },
+        }
+    }
+
+    /// Whether events of this member and its trackers are held back.
+    fn is_muted(&self, member: &MemberState) -> bool {
+        self.admin.is_maintenance() || member.admin.is_maintenance()
+    }
+
+    /// Reports what maintenance held back, of what is in maintenance no more.
+    fn tell_held(&mut self, seen: Seen, events: &mut Vec<Event>) {
+        if self.admin.is_maintenance() {
+            return;
+        }
+        let own = self.members.len() > 1;
+        for index in 0..self.members.len() {
+            if self.members[index].admin.is_maintenance() {
+                continue;
+            }
+            let member = &mut self.members[index];
+            for at in 0..member.trackers.len() {
+                let entry = &mut member.trackers[at];
+                if let Some(told) = entry
+                    .told
+                    .take()
+                    .filter(|told| *told != entry.shown.verdict)
+                {
+                    events.push(tracker_event(
+                        &self.name, member, index, at as u32, seen, told,
+                    ));
+                }
+            }
+            if let Some(told) = member
+                .told
+                .take()
+                .filter(|told| own && *told != member.verdict)
+            {
+                events.push(member_event(&self.name, member, seen, told));
+            }
+        }
+        if let Some(told) = self.told.take().filter(|told| *told != self.verdict) {
+            events.push(service_event(self, seen, told));
+        }
     }
 
     /// When each change that is held back becomes due.
@@ -227,20 +317,32 @@ impl ServiceState {
                     detail: Some("removed".to_owned()),
                     ..Default::default()
                 };
-                events.push(seen.event(subject, from, why, Verdict::Unknown));
+                events.push(Event {
+                    kind: EventKind::Removed,
+                    ..seen.event(subject, from, why, Verdict::Unknown)
+                });
             }
         };
         for member in &self.members {
             let role = Some(member.settings.role);
             for (config, slot) in member.settings.trackers.iter().zip(&member.trackers) {
-                end(role, Some(config.behind), slot.shown.verdict);
+                end(role, Some(config.behind), slot.told());
             }
             if self.members.len() > 1 {
-                end(role, None, member.verdict);
+                end(role, None, member.told.unwrap_or(member.verdict));
             }
         }
-        end(None, None, self.verdict);
+        end(None, None, self.told.unwrap_or(self.verdict));
     }
+}
+
+/// What an admin state is imposed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AdminOf {
+    /// The service.
+    pub service: ServiceId,
+    /// The number of one of its members; `None`: the service itself.
+    pub member: Option<u32>,
 }
 
 /// What an event is about; everything else about it is its cause.
@@ -271,6 +373,11 @@ impl Seen {
             detection_us: self.detection_ns.map(|ns| ns / 1000),
             detail: why.detail.map(Arc::from),
             chain: subject.chain.cloned(),
+            kind: EventKind::Verdict,
+            group: 0,
+            effective: None,
+            admin: None,
+            fault: None,
             tracker: None,
         }
     }
@@ -325,6 +432,8 @@ impl StateTree {
             self.update(service, seen, &mut told);
             if let Some(state) = self.services.get_mut(&service) {
                 (state.since, state.flaps) = (known.since, known.flaps);
+                // It was counted by the earlier daemon.
+                state.transitions.clear();
             }
         }
         self.update_chains(None, seen, &mut told);
@@ -375,6 +484,7 @@ impl StateTree {
         if !has_same_chains {
             self.take_chains();
         }
+        self.take_order();
         let mut has_changed = !has_same_chains;
         for service in &diff.changed {
             has_changed |= self.update(service.new.id, seen, &mut events);
@@ -393,6 +503,29 @@ impl StateTree {
             self.due.remove(&due);
         }
         Some(gone)
+    }
+
+    /// Takes which services lie behind others.
+    fn take_order(&mut self) {
+        self.before.clear();
+        self.behind.clear();
+        let services = self.desired.services();
+        if services
+            .iter()
+            .all(|service| service.settings.after.is_empty())
+        {
+            return;
+        }
+        let numbers: HashMap<&str, ServiceId> = (services.iter())
+            .map(|service| (service.settings.name.as_str(), service.id))
+            .collect();
+        for service in services.iter() {
+            let after = service.settings.after.iter();
+            for before in after.filter_map(|name| numbers.get(name.as_str())) {
+                self.before.entry(service.id).or_default().push(*before);
+                self.behind.entry(*before).or_default().push(service.id);
+            }
+        }
     }
 
     fn take_chains(&mut self) {
@@ -583,6 +716,131 @@ impl StateTree {
         events
     }
 
+    /// Imposes an admin state on a service, or on one of its members, and returns what that changes; nothing if there is no such
+    /// service or member, or it is in this state already. When maintenance ends, each object that differs from what was last
+    /// reported is reported.
+    pub fn set_admin(&mut self, of: AdminOf, admin: Admin, now: Stamp) -> Vec<Event> {
+        let seen = Seen {
+            now,
+            detection_ns: None,
+        };
+        let mut events = Vec::new();
+        let admin = Arc::new(admin);
+        let Some(service) = self.services.get_mut(&of.service) else {
+            return events;
+        };
+        let counted = service.effective;
+        let mut subject = Subject {
+            service: Some(&service.name),
+            member: None,
+            behind: None,
+            chain: None,
+        };
+        match of.member {
+            None if service.admin == admin => return events,
+            None => {
+                service.admin = admin.clone();
+                service.effective = admin.effective(service.verdict, counted);
+                let counts = (counted, service.effective);
+                events.push(admin_event(
+                    subject,
+                    &admin,
+                    seen,
+                    service.deciding(),
+                    counts,
+                ));
+            }
+            Some(id) => {
+                let Some((index, member)) = service.member(id) else {
+                    return events;
+                };
+                if member.admin == admin {
+                    return events;
+                }
+                subject.member = Some(member.settings.role);
+                let effective = admin.effective(member.verdict, member.effective);
+                let counts = (member.effective, effective);
+                events.push(admin_event(
+                    subject,
+                    &admin,
+                    seen,
+                    member.deciding(),
+                    counts,
+                ));
+                let member = &mut service.members[index];
+                (member.admin, member.effective) = (admin, effective);
+            }
+        }
+        service.tell_held(seen, &mut events);
+        let is_changed = self.update_service(of.service, seen, &mut events);
+        let counts = self
+            .services
+            .get(&of.service)
+            .map(|service| service.effective);
+        if is_changed || counts != Some(counted) {
+            self.update_chains(self.alone(of.service), seen, &mut events);
+        }
+        events
+    }
+
+    /// Imposes what an earlier daemon kept, which is no event: it was reported. `effective` counts while it is maintenance.
+    pub fn restore_admin(&mut self, of: AdminOf, admin: Admin, effective: Verdict, now: Stamp) {
+        let Some(service) = self.services.get_mut(&of.service) else {
+            return;
+        };
+        match of.member {
+            None => {
+                service.effective = admin.effective(service.verdict, effective);
+                service.admin = Arc::new(admin);
+            }
+            Some(id) => {
+                if let Some(member) = service.member_mut(id) {
+                    member.effective = admin.effective(member.verdict, effective);
+                    member.admin = Arc::new(admin);
+                }
+            }
+        }
+        let seen = Seen {
+            now,
+            detection_ns: None,
+        };
+        // What follows was reported by the earlier daemon.
+        let mut told = Vec::new();
+        self.update_service(of.service, seen, &mut told);
+        self.update_chains(self.alone(of.service), seen, &mut told);
+    }
+
+    /// What is imposed on a service or a member, and what counts of it; `None` if there is no such one.
+    pub fn admin(&self, of: AdminOf) -> Option<(&Arc<Admin>, Verdict)> {
+        let service = self.services.get(&of.service)?;
+        match of.member {
+            None => Some((&service.admin, service.effective)),
+            Some(id) => {
+                let (_, member) = service.member(id)?;
+                Some((&member.admin, member.effective))
+            }
+        }
+    }
+
+    /// What has an admin state whose time is over.
+    pub fn admin_due(&self, now: Stamp) -> Vec<AdminOf> {
+        let is_over = |admin: &Admin| admin.until.is_some_and(|until| until <= now.wall);
+        let of = |service: &ServiceState| {
+            let own = is_over(&service.admin).then_some(None);
+            let members = service
+                .members
+                .iter()
+                .filter(|member| is_over(&member.admin));
+            let members = members.map(|member| Some(member.id));
+            let service = service.id;
+            let all: Vec<_> = (own.into_iter().chain(members))
+                .map(|member| AdminOf { service, member })
+                .collect();
+            all
+        };
+        self.services.values().flat_map(of).collect()
+    }
+
     /// Takes how a member's probes go out. Nothing happens when there is no such member.
     pub fn member_path(&mut self, member: MemberId, path: MemberPath) {
         let service = self.services.get_mut(&member.service);
@@ -618,26 +876,21 @@ impl StateTree {
         let Some((index, _)) = service.member(at.member) else {
             return;
         };
+        let is_muted = service.is_muted(&service.members[index]);
         let name = &service.name;
         let member = &mut service.members[index];
         let slot = &mut member.trackers[at.tracker as usize];
         let (from, to) = (slot.shown.verdict, state.verdict);
-        slot.shown = state.clone();
+        slot.shown = state;
         *member.tally.of(from) -= 1;
         *member.tally.of(to) += 1;
-        let subject = Subject {
-            service: Some(name),
-            member: Some(member.settings.role),
-            behind: Some(member.settings.trackers[at.tracker as usize].behind),
-            chain: None,
-        };
-        events.push(Event {
-            tracker: Some((index as u32, at.tracker)),
-            ..seen.event(subject, from, state, to)
-        });
+        match is_muted {
+            true => drop(slot.told.get_or_insert(from)),
+            false => events.push(tracker_event(name, member, index, at.tracker, seen, from)),
+        }
         self.update_member(number, index, seen, events);
         if self.update_service(number, seen, events) {
-            self.update_chains(Some(number), seen, events);
+            self.update_chains(self.alone(number), seen, events);
         }
     }
 
@@ -656,46 +909,86 @@ impl StateTree {
         };
         // The only member's change is the service's own.
         let own = service.members.len() > 1;
+        let is_muted = service.is_muted(&service.members[index]);
         let member = &mut service.members[index];
         let (from, to) = (member.verdict, member.tally.by(member.settings.policy));
+        member.verdict = to;
+        member.effective = member.admin.effective(to, member.effective);
         if from == to {
             return;
         }
-        member.verdict = to;
-        if own {
-            let subject = Subject {
-                service: Some(&service.name),
-                member: Some(member.settings.role),
-                behind: None,
-                chain: None,
-            };
-            events.push(seen.event(subject, from, member.deciding(), to));
+        if is_muted {
+            member.told.get_or_insert(from);
+        } else if own {
+            events.push(member_event(&service.name, member, seen, from));
         }
     }
 
-    /// Whether the service's verdict changed.
+    /// Whether what counts of the service changed.
     fn update_service(&mut self, service: u32, seen: Seen, events: &mut Vec<Event>) -> bool {
+        let mut is_changed = false;
+        let mut next = vec![service];
+        // What lies behind a service follows it; there are no circles.
+        while let Some(service) = next.pop() {
+            if self.update_alone(service, seen, events) {
+                is_changed = true;
+                next.extend(self.behind.get(&service).into_iter().flatten());
+            }
+        }
+        is_changed
+    }
+
+    /// A service, if no other one lies behind it, which would change with it.
+    fn alone(&self, service: ServiceId) -> Option<ServiceId> {
+        (!self.behind.contains_key(&service)).then_some(service)
+    }
+
+    /// A service that this one lies behind and that counts as down.
+    fn down_before(&self, service: ServiceId) -> Option<Arc<str>> {
+        let before = self.before.get(&service)?.iter();
+        let mut before = before.filter_map(|id| self.services.get(id));
+        let down = before.find(|service| service.effective == Verdict::Down)?;
+        Some(down.name.clone())
+    }
+
+    /// Derives the verdict of one service; true if what counts of it changed.
+    fn update_alone(&mut self, service: u32, seen: Seen, events: &mut Vec<Event>) -> bool {
+        let before = self.down_before(service);
         let Some(service) = self.services.get_mut(&service) else {
             return false;
         };
         let from = service.verdict;
-        let to = Tally::count(service.members.iter().map(|member| member.verdict)).any();
-        if from == to {
-            return false;
-        }
-        service.verdict = to;
-        service.since = seen.now.wall;
-        if from != Verdict::Unknown {
-            service.flaps.note(seen.now.mono_ns);
-        }
-        let subject = Subject {
-            service: Some(&service.name),
-            member: None,
-            behind: None,
-            chain: None,
+        let measured = Tally::count(service.members.iter().map(|member| member.effective)).any();
+        // A `down` that was told before is not taken back.
+        service.depends = before.filter(|_| (from, measured) != (Verdict::Down, Verdict::Down));
+        let to = match service.depends {
+            Some(_) => Verdict::Unknown,
+            None => measured,
         };
-        events.push(seen.event(subject, from, service.deciding(), to));
-        true
+        let counted = service.effective;
+        service.verdict = to;
+        service.effective = service.admin.effective(to, counted);
+        if from != to {
+            service.since = seen.now.wall;
+            let what = (to, service.deciding().cause);
+            // There are few causes.
+            match service
+                .transitions
+                .iter_mut()
+                .find(|(known, _)| *known == what)
+            {
+                Some((_, count)) => *count += 1,
+                None => service.transitions.push((what, 1)),
+            }
+            if from != Verdict::Unknown {
+                service.flaps.note(seen.now.mono_ns);
+            }
+            match service.admin.is_maintenance() {
+                true => drop(service.told.get_or_insert(from)),
+                false => events.push(service_event(service, seen, from)),
+            }
+        }
+        service.effective != counted
     }
 
     /// Derives the verdicts of the chains that contain `service`, or all.
@@ -708,7 +1001,7 @@ impl StateTree {
                 .services
                 .iter()
                 .filter_map(|service| self.services.get(service));
-            let verdicts = services.clone().map(|service| service.verdict);
+            let verdicts = services.clone().map(|service| service.effective);
             let (from, to) = (chain.verdict, Tally::count(verdicts).all());
             if from == to {
                 continue;
@@ -716,7 +1009,7 @@ impl StateTree {
             chain.verdict = to;
             let why = services
                 .clone()
-                .find(|service| service.verdict == to)
+                .find(|service| service.effective == to)
                 .map(ServiceState::deciding)
                 .unwrap_or_default();
             let subject = Subject {
@@ -730,48 +1023,139 @@ impl StateTree {
     }
 }
 
+/// A change of a tracker's verdict.
+fn tracker_event(
+    service: &Arc<str>,
+    member: &MemberState,
+    index: usize,
+    tracker: u32,
+    seen: Seen,
+    from: Verdict,
+) -> Event {
+    let state = member.trackers[tracker as usize].shown.clone();
+    let subject = Subject {
+        service: Some(service),
+        member: Some(member.settings.role),
+        behind: Some(member.settings.trackers[tracker as usize].behind),
+        chain: None,
+    };
+    let fault = match (state.cause, member.interface()) {
+        (Cause::Stalled, _) => Fault::Hub,
+        (Cause::InterfaceDown | Cause::InterfaceMissing, Some(name)) => {
+            Fault::Interface(name.as_str().into())
+        }
+        _ => Fault::Endpoint(member.settings.endpoint),
+    };
+    let to = state.verdict;
+    Event {
+        tracker: Some((index as u32, tracker)),
+        fault: Some(Box::new(fault)),
+        ..seen.event(subject, from, state, to)
+    }
+}
+
+/// A change of a member's verdict.
+fn member_event(service: &Arc<str>, member: &MemberState, seen: Seen, from: Verdict) -> Event {
+    let subject = Subject {
+        service: Some(service),
+        member: Some(member.settings.role),
+        behind: None,
+        chain: None,
+    };
+    Event {
+        effective: (member.effective != member.verdict).then_some(member.effective),
+        ..seen.event(subject, from, member.deciding(), member.verdict)
+    }
+}
+
+/// A change of a service's verdict.
+fn service_event(service: &ServiceState, seen: Seen, from: Verdict) -> Event {
+    let subject = Subject {
+        service: Some(&service.name),
+        member: None,
+        behind: None,
+        chain: None,
+    };
+    Event {
+        effective: (service.effective != service.verdict).then_some(service.effective),
+        ..seen.event(subject, from, service.deciding(), service.verdict)
+    }
+}
+
+/// A change of an admin state: from and to are what counted and what counts.
+fn admin_event(
+    subject: Subject<'_>,
+    admin: &Arc<Admin>,
+    seen: Seen,
+    why: TrackerState,
+    counted: (Verdict, Verdict),
+) -> Event {
+    let why = TrackerState {
+        detail: Some(admin.text()),
+        ..why
+    };
+    Event {
+        kind: EventKind::Admin,
+        admin: Some(admin.clone()),
+        ..seen.event(subject, counted.0, why, counted.1)
+    }
+}
+
 /// A service's state by new settings, with what was known of it.
 fn service_state(service: &ServiceDiff, old: Option<ServiceState>, now: Stamp) -> ServiceState {
     let settings = &service.new.settings;
-    let (verdict, since, flaps, members) = match old {
-        Some(old) => (old.verdict, old.since, old.flaps, old.members),
-        None => (Verdict::Unknown, now.wall, Flaps::default(), Vec::new()),
-    };
-    let mut before: HashMap<u32, MemberState> = members
+    let old = old.unwrap_or_else(|| ServiceState {
+        id: service.new.id,
+        name: settings.name.as_str().into(),
+        owner: settings.owner,
+        members: Vec::new(),
+        verdict: Verdict::Unknown,
+        effective: Verdict::Unknown,
+        admin: Arc::default(),
+        told: None,
+        since: now.wall,
+        flaps: Flaps::default(),
+        transitions: Vec::new(),
+        depends: None,
+    });
+    let mut before: HashMap<u32, MemberState> = old
+        .members
         .into_iter()
         .map(|member| (member.id, member))
         .collect();
     let members = service.members.iter();
     let members = members.map(|member| member_state(member, before.remove(&member.id.member)));
     ServiceState {
-        id: service.new.id,
-        name: settings.name.as_str().into(),
         owner: settings.owner,
         members: members.collect(),
-        verdict,
-        since,
-        flaps,
+        ..old
     }
 }
 
 fn member_state(member: &MemberDiff, old: Option<MemberState>) -> MemberState {
-    let (path, slot, verdict, before) = match old {
-        Some(old) => (old.path, old.slot, old.verdict, old.trackers),
-        None => Default::default(),
-    };
+    let old = old.unwrap_or_else(|| MemberState {
+        id: member.id.member,
+        settings: member.new.clone(),
+        path: MemberPath::default(),
+        slot: None,
+        trackers: Vec::new(),
+        tally: Tally::default(),
+        verdict: Verdict::Unknown,
+        effective: Verdict::Unknown,
+        admin: Arc::default(),
+        told: None,
+    });
     let trackers = member.trackers.iter();
     let trackers: Vec<TrackerEntry> = trackers
-        .map(|old| before.get((*old)?).cloned())
+        .map(|at| old.trackers.get((*at)?).cloned())
         .map(Option::unwrap_or_default)
         .collect();
     MemberState {
         id: member.id.member,
         settings: member.new.clone(),
-        path,
-        slot,
         tally: Tally::count(trackers.iter().map(|entry| entry.shown.verdict)),
         trackers,
-        verdict,
+        ..old
     }
 }
 
@@ -1446,7 +1830,14 @@ behind = ["10.20.2.9"]
             .collect();
         let mut resumed = StateTree::of(&config, at(9));
         resumed.restore(shown, at(9));
-        let status = |tree: &StateTree| tree.status(|_| Counters::default());
+        let status = |tree: &StateTree| {
+            let mut status = tree.status(|_| Counters::default());
+            // They are counted since the start of a daemon.
+            for service in &mut status.services {
+                service.transitions.clear();
+            }
+            status
+        };
         assert_eq!(status(&resumed), status(&tree));
         let mut trees = [tree, resumed];
         let [before, after] = trees

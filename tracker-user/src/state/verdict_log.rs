@@ -8,7 +8,7 @@ use std::{collections::HashSet, fmt::Write as _};
 use tracing::Level;
 use tracker_ebpf::verdict::Verdict;
 
-use super::events::Event;
+use super::events::{Event, EventKind};
 
 /// So many lines are logged in each [`WINDOW_NS`].
 const LINES: u32 = 50;
@@ -92,7 +92,10 @@ fn line(event: &Event) -> String {
         let _ = write!(text, " {behind}");
     }
     let (from, to, cause) = (event.from.as_str(), event.to.as_str(), event.cause.as_str());
-    let _ = write!(text, ": {from} -> {to}, {cause}");
+    let _ = match event.kind {
+        EventKind::Admin => write!(text, ": admin state, {from} -> {to}"),
+        EventKind::Verdict | EventKind::Removed => write!(text, ": {from} -> {to}, {cause}"),
+    };
     if let Some(detail) = &event.detail {
         let plain: String = detail
             .chars()

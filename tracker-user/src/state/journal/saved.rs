@@ -21,6 +21,8 @@ struct Service {
     name: String,
     origin: Origin,
     members: Vec<Member>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    after: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -104,6 +106,7 @@ impl From<&config::Service> for Service {
             name,
             owner,
             members,
+            after,
         } = service;
         Self {
             name: name.clone(),
@@ -115,6 +118,7 @@ impl From<&config::Service> for Service {
                 .iter()
                 .map(|member| Member::from(&**member))
                 .collect(),
+            after: after.clone(),
         }
     }
 }
@@ -125,9 +129,11 @@ impl From<Service> for config::Service {
             name,
             origin,
             members,
+            after,
         } = saved;
         Self {
             name,
+            after,
             owner: match origin {
                 Origin::Config => Owner::File,
                 Origin::RunTime => Owner::Api,
