@@ -18,13 +18,17 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tracker_lab::{interrupt, pace};
 
 use crate::{
-    bpf, build, setup, sh,
+    bpf, build, python, setup, sh,
     test::{Binary, Outcome, Totals, build_tests},
     toolchain::{self, Need},
 };
 
 /// virtme-ng, from PyPI.
-const VIRTME_NG: &str = "1.42";
+const VIRTME_NG: python::Tool = python::Tool {
+    package: "virtme-ng",
+    version: "1.42",
+    program: "vng",
+};
 /// The emulator: its program and its package.
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 /// A static busybox, for virtme-ng's initial file system.
@@ -68,7 +72,8 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
     setup::ensure(&[Need::Build, Need::Demo, Need::Test, Need::Emulate])?;
     let cache = bpf::cache_dir().map_err(|why| anyhow!(why))?;
     let kernel = kernel(&cache.join("kernels"), series)?;
-    let vng = virtme_ng(&cache)?;
+    let vng = python::tool(&VIRTME_NG)?;
+    let schemathesis = python::tool(&python::SCHEMATHESIS)?;
     let busybox = busybox(&cache)?;
     let qemu = qemu(&cache)?;
     let tracker = build::tracker(&[])?;
@@ -284,41 +289,6 @@ fn newest<'a>(packages: &'a [String], series: &str) -> Option<&'a str> {
         .map(|(_, package)| package)
 }
 
-/// virtme-ng in an environment of its own.
-fn virtme_ng(cache: &Path) -> Result<PathBuf> {
-    let home = cache.join(format!("virtme-ng-{VIRTME_NG}"));
-    let vng = home.join("bin/vng");
-    let is_there = || {
-        sh::output(Command::new(&vng).arg("--version"))
-            .is_some_and(|version| version.contains(VIRTME_NG))
-    };
-    if is_there() {
-        return Ok(vng);
-    }
-    let _ = fs::remove_dir_all(&home);
-    let make = || sh::quiet(Command::new("python3").args(["-m", "venv"]).arg(&home));
-    if sh::output(Command::new("python3").args(["-m", "ensurepip", "--version"])).is_none() {
-        toolchain::install_packages(&["python3-venv"], "an environment for virtme-ng")?;
-    }
-    sh::say(format_args!("pip install virtme-ng=={VIRTME_NG}"));
-    make()
-        .and_then(|()| {
-            sh::quiet(
-                Command::new(home.join("bin/pip"))
-                    .args(["install", "--quiet", "--disable-pip-version-check"])
-                    .arg(format!("virtme-ng=={VIRTME_NG}")),
-            )
-        })
-        .with_context(|| {
-            format!(
-                "cannot install virtme-ng in {} (is there a network?)",
-                home.display()
-            )
-        })?;
-    ensure!(is_there(), "{} does not run", vng.display());
-    Ok(vng)
-}
-
 /// A busybox that needs no libraries. Not installed: Debian has but one busybox at a time, and initramfs-tools the other.
 fn busybox(cache: &Path) -> Result<PathBuf> {
     let tree = cache.join("kernels").join(BUSYBOX);
@@ -393,7 +363,7 @@ fn share(shared: &Path, tracker: &Path, binaries: &[Binary]) -> io::Result<()> {
 
 /// What the machine runs: each unit in a process of its own, one after the other. It notes in `begun` which it came to, in
 /// `failed` which failed, and makes `ended` last. There is no udev, so nothing else makes /dev/net/tun.
-fn script(shared: &Path, units: &[Unit], runner: &[String]) -> String {
+fn script(shared: &Path, units: &[Unit], runner: &[String], schemathesis: &Path) -> String {
     let slowness = std::env::var(pace::SLOWNESS).unwrap_or_else(|_| SLOWNESS.to_string());
     let shared = quoted(&shared.to_string_lossy());
     let mut runner: Vec<_> = runner.iter().map(|word| quoted(word)).collect();
@@ -404,13 +374,15 @@ fn script(shared: &Path, units: &[Unit], runner: &[String]) -> String {
     let mut script = format!(
         "exec >{shared}/output 2>&1 </dev/null\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
-         export {}={} RUST_BACKTRACE=0 TRACKER_BIN=/run/tracker-bin/{TRACKER}\n\
+         export {}={} RUST_BACKTRACE=0 TRACKER_BIN=/run/tracker-bin/{TRACKER} {}={}\n\
          mkdir /run/tracker-bin && cp {shared}/bin/{TRACKER} /run/tracker-bin/\n\
          modprobe --quiet tun\n\
          uname -sr\n\
          touch {shared}/failed\n",
         pace::SLOWNESS,
-        quoted(&slowness)
+        quoted(&slowness),
+        python::SCHEMATHESIS_VARIABLE,
+        quoted(&schemathesis.to_string_lossy())
     );
     let limit = FILE_LIMIT.as_secs();
     for unit in units {

@@ -9,6 +9,7 @@ mod kernel;
 mod layers;
 mod lint;
 mod load;
+mod python;
 mod setup;
 mod sh;
 mod soak;

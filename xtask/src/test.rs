@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
-    bpf, build, kernel, sh, soak,
+    bpf, build, kernel, python, sh, soak,
     toolchain::{self, Need},
 };
 
@@ -114,7 +114,19 @@ pub struct Outcome {
 /// Under the kernel that runs here.
 fn native(args: &Args) -> Result<Outcome> {
     let tracker = build::tracker(&[Need::Build, Need::Demo, Need::Test])?;
-    let prometheus = prometheus()?;
+    let has_e2e = args.test.is_empty() || args.test.iter().any(|test| test == "e2e");
+    let is_asked = args
+        .package
+        .as_deref()
+        .is_none_or(|package| package == "tracker-tests");
+    let schemathesis = match has_e2e && is_asked {
+        true => Some(python::tool(&python::SCHEMATHESIS)?),
+        false => None,
+    };
+    let prometheus = match has_e2e && is_asked {
+        true => Some(prometheus()?),
+        false => None,
+    };
     // In the release profile, so that the daemon under test and the tests share one set of dependencies.
     let cargo_test = || {
         let mut command = sh::cargo();
@@ -124,7 +136,12 @@ fn native(args: &Args) -> Result<Outcome> {
             None => command.arg("--workspace"),
         };
         command.env("TRACKER_BIN", &tracker);
-        command.env("TRACKER_PROMETHEUS", &prometheus);
+        command.envs(prometheus.iter().map(|path| ("TRACKER_PROMETHEUS", path)));
+        command.envs(
+            schemathesis
+                .iter()
+                .map(|path| (python::SCHEMATHESIS_VARIABLE, path)),
+        );
         command
     };
     let programs = || {

@@ -44,7 +44,12 @@ const DEMO_TOOLS: &[Tool] = &[
     ("bpftool", "bpftool"),
 ];
 /// What the tests run besides.
-const TEST_TOOLS: &[Tool] = &[("ethtool", "ethtool"), ("wg", "wireguard-tools")];
+const TEST_TOOLS: &[Tool] = &[
+    ("ethtool", "ethtool"),
+    ("wg", "wireguard-tools"),
+    // For programs from PyPI.
+    ("python3", "python3-venv"),
+];
 /// What the bench runs besides what the demo runs.
 const BENCH_TOOLS: &[Tool] = &[("fping", "fping")];
 /// What `cargo xtask test --kernel` runs besides.

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs,
     io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::PathBuf,
     thread,
@@ -28,6 +29,11 @@ use tracker_lab::{
 const STRANGER: u32 = 65_534;
 /// Most bytes of a request's body.
 const MAX_BODY: usize = tracker_user::api::routes::MAX_BODY;
+
+/// What Schemathesis looks at. Not whether valid data is accepted: the document cannot say that an address is of this family or a
+/// service finds room.
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,\
+    response_schema_conformance,unsupported_method,allow_header_conformance,use_after_free,ensure_resource_availability";
 
 /// The OpenAPI document of a daemon, and which of its answers were given.
 struct Document {
@@ -784,5 +790,106 @@ fn clients_that_do_not_go_on_delay_no_other_and_are_ended() -> Result<()> {
         }
     }
     tracker.wait_alive(SOON, "fw-1")?;
+    Ok(())
+}
+
+/// What keeps Schemathesis from following the events, which have no end.
+const HOOKS: &str = r#"
+import schemathesis
+
+@schemathesis.hook
+def filter_query(context, query):
+    values = (query or {}).get("follow", "false")
+    values = values if isinstance(values, list) else [values]
+    return not any(str(value).lower() in ("true", "none", "") for value in values)
+"#;
+
+/// Passes connections of a TCP port of the hub on to the daemon's socket: Schemathesis knows no Unix sockets.
+fn bridge(lab: &Lab, tracker: &Tracker) -> Result<SocketAddr> {
+    let listener = lab.hub.enter(|| Ok(TcpListener::bind("127.0.0.1:0")?))?;
+    let address = listener.local_addr()?;
+    let socket = tracker.socket();
+    // Ends with the test's process.
+    thread::spawn(move || {
+        for near in listener.incoming().flatten() {
+            let Ok(far) = UnixStream::connect(&socket) else {
+                continue;
+            };
+            let (Ok(mut near_in), Ok(mut far_in)) = (near.try_clone(), far.try_clone()) else {
+                continue;
+            };
+            let (mut near, mut far) = (near, far);
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut near_in, &mut far);
+                let _ = far.shutdown(Shutdown::Write);
+            });
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut far_in, &mut near);
+                let _ = near.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// Requests that are made from the document, valid and not: no answer is a failure of the daemon, or one that the document has not.
+#[test]
+fn schemathesis_finds_nothing() -> Result<()> {
+    let program = std::env::var_os("TRACKER_SCHEMATHESIS");
+    let program = program.context(
+        "find schemathesis: `cargo xtask test` installs it and sets TRACKER_SCHEMATHESIS",
+    )?;
+    let lab = Lab::new()?;
+    let config = Config::new(lab.service().toml("fw-1")).hub("room = 64");
+    let tracker = Tracker::start(&lab.hub, config)?;
+    tracker.wait_verdict("fw-1", "up", "replied")?;
+    let pid = tracker.pid()?;
+    let address = bridge(&lab, &tracker)?;
+    let directory = tempfile::tempdir()?;
+    let hooks = directory.path().join("hooks.py");
+    fs::write(&hooks, HOOKS)?;
+    let seconds = slow(Duration::from_secs(60)).as_secs();
+    let output = lab
+        .hub
+        .command(program)
+        .args([
+            "run",
+            &format!("http://{address}/v1/openapi.json"),
+            "--seed",
+            "1",
+            "--no-color",
+        ])
+        .args([
+            "--max-time",
+            &seconds.to_string(),
+            "--request-timeout",
+            "30",
+        ])
+        .args(["--checks", CHECKS, "--continue-on-failure"])
+        .env("SCHEMATHESIS_HOOKS", "hooks")
+        .env("PYTHONPATH", directory.path())
+        .current_dir(directory.path())
+        .output()
+        .context("start schemathesis")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "{}: {said}\n{}\nlog:\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr),
+        tracker.log()
+    );
+    // It is worth nothing if it did not get through to the daemon.
+    for path in Document::of(&tracker)?.json["paths"]
+        .as_object()
+        .context("paths")?
+        .keys()
+    {
+        ensure!(said.contains(path), "{path} was not tested: {said}");
+    }
+    assert_eq!(tracker.pid()?, pid, "the daemon is another one");
+    assert!(!tracker.log().contains("panicked"), "{}", tracker.log());
+    tracker.wait_alive(SOON, "fw-1")?;
+    assert_eq!(tracker.history("fw-1")?.len(), 1, "a verdict changed");
     Ok(())
 }
