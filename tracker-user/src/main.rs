@@ -8,7 +8,7 @@ use tracker_user::{
     cli::{
         self,
         args::{Cli, Command},
-        doctor,
+        doctor, watch,
     },
     config, host, reconcile,
 };
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         },
         Command::Status(args) => cli::status(&args),
         Command::Events(args) => cli::events(&args),
+        Command::Watch(args) => watch::watch(&args),
         Command::Service(args) => cli::service(args),
         Command::Run(args) => {
             host::log::to_stderr();

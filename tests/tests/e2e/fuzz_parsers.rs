@@ -237,7 +237,10 @@ fn use_it(config: &Config) {
         serde_json::from_str::<Status>(&json).expect("itself"),
         status
     );
-    let _ = (table::status(&status, true), metrics::render(&status));
+    let _ = (
+        table::status(&status, &table::Layout::default()),
+        metrics::render(&status),
+    );
 }
 
 #[test]
@@ -672,7 +675,10 @@ fn fuzz_answers() -> Result<()> {
             let text = damaged_json(random, text, &status);
             let mut is_read = false;
             if let Ok(status) = serde_json::from_slice::<Status>(&text) {
-                let _ = (table::status(&status, true), metrics::render(&status));
+                let _ = (
+                    table::status(&status, &table::Layout::default()),
+                    metrics::render(&status),
+                );
                 is_read = true;
             }
             if let Ok(numbered) = serde_json::from_slice::<Numbered>(&text) {

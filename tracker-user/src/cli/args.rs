@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, ServiceOptions};
 use crate::state::admin::AdminState;
@@ -41,7 +41,10 @@ pub enum Command {
     Check(CheckArgs),
     /// Show what is up and what is not
     ///
-    /// Asks the daemon for the verdict of every service, member, tracker and chain, or of one.
+    /// Asks the daemon for the verdict of every service, member, tracker and chain, or of some.
+    ///
+    /// On a terminal what is not up comes first, and a narrow one has fewer columns and shorter details, but always verdict and
+    /// cause. On a pipe the order is that of the configuration, and nothing is cut or left out.
     Status(StatusArgs),
     /// Print the ordered stream of verdict changes
     ///
@@ -49,7 +52,17 @@ pub enum Command {
     ///
     /// Events are numbered from 1 without gap or repeat. Where events are no longer kept, one line says
     /// how many, and the number of the next.
+    ///
+    /// On a terminal, what one fault does to other services than the first is one line, a second later. `--json` and pipes have
+    /// each event.
     Events(EventsArgs),
+    /// Watch services live on the terminal
+    ///
+    /// Shows chains, services and members live: verdict, cause, loss and round-trip time, what is not up first, and events below.
+    ///
+    /// Enter opens a service and shows its trackers; `?` shows all keys; `q` ends it. While the daemon does not answer, the last
+    /// picture stays, and it goes on when the daemon is back.
+    Watch(WatchArgs),
     /// Add, remove and list services while the daemon runs
     ///
     /// Adds, removes and lists services without touching the others and without changing the
@@ -104,12 +117,58 @@ pub struct StatusArgs {
     /// Only these services, and these chains and their services; `*`, `?` and `[...]` match as in a shell
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
+    /// Only what is not up: services and chains that are not, and members and trackers that are not
+    #[arg(long)]
+    pub down: bool,
+    /// All columns and details, however narrow the terminal is
+    #[arg(long)]
+    pub wide: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
+    /// Colours.
+    #[command(flatten)]
+    pub colour: ColourArg,
     /// Where the daemon listens
     #[command(flatten)]
     pub socket: SocketArg,
+}
+
+/// Arguments of `tracker watch`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 ended by a key or a signal; 1 no answer at the start, no such name, or no terminal; 64 wrong usage."
+)]
+pub struct WatchArgs {
+    /// Only these services, and these chains and their services; `*`, `?` and `[...]` match as in a shell
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Colours.
+    #[command(flatten)]
+    pub colour: ColourArg,
+    /// Where the daemon listens
+    #[command(flatten)]
+    pub socket: SocketArg,
+}
+
+/// Whether there are colours.
+#[derive(Debug, Args)]
+pub struct ColourArg {
+    /// When to use colours; `auto`: on a terminal, unless the environment variable NO_COLOR is set
+    #[arg(long = "color", value_name = "WHEN", value_enum, default_value_t)]
+    pub when: When,
+}
+
+/// When there are colours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// On a pipe too.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Arguments of `tracker events`.
@@ -244,6 +303,9 @@ pub struct ListArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
+    /// Colours.
+    #[command(flatten)]
+    pub colour: ColourArg,
     /// Where the daemon listens
     #[command(flatten)]
     pub socket: SocketArg,
@@ -328,6 +390,14 @@ mod tests {
             panic!("status");
         };
         assert_eq!(status.names, ["fw-1"]);
+        assert_eq!(
+            (status.down, status.wide, status.colour.when),
+            (false, false, When::Auto)
+        );
+        let Ok(Command::Watch(watch)) = parse(&["watch", "fw-*", "vpn", "--color", "never"]) else {
+            panic!("watch");
+        };
+        assert_eq!((watch.names.len(), watch.colour.when), (2, When::Never));
         assert!(status.json);
         assert_eq!(status.socket.path, Path::new("/run/tracker/default.sock"));
         let Ok(Command::Events(events)) =

@@ -8,25 +8,44 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use axum::http::Method;
 use jiff::Timestamp;
+use ratatui::crossterm::terminal::size;
+use tracker_ebpf::verdict::Verdict;
 
-use args::{CheckArgs, EventsArgs, ListArgs, ServiceArgs, ServiceCommand, SetArgs, StatusArgs};
+use args::{
+    CheckArgs, ColourArg, EventsArgs, ListArgs, ServiceArgs, ServiceCommand, SetArgs, StatusArgs,
+    When,
+};
+use fold::Fold;
+use table::{Layout, Screen};
+use text::Rank;
 
 use crate::api::client::{Call, ClientError};
 use crate::api::types::{AdminWanted, Changed, List, Status};
 use crate::config::{self, Config, ServiceOptions};
 use crate::plan::remarks;
 use crate::state::admin::Admin;
-use crate::state::events::{Missed, Numbered, Reset};
+use crate::state::events::{Missed, Numbered, Place, Reset};
 
 pub mod args;
 pub mod doctor;
+pub mod fold;
+#[cfg(test)]
+mod snapshot;
 pub mod table;
+pub mod text;
+pub mod watch;
 
 /// What wrong usage exits with: `EX_USAGE` of sysexits.h.
 pub const WRONG_USAGE: u8 = 64;
+
+/// How often events that a burst holds back are looked at.
+const FOLD_TICK: Duration = Duration::from_millis(200);
 
 /// One line on standard error, and exit code 1.
 pub fn fail(error: impl Display) -> ExitCode {
@@ -74,10 +93,16 @@ pub fn status(args: &StatusArgs) -> ExitCode {
         Ok(answer) => answer,
         Err(error) => return fail(error),
     };
-    let text = if args.json {
-        line + "\n"
-    } else {
-        table::status(&status, colour())
+    let text = match (args.json, args.down) {
+        (true, true) => only_down(&status) + "\n",
+        (true, false) => line + "\n",
+        (false, only_down) => table::status(
+            &status,
+            &Layout {
+                only_down,
+                ..layout(&args.colour, args.wide)
+            },
+        ),
     };
     let code = if status.all_up() {
         ExitCode::SUCCESS
@@ -87,8 +112,49 @@ pub fn status(args: &StatusArgs) -> ExitCode {
     finish(print(&text), code)
 }
 
-fn colour() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+/// The services and chains of a status that are not up, or not in all their parts, as JSON.
+fn only_down(status: &Status) -> String {
+    let mut status = status.clone();
+    status
+        .services
+        .retain(|service| text::rank(service) != Rank::Up);
+    status.chains.retain(|chain| chain.verdict != Verdict::Up);
+    // Plain structures with string keys cannot fail to be written.
+    serde_json::to_string(&status).unwrap_or_default()
+}
+
+/// How tables go to standard output.
+fn layout(colour: &ColourArg, is_wide: bool) -> Layout {
+    let screen = io::stdout().is_terminal().then(|| Screen {
+        width: columns(),
+        is_wide,
+        now: Timestamp::now(),
+    });
+    Layout {
+        colour: is_coloured(colour),
+        screen,
+        only_down: false,
+    }
+}
+
+/// The columns of the terminal; 80 if it does not say.
+fn columns() -> usize {
+    match size() {
+        Ok((columns, _)) if columns > 0 => usize::from(columns),
+        _ => 80,
+    }
+}
+
+/// Whether standard output gets colours.
+pub fn is_coloured(colour: &ColourArg) -> bool {
+    match colour.when {
+        When::Always => true,
+        When::Never => false,
+        When::Auto => {
+            let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            io::stdout().is_terminal() && !no_colour
+        }
+    }
 }
 
 /// `tracker service`.
@@ -153,7 +219,7 @@ fn service_list(args: &ListArgs) -> ExitCode {
     let text = if args.json {
         line + "\n"
     } else {
-        table::list(&list, colour())
+        table::list(&list, &layout(&args.colour, true))
     };
     finish(print(&text), ExitCode::SUCCESS)
 }
@@ -161,28 +227,19 @@ fn service_list(args: &ListArgs) -> ExitCode {
 /// `tracker events`.
 pub fn events(args: &EventsArgs) -> ExitCode {
     let socket = &args.socket.path;
-    let mut call = Call::new(socket, Method::GET, &["v1", "events"]).names(&args.names);
-    if let Some(since) = &args.since {
-        call = call.query("since", &since.to_string());
-    }
-    if args.follow {
-        call = call.query("follow", "true");
-    }
     let mut stopped = None;
-    let answer = call.lines(|line| {
-        let result = if args.json {
-            print(&format!("{line}\n"))
-        } else {
-            human(socket, line).and_then(|text| print(&text))
-        };
-        match result {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(stop) => {
-                stopped = Some(stop);
-                ControlFlow::Break(())
-            }
-        }
-    });
+    let answer = if io::stdout().is_terminal() && !args.json {
+        folded(args, &mut stopped)
+    } else {
+        let call = events_call(socket, &args.names, args.since.as_ref(), args.follow);
+        call.lines(|line| {
+            let result = match args.json {
+                true => print(&format!("{line}\n")),
+                false => human(socket, line, None).and_then(|text| print(&text)),
+            };
+            flow(result, &mut stopped)
+        })
+    };
     match (answer, stopped) {
         (_, Some(stop)) => finish(Err(stop), ExitCode::SUCCESS),
         (Err(ClientError::Unreachable { source, .. }), None)
@@ -196,6 +253,72 @@ pub fn events(args: &EventsArgs) -> ExitCode {
     }
 }
 
+fn flow(result: Result<(), Stop>, stopped: &mut Option<Stop>) -> ControlFlow<()> {
+    match result {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(stop) => {
+            *stopped = Some(stop);
+            ControlFlow::Break(())
+        }
+    }
+}
+
+/// Prints events as they come, each burst folded; a burst ends by time, also if no event comes after it.
+fn folded(args: &EventsArgs, stopped: &mut Option<Stop>) -> Result<(), ClientError> {
+    let (sender, lines) = mpsc::channel();
+    let (socket, names) = (args.socket.path.clone(), args.names.clone());
+    let (since, is_following) = (args.since.clone(), args.follow);
+    let reader = thread::spawn(move || {
+        events_call(&socket, &names, since.as_ref(), is_following).lines(|line| {
+            match sender.send(line.to_owned()) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })
+    });
+    let mut fold = Fold::default();
+    loop {
+        let line = match fold.is_open() {
+            true => lines.recv_timeout(FOLD_TICK),
+            false => lines.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let (text, is_end) = match line {
+            Ok(line) => (human(&args.socket.path, &line, Some(&mut fold)), false),
+            // Only a follower's events are as old as the clock says.
+            Err(RecvTimeoutError::Timeout) if args.follow => {
+                (Ok(fold.over(Timestamp::now())), false)
+            }
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => (Ok(fold.end()), true),
+        };
+        if flow(text.and_then(|text| print(&text)), stopped).is_break() {
+            // The reader is left behind: it sees that nothing reads it any more only with the next event.
+            return Ok(());
+        }
+        if is_end {
+            break;
+        }
+    }
+    reader.join().unwrap_or(Ok(()))
+}
+
+/// Asks for events.
+pub fn events_call<'c>(
+    socket: &'c Path,
+    names: &[String],
+    since: Option<&Place>,
+    is_following: bool,
+) -> Call<'c> {
+    let mut call = Call::new(socket, Method::GET, &["v1", "events"]).names(names);
+    if let Some(since) = since {
+        call = call.query("since", &since.to_string());
+    }
+    if is_following {
+        call = call.query("follow", "true");
+    }
+    call
+}
+
 fn ended(socket: &Path) -> ExitCode {
     fail(format_args!(
         "cannot follow events any longer: the daemon at {} ended; start it again",
@@ -203,16 +326,18 @@ fn ended(socket: &Path) -> ExitCode {
     ))
 }
 
-fn human(socket: &Path, line: &str) -> Result<String, Stop> {
+fn human(socket: &Path, line: &str, fold: Option<&mut Fold>) -> Result<String, Stop> {
     if let Ok(missed) = serde_json::from_str::<Missed>(line) {
         return Ok(table::missed(&missed) + "\n");
     }
     if let Ok(reset) = serde_json::from_str::<Reset>(line) {
-        return Ok(table::reset(&reset) + "\n");
+        let over = fold.map_or_else(String::new, Fold::end);
+        return Ok(over + &table::reset(&reset) + "\n");
     }
-    match serde_json::from_str::<Numbered>(line) {
-        Ok(event) => Ok(table::event(&event) + "\n"),
-        Err(error) => Err(Stop::Garbled(ClientError::Garbled {
+    match (serde_json::from_str::<Numbered>(line), fold) {
+        (Ok(event), Some(fold)) => Ok(fold.event(event)),
+        (Ok(event), None) => Ok(table::event(&event) + "\n"),
+        (Err(error), _) => Err(Stop::Garbled(ClientError::Garbled {
             path: socket.to_owned(),
             why: error.to_string(),
         })),

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use tracker_ebpf::abi::Proof;
-use tracker_ebpf::verdict::{Cause, Verdict};
+use tracker_ebpf::verdict::Verdict;
 
+use super::text::{self, Rank, cause, duration, printable};
 use crate::api::types::{List, MemberStatus, ServiceStatus, Status, TrackerStatus};
 use crate::state::admin::Admin;
 use crate::state::events::{EventKind, Missed, Numbered, Reset};
@@ -26,7 +27,12 @@ const HEADER: [&str; 13] = [
     "LOST",
     "RTT",
 ];
+const SERVICE: usize = 0;
+const MEMBER: usize = 1;
+const INTERFACE: usize = 3;
 const VERDICT: usize = 7;
+const CAUSE: usize = 8;
+const SINCE: usize = 9;
 /// Columns that are there only if they have something to say.
 const MORE: [More; 4] = [
     ("STEERED", Of::Service(|service| service.steered)),
@@ -72,39 +78,111 @@ impl Of {
 }
 /// The first of the columns of numbers, which are the last.
 const NUMBERS: usize = 10;
+/// The columns that a terminal shows if they fit, the last of these first.
+const DROPPED: [&str; 14] = [
+    "MODE",
+    "PROBE",
+    "SENT",
+    "STEERED",
+    "REPLIED",
+    "ICMP-ERRORS",
+    "ENDPOINT",
+    "INTERFACE",
+    "FLAPS",
+    "LOST",
+    "RTT",
+    FOR,
+    "BEHIND",
+    "MEMBER",
+];
+/// What a terminal shows in the place of `SINCE`: shorter, and what operators work out from it.
+const FOR: &str = "FOR";
+/// The columns between two of a table.
+const GAP: usize = 2;
+/// A cause takes so many columns before other columns are dropped for it: every cause fits, details are cut.
+const CAUSE_WIDTH: usize = 24;
+
+/// How a table is laid out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout {
+    /// Whether verdicts have a colour.
+    pub colour: bool,
+    /// The terminal; `None` if this goes to a pipe or a file, where nothing is sorted, cut or left out.
+    pub screen: Option<Screen>,
+    /// Whether only what is not up is shown.
+    pub only_down: bool,
+}
+
+/// A terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct Screen {
+    /// Its columns.
+    pub width: usize,
+    /// Whether all columns and details are shown, however wide the terminal is.
+    pub is_wide: bool,
+    /// The time, by which ages are shown.
+    pub now: Timestamp,
+}
+
+impl Layout {
+    /// The terminal to whose width a table is cut.
+    const fn narrow(&self) -> Option<Screen> {
+        match self.screen {
+            Some(screen) if !screen.is_wide => Some(screen),
+            _ => None,
+        }
+    }
+}
 
 /// The status as a table, chains after it; ends in a newline. A service of one tracker is one line;
 /// any other is a line of its own, then one for each tracker.
-pub fn status(status: &Status, colour: bool) -> String {
+pub fn status(status: &Status, layout: &Layout) -> String {
     let mut text = String::new();
+    let mut services: Vec<_> = status.services.iter().collect();
+    let mut chains: Vec<_> = status.chains.iter().collect();
+    if layout.only_down {
+        services.retain(|service| text::rank(service) != Rank::Up);
+        chains.retain(|chain| chain.verdict != Verdict::Up);
+    }
+    if layout.screen.is_some() {
+        services.sort_by_key(|service| text::rank(service));
+        chains.sort_by_key(|chain| Rank::from(chain.verdict));
+    }
     if status.services.is_empty() {
         text.push_str("no services\n");
-    } else {
-        let says = |(_, of): &More| status.services.iter().any(|service| of.says(service));
+    } else if services.is_empty() && chains.is_empty() {
+        text.push_str("all up\n");
+    }
+    if !services.is_empty() {
+        let says = |(_, of): &More| services.iter().any(|service| of.says(service));
         let more: Vec<More> = MORE.into_iter().filter(says).collect();
+        let mut lines = Vec::new();
+        for service in services {
+            lines.extend(rows(service, &more, layout));
+        }
         let heads = more.iter().map(|(head, _)| *head);
         let header: Vec<_> = HEADER.into_iter().chain(heads).collect();
-        let mut table = new(&header, colour);
-        for column in NUMBERS..header.len() {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
+        print_status(&mut text, header, lines, layout);
+    }
+    if !chains.is_empty() {
+        let mut table = new(&["CHAIN", "VERDICT"], layout.colour);
+        for chain in chains {
+            let name = match layout.narrow() {
+                Some(screen) => text::cut_middle(&chain.name, name_width(screen.width)),
+                None => chain.name.as_str().into(),
+            };
+            table.add_row([Cell::new(name), verdict(chain.verdict)]);
         }
-        for service in &status.services {
-            rows(&mut table, service, &more);
+        if !text.is_empty() {
+            text.push('\n');
         }
         print(&mut text, &table);
     }
-    if !status.chains.is_empty() {
-        let mut table = new(&["CHAIN", "VERDICT"], colour);
-        for chain in &status.chains {
-            table.add_row([Cell::new(&chain.name), verdict(chain.verdict)]);
-        }
-        text.push('\n');
-        print(&mut text, &table);
+    if layout.screen.is_some() && !status.services.is_empty() {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "\n{}", text::summary(status));
     }
     if status.is_stalled() {
-        // Writing to a String does not fail.
         let _ = writeln!(
             text,
             "\nthe daemon has not kept up for {} s: no verdict is known; its log says more",
@@ -114,8 +192,72 @@ pub fn status(status: &Status, colour: bool) -> String {
     text
 }
 
+/// The columns that a name may take on a terminal: one long name widens nothing.
+fn name_width(width: usize) -> usize {
+    (width / 4).clamp(16, 40)
+}
+
+/// Prints the lines of a status, on a terminal in as many of its columns as fit.
+fn print_status(into: &mut String, mut header: Vec<&str>, mut lines: Vec<Line>, layout: &Layout) {
+    let mut columns: Vec<usize> = (0..header.len()).collect();
+    if let Some(screen) = layout.narrow() {
+        header[SINCE] = FOR;
+        columns = fit(&header, &mut lines, screen.width);
+    }
+    let shown: Vec<_> = columns.iter().map(|column| header[*column]).collect();
+    let mut table = new(&shown, layout.colour);
+    for (position, column) in columns.iter().enumerate() {
+        if *column >= NUMBERS
+            && let Some(column) = table.column_mut(position)
+        {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for line in lines {
+        table.add_row(columns.iter().map(|column| match *column {
+            VERDICT => Cell::new(&line.cells[VERDICT]).fg(colour(line.verdict)),
+            column => Cell::new(&line.cells[column]),
+        }));
+    }
+    print(into, &table);
+}
+
+/// Cuts the lines to a terminal's width and returns the columns that are left. Verdict, cause and the service's name stay.
+fn fit(header: &[&str], lines: &mut [Line], most: usize) -> Vec<usize> {
+    for line in &mut *lines {
+        for column in [SERVICE, MEMBER, INTERFACE] {
+            let cell = &mut line.cells[column];
+            *cell = text::cut_middle(cell, name_width(most)).into_owned();
+        }
+    }
+    let width = |column: usize| {
+        let cells = lines.iter().map(|line| text::width(&line.cells[column]));
+        cells.max().unwrap_or(0).max(header[column].len())
+    };
+    let mut columns = vec![SERVICE, VERDICT];
+    let taken = |columns: &[usize]| columns.iter().map(|column| width(*column) + GAP).sum::<usize>();
+    let of_cause = width(CAUSE).min(CAUSE_WIDTH);
+    for name in DROPPED.iter().rev() {
+        let Some(column) = header.iter().position(|head| head == name) else {
+            continue;
+        };
+        columns.push(column);
+        if taken(&columns) + of_cause > most {
+            columns.pop();
+        }
+    }
+    let left = most.saturating_sub(taken(&columns)).max(CAUSE_WIDTH);
+    columns.push(CAUSE);
+    columns.sort_unstable();
+    for line in lines {
+        let cell = &mut line.cells[CAUSE];
+        *cell = text::cut_end(cell, left).into_owned();
+    }
+    columns
+}
+
 /// The services as a table, one line a member; ends in a newline.
-pub fn list(list: &List, colour: bool) -> String {
+pub fn list(list: &List, layout: &Layout) -> String {
     let mut text = String::new();
     if list.services.is_empty() {
         text.push_str("no services\n");
@@ -130,7 +272,7 @@ pub fn list(list: &List, colour: bool) -> String {
         "BEHIND",
         "VERDICT",
     ];
-    let mut table = new(&header, colour);
+    let mut table = new(&header, layout.colour);
     for service in &list.services {
         for (position, member) in service.members.iter().enumerate() {
             let once = |text: &str| Cell::new(if position == 0 { text } else { "" });
@@ -180,53 +322,78 @@ fn print(text: &mut String, table: &Table) {
     }
 }
 
-fn rows(table: &mut Table, service: &ServiceStatus, more: &[More]) {
-    let since = seconds(service.since);
-    let values = |service: Option<&ServiceStatus>, tracker: Option<&TrackerStatus>| {
-        let texts = more.iter().map(|(_, of)| of.text(service, tracker));
-        texts.collect::<Vec<_>>()
+/// A line of a status.
+struct Line {
+    /// The text of each column, with those of [`MORE`] that say something.
+    cells: Vec<String>,
+    verdict: Verdict,
+}
+
+/// The lines of a service.
+fn rows(service: &ServiceStatus, more: &[More], layout: &Layout) -> Vec<Line> {
+    let since = match layout.narrow() {
+        Some(screen) => text::age(service.since, screen.now),
+        None => seconds(service.since),
+    };
+    let line = |cells: [String; 13],
+                verdict,
+                service: Option<&ServiceStatus>,
+                tracker: Option<&TrackerStatus>| {
+        let values = more.iter().map(|(_, of)| of.text(service, tracker));
+        Line {
+            cells: cells.into_iter().chain(values).collect(),
+            verdict,
+        }
+    };
+    // A terminal has a note beside the verdict; the reason is for those that want to read on.
+    let noted = |verdict, admins: &[&Admin]| match layout.screen {
+        Some(_) => text::verdict(verdict, admins.iter().copied()),
+        None => verdict.as_str().to_owned(),
+    };
+    let imposed = |admin: &Admin, effective| match layout.narrow() {
+        Some(_) => String::new(),
+        None => imposed(admin, effective),
     };
     if let [member] = service.members.as_slice()
         && let [tracker] = member.trackers.as_slice()
     {
         let mut cells = tracker_cells(member, tracker);
-        cells[0] = service.name.clone();
-        cells[8].push_str(&imposed(&service.admin, service.effective));
-        cells[8].push_str(&imposed(&member.admin, member.effective));
-        cells[9] = since;
-        add(
-            table,
-            cells,
-            tracker.verdict,
-            values(Some(service), Some(tracker)),
-        );
-        return;
+        cells[SERVICE] = service.name.clone();
+        cells[VERDICT] = noted(tracker.verdict, &[&service.admin, &member.admin]);
+        cells[CAUSE].push_str(&imposed(&service.admin, service.effective));
+        cells[CAUSE].push_str(&imposed(&member.admin, member.effective));
+        cells[SINCE] = since;
+        return vec![line(cells, tracker.verdict, Some(service), Some(tracker))];
     }
     let mut cells: [String; 13] = Default::default();
-    cells[0] = service.name.clone();
+    cells[SERVICE] = service.name.clone();
     if service.members.len() > 1 {
-        cells[1] = format!("selected: {}", service.selected);
+        let word = if layout.narrow().is_some() { "on" } else { "selected:" };
+        cells[MEMBER] = format!("{word} {}", service.selected);
     }
-    cells[8] = cause(service.cause, service.last_verdict);
-    cells[8].push_str(&imposed(&service.admin, service.effective));
+    cells[VERDICT] = noted(service.verdict, &[&service.admin]);
+    cells[CAUSE] = cause(service.cause, service.last_verdict);
+    cells[CAUSE].push_str(&imposed(&service.admin, service.effective));
     for member in &service.members {
         let text = imposed(&member.admin, member.effective);
         if !text.is_empty() {
-            cells[8].push_str(&format!("; {}{text}", member.role));
+            cells[CAUSE].push_str(&format!("; {}{text}", member.role));
         }
     }
-    cells[9] = since;
-    add(table, cells, service.verdict, values(Some(service), None));
+    cells[SINCE] = since;
+    let mut lines = vec![line(cells, service.verdict, Some(service), None)];
     for member in &service.members {
         for tracker in &member.trackers {
-            add(
-                table,
-                tracker_cells(member, tracker),
-                tracker.verdict,
-                values(None, Some(tracker)),
-            );
+            if layout.only_down && tracker.verdict == Verdict::Up && member.effective == Verdict::Up
+            {
+                continue;
+            }
+            let mut cells = tracker_cells(member, tracker);
+            cells[VERDICT] = noted(tracker.verdict, &[&member.admin]);
+            lines.push(line(cells, tracker.verdict, None, Some(tracker)));
         }
     }
+    lines
 }
 
 fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13] {
@@ -272,30 +439,15 @@ fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13]
     ]
 }
 
-fn add(table: &mut Table, cells: [String; 13], of: Verdict, more: Vec<String>) {
-    let cells = cells.into_iter().enumerate().map(|(index, text)| {
-        if index == VERDICT {
-            verdict(of)
-        } else {
-            Cell::new(text)
-        }
-    });
-    table.add_row(cells.chain(more.into_iter().map(Cell::new)));
+fn verdict(verdict: Verdict) -> Cell {
+    Cell::new(verdict.as_str()).fg(colour(verdict))
 }
 
-fn verdict(verdict: Verdict) -> Cell {
-    Cell::new(verdict.as_str()).fg(match verdict {
+const fn colour(verdict: Verdict) -> Color {
+    match verdict {
         Verdict::Up => Color::Green,
         Verdict::Down => Color::Red,
         Verdict::Unknown => Color::Yellow,
-    })
-}
-
-/// A cause, with the verdict that it took the place of.
-fn cause(cause: Cause, last: Option<Verdict>) -> String {
-    match last {
-        Some(last) => format!("{} (was {})", cause.as_str(), last.as_str()),
-        None => cause.as_str().to_owned(),
     }
 }
 
@@ -316,21 +468,6 @@ fn seconds(time: Timestamp) -> String {
     Timestamp::from_second(time.as_second())
         .unwrap_or(time)
         .to_string()
-}
-
-fn duration(us: u64) -> String {
-    match us {
-        0..1_000 => format!("{us}us"),
-        1_000..1_000_000 => format!("{:.1}ms", us as f64 / 1e3),
-        _ => format!("{:.1}s", us as f64 / 1e6),
-    }
-}
-
-/// A detail tells of packets from the network; nothing of it may steer a terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|char| if char.is_control() { '?' } else { char })
-        .collect()
 }
 
 /// One event as one line, without a newline.
@@ -382,14 +519,154 @@ pub fn missed(missed: &Missed) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tracker_ebpf::verdict::Cause;
+
     use super::*;
     use crate::config::Role;
+    use crate::cli::snapshot::assert_snapshot;
+    use crate::state::admin::AdminState;
     use crate::{api::types as json, state::events};
+
+    const COLOURED: Layout = Layout {
+        colour: true,
+        screen: None,
+        only_down: false,
+    };
+
+    /// As on a pipe.
+    fn plain(of: &Status) -> String {
+        status(of, &Layout::default())
+    }
+
+    /// As on a terminal without colours, three minutes after the example's services came up.
+    fn on_terminal(of: &Status, width: usize, only_down: bool) -> String {
+        let screen = Screen {
+            width,
+            is_wide: false,
+            now: "2026-01-01T00:03:12Z".parse().unwrap(),
+        };
+        let layout = Layout {
+            screen: Some(screen),
+            only_down,
+            ..Layout::default()
+        };
+        status(of, &layout)
+    }
+
+    /// Services of all kinds: up, with a long name and a long cause, a pair with a failed member, in maintenance.
+    fn mixed() -> Status {
+        let mut of = json::tests::example();
+        let whole = of.services[0].clone();
+        let mut long = whole.clone();
+        long.name = "customer-4711-frankfurt-firewall-07".to_owned();
+        (long.verdict, long.effective) = (Verdict::Unknown, Verdict::Unknown);
+        let tracker = &mut long.members[0].trackers[0];
+        (tracker.verdict, tracker.cause) = (Verdict::Unknown, Cause::NextHopUnresolved);
+        tracker.detail = Some("asking for 10.9.0.77 on eth1".to_owned());
+        let mut pair = whole.clone();
+        pair.name = "fw-pair".to_owned();
+        let mut standby = pair.members[0].clone();
+        standby.role = Role::Standby;
+        (standby.verdict, standby.effective) = (Verdict::Down, Verdict::Down);
+        (standby.trackers[0].verdict, standby.trackers[0].cause) = (Verdict::Down, Cause::NoReply);
+        pair.members.push(standby);
+        let mut maintained = whole.clone();
+        maintained.name = "vpn".to_owned();
+        maintained.admin = Admin {
+            state: AdminState::Maintenance,
+            reason: Some("new rules".into()),
+            by: Some("uid 0".into()),
+            until: None,
+        };
+        (maintained.verdict, maintained.cause) = (Verdict::Down, Cause::NoReply);
+        let tracker = &mut maintained.members[0].trackers[0];
+        (tracker.verdict, tracker.cause) = (Verdict::Down, Cause::NoReply);
+        of.services.extend([long, pair, maintained]);
+        of
+    }
+
+    #[test]
+    fn a_terminal_has_problems_first_and_verdict_and_cause_in_any_width() {
+        assert_snapshot("status-80", &on_terminal(&mixed(), 80, false));
+        for width in [40, 60, 80, 100, 132, 200] {
+            let text = on_terminal(&mixed(), width, false);
+            for line in text.lines().take_while(|line| !line.is_empty()) {
+                assert!(text::width(line) <= width.max(64), "{width}: {line}");
+            }
+            for word in [
+                "VERDICT",
+                "CAUSE",
+                "next-hop-unresolved",
+                "no-reply",
+                "down (maintenance)",
+            ] {
+                assert!(text.contains(word), "{width}: {word} is not in\n{text}");
+            }
+            assert_eq!(text.contains("MODE"), width == 200, "{width}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn wide_cuts_nothing_and_gives_the_reason() {
+        let screen = Screen {
+            width: 40,
+            is_wide: true,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        let layout = Layout {
+            screen: Some(screen),
+            ..Layout::default()
+        };
+        let text = status(&mixed(), &layout);
+        for word in [
+            "customer-4711-frankfurt-firewall-07",
+            "next-hop-unresolved (asking for 10.9.0.77 on eth1)",
+            "down (maintenance)",
+            "counts as up: maintenance by uid 0: new rules",
+            "2026-01-01T00:00:00Z",
+            "MODE",
+        ] {
+            assert!(text.contains(word), "{word} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_has_all_services_in_the_order_of_the_configuration() {
+        let text = plain(&mixed());
+        let at = |word| text.find(word).unwrap();
+        assert!(
+            at("fw-1") < at("customer-4711-frankfurt-firewall-07"),
+            "{text}"
+        );
+        assert!(
+            at("customer-4711") < at("fw-pair") && at("fw-pair") < at("vpn"),
+            "{text}"
+        );
+        assert!(!text.contains("services:"), "{text}");
+    }
+
+    #[test]
+    fn only_what_is_not_up_is_shown_if_that_is_wanted() {
+        let mut of = mixed();
+        let text = on_terminal(&of, 80, true);
+        assert!(!text.contains("fw-1 ") && !text.contains("CHAIN"), "{text}");
+        assert!(
+            text.contains("fw-pair") && text.contains("  standby"),
+            "{text}"
+        );
+        assert!(!text.contains("  active  10"), "{text}");
+        of.services.truncate(1);
+        let text = on_terminal(&of, 80, true);
+        assert_eq!(
+            text,
+            "all up\n\n1 service: 1 up; 1 chain: 1 up; 1 tracker\n"
+        );
+    }
 
     #[test]
     fn a_service_of_one_tracker_is_one_line() {
         assert_eq!(
-            status(&json::tests::example(), false),
+            plain(&json::tests::example()),
             "\
 SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE    SINCE                 SENT  LOST   RTT
 fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us
@@ -415,7 +692,7 @@ internet  up
         tracker.rtt_us.last = None;
         tracker.lost = 7;
         service.members.push(standby);
-        let text = status(&example, false);
+        let text = plain(&example);
         assert_eq!(
             text,
             "\
@@ -434,7 +711,7 @@ fw-1     selected: active                                                     up
         example.services.push(example.services[0].clone());
         example.services[1].flaps = 12;
         assert_eq!(
-            status(&example, false),
+            plain(&example),
             "\
 SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE    SINCE                 SENT  LOST   RTT  FLAPS
 fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us
@@ -452,7 +729,7 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
             due_ms: 1_250,
             detail: None,
         });
-        let text = status(&example, false);
+        let text = plain(&example);
         assert!(
             text.contains("  up       replied; down no-reply in 1.2s  "),
             "{text}"
@@ -466,7 +743,7 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
     fn an_arrival_took_one_way() {
         let mut example = json::tests::example();
         example.services[0].members[0].trackers[0].proof = Proof::Arrival;
-        assert!(status(&example, false).contains("  41us one-way\n"));
+        assert!(plain(&example).contains("  41us one-way\n"));
         let json = serde_json::to_string(&example).unwrap();
         assert!(json.contains(r#""proof":"arrival""#), "{json}");
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), example);
@@ -479,7 +756,7 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
         let service = &mut example.services[0];
         (service.steered, service.replied) = (Some(1234), Some(7));
         assert_eq!(
-            status(&example, false),
+            plain(&example),
             "\
 SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE    SINCE                 SENT  LOST   RTT  STEERED  REPLIED
 fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us     1234        7
@@ -491,10 +768,10 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
     fn icmp_errors_have_a_column_if_there_are_any() {
         let mut example = json::tests::example();
         example.chains.clear();
-        assert!(!status(&example, false).contains("ICMP"));
+        assert!(!plain(&example).contains("ICMP"));
         example.services[0].members[0].trackers[0].icmp_errors = 12;
         assert_eq!(
-            status(&example, false),
+            plain(&example),
             "\
 SERVICE  MEMBER  ENDPOINT  INTERFACE  MODE        BEHIND     PROBE  VERDICT  CAUSE    SINCE                 SENT  LOST   RTT  ICMP-ERRORS
 fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       replied  2026-01-01T00:00:00Z   120     0  41us           12
@@ -504,7 +781,7 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
         let other = service.members[0].trackers[0].clone();
         service.members[0].trackers.push(other);
         service.members[0].trackers[1].icmp_errors = 0;
-        let text = status(&example, false);
+        let text = plain(&example);
         let ends: Vec<_> = text.lines().map(|line| line.ends_with("12")).collect();
         assert_eq!(ends, [false, false, true, false], "{text}");
     }
@@ -512,14 +789,14 @@ fw-1     active  10.9.0.2  eth1       xdp-native  10.20.0.9  icmp   up       rep
     #[test]
     fn colour_is_only_where_it_is_wanted() {
         let example = json::tests::example();
-        assert!(status(&example, true).contains("\u{1b}["));
-        assert!(!status(&example, false).contains('\u{1b}'));
+        assert!(status(&example, &COLOURED).contains("\u{1b}["));
+        assert!(!plain(&example).contains('\u{1b}'));
         let none = Status {
             services: vec![],
             chains: vec![],
             ..example
         };
-        assert_eq!(status(&none, true), "no services\n");
+        assert_eq!(status(&none, &COLOURED), "no services\n");
     }
 
     #[test]
