@@ -31,6 +31,9 @@ _tracker() {
             tracker,help)
                 cmd="tracker__subcmd__help"
                 ;;
+            tracker,history)
+                cmd="tracker__subcmd__history"
+                ;;
             tracker,run)
                 cmd="tracker__subcmd__run"
                 ;;
@@ -55,6 +58,9 @@ _tracker() {
             tracker__subcmd__help,help)
                 cmd="tracker__subcmd__help__subcmd__help"
                 ;;
+            tracker__subcmd__help,history)
+                cmd="tracker__subcmd__help__subcmd__history"
+                ;;
             tracker__subcmd__help,run)
                 cmd="tracker__subcmd__help__subcmd__run"
                 ;;
@@ -73,6 +79,9 @@ _tracker() {
             tracker__subcmd__help__subcmd__service,remove)
                 cmd="tracker__subcmd__help__subcmd__service__subcmd__remove"
                 ;;
+            tracker__subcmd__help__subcmd__service,set)
+                cmd="tracker__subcmd__help__subcmd__service__subcmd__set"
+                ;;
             tracker__subcmd__service,add)
                 cmd="tracker__subcmd__service__subcmd__add"
                 ;;
@@ -84,6 +93,9 @@ _tracker() {
                 ;;
             tracker__subcmd__service,remove)
                 cmd="tracker__subcmd__service__subcmd__remove"
+                ;;
+            tracker__subcmd__service,set)
+                cmd="tracker__subcmd__service__subcmd__set"
                 ;;
             tracker__subcmd__service__subcmd__help,add)
                 cmd="tracker__subcmd__service__subcmd__help__subcmd__add"
@@ -97,6 +109,9 @@ _tracker() {
             tracker__subcmd__service__subcmd__help,remove)
                 cmd="tracker__subcmd__service__subcmd__help__subcmd__remove"
                 ;;
+            tracker__subcmd__service__subcmd__help,set)
+                cmd="tracker__subcmd__service__subcmd__help__subcmd__set"
+                ;;
             *)
                 ;;
         esac
@@ -104,7 +119,7 @@ _tracker() {
 
     case "${cmd}" in
         tracker)
-            opts="-h -V --help --version run check status events service doctor cleanup help"
+            opts="-h -V --help --version run check status events service history doctor cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -194,7 +209,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__help)
-            opts="run check status events service doctor cleanup help"
+            opts="run check status events service history doctor cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -277,6 +292,20 @@ _tracker() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        tracker__subcmd__help__subcmd__history)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         tracker__subcmd__help__subcmd__run)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -292,7 +321,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__help__subcmd__service)
-            opts="add remove list"
+            opts="add remove set list"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -347,6 +376,20 @@ _tracker() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        tracker__subcmd__help__subcmd__service__subcmd__set)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         tracker__subcmd__help__subcmd__status)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -354,6 +397,36 @@ _tracker() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tracker__subcmd__history)
+            opts="-h --since --step --json --svg --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --since)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --step)
+                    COMPREPLY=($(compgen -W "1s 1m 1h" -- "${cur}"))
+                    return 0
+                    ;;
+                --svg)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -380,7 +453,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__service)
-            opts="-h --help add remove list help"
+            opts="-h --help add remove set list help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -496,7 +569,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__service__subcmd__help)
-            opts="add remove list help"
+            opts="add remove set list help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -565,6 +638,20 @@ _tracker() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        tracker__subcmd__service__subcmd__help__subcmd__set)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         tracker__subcmd__service__subcmd__list)
             opts="-h --json --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -590,6 +677,40 @@ _tracker() {
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tracker__subcmd__service__subcmd__set)
+            opts="-h --member --state --reason --for --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --member)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --state)
+                    COMPREPLY=($(compgen -W "auto maintenance up down" -- "${cur}"))
+                    return 0
+                    ;;
+                --reason)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --for)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

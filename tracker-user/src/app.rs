@@ -20,7 +20,7 @@ use crate::{
     api::{
         answers::{Answers, Change, Known},
         listen::Listen,
-        socket, thread,
+        sampler, socket, thread,
     },
     config::{self, Config, Hub},
     datapath::{
@@ -41,6 +41,7 @@ use crate::{
     },
     host::{
         clock::{self, monotonic_ns},
+        history::History,
         instance, limits, namespace, ports, preflight, privileges,
         store::{self, Contents, Edit, SERVICES, Store},
         watchdog::{Phase, Watchdog},
@@ -156,6 +157,8 @@ async fn run_locked(
         return Ok(());
     };
     let clients = thread::start(socket, app.hub.metrics, listen, app.answers.clone())?;
+    let history = sampler::start(app.answers.clone())
+        .context("cannot start the thread that writes the history")?;
     privileges::limit_to_run()?;
     tracing::info!("watching {}", app.extent());
     watchdog.status(format!("watching {}", app.extent()));
@@ -230,6 +233,7 @@ async fn run_locked(
     };
     watchdog.phase(Phase::Ending);
     clients.stop();
+    history.stop();
     let ended = app.stop(keep, pins).await;
     result.and(ended)
 }
@@ -370,6 +374,7 @@ impl App {
             chains,
             steering: steering_config,
             api: _,
+            history_size,
             defaults: _,
         } = config;
         let mut app = Self {
@@ -386,7 +391,13 @@ impl App {
             next_hops,
             publisher: Publisher::new(journal, feed.clone()),
             forgery_log: ForgeryLog::default(),
-            answers: Answers::new(known, feed, changes.clone(), store.clone()),
+            answers: Answers::new(
+                known,
+                feed,
+                changes.clone(),
+                store.clone(),
+                History::new(&hub.state, history_size),
+            ),
             hub,
             steering_config,
             kernel,

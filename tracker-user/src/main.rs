@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Command::Status(args) => cli::status(&args),
         Command::Events(args) => cli::events(&args),
         Command::Watch(args) => watch::watch(&args),
+        Command::History(args) => cli::history(&args),
         Command::Service(args) => cli::service(args),
         Command::Run(args) => {
             host::log::to_stderr();

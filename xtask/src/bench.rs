@@ -31,6 +31,9 @@ const TIMEOUT_MS: u64 = 20;
 const FALL: u64 = 3;
 /// Breaks whose detection is timed.
 const BREAKS: u32 = 5;
+/// Services of the history's run, and how long it is measured: longer than from one write to the disk to the next.
+const SERVICES: u32 = 10_000;
+const HISTORY: Duration = Duration::from_secs(70);
 /// How long the hub runs beside full load of all processors.
 const LOAD: Duration = Duration::from_secs(60);
 
@@ -53,6 +56,7 @@ struct Figures {
     false_transitions: Option<u64>,
     kernel_bytes_per_tracker: Option<u64>,
     rss_mb: Option<f64>,
+    history_cpu_percent: Option<f64>,
     histories_per_s: Option<f64>,
     /// Why a figure is null, by its key.
     missing: BTreeMap<&'static str, String>,
@@ -124,6 +128,16 @@ pub fn run(json: bool, tracker: &Path) -> Result<()> {
         "detection, 1,000 trackers, interval 10 ms, timeout 20 ms, fall 3",
     );
     detection(&mut figures, tracker, json);
+    say(json, "history, 10,000 services, a probe a second");
+    match history(tracker) {
+        Ok(percent) => figures.history_cpu_percent = Some(round(percent)),
+        Err(error) => figures.miss(json, &["history_cpu_percent"], &error),
+    }
+    show(
+        json,
+        "  its thread, percent of a processor",
+        figures.history_cpu_percent,
+    );
     say(json, "simulated histories of one tracker, checked");
     match cargo_bench("tracker-user", "histories") {
         Ok(found) => figures.histories_per_s = found["histories_per_s"].as_f64(),
@@ -546,6 +560,51 @@ fn detection_times(
         figures.detect_p99_us,
     );
     Ok(())
+}
+
+/// Processor time that the thread of the history takes, percent.
+fn history(binary: &Path) -> Result<f64> {
+    let lab = Lab::new()?;
+    let service = lab.service();
+    let services = (0..SERVICES).map(|number| {
+        format!(
+            "[[service]]\nname = \"fw-{number}\"\nendpoint = \"{}\"\nbehind = [\"{}\"]\n",
+            service.endpoint, service.behind
+        )
+    });
+    let of = |services: String| {
+        Config::new(services)
+            .hub(format!("room = {SERVICES}"))
+            .defaults("interval = \"1s\"\ntimeout = \"500ms\"")
+            .binary(binary)
+    };
+    // They are added by a reload: the status of so many is broken off while the daemon starts.
+    let tracker = Tracker::start(&lab.hub, of(service.toml("first")))?;
+    ensure!(
+        tracker.reload(of(services.collect()))?,
+        "the services were refused: {}",
+        tracker.log()
+    );
+    // Until all have their places.
+    thread::sleep(WINDOW);
+    let pid = tracker.pid()?;
+    let (before_ns, begun) = (thread_cpu_ns(pid, "tracker-history")?, Instant::now());
+    thread::sleep(HISTORY);
+    let taken_ns = thread_cpu_ns(pid, "tracker-history")? - before_ns;
+    Ok(taken_ns as f64 / begun.elapsed().as_nanos() as f64 * 100.0)
+}
+
+/// Processor time of a thread so far, nanoseconds.
+fn thread_cpu_ns(pid: u32, name: &str) -> Result<u64> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        if read("comm").trim() == name {
+            let ran = read("schedstat");
+            let ran = ran.split(' ').next().unwrap_or_default();
+            return ran.parse().context("schedstat of a thread");
+        }
+    }
+    bail!("process {pid} has no thread {name}")
 }
 
 /// How many trackers of a healthy service turn down while all processors are busy.

@@ -57,6 +57,8 @@ listen = "192.0.2.1:9470"
 token_file = "/etc/tracker/token"
 tls = { certificate = "/etc/tracker/tls.crt", key = "/etc/tracker/tls.key" }
 web = true
+[history]
+size = "64MiB"
 
 [defaults]
 probe = "icmp"

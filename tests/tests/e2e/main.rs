@@ -19,6 +19,7 @@ mod forgery;
 mod fuzz_daemon;
 mod fuzz_parsers;
 mod harness;
+mod history;
 mod hub_events;
 mod hub_flows;
 mod hub_liveness;

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use tracker_ebpf::abi;
 
 use super::{
+    history::{self, HistoryWanted, ServiceHistory},
     problem::Refused,
     routes::{Api, ServiceChange, ServicesWanted},
     status::{self, Cursor, Facts, Outline},
@@ -27,6 +28,7 @@ use crate::{
     error::full,
     host::{
         clock,
+        history::History,
         store::{Edit, Store},
     },
     state::{
@@ -134,6 +136,7 @@ pub struct Answers {
     /// Held while a change is checked, kept and made: two changes never mix.
     writing: Arc<tokio::sync::Mutex<()>>,
     store: Store,
+    history: History,
 }
 
 impl Answers {
@@ -143,6 +146,7 @@ impl Answers {
         feed: EventFeed,
         changes: UnboundedSender<Change>,
         store: Store,
+        history: History,
     ) -> Self {
         Self {
             health: known.health.clone(),
@@ -151,6 +155,7 @@ impl Answers {
             changes,
             writing: Arc::default(),
             store,
+            history,
         }
     }
 
@@ -169,6 +174,11 @@ impl Answers {
         &self.store
     }
 
+    /// What is kept of loss, round-trip time and events.
+    pub const fn history(&self) -> &History {
+        &self.history
+    }
+
     async fn ask(&self, wanted: Wanted, is_trial: bool) -> Result<Done, Refused> {
         let (answer, answered) = oneshot::channel();
         let ends = |()| Refused::Unavailable("the daemon ends; nothing was changed".to_owned());
@@ -181,7 +191,11 @@ impl Answers {
         answered.await.map_err(|_| ends(()))?
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> Result<T, Refused> {
+    /// Reads what is known.
+    ///
+    /// # Errors
+    /// When the main loop stands in the middle of a change.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> Result<T, Refused> {
         match self.known.try_lock_for(STATE_WAIT) {
             Some(known) => Ok(read(&known)),
             None => Err(Refused::Unavailable(format!(
@@ -496,6 +510,27 @@ impl Api for Answers {
             let body = service.map(|service| config::body(&service.settings));
             body.ok_or_else(|| Refused::Unknown(status::no_such_service(&known.tree, name)))
         })?
+    }
+
+    async fn history(&self, name: &str, wanted: HistoryWanted) -> Result<ServiceHistory, Refused> {
+        let unknown = self.read(|known| match known.tree.find(name) {
+            Some(_) => None,
+            None => Some(status::no_such_service(&known.tree, name)),
+        })?;
+        let (history, feed, name) = (self.history.clone(), self.feed.clone(), name.to_owned());
+        // Files are read, and others' answers do not wait for that.
+        let read =
+            tokio::task::spawn_blocking(move || history::read(&history, &feed, &name, wanted));
+        let read = read.await.map_err(|_| {
+            Refused::Unavailable(
+                "reading the history failed; this is a bug, please report it".to_owned(),
+            )
+        })??;
+        match unknown {
+            // A service that was removed still has a history.
+            Some(why) if read.is_empty() => Err(Refused::Unknown(why)),
+            _ => Ok(read),
+        }
     }
 
     async fn change(&self, change: ServiceChange) -> Result<Changed, Refused> {

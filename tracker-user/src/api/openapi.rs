@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use super::{
     answers::Answers,
     events::Format,
+    history::ServiceHistory,
     metrics,
     problem::{PROBLEM_JSON, Problem},
     routes::{self, Content, Kind, Parameter, REFUSALS, Route},
@@ -14,6 +15,7 @@ use super::{
 };
 use crate::{
     config::reference,
+    host::history::Tier,
     state::{
         admin::Admin,
         events::{Missed, Numbered, Reset},
@@ -108,6 +110,13 @@ fn parameter(parameter: &Parameter) -> Json {
         Kind::Names => {
             json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 255}, "maxItems": 64})
         }
+        Kind::Time => json!({"anyOf": [
+            {"type": "string", "pattern": "^[0-9]{1,5}[smhd]$"},
+            {"type": "string", "format": "date-time"},
+        ]}),
+        Kind::Step => {
+            json!({"enum": Tier::WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>()})
+        }
         Kind::Place => json!({"type": "string", "pattern": "^([0-9a-f]{16}:)?[0-9]{1,15}$"}),
     };
     json!({"name": parameter.name, "in": "query", "required": false, "description": parameter.doc, "schema": schema})
@@ -160,6 +169,7 @@ fn content(of: Content, generator: &mut SchemaGenerator) -> Option<(&'static str
         Content::Changed => generator.subschema_for::<Changed>().to_value(),
         Content::Admin => generator.subschema_for::<Admin>().to_value(),
         Content::AdminWanted => generator.subschema_for::<AdminWanted>().to_value(),
+        Content::History => generator.subschema_for::<ServiceHistory>().to_value(),
         Content::Health => generator.subschema_for::<Health>().to_value(),
         Content::Service => reference::service_schema(),
         Content::Services => json!({

@@ -19,6 +19,7 @@ use serde_json::Value as Json;
 
 use super::{
     events::{self, Format},
+    history::{self, HistoryWanted, ServiceHistory},
     http::{Client, PATIENCE},
     metrics, openapi,
     problem::{Problem, Refused},
@@ -59,6 +60,12 @@ pub trait Api: Clone + Send + Sync + 'static {
     fn services(&self, names: &[Pattern]) -> impl Future<Output = Result<List, Refused>> + Send;
     /// The body of a request that makes a service.
     fn service(&self, name: &str) -> Result<Json, Refused>;
+    /// What is kept of a service's loss, round-trip times and events.
+    fn history(
+        &self,
+        name: &str,
+        wanted: HistoryWanted,
+    ) -> impl Future<Output = Result<ServiceHistory, Refused>> + Send;
     /// What is imposed on a service, or on one of its members.
     fn admin(&self, service: &str, member: Option<&str>) -> Result<Admin, Refused>;
     /// Imposes an admin state on a service, or on one of its members.
@@ -111,6 +118,10 @@ pub enum Kind {
     Names,
     /// A place in the event stream.
     Place,
+    /// A time, or how long ago it was.
+    Time,
+    /// The step of a history.
+    Step,
 }
 
 /// A query parameter.
@@ -147,6 +158,8 @@ pub enum Content {
     AdminWanted,
     /// A [`Health`].
     Health,
+    /// A [`ServiceHistory`].
+    History,
     /// The text formats of Prometheus.
     Metrics,
     /// The OpenAPI document.
@@ -203,6 +216,17 @@ const FOLLOW: Parameter = Parameter {
     name: "follow",
     kind: Kind::Flag,
     doc: "Whether to go on with what happens from now on; `false` by default, `true` for server-sent events.",
+};
+const FROM: Parameter = Parameter {
+    name: "since",
+    kind: Kind::Time,
+    doc: "From when on: how long ago (`90s`, `6h`, `30d`), or a time (`2026-01-31T18:00:00Z`); an hour ago by default.",
+};
+const STEP: Parameter = Parameter {
+    name: "step",
+    kind: Kind::Step,
+    doc: "How fine: `1s` is kept for an hour, `1m` for a week, `1h` for two years, if `[history] size` allows. The finest that reaches \
+          back to `since` by default.",
 };
 const SERIES: Parameter = Parameter {
     name: "trackers",
@@ -483,6 +507,17 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
             }),
         ),
         get(
+            "/v1/history/{name}",
+            "Loss, round-trip times and events of a service over time",
+            &[FROM, STEP],
+            &[(200, Content::History)],
+            &[404],
+            handler!(call => {
+                let wanted = call.history()?;
+                Ok(json(StatusCode::OK, &call.api.history(call.path("name"), wanted).await?))
+            }),
+        ),
+        get(
             "/v1/health",
             "Whether every thread of the daemon keeps up",
             &[],
@@ -731,6 +766,20 @@ impl<A: Api> Call<A> {
         Ok(Some(place))
     }
 
+    fn history(&self) -> Result<HistoryWanted, Problem> {
+        let now = Timestamp::now();
+        let since = self.values(&FROM).last();
+        let since =
+            since.map(|text| history::since(text, now).map_err(|why| bad_query(&FROM, why)));
+        let step = self.values(&STEP).last();
+        let step = step.map(|text| history::step(text).map_err(|why| bad_query(&STEP, why)));
+        Ok(HistoryWanted::new(
+            since.transpose()?,
+            step.transpose()?,
+            now,
+        ))
+    }
+
     fn json(&self) -> Result<Json, Problem> {
         serde_json::from_slice(&self.body).map_err(|error| {
             // It may quote most of the body.
@@ -795,7 +844,7 @@ fn query(text: &str, known: &[Parameter]) -> Result<Vec<(String, String)>, Probl
         let is_valid = match parameter.kind {
             Kind::Flag => matches!(&*value, "true" | "false" | ""),
             Kind::Names => !value.is_empty() && value.len() <= NAME_MAX && given.len() < MAX_NAMES,
-            Kind::Place => true,
+            Kind::Place | Kind::Time | Kind::Step => true,
         };
         if !is_valid {
             let wanted = match parameter.kind {

@@ -416,6 +416,7 @@ impl App {
             chains,
             steering,
             api: _,
+            history_size,
             defaults,
         } = config;
         let old = &self.hub;
@@ -461,6 +462,7 @@ impl App {
         disown(self.answers.store(), &taken_over);
         let gone = admin::gone(&before, &desired);
         self.answers.store().commit_later(gone);
+        self.answers.history().set_size(history_size);
         (self.hub, self.steering_config) = (new, steering);
         let mut events = {
             let mut known = self.known();

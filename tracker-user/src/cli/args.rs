@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
 
+use super::history;
+use crate::api;
 use crate::config::{self, ServiceOptions};
 use crate::state::admin::AdminState;
 use crate::state::events::Place;
@@ -71,6 +74,13 @@ pub enum Command {
     /// What is added lives until it is removed: reload, restart and reboot keep it, unless the file then names a service of the
     /// same name, which counts from then on. What the file names is changed in the file.
     Service(ServiceArgs),
+    /// Show loss, round-trip times and events of a service over time
+    ///
+    /// Prints the events, and a table of loss and round-trip times, of the last hour or of another time. With --svg, draws them.
+    ///
+    /// The daemon keeps a step a second for an hour, a step a minute for a week and a step an hour for two years, as far as
+    /// `[history] size` allows; `tracker check` says how far.
+    History(HistoryArgs),
     /// Say what this kernel and these interfaces can do, and which mode each would get
     ///
     /// Tries what the daemon needs, one line for each, and says what to do about what is missing.
@@ -191,6 +201,37 @@ pub struct EventsArgs {
     /// Where the daemon listens
     #[command(flatten)]
     pub socket: SocketArg,
+}
+
+/// Arguments of `tracker history`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 printed or drawn; 1 no answer, no such service, nothing is kept, or FILE cannot be written; 64 wrong usage."
+)]
+pub struct HistoryArgs {
+    /// The service
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// From when on: how long ago, such as 6h, or a time, such as 2026-01-31T18:00:00Z
+    #[arg(long, value_name = "D|TIME", default_value = "1h", value_parser = since)]
+    pub since: String,
+    /// How fine; the finest that reaches back so far if not given
+    #[arg(long, value_name = "STEP", value_parser = PossibleValuesParser::new(history::steps()))]
+    pub step: Option<String>,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "svg")]
+    pub json: bool,
+    /// Draw it into this file, which is made, or replaced if it is a regular file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Where the daemon listens
+    #[command(flatten)]
+    pub socket: SocketArg,
+}
+
+/// A time, or how long ago it was, as the daemon reads it.
+fn since(text: &str) -> Result<String, String> {
+    api::history::since(text, Timestamp::now()).map(|_| text.to_owned())
 }
 
 /// Arguments of `tracker service`.
@@ -424,6 +465,19 @@ mod tests {
             Ok(Command::Doctor(_))
         ));
         assert!(matches!(parse(&["check", "f"]), Ok(Command::Check(_))));
+        let words = [
+            "history", "fw-1", "--since", "2d", "--step", "1m", "--svg", "f",
+        ];
+        let Ok(Command::History(history)) = parse(&words) else {
+            panic!("history");
+        };
+        assert_eq!(
+            (history.since.as_str(), history.step.as_deref()),
+            ("2d", Some("1m"))
+        );
+        assert!(parse(&["history", "fw-1", "--since", "soon"]).is_err());
+        assert!(parse(&["history", "fw-1", "--step", "2s"]).is_err());
+        assert!(parse(&["history", "fw-1", "--json", "--svg", "f"]).is_err());
         let add = "service add fw-9 --endpoint 10.9.0.2 --behind 10.20.0.9 10.20.0.8 --behind ::1 \
                    --interface eth1 --source 10.9.0.1 --probe udp --port 9 --protocol stamp --interval 10ms --timeout 1s \
                    --fall 4 --rise 5 --payload 64 --returns eth1 eth2 --policy 2 --expect silence --flow rotate --refused up \

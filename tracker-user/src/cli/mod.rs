@@ -18,14 +18,15 @@ use ratatui::crossterm::terminal::size;
 use tracker_ebpf::verdict::Verdict;
 
 use args::{
-    CheckArgs, ColourArg, EventsArgs, ListArgs, ServiceArgs, ServiceCommand, SetArgs, StatusArgs,
-    When,
+    CheckArgs, ColourArg, EventsArgs, HistoryArgs, ListArgs, ServiceArgs, ServiceCommand, SetArgs,
+    StatusArgs, When,
 };
 use fold::Fold;
 use table::{Layout, Screen};
 use text::Rank;
 
 use crate::api::client::{Call, ClientError};
+use crate::api::history::ServiceHistory;
 use crate::api::types::{AdminWanted, Changed, List, Status};
 use crate::config::{self, Config, ServiceOptions};
 use crate::plan::remarks;
@@ -37,6 +38,7 @@ pub mod doctor;
 pub mod fold;
 #[cfg(test)]
 mod snapshot;
+pub mod history;
 pub mod table;
 pub mod text;
 pub mod watch;
@@ -70,6 +72,9 @@ pub fn check(args: &CheckArgs) -> Result<Config, ExitCode> {
                 count(config.services.len(), "service"),
                 count(config.tracker_count(), "tracker")
             );
+            for line in history::check(&config) {
+                text.push_str(&format!("{file}: {line}\n"));
+            }
             for remark in remarks::remarks(&config) {
                 text.push_str(&format!("{file}: remark: {remark}\n"));
             }
@@ -220,6 +225,37 @@ fn service_list(args: &ListArgs) -> ExitCode {
         line + "\n"
     } else {
         table::list(&list, &layout(&args.colour, true))
+    };
+    finish(print(&text), ExitCode::SUCCESS)
+}
+
+/// `tracker history`.
+pub fn history(args: &HistoryArgs) -> ExitCode {
+    let call = Call::new(
+        &args.socket.path,
+        Method::GET,
+        &["v1", "history", &args.name],
+    );
+    let mut call = call.query("since", &args.since);
+    if let Some(step) = &args.step {
+        call = call.query("step", step);
+    }
+    let (line, history): (String, ServiceHistory) = match call.ask() {
+        Ok(answer) => answer,
+        Err(error) => return fail(error),
+    };
+    let text = match &args.svg {
+        Some(path) => match history::save(path, &history::svg(&history)) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => {
+                let path = path.display();
+                return fail(format_args!(
+                    "cannot draw the history into {path}: {error}; give a new file, or a regular one"
+                ));
+            }
+        },
+        None if args.json => line + "\n",
+        None => history::text(&history),
     };
     finish(print(&text), ExitCode::SUCCESS)
 }

@@ -506,6 +506,23 @@ impl<'s> Entry<'s> {
         }
     }
 
+    /// A size within the key's range, or 0.
+    pub(super) fn size(&self) -> Option<At<u64>> {
+        let range = self.key.sizes();
+        let limits = format!(
+            "{} to {}, or \"0\"",
+            keys::size_text(*range.start()),
+            keys::size_text(*range.end())
+        );
+        self.parsed("a size in quotes with its unit, such as \"256MiB\"", |text| match keys::parsed_size(text) {
+            Some(size) if size == 0 || range.contains(&size) => Ok(size),
+            Some(_) => Err(format!("out of range; give {limits}")),
+            None => Err(format!(
+                "not a size; give a whole number with KiB, MiB, GiB or TiB, such as \"256MiB\", from {limits}"
+            )),
+        })
+    }
+
     /// A value of a whole number, a time or a word.
     pub(super) fn setting(&self) -> Option<At<Setting>> {
         let (value, at) = match self.key.value {

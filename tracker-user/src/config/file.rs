@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use tracker_ebpf::abi;
 
 use super::{
-    Api, Config, Probe, Service, Tracker, api, chain, document::Section, hub, keys, keys::Table,
-    misplaced, service, settings::Settings, steering, values::Names,
+    Api, Config, Probe, Service, Tracker, api, chain, document::Section, history, hub, keys,
+    keys::Table, misplaced, service, settings::Settings, steering, values::Names,
 };
 
 /// Reads the file.
@@ -51,6 +51,7 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
     let api = root.take_table(&keys::API);
     Config {
         api: api.map_or_else(Api::default, |section| api::read(section, hub.metrics)),
+        history_size: history::read(root.take_table(&keys::HISTORY)),
         hub,
         services,
         chains,

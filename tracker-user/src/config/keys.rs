@@ -35,11 +35,13 @@ pub enum Table {
     Api,
     /// `tls` of `[api]`.
     Tls,
+    /// `[history]`.
+    History,
 }
 
 impl Table {
     /// Every table, in the order of the reference page.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Root,
         Self::Hub,
         Self::Defaults,
@@ -50,6 +52,7 @@ impl Table {
         Self::Steering,
         Self::Api,
         Self::Tls,
+        Self::History,
     ];
 
     /// How the file writes it.
@@ -65,6 +68,7 @@ impl Table {
             Self::Steering => "[steering]",
             Self::Api => "[api]",
             Self::Tls => "[api.tls]",
+            Self::History => "[history]",
         }
     }
 }
@@ -104,6 +108,13 @@ pub enum Value {
         least: Duration,
         /// The longest.
         most: Duration,
+    },
+    /// A number of bytes with its unit, or 0.
+    Size {
+        /// The least but 0.
+        least: u64,
+        /// The greatest.
+        most: u64,
     },
     /// One of some words.
     Word(fn() -> Vec<&'static str>),
@@ -339,6 +350,28 @@ pub static TLS_KEY: Key = Key {
     value: Value::Path,
     default: Default::Required,
     doc: "A file with the certificate's private key, in PEM.",
+    ..PLAIN
+};
+
+/// `[history]`
+pub static HISTORY: Key = Key {
+    name: "history",
+    tables: &[Table::Root],
+    value: Value::Tables(Table::History),
+    default: Default::Text("defaults"),
+    doc: "What is kept of loss, round-trip time and events.",
+    ..PLAIN
+};
+/// `[history] size`
+pub static HISTORY_SIZE: Key = Key {
+    name: "size",
+    tables: &[Table::History],
+    value: Value::Size {
+        least: 1 << 20,
+        most: 1 << 40,
+    },
+    default: Default::Is("256MiB"),
+    doc: "Most bytes that the history takes in the state directory; `0` keeps none.",
     ..PLAIN
 };
 
@@ -740,6 +773,38 @@ pub static MARK_MASK: Key = Key {
     is_read_by_kernel: true,
 };
 
+/// Units of sizes, the greatest first.
+const SIZE_UNITS: [(&str, u64); 4] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+];
+
+/// The bytes of a size such as `256MiB`, or of `0`.
+pub fn parsed_size(text: &str) -> Option<u64> {
+    if text == "0" {
+        return Some(0);
+    }
+    let (unit, bytes) = SIZE_UNITS.iter().find(|(unit, _)| text.ends_with(unit))?;
+    let digits = text.strip_suffix(unit)?.trim_end();
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits
+        .parse::<u64>()
+        .ok()
+        .filter(|_| is_number)?
+        .checked_mul(*bytes)
+}
+
+/// A size by the greatest unit of which it is a whole number.
+pub fn size_text(bytes: u64) -> String {
+    let whole = |(_, unit): &&(&str, u64)| bytes > 0 && bytes.is_multiple_of(*unit);
+    match SIZE_UNITS.iter().find(whole) {
+        Some((name, unit)) => format!("{}{name}", bytes / unit),
+        None => bytes.to_string(),
+    }
+}
+
 /// Every key, in the order of the reference page.
 pub static ALL: &[&Key] = &[
     &HUB,
@@ -748,6 +813,7 @@ pub static ALL: &[&Key] = &[
     &CHAIN,
     &STEERING,
     &API,
+    &HISTORY,
     &HUB_NAME,
     &INSTANCE,
     &SOCKET,
@@ -797,6 +863,7 @@ pub static ALL: &[&Key] = &[
     &WEB,
     &CERTIFICATE,
     &TLS_KEY,
+    &HISTORY_SIZE,
 ];
 
 /// What a STAMP packet takes, and one with padding at least, bytes.
@@ -845,6 +912,14 @@ impl Key {
         }
     }
 
+    /// The range of sizes but 0, empty of another type.
+    pub const fn sizes(&self) -> RangeInclusive<u64> {
+        match self.value {
+            Value::Size { least, most } => least..=most,
+            _ => RangeInclusive::new(1, 0),
+        }
+    }
+
     /// The most bytes or elements of a name, a path or a list; 0 if the type has no such limit.
     pub const fn most(&self) -> usize {
         match self.value {
@@ -875,6 +950,11 @@ impl Key {
         humantime::parse_duration(self.default_text()).unwrap_or_default()
     }
 
+    /// The default of a size; zero if there is none.
+    pub fn default_size(&self) -> u64 {
+        parsed_size(self.default_text()).unwrap_or_default()
+    }
+
     /// The default among these words, which must be the key's.
     pub fn default_word<T: Copy>(&self, words: &[(&str, T)]) -> T {
         let text = self.default_text();
@@ -898,6 +978,7 @@ impl Key {
             Value::Integer { .. } => "N".to_owned(),
             Value::Code { .. } => "N|NAME".to_owned(),
             Value::Duration { .. } => "D".to_owned(),
+            Value::Size { .. } => "SIZE".to_owned(),
             Value::Word(words) => words().join("|"),
             Value::Policy => "any|all|N".to_owned(),
             Value::Name(_) | Value::Instance(_) | Value::Services => "NAME".to_owned(),
@@ -937,6 +1018,34 @@ mod tests {
     }
 
     #[test]
+    fn sizes_have_binary_units() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1KiB", 1 << 10),
+            ("256MiB", 1 << 28),
+            ("3GiB", 3 << 30),
+            ("1TiB", 1 << 40),
+        ] {
+            assert_eq!(parsed_size(text), Some(bytes), "{text}");
+            assert_eq!(size_text(bytes), text);
+        }
+        for bad in [
+            "",
+            "MiB",
+            "1",
+            "1MB",
+            "1.5GiB",
+            "-1MiB",
+            "+1MiB",
+            "1mib",
+            "99999999999TiB",
+            "1MiB ",
+        ] {
+            assert_eq!(parsed_size(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
     fn defaults_are_values_of_their_keys() {
         for key in ALL {
             assert!(key.doc.ends_with('.'), "{}", key.name);
@@ -949,6 +1058,9 @@ mod tests {
                 }
                 Value::Duration { .. } => humantime::parse_duration(text)
                     .is_ok_and(|duration| key.durations().contains(&duration)),
+                Value::Size { .. } => {
+                    parsed_size(text).is_some_and(|size| key.sizes().contains(&size))
+                }
                 Value::Word(words) => words().contains(&text),
                 Value::Policy => text == "any",
                 Value::Flag => matches!(text, "true" | "false"),

@@ -10,6 +10,7 @@ mod book;
 mod chain;
 mod document;
 mod file;
+mod history;
 mod hub;
 pub mod keys;
 mod options;
@@ -59,6 +60,8 @@ pub struct Config {
     pub steering: Option<Steering>,
     /// The API over TCP.
     pub api: Api,
+    /// Most bytes that the history takes; 0 if none is kept.
+    pub history_size: u64,
     /// What services that are added later inherit.
     pub defaults: Defaults,
 }

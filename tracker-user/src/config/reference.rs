@@ -55,6 +55,13 @@ fn value_text(key: &Key) -> String {
         Value::Duration { least, most } => {
             format!("time with unit, {} to {}", time(least), time(most))
         }
+        Value::Size { least, most } => {
+            format!(
+                "size with unit, {} to {}, or `0`",
+                keys::size_text(least),
+                keys::size_text(most)
+            )
+        }
         Value::Word(words) => {
             let words: Vec<_> = words().iter().map(|word| format!("`{word}`")).collect();
             words.join(", ")
@@ -143,6 +150,7 @@ fn key_schema(key: &Key) -> Json {
             json!({"anyOf": [{"type": "integer", "minimum": 0, "maximum": most}, {"enum": words}]})
         }
         Value::Duration { .. } => json!({"type": "string", "pattern": "^[0-9].*[a-z]$"}),
+        Value::Size { .. } => json!({"type": "string", "pattern": "^(0|[0-9]+ ?[KMGT]iB)$"}),
         Value::Word(words) => json!({"enum": words()}),
         Value::Policy => {
             json!({"anyOf": [{"enum": ["any", "all"]}, {"type": "integer", "minimum": 1}]})
