@@ -9,10 +9,41 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{build, setup, sh, toolchain::Need};
 
-/// Writes the generated files into the tree.
-pub fn run() -> Result<()> {
+/// Writes the generated files into the tree, and the pictures if they are wanted.
+pub fn run(screenshots: bool) -> Result<()> {
     setup::ensure(&[Need::Build])?;
-    generate(sh::root())
+    generate(sh::root())?;
+    match screenshots {
+        true => pictures(),
+        false => Ok(()),
+    }
+}
+
+/// Has a test write pictures of the web page, which shows a real daemon.
+fn pictures() -> Result<()> {
+    sh::require_root(
+        "loading eBPF programs and making network namespaces",
+        "cargo xtask docs --screenshots",
+    )?;
+    let tracker = build::tracker(&[Need::Build, Need::Demo, Need::Test])?;
+    let images = sh::root().join("docs/images");
+    fs::create_dir_all(&images).with_context(|| format!("cannot create {}", images.display()))?;
+    sh::run(
+        sh::cargo()
+            .args([
+                "test",
+                "--release",
+                "--locked",
+                "--package",
+                "tracker-tests",
+                "--test",
+                "e2e",
+                "--",
+            ])
+            .args(["--exact", "web::pictures_of_the_documentation"])
+            .env("TRACKER_BIN", tracker)
+            .env("TRACKER_SCREENSHOTS", images),
+    )
 }
 
 /// The generated files that the tree has otherwise, or not at all.

@@ -72,7 +72,11 @@ enum Command {
         json: bool,
     },
     /// Write the generated documentation: docs/reference, man pages, shell completions, tracker.schema.json
-    Docs,
+    Docs {
+        /// Take the pictures of the web page in docs/images anew, too (root)
+        #[arg(long)]
+        screenshots: bool,
+    },
     /// Check formatting, clippy, documentation, and what keeps the tree honest
     Lint,
 }
@@ -124,7 +128,7 @@ fn run(command: Command) -> Result<()> {
                 &build::tracker(&[Need::Build, Need::Demo, Need::Bench])?,
             )
         }
-        Command::Docs => docs::run(),
+        Command::Docs { screenshots } => docs::run(screenshots),
         Command::Lint => lint::run(&Cli::command()),
     }
 }

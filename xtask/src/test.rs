@@ -127,6 +127,11 @@ fn native(args: &Args) -> Result<Outcome> {
         true => Some(prometheus()?),
         false => None,
     };
+    // Without it the tests of the web page report what they leave out.
+    let axe = (has_e2e && is_asked).then(toolchain::axe).and_then(|axe| {
+        axe.inspect_err(|error| sh::say(format_args!("cannot fetch axe-core: {error:#}")))
+            .ok()
+    });
     // In the release profile, so that the daemon under test and the tests share one set of dependencies.
     let cargo_test = || {
         let mut command = sh::cargo();
@@ -142,6 +147,9 @@ fn native(args: &Args) -> Result<Outcome> {
                 .iter()
                 .map(|path| (python::SCHEMATHESIS_VARIABLE, path)),
         );
+        if let Some(axe) = &axe {
+            command.env("TRACKER_AXE", axe);
+        }
         command
     };
     let programs = || {

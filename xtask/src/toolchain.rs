@@ -49,7 +49,12 @@ const TEST_TOOLS: &[Tool] = &[
     ("wg", "wireguard-tools"),
     // For programs from PyPI.
     ("python3", "python3-venv"),
+    // The web page is shown in a real browser.
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
 ];
+/// axe-core, from the npm registry: finds what of the web page not everybody can use.
+const AXE_VERSION: &str = "4.14.1";
 /// What the bench runs besides what the demo runs.
 const BENCH_TOOLS: &[Tool] = &[("fping", "fping")];
 /// What `cargo xtask test --kernel` runs besides.
@@ -490,6 +495,40 @@ pub fn install_tools(tools: &[Tool]) -> Result<()> {
 /// Installs packages that no [`Tool`] stands for.
 pub fn install_packages(packages: &[&str], why: &str) -> Result<()> {
     Apt::install(packages, why)
+}
+
+/// The script of axe-core, which is fetched once and stays in the cache.
+///
+/// # Errors
+/// If npm cannot fetch it, or the cache cannot be written.
+pub fn axe() -> Result<PathBuf> {
+    let cache = bpf::cache_dir().map_err(|why| anyhow!(why))?;
+    let home = cache.join(format!("axe-core-{AXE_VERSION}"));
+    let script = home.join("package/axe.min.js");
+    if script.is_file() {
+        return Ok(script);
+    }
+    let partial = cache.join("axe-core.partial");
+    let _ = fs::remove_dir_all(&partial);
+    fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+    sh::say(format_args!(
+        "npm pack axe-core@{AXE_VERSION}: for the tests of the web page"
+    ));
+    let package = format!("axe-core@{AXE_VERSION}");
+    sh::quiet(
+        Command::new("npm")
+            .args(["pack", "--silent", &package])
+            .current_dir(&partial),
+    )?;
+    let archive = format!("axe-core-{AXE_VERSION}.tgz");
+    sh::quiet(
+        Command::new("tar")
+            .args(["-xzf", &archive])
+            .current_dir(&partial),
+    )?;
+    let _ = fs::remove_dir_all(&home);
+    fs::rename(&partial, &home).with_context(|| format!("cannot make {}", home.display()))?;
+    Ok(script)
 }
 
 /// The packages that apt knows whose names begin so, after a refresh of its lists.

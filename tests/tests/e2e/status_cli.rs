@@ -81,7 +81,7 @@ fn status_has_the_keys_of_the_contract() -> Result<()> {
     assert_eq!(status["instance"], tracker.instance());
     assert_eq!(
         status["chains"][0],
-        serde_json::json!({"name": "internet", "verdict": "up"})
+        serde_json::json!({"name": "internet", "verdict": "up", "services": ["fw-1"]})
     );
 
     let service = &status["services"][0];

@@ -36,6 +36,8 @@ pub enum Format {
 pub struct Wanted {
     /// Only events after this one.
     pub since: Option<Place>,
+    /// Without `since`: only so many events of the past.
+    pub last: Option<u64>,
     /// Whether to go on with what happens from now on.
     pub follow: bool,
     /// Names and patterns of services and chains; every event if empty.
@@ -79,7 +81,8 @@ pub fn body(feed: EventFeed, wanted: Wanted) -> Result<Body, Refused> {
             });
         }
         Some(Place { seq, .. }) => *seq,
-        None => first - 1,
+        // Numbers are from 1, and without gap.
+        None => wanted.last.map_or(first, |last| next.saturating_sub(last).max(first)) - 1,
     };
     let reader = Reader {
         feed,

@@ -18,3 +18,4 @@ pub mod status;
 mod tests;
 pub mod thread;
 pub mod types;
+pub mod web;

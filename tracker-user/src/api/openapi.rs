@@ -114,6 +114,7 @@ fn parameter(parameter: &Parameter) -> Json {
             {"type": "string", "pattern": "^[0-9]{1,5}[smhd]$"},
             {"type": "string", "format": "date-time"},
         ]}),
+        Kind::Count => json!({"type": "integer", "minimum": 0, "maximum": 999_999_999}),
         Kind::Step => {
             json!({"enum": Tier::WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>()})
         }

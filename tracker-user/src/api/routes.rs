@@ -37,6 +37,8 @@ use crate::{
 pub const MAX_BODY: usize = 4 << 20;
 /// Patterns of names in one request at most.
 const MAX_NAMES: usize = 256;
+/// Most digits of a number in a query.
+const COUNT_DIGITS: usize = 9;
 /// Most bytes of the reason for an admin state.
 const REASON_MAX: usize = 1_000;
 
@@ -122,6 +124,8 @@ pub enum Kind {
     Time,
     /// The step of a history.
     Step,
+    /// A number of things.
+    Count,
 }
 
 /// A query parameter.
@@ -211,6 +215,11 @@ const SINCE: Parameter = Parameter {
     name: "since",
     kind: Kind::Place,
     doc: "Only events after this one: SEQ, or RUN:SEQ. The header Last-Event-ID says the same.",
+};
+const LAST: Parameter = Parameter {
+    name: "last",
+    kind: Kind::Count,
+    doc: "Without `since`: begin with the last so many events of those that are kept, instead of all.",
 };
 const FOLLOW: Parameter = Parameter {
     name: "follow",
@@ -481,7 +490,7 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
         get(
             "/v1/events",
             "The event stream, as JSON lines or, for `Accept: text/event-stream`, as server-sent events",
-            &[SINCE, FOLLOW, NAMES],
+            &[SINCE, LAST, FOLLOW, NAMES],
             &[(200, Content::Events)],
             &[422],
             handler!(call => {
@@ -495,6 +504,7 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
                 names.extend(chained.iter().filter_map(|name| Pattern::new(&Pattern::escape(name)).ok()));
                 let wanted = events::Wanted {
                     since: call.place()?,
+                    last: call.count(&LAST),
                     follow: call.flag(&FOLLOW, format == Format::ServerSent),
                     names,
                     format,
@@ -791,6 +801,10 @@ impl<A: Api> Call<A> {
         })
     }
 
+    fn count(&self, parameter: &Parameter) -> Option<u64> {
+        self.values(parameter).last()?.parse().ok()
+    }
+
     async fn change(&self, wanted: ServicesWanted) -> Result<Changed, Problem> {
         let is_trial = self.flag(&DRY_RUN, false);
         Ok(self.api.change(ServiceChange { wanted, is_trial }).await?)
@@ -845,10 +859,12 @@ fn query(text: &str, known: &[Parameter]) -> Result<Vec<(String, String)>, Probl
             Kind::Flag => matches!(&*value, "true" | "false" | ""),
             Kind::Names => !value.is_empty() && value.len() <= NAME_MAX && given.len() < MAX_NAMES,
             Kind::Place | Kind::Time | Kind::Step => true,
+            Kind::Count => value.len() <= COUNT_DIGITS && value.parse::<u64>().is_ok(),
         };
         if !is_valid {
             let wanted = match parameter.kind {
                 Kind::Flag => "give true or false".to_owned(),
+                Kind::Count => format!("give a number of at most {COUNT_DIGITS} digits"),
                 _ => format!("give at most {MAX_NAMES} names of 1 to {NAME_MAX} bytes"),
             };
             return Err(bad_query(parameter, wanted));

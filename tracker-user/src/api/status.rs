@@ -136,7 +136,7 @@ fn outline_of<'c>(
     Outline {
         hub: hub.to_owned(),
         instance: instance.to_owned(),
-        chains: chains.into_iter().map(chain_status).collect(),
+        chains: chains.into_iter().map(|chain| chain_status(tree, chain)).collect(),
         services,
         generation: tree.generation(),
     }
@@ -397,10 +397,12 @@ fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
     }
 }
 
-fn chain_status(chain: &ChainState) -> ChainStatus {
+fn chain_status(tree: &StateTree, chain: &ChainState) -> ChainStatus {
+    let services = chain.services.iter().filter_map(|id| tree.service(*id));
     ChainStatus {
         name: chain.name.to_string(),
         verdict: chain.verdict,
+        services: services.map(|service| service.name.to_string()).collect(),
         last_verdict: None,
     }
 }

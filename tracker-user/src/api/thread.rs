@@ -15,6 +15,7 @@ use crate::{
         listen::Listen,
         routes::{self, Scope},
         socket::Socket,
+        web,
     },
     config::keys::{Key, LISTEN, METRICS},
     error::full,
@@ -125,7 +126,11 @@ async fn answer(
                     "http"
                 };
                 tracing::info!("serving the API on {scheme}://{}", listen.address);
-                let router = listen.guard(routes::router(&answers, Scope::ReadOnly));
+                let mut router = routes::router(&answers, Scope::ReadOnly);
+                if listen.web {
+                    router = router.merge(web::router());
+                }
+                let router = listen.guard(router);
                 http::serve_tcp(listener, listen.tls, router).await;
             };
             tokio::select! {

@@ -451,6 +451,9 @@ pub struct ChainStatus {
     pub name: String,
     /// Verdict: `up` if all its services are.
     pub verdict: Verdict,
+    /// Names of its services, in the order in which traffic passes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
     /// Last verdict that was known; present only while the daemon stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
@@ -512,7 +515,7 @@ pub(crate) mod tests {
         r#","send":"xdp-redirect","effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null}"#,
         r#"}],"flaps":0,"flaps_total":2,"#,
         r#""effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null},"owner":"file"}],"#,
-        r#""chains":[{"name":"internet","verdict":"up"}]"#,
+        r#""chains":[{"name":"internet","verdict":"up","services":["fw-1"]}]"#,
         r#","lateness_us":{"tick":{"recent":61,"max":912},"ring":{"recent":0,"max":0},"timer":{"recent":0,"max":0}},"stalls":1,"as_of_ms":12}"#,
     );
 
@@ -585,6 +588,7 @@ pub(crate) mod tests {
             chains: vec![ChainStatus {
                 name: "internet".to_owned(),
                 verdict: Verdict::Up,
+                services: vec!["fw-1".to_owned()],
                 last_verdict: None,
             }],
             steering: None,
