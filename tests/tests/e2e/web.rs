@@ -289,7 +289,7 @@ fn keys_search_filter_and_open() -> Result<()> {
     )?;
     browser.wait_for(
         "its chart",
-        "document.querySelector('#detail .chart .line').getAttribute('d').includes('L')",
+        "document.querySelector('#detail .chart .line:not(.tail)').getAttribute('d').includes('L')",
     )?;
     assert_eq!(
         browser.run("return document.activeElement.id")?,
@@ -489,10 +489,10 @@ fn pictures_of_the_documentation() -> Result<()> {
         tracker.wait_verdict(name, "up", "replied")?;
     }
     tracker.service("set vpn --state maintenance --reason upgrade --for 2h")?;
-    let browser = Browser::start(&lab.hub, 1280, 940)?;
+    let browser = Browser::start(&lab.hub, 1400, 960)?;
     browser.open(URL)?;
     browser.wait_for("the list", &row("waf", "up"))?;
-    browser.run("document.querySelectorAll('.open')[1].click()")?;
+    browser.run("[...document.querySelectorAll('.open')].find(({textContent}) => textContent === 'ids').click()")?;
     // The charts are to have something to show.
     tracker_lab::pace::pause(Duration::from_secs(20));
     lab.services()[1].break_forwarding()?;

@@ -84,7 +84,7 @@ async function ask() {
       const names = [...new Set([detail.name, ...services.inView()])].filter((name) => name !== null).slice(0, NAMES);
       if (names.length > 0) {
         const query = names.map((name) => `service=${encodeURIComponent(name)}`).join("&");
-        measured("figures", figures, await source.get(`v1/status?${query}`));
+        announce(measured("figures", figures, await source.get(`v1/status?${query}`)));
       }
     }
   } catch (error) {
@@ -111,9 +111,10 @@ function measured(name, work, ...values) {
 
 function figures(answer) {
   const now = Date.now() / 1000;
-  services.figures(answer.services, now);
+  const changes = services.figures(answer.services, now);
   const known = answer.services.find((service) => service.name === detail.name);
   if (known) detail.take(known, answer.hub, now);
+  return changes;
 }
 
 function took(answer, is_whole) {

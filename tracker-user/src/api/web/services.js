@@ -250,15 +250,22 @@ export class Services {
     return changes;
   }
 
-  /** Takes services with trackers, and keeps their figures. */
+  /** Takes services with trackers, and keeps their figures. Returns changes as `take` does. */
   figures(services, now) {
+    const changes = [];
+    let is_moved = false;
     for (const service of services) {
       const row = this.#rows.get(service.name);
-      if (row === undefined || row.service === null) continue;
-      row.take(service, row.at);
+      if (row === undefined) continue;
+      if (effective(row.service) !== effective(service)) {
+        changes.push({ name: service.name, verdict: effective(service), cause: service.cause });
+      }
+      is_moved = row.take(service, row.at) || is_moved;
       row.sample(now);
       if (row.is_seen) row.fill();
     }
+    if (is_moved) this.arrange();
+    return changes;
   }
 
   /** The names of the rows in view. */
