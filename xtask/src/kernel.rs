@@ -104,7 +104,7 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
         let _ = fs::remove_dir_all(&shared);
         share(&shared, &tracker, &binaries)
             .and_then(|()| {
-                let script = script(&shared, &left, &runner);
+                let script = script(&shared, &left, &runner, &schemathesis);
                 fs::write(shared.join("run.sh"), script)
             })
             .with_context(|| format!("cannot write to {}", shared.display()))?;
@@ -618,6 +618,7 @@ mod tests {
             Path::new("/t/it's/kernel-6.1"),
             &units,
             &["two words".into()],
+            Path::new("/t/schemathesis"),
         );
         assert!(
             script.contains(r"cp '/t/it'\''s/kernel-6.1'/bin/pair /run/tracker-bin/"),

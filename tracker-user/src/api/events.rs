@@ -82,7 +82,12 @@ pub fn body(feed: EventFeed, wanted: Wanted) -> Result<Body, Refused> {
         }
         Some(Place { seq, .. }) => *seq,
         // Numbers are from 1, and without gap.
-        None => wanted.last.map_or(first, |last| next.saturating_sub(last).max(first)) - 1,
+        None => {
+            wanted
+                .last
+                .map_or(first, |last| next.saturating_sub(last).max(first))
+                - 1
+        }
     };
     let reader = Reader {
         feed,

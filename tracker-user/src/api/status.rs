@@ -136,7 +136,10 @@ fn outline_of<'c>(
     Outline {
         hub: hub.to_owned(),
         instance: instance.to_owned(),
-        chains: chains.into_iter().map(|chain| chain_status(tree, chain)).collect(),
+        chains: chains
+            .into_iter()
+            .map(|chain| chain_status(tree, chain))
+            .collect(),
         services,
         generation: tree.generation(),
     }

@@ -36,9 +36,9 @@ use crate::state::events::{Missed, Numbered, Place, Reset};
 pub mod args;
 pub mod doctor;
 pub mod fold;
+pub mod history;
 #[cfg(test)]
 mod snapshot;
-pub mod history;
 pub mod table;
 pub mod text;
 pub mod watch;

@@ -12,5 +12,9 @@ pub(crate) fn assert_snapshot(name: &str, shown: &str) {
         fs::write(&path, shown).unwrap();
     }
     let wanted = fs::read_to_string(&path).unwrap_or_default();
-    assert!(wanted == shown, "{name} is not as in {}:\n{shown}", path.display());
+    assert!(
+        wanted == shown,
+        "{name} is not as in {}:\n{shown}",
+        path.display()
+    );
 }

@@ -235,7 +235,12 @@ fn fit(header: &[&str], lines: &mut [Line], most: usize) -> Vec<usize> {
         cells.max().unwrap_or(0).max(header[column].len())
     };
     let mut columns = vec![SERVICE, VERDICT];
-    let taken = |columns: &[usize]| columns.iter().map(|column| width(*column) + GAP).sum::<usize>();
+    let taken = |columns: &[usize]| {
+        columns
+            .iter()
+            .map(|column| width(*column) + GAP)
+            .sum::<usize>()
+    };
     let of_cause = width(CAUSE).min(CAUSE_WIDTH);
     for name in DROPPED.iter().rev() {
         let Some(column) = header.iter().position(|head| head == name) else {
@@ -368,7 +373,11 @@ fn rows(service: &ServiceStatus, more: &[More], layout: &Layout) -> Vec<Line> {
     let mut cells: [String; 13] = Default::default();
     cells[SERVICE] = service.name.clone();
     if service.members.len() > 1 {
-        let word = if layout.narrow().is_some() { "on" } else { "selected:" };
+        let word = if layout.narrow().is_some() {
+            "on"
+        } else {
+            "selected:"
+        };
         cells[MEMBER] = format!("{word} {}", service.selected);
     }
     cells[VERDICT] = noted(service.verdict, &[&service.admin]);
@@ -522,8 +531,8 @@ mod tests {
     use tracker_ebpf::verdict::Cause;
 
     use super::*;
-    use crate::config::Role;
     use crate::cli::snapshot::assert_snapshot;
+    use crate::config::Role;
     use crate::state::admin::AdminState;
     use crate::{api::types as json, state::events};
 
