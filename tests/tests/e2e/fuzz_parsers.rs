@@ -21,7 +21,7 @@ use tracker_user::desired::{
     diff::diff,
     model::{Desired, Used},
 };
-use tracker_user::state::events::{Event, EventLog, Missed, Numbered};
+use tracker_user::state::events::{Event, EventKind, EventLog, Missed, Numbered};
 use tracker_user::state::journal::{
     Record, SavedFlaps, SavedHeld, SavedMember, SavedService, SavedTracker, Snapshot,
 };
@@ -241,7 +241,7 @@ fn use_it(config: &Config) {
     );
     let _ = (
         table::status(&status, &table::Layout::default()),
-        metrics::render(&status),
+        metrics::render(status.clone(), Vec::new(), metrics::Format::Prometheus),
     );
 }
 
@@ -670,6 +670,8 @@ fn fuzz_answers() -> Result<()> {
                 })?,
                 _ => serde_json::to_vec(&Numbered {
                     run: "1f0c3a52b6d98e74".into(),
+                    hub: "hub-1".into(),
+                    instance: "default".into(),
                     seq,
                     event: event(random, "fw-1"),
                 })?,
@@ -679,7 +681,7 @@ fn fuzz_answers() -> Result<()> {
             if let Ok(status) = serde_json::from_slice::<Status>(&text) {
                 let _ = (
                     table::status(&status, &table::Layout::default()),
-                    metrics::render(&status),
+                    metrics::render(status.clone(), Vec::new(), metrics::Format::Prometheus),
                 );
                 is_read = true;
             }

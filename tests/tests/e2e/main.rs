@@ -17,7 +17,7 @@ mod foreign_traffic;
 mod forge;
 mod forgery;
 mod fuzz_daemon;
-// mod fuzz_parsers;
+mod fuzz_parsers;
 mod harness;
 mod history;
 mod hub_events;

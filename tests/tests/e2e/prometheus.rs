@@ -26,7 +26,7 @@ const METRICS: &str = "metrics = \"127.0.0.1:9469\"\n";
 fn tools() -> Option<PathBuf> {
     let tools = std::env::var_os("TRACKER_PROMETHEUS").map(PathBuf::from);
     if tools.is_none() {
-        tracker_lab::skip::skip(
+        tracker_lab::skip::report(
             "prometheus",
             "this kernel has no Prometheus beside it (TRACKER_PROMETHEUS is not set)",
         );
