@@ -25,6 +25,7 @@ use tower_service::Service as _;
 
 use super::{
     client::{Call, ClientError},
+    history::{HistoryWanted, ServiceHistory},
     http::{self, MAX_CLIENTS, PATIENCE},
     problem::Refused,
     routes::{self, Api, MAX_BODY, Scope, ServiceChange, ServicesWanted},
@@ -48,6 +49,10 @@ struct Fixed(EventFeed);
 const LONG: &str = "long";
 
 impl Api for Fixed {
+    async fn history(&self, name: &str, _: HistoryWanted) -> Result<ServiceHistory, Refused> {
+        Err(Refused::Unknown(format!("no {name}")))
+    }
+
     fn admin(&self, service: &str, _: Option<&str>) -> Result<Admin, Refused> {
         Err(Refused::Unknown(format!("no {service}")))
     }

@@ -124,6 +124,7 @@ fn contract_example_is_valid() {
             room: 1024,
             flap_window: Duration::from_secs(600),
         },
+        history_size: 256 << 20,
         services: vec![
             Service {
                 name: "fw-1".to_owned(),

@@ -839,6 +839,7 @@ mod tests {
         of.chains.push(ChainStatus {
             name: "cloud".to_owned(),
             verdict: Verdict::Down,
+            services: Vec::new(),
             last_verdict: None,
         });
         of
