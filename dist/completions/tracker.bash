@@ -43,6 +43,9 @@ _tracker() {
             tracker,status)
                 cmd="tracker__subcmd__status"
                 ;;
+            tracker,watch)
+                cmd="tracker__subcmd__watch"
+                ;;
             tracker__subcmd__help,check)
                 cmd="tracker__subcmd__help__subcmd__check"
                 ;;
@@ -69,6 +72,9 @@ _tracker() {
                 ;;
             tracker__subcmd__help,status)
                 cmd="tracker__subcmd__help__subcmd__status"
+                ;;
+            tracker__subcmd__help,watch)
+                cmd="tracker__subcmd__help__subcmd__watch"
                 ;;
             tracker__subcmd__help__subcmd__service,add)
                 cmd="tracker__subcmd__help__subcmd__service__subcmd__add"
@@ -119,7 +125,7 @@ _tracker() {
 
     case "${cmd}" in
         tracker)
-            opts="-h -V --help --version run check status events service history doctor cleanup help"
+            opts="-h -V --help --version run check status events watch service history doctor cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -209,7 +215,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__help)
-            opts="run check status events service history doctor cleanup help"
+            opts="run check status events watch service history doctor cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -404,6 +410,20 @@ _tracker() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        tracker__subcmd__help__subcmd__watch)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         tracker__subcmd__history)
             opts="-h --since --step --json --svg --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -467,7 +487,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__service__subcmd__add)
-            opts="-h --endpoint --interface --behind --policy --returns --return-hop --source --probe --port --protocol --interval --timeout --fall --rise --payload --expect --flow --dscp --refused --hold-down --return-ttl --socket --help"
+            opts="-h --endpoint --interface --behind --policy --returns --return-hop --source --probe --port --protocol --interval --timeout --fall --rise --payload --expect --flow --dscp --refused --hold-down --return-ttl --after --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -554,6 +574,10 @@ _tracker() {
                     return 0
                     ;;
                 --return-ttl)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --after)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -653,12 +677,16 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__service__subcmd__list)
-            opts="-h --json --socket --help"
+            opts="-h --json --color --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -723,12 +751,38 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__status)
-            opts="-h --json --socket --help"
+            opts="-h --down --wide --json --color --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tracker__subcmd__watch)
+            opts="-h --color --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

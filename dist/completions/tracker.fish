@@ -30,7 +30,9 @@ complete -c tracker -n "__fish_tracker_needs_command" -f -a "run" -d 'Run the da
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "check" -d 'Validate a configuration without touching the kernel'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "status" -d 'Show what is up and what is not'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "events" -d 'Print the ordered stream of verdict changes'
+complete -c tracker -n "__fish_tracker_needs_command" -f -a "watch" -d 'Watch services live on the terminal'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "service" -d 'Add, remove and list services while the daemon runs'
+complete -c tracker -n "__fish_tracker_needs_command" -f -a "history" -d 'Show loss, round-trip times and events of a service over time'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "doctor" -d 'Say what this kernel and these interfaces can do, and which mode each would get'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "cleanup" -d 'Remove programs and pins that a killed daemon left'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -39,7 +41,12 @@ complete -c tracker -n "__fish_tracker_using_subcommand run" -l keep -d 'On SIGT
 complete -c tracker -n "__fish_tracker_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand check" -l here -d 'Also read this host\'s links, addresses and routes, change nothing, and say what would be done'
 complete -c tracker -n "__fish_tracker_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tracker -n "__fish_tracker_using_subcommand status" -l color -d 'When to use colours; `auto`: on a terminal, unless the environment variable NO_COLOR is set' -r -f -a "auto\t'On a terminal, unless `NO_COLOR` is set'
+always\t'On a pipe too'
+never\t'Never'"
 complete -c tracker -n "__fish_tracker_using_subcommand status" -l socket -d 'The daemon\'s socket' -r -F
+complete -c tracker -n "__fish_tracker_using_subcommand status" -l down -d 'Only what is not up: services and chains that are not, and members and trackers that are not'
+complete -c tracker -n "__fish_tracker_using_subcommand status" -l wide -d 'All columns and details, however narrow the terminal is'
 complete -c tracker -n "__fish_tracker_using_subcommand status" -l json -d 'Print one JSON object instead of a table'
 complete -c tracker -n "__fish_tracker_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand events" -l since -d 'Only events after number SEQ, the last that was seen. Where numbers began anew since (another RUN, or a SEQ that was not given yet), one line says so, and all that is kept follows' -r
@@ -47,11 +54,17 @@ complete -c tracker -n "__fish_tracker_using_subcommand events" -l socket -d 'Th
 complete -c tracker -n "__fish_tracker_using_subcommand events" -s f -l follow -d 'Go on with what happens from now on'
 complete -c tracker -n "__fish_tracker_using_subcommand events" -l json -d 'Print one JSON object a line'
 complete -c tracker -n "__fish_tracker_using_subcommand events" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "add" -d 'Add a service; endpoint and behind are enough'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "remove" -d 'Remove a service that was added'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "list" -d 'List the services, and where each came from'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove list help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c tracker -n "__fish_tracker_using_subcommand watch" -l color -d 'When to use colours; `auto`: on a terminal, unless the environment variable NO_COLOR is set' -r -f -a "auto\t'On a terminal, unless `NO_COLOR` is set'
+always\t'On a pipe too'
+never\t'Never'"
+complete -c tracker -n "__fish_tracker_using_subcommand watch" -l socket -d 'The daemon\'s socket' -r -F
+complete -c tracker -n "__fish_tracker_using_subcommand watch" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove set list help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove set list help" -f -a "add" -d 'Add a service; endpoint and behind are enough'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove set list help" -f -a "remove" -d 'Remove a service that was added'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove set list help" -f -a "set" -d 'Impose an admin state on a service, or on one of its members'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove set list help" -f -a "list" -d 'List the services, and what owns each'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and not __fish_seen_subcommand_from add remove set list help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l endpoint -d 'The service\'s own address, the next hop of its probes' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l interface -d 'The only way out for its probes [default: found from the endpoint\'s own route]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l behind -d 'Addresses that are reached only through the service; each becomes a tracker' -r
@@ -73,31 +86,56 @@ complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l refused -d 'What a refusal by the behind address means: the probe was stopped, or it passed [default: down]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l hold-down -d 'How long a change must last before it is reported [default: 0s]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l return-ttl -d 'TTL (hop limit) with which a reply must arrive [default: any]' -r
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l after -d 'Services that this one lies behind: while one of them is down, it is not known whether this one passes traffic [default: none]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l socket -d 'The daemon\'s socket' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from remove" -l socket -d 'The daemon\'s socket' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l member -d 'Only this member, by its role or endpoint' -r
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l state -d 'What to impose' -r -f -a "auto\t''
+maintenance\t''
+up\t''
+down\t''"
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l reason -d 'Why, in one line; shown by status and events' -r
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l for -d 'How long it lasts, such as 2h; until it is changed if not given' -r
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l socket -d 'The daemon\'s socket' -r -F
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from list" -l color -d 'When to use colours; `auto`: on a terminal, unless the environment variable NO_COLOR is set' -r -f -a "auto\t'On a terminal, unless `NO_COLOR` is set'
+always\t'On a pipe too'
+never\t'Never'"
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from list" -l socket -d 'The daemon\'s socket' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from list" -l json -d 'Print one JSON object instead of a table'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "add" -d 'Add a service; endpoint and behind are enough'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Remove a service that was added'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the services, and where each came from'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "set" -d 'Impose an admin state on a service, or on one of its members'
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the services, and what owns each'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c tracker -n "__fish_tracker_using_subcommand history" -l since -d 'From when on: how long ago, such as 6h, or a time, such as 2026-01-31T18:00:00Z' -r
+complete -c tracker -n "__fish_tracker_using_subcommand history" -l step -d 'How fine; the finest that reaches back so far if not given' -r -f -a "1s\t''
+1m\t''
+1h\t''"
+complete -c tracker -n "__fish_tracker_using_subcommand history" -l svg -d 'Draw it into this file, which is made, or replaced if it is a regular file' -r -F
+complete -c tracker -n "__fish_tracker_using_subcommand history" -l socket -d 'The daemon\'s socket' -r -F
+complete -c tracker -n "__fish_tracker_using_subcommand history" -l json -d 'Print one JSON object'
+complete -c tracker -n "__fish_tracker_using_subcommand history" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand doctor" -l config -d 'Also look at the interfaces that this configuration names' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand doctor" -l json -d 'Print one JSON object'
 complete -c tracker -n "__fish_tracker_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand cleanup" -l instance -d 'The instance' -r
 complete -c tracker -n "__fish_tracker_using_subcommand cleanup" -l bpffs -d 'Where the BPF file system is mounted' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand cleanup" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "run" -d 'Run the daemon of this host, in the foreground'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "check" -d 'Validate a configuration without touching the kernel'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "status" -d 'Show what is up and what is not'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "events" -d 'Print the ordered stream of verdict changes'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "service" -d 'Add, remove and list services while the daemon runs'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "doctor" -d 'Say what this kernel and these interfaces can do, and which mode each would get'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "cleanup" -d 'Remove programs and pins that a killed daemon left'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events service doctor cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "run" -d 'Run the daemon of this host, in the foreground'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "check" -d 'Validate a configuration without touching the kernel'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "status" -d 'Show what is up and what is not'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "events" -d 'Print the ordered stream of verdict changes'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "watch" -d 'Watch services live on the terminal'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "service" -d 'Add, remove and list services while the daemon runs'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "history" -d 'Show loss, round-trip times and events of a service over time'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "doctor" -d 'Say what this kernel and these interfaces can do, and which mode each would get'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "cleanup" -d 'Remove programs and pins that a killed daemon left'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history doctor cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "add" -d 'Add a service; endpoint and behind are enough'
 complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "remove" -d 'Remove a service that was added'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "list" -d 'List the services, and where each came from'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "set" -d 'Impose an admin state on a service, or on one of its members'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "list" -d 'List the services, and what owns each'

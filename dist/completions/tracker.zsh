@@ -46,7 +46,12 @@ _arguments "${_arguments_options[@]}" : \
 ;;
 (status)
 _arguments "${_arguments_options[@]}" : \
+'--color=[When to use colours; \`auto\`\: on a terminal, unless the environment variable NO_COLOR is set]:WHEN:((auto\:"On a terminal, unless \`NO_COLOR\` is set"
+always\:"On a pipe too"
+never\:"Never"))' \
 '--socket=[The daemon'\''s socket]:PATH:_files' \
+'--down[Only what is not up\: services and chains that are not, and members and trackers that are not]' \
+'--wide[All columns and details, however narrow the terminal is]' \
 '--json[Print one JSON object instead of a table]' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
@@ -63,6 +68,17 @@ _arguments "${_arguments_options[@]}" : \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
 '*::names -- Only events of these services, and of these chains and their services; `*`, `?` and `\[...\]` match as in a shell:_default' \
+&& ret=0
+;;
+(watch)
+_arguments "${_arguments_options[@]}" : \
+'--color=[When to use colours; \`auto\`\: on a terminal, unless the environment variable NO_COLOR is set]:WHEN:((auto\:"On a terminal, unless \`NO_COLOR\` is set"
+always\:"On a pipe too"
+never\:"Never"))' \
+'--socket=[The daemon'\''s socket]:PATH:_files' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+'*::names -- Only these services, and these chains and their services; `*`, `?` and `\[...\]` match as in a shell:_default' \
 && ret=0
 ;;
 (service)
@@ -102,6 +118,7 @@ _arguments "${_arguments_options[@]}" : \
 '--refused=[What a refusal by the behind address means\: the probe was stopped, or it passed \[default\: down\]]:down|up:_default' \
 '--hold-down=[How long a change must last before it is reported \[default\: 0s\]]:D:_default' \
 '--return-ttl=[TTL (hop limit) with which a reply must arrive \[default\: any\]]:N:_default' \
+'*--after=[Services that this one lies behind\: while one of them is down, it is not known whether this one passes traffic \[default\: none\]]:NAME:_default' \
 '--socket=[The daemon'\''s socket]:PATH:_files' \
 '-h[Print help (see more with '\''--help'\'')]' \
 '--help[Print help (see more with '\''--help'\'')]' \
@@ -116,8 +133,23 @@ _arguments "${_arguments_options[@]}" : \
 ':name -- The service:_default' \
 && ret=0
 ;;
+(set)
+_arguments "${_arguments_options[@]}" : \
+'--member=[Only this member, by its role or endpoint]:M:_default' \
+'--state=[What to impose]:STATE:(auto maintenance up down)' \
+'--reason=[Why, in one line; shown by status and events]:TEXT:_default' \
+'--for=[How long it lasts, such as 2h; until it is changed if not given]:D:_default' \
+'--socket=[The daemon'\''s socket]:PATH:_files' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+':name -- The service:_default' \
+&& ret=0
+;;
 (list)
 _arguments "${_arguments_options[@]}" : \
+'--color=[When to use colours; \`auto\`\: on a terminal, unless the environment variable NO_COLOR is set]:WHEN:((auto\:"On a terminal, unless \`NO_COLOR\` is set"
+always\:"On a pipe too"
+never\:"Never"))' \
 '--socket=[The daemon'\''s socket]:PATH:_files' \
 '--json[Print one JSON object instead of a table]' \
 '-h[Print help (see more with '\''--help'\'')]' \
@@ -145,6 +177,10 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(set)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (list)
 _arguments "${_arguments_options[@]}" : \
 && ret=0
@@ -160,6 +196,18 @@ esac
         esac
     ;;
 esac
+;;
+(history)
+_arguments "${_arguments_options[@]}" : \
+'--since=[From when on\: how long ago, such as 6h, or a time, such as 2026-01-31T18\:00\:00Z]:D|TIME:_default' \
+'--step=[How fine; the finest that reaches back so far if not given]:STEP:(1s 1m 1h)' \
+'--svg=[Draw it into this file, which is made, or replaced if it is a regular file]:FILE:_files' \
+'--socket=[The daemon'\''s socket]:PATH:_files' \
+'(--svg)--json[Print one JSON object]' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+':name -- The service:_default' \
+&& ret=0
 ;;
 (doctor)
 _arguments "${_arguments_options[@]}" : \
@@ -205,6 +253,10 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(watch)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (service)
 _arguments "${_arguments_options[@]}" : \
 ":: :_tracker__subcmd__help__subcmd__service_commands" \
@@ -225,6 +277,10 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(set)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (list)
 _arguments "${_arguments_options[@]}" : \
 && ret=0
@@ -232,6 +288,10 @@ _arguments "${_arguments_options[@]}" : \
         esac
     ;;
 esac
+;;
+(history)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
 ;;
 (doctor)
 _arguments "${_arguments_options[@]}" : \
@@ -261,7 +321,9 @@ _tracker_commands() {
 'check:Validate a configuration without touching the kernel' \
 'status:Show what is up and what is not' \
 'events:Print the ordered stream of verdict changes' \
+'watch:Watch services live on the terminal' \
 'service:Add, remove and list services while the daemon runs' \
+'history:Show loss, round-trip times and events of a service over time' \
 'doctor:Say what this kernel and these interfaces can do, and which mode each would get' \
 'cleanup:Remove programs and pins that a killed daemon left' \
 'help:Print this message or the help of the given subcommand(s)' \
@@ -295,7 +357,9 @@ _tracker__subcmd__help_commands() {
 'check:Validate a configuration without touching the kernel' \
 'status:Show what is up and what is not' \
 'events:Print the ordered stream of verdict changes' \
+'watch:Watch services live on the terminal' \
 'service:Add, remove and list services while the daemon runs' \
+'history:Show loss, round-trip times and events of a service over time' \
 'doctor:Say what this kernel and these interfaces can do, and which mode each would get' \
 'cleanup:Remove programs and pins that a killed daemon left' \
 'help:Print this message or the help of the given subcommand(s)' \
@@ -327,6 +391,11 @@ _tracker__subcmd__help__subcmd__help_commands() {
     local commands; commands=()
     _describe -t commands 'tracker help help commands' commands "$@"
 }
+(( $+functions[_tracker__subcmd__help__subcmd__history_commands] )) ||
+_tracker__subcmd__help__subcmd__history_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker help history commands' commands "$@"
+}
 (( $+functions[_tracker__subcmd__help__subcmd__run_commands] )) ||
 _tracker__subcmd__help__subcmd__run_commands() {
     local commands; commands=()
@@ -337,7 +406,8 @@ _tracker__subcmd__help__subcmd__service_commands() {
     local commands; commands=(
 'add:Add a service; endpoint and behind are enough' \
 'remove:Remove a service that was added' \
-'list:List the services, and where each came from' \
+'set:Impose an admin state on a service, or on one of its members' \
+'list:List the services, and what owns each' \
     )
     _describe -t commands 'tracker help service commands' commands "$@"
 }
@@ -356,10 +426,25 @@ _tracker__subcmd__help__subcmd__service__subcmd__remove_commands() {
     local commands; commands=()
     _describe -t commands 'tracker help service remove commands' commands "$@"
 }
+(( $+functions[_tracker__subcmd__help__subcmd__service__subcmd__set_commands] )) ||
+_tracker__subcmd__help__subcmd__service__subcmd__set_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker help service set commands' commands "$@"
+}
 (( $+functions[_tracker__subcmd__help__subcmd__status_commands] )) ||
 _tracker__subcmd__help__subcmd__status_commands() {
     local commands; commands=()
     _describe -t commands 'tracker help status commands' commands "$@"
+}
+(( $+functions[_tracker__subcmd__help__subcmd__watch_commands] )) ||
+_tracker__subcmd__help__subcmd__watch_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker help watch commands' commands "$@"
+}
+(( $+functions[_tracker__subcmd__history_commands] )) ||
+_tracker__subcmd__history_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker history commands' commands "$@"
 }
 (( $+functions[_tracker__subcmd__run_commands] )) ||
 _tracker__subcmd__run_commands() {
@@ -371,7 +456,8 @@ _tracker__subcmd__service_commands() {
     local commands; commands=(
 'add:Add a service; endpoint and behind are enough' \
 'remove:Remove a service that was added' \
-'list:List the services, and where each came from' \
+'set:Impose an admin state on a service, or on one of its members' \
+'list:List the services, and what owns each' \
 'help:Print this message or the help of the given subcommand(s)' \
     )
     _describe -t commands 'tracker service commands' commands "$@"
@@ -386,7 +472,8 @@ _tracker__subcmd__service__subcmd__help_commands() {
     local commands; commands=(
 'add:Add a service; endpoint and behind are enough' \
 'remove:Remove a service that was added' \
-'list:List the services, and where each came from' \
+'set:Impose an admin state on a service, or on one of its members' \
+'list:List the services, and what owns each' \
 'help:Print this message or the help of the given subcommand(s)' \
     )
     _describe -t commands 'tracker service help commands' commands "$@"
@@ -411,6 +498,11 @@ _tracker__subcmd__service__subcmd__help__subcmd__remove_commands() {
     local commands; commands=()
     _describe -t commands 'tracker service help remove commands' commands "$@"
 }
+(( $+functions[_tracker__subcmd__service__subcmd__help__subcmd__set_commands] )) ||
+_tracker__subcmd__service__subcmd__help__subcmd__set_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker service help set commands' commands "$@"
+}
 (( $+functions[_tracker__subcmd__service__subcmd__list_commands] )) ||
 _tracker__subcmd__service__subcmd__list_commands() {
     local commands; commands=()
@@ -421,10 +513,20 @@ _tracker__subcmd__service__subcmd__remove_commands() {
     local commands; commands=()
     _describe -t commands 'tracker service remove commands' commands "$@"
 }
+(( $+functions[_tracker__subcmd__service__subcmd__set_commands] )) ||
+_tracker__subcmd__service__subcmd__set_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker service set commands' commands "$@"
+}
 (( $+functions[_tracker__subcmd__status_commands] )) ||
 _tracker__subcmd__status_commands() {
     local commands; commands=()
     _describe -t commands 'tracker status commands' commands "$@"
+}
+(( $+functions[_tracker__subcmd__watch_commands] )) ||
+_tracker__subcmd__watch_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker watch commands' commands "$@"
 }
 
 if [ "$funcstack[1]" = "_tracker" ]; then

@@ -103,7 +103,8 @@ pub fn limit_to_start() -> Result<(), PrivilegesError> {
     give_up().map_err(PrivilegesError::GiveUp)
 }
 
-/// Makes this process a member of a group: only then can it give files to the group without a capability, also later.
+/// Makes this thread, and those that it starts later, members of a group: only then can they give files to the group without a
+/// capability.
 ///
 /// # Errors
 /// As the kernel answers.
@@ -113,7 +114,12 @@ pub fn join(group: Gid) -> Result<(), Errno> {
         return Ok(());
     }
     groups.push(group);
-    unistd::setgroups(&groups)
+    let groups: Vec<libc::gid_t> = groups.into_iter().map(Gid::as_raw).collect();
+    // setgroups(3) of glibc has every thread do it and aborts the process if one may not: the watchdog's has given the
+    // capability up. The system call is about the calling thread alone.
+    // SAFETY: the kernel reads that many group numbers from the vector.
+    let result = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    Errno::result(result).map(drop)
 }
 
 /// Gives up, for this thread and those that it starts later, whatever is not needed to run.

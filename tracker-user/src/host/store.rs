@@ -16,6 +16,8 @@ use std::{
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use tokio::sync::oneshot;
 
+use super::privileges;
+
 /// A table of texts by name.
 pub type Table = TableDefinition<'static, &'static str, &'static str>;
 
@@ -130,6 +132,13 @@ impl Store {
         thread::Builder::new()
             .name("tracker-store".to_owned())
             .spawn(move || {
+                // Root's own directory needs no capability.
+                if let Err(error) = privileges::limit_to_run() {
+                    tracing::error!(
+                        "{}; the thread that writes the state directory keeps more than it needs",
+                        crate::error::full(&error)
+                    );
+                }
                 let mut database = None;
                 for Job { edits, answer } in wanted {
                     // A client that left knows what it asked for.
