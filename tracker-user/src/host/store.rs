@@ -387,18 +387,14 @@ mod tests {
             let entries = fs::read_dir(dir.path()).unwrap();
             entries.count()
         };
-        let mut count = 1;
         // Cut short, zeroed, and something else.
-        for damaged in [
-            &whole[..whole.len() / 3],
-            &vec![0; whole.len()][..],
-            b"nonsense",
-        ] {
+        let zeros = vec![0; whole.len()];
+        let all: [&[u8]; 3] = [&whole[..whole.len() / 3], &zeros, b"nonsense"];
+        for (count, damaged) in (1..).zip(all) {
             fs::write(path(dir.path()), damaged).unwrap();
             assert_eq!(read(dir.path()), None);
             assert!(!path(dir.path()).exists());
             assert_eq!(names(), count);
-            count += 1;
         }
         // It is written anew.
         kept(dir.path(), vec![entry("fw-2", "{}")]).unwrap();

@@ -1,6 +1,6 @@
 //! `tracker watch`: the live view of a terminal.
 //!
-//! [`model`] is what it knows and does, [`draw`] how that looks, [`feed`] what brings it answers, events and keys, [`screen`] the
+//! `model` is what it knows and does, `draw` how that looks, `feed` what brings it answers, events and keys, `screen` the
 //! terminal; here they are joined.
 
 use std::io::{self, IsTerminal as _};
