@@ -261,7 +261,9 @@ fn every_answer_is_in_the_document_and_every_one_of_the_document_is_given() -> R
     let (none, mine, of_file) = (all(&[]), all(&["fw-7", "fw-8"]), all(&["fw-1"]));
     let sse = [("Accept", "text/event-stream")];
     let only_new = [("If-None-Match", "*")];
-    let calls: Vec<(&str, &str, &[(&str, &str)], &[u8], u16)> = vec![
+    // Method, path, headers, body, and the status of the answer.
+    type Called<'c> = (&'c str, &'c str, &'c [(&'c str, &'c str)], &'c [u8], u16);
+    let calls: Vec<Called<'_>> = vec![
         ("GET", "/v1/status", &[], b"", 200),
         ("GET", "/v1/status?trackers=false", &[], b"", 200),
         (
@@ -561,7 +563,8 @@ fn a_store_that_cannot_be_read_is_said_kept_aside_and_made_anew() -> Result<()> 
             .insert("version", version + 1)?;
         Ok(transaction.commit()?)
     };
-    let damage: [(&str, &dyn Fn(PathBuf) -> Result<()>); 4] = [
+    type Damage<'d> = (&'d str, &'d dyn Fn(PathBuf) -> Result<()>);
+    let damage: [Damage<'_>; 4] = [
         ("damaged-0", &|path| Ok(fs::write(path, b"nonsense")?)),
         ("damaged-1", &|path| Ok(fs::write(path, vec![0; 1 << 20])?)),
         ("damaged-2", &|path| {

@@ -25,8 +25,11 @@ fn history(tracker: &Tracker, name: &str) -> Result<Value> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
+/// By second: sent, lost, and the mean round-trip time in microseconds.
+type Seconds = BTreeMap<i64, (u64, u64, Option<u64>)>;
+
 /// Probes sent and lost, and the mean round-trip time, by second, of the only member.
-fn seconds(history: &Value) -> Result<BTreeMap<i64, (u64, u64, Option<u64>)>> {
+fn seconds(history: &Value) -> Result<Seconds> {
     let points = history["members"][0]["points"]
         .as_array()
         .context("points")?;

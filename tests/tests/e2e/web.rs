@@ -75,13 +75,13 @@ fn quiet(browser: &Browser<'_>) -> Result<()> {
 fn files_come_with_headers_that_keep_others_out() -> Result<()> {
     let lab = Lab::new()?;
     let services = lab.service().toml("fw-1");
-    let tracker = Tracker::start(&lab.hub, &config(&services, ""))?;
+    let tracker = Tracker::start(&lab.hub, config(&services, ""))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     for path in ["/", "/app.js"] {
         assert_eq!(ask(&lab, "GET", path, "")?.0, 404, "{path} without `web`");
     }
 
-    assert!(tracker.reload(&config(&services, "web = true"))?);
+    assert!(tracker.reload(config(&services, "web = true"))?);
     let mut page = ask(&lab, "GET", "/", "");
     while !matches!(page, Ok((200, _))) {
         tracker_lab::interrupt::check()?;
@@ -121,7 +121,7 @@ fn page_follows_the_daemon() -> Result<()> {
     let lab = Lab::new()?;
     let service = lab.service();
     let services = service.toml("fw-1") + "[[chain]]\nname = \"internet\"\nservices = [\"fw-1\"]\n";
-    let mut tracker = Tracker::start(&lab.hub, &config(&services, "web = true"))?;
+    let mut tracker = Tracker::start(&lab.hub, config(&services, "web = true"))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     if env::var_os(AXE).is_none() {
         tracker_lab::skip::report(
@@ -236,7 +236,7 @@ fn keys_search_filter_and_open() -> Result<()> {
         .zip(names)
         .map(|(service, name)| service.toml(name))
         .collect();
-    let tracker = Tracker::start(&lab.hub, &config(&services, "web = true"))?;
+    let tracker = Tracker::start(&lab.hub, config(&services, "web = true"))?;
     for name in names {
         tracker.wait_verdict(name, "up", "replied")?;
     }
@@ -345,7 +345,7 @@ fn the_token_is_asked_for_and_kept_in_memory() -> Result<()> {
     let file = dir.path().join("token");
     fs::write(&file, "correct-horse\n")?;
     let api = format!("web = true\ntoken_file = \"{}\"", file.display());
-    let tracker = Tracker::start(&lab.hub, &config(&lab.service().toml("fw-1"), &api))?;
+    let tracker = Tracker::start(&lab.hub, config(&lab.service().toml("fw-1"), &api))?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     assert_eq!(ask(&lab, "GET", "/", "")?.0, 200);
     assert_eq!(ask(&lab, "GET", "/v1/status", "")?.0, 401);
