@@ -563,7 +563,7 @@ fn a_store_that_cannot_be_read_is_said_kept_aside_and_made_anew() -> Result<()> 
             .insert("version", version + 1)?;
         Ok(transaction.commit()?)
     };
-    type Damage<'d> = (&'d str, &'d dyn Fn(PathBuf) -> Result<()>);
+    type Damage<'d> = (&'static str, &'d dyn Fn(PathBuf) -> Result<()>);
     let damage: [Damage<'_>; 4] = [
         ("damaged-0", &|path| Ok(fs::write(path, b"nonsense")?)),
         ("damaged-1", &|path| Ok(fs::write(path, vec![0; 1 << 20])?)),

@@ -13,6 +13,7 @@ use tracker_ebpf::abi;
 
 use super::{
     history::{self, HistoryWanted, ServiceHistory},
+    openapi,
     problem::Refused,
     routes::{Api, ServiceChange, ServicesWanted},
     status::{self, Cursor, Facts, Outline},
@@ -434,6 +435,10 @@ fn return_memory() {
 }
 
 impl Api for Answers {
+    fn document(&self) -> Json {
+        openapi::document::<Self>()
+    }
+
     async fn status(&self, names: &[Pattern]) -> Result<Status, Refused> {
         let mut attempts = 1..ATTEMPTS;
         loop {

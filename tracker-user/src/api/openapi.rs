@@ -5,12 +5,11 @@ use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    answers::Answers,
     events::Format,
     history::ServiceHistory,
     metrics,
     problem::{PROBLEM_JSON, Problem},
-    routes::{self, Content, Kind, Parameter, REFUSALS, Route},
+    routes::{self, Api, Content, Kind, Parameter, REFUSALS, Route},
     types::{AdminWanted, Changed, Health, List, Status},
 };
 use crate::{
@@ -23,7 +22,7 @@ use crate::{
 };
 
 /// The document.
-pub fn document() -> Json {
+pub fn document<A: Api>() -> Json {
     let mut schemas = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
@@ -31,7 +30,7 @@ pub fn document() -> Json {
     schemas.inline_subschemas = false;
     let mut generator = schemas.into_generator();
     let mut paths = Map::new();
-    for route in routes::table::<Answers>() {
+    for route in routes::table::<A>() {
         let operation = operation(&route, &mut generator);
         let path = paths
             .entry(route.path.to_owned())

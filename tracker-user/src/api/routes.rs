@@ -21,7 +21,7 @@ use super::{
     events::{self, Format},
     history::{self, HistoryWanted, ServiceHistory},
     http::{Client, PATIENCE},
-    metrics, openapi,
+    metrics,
     problem::{Problem, Refused},
     types::{AdminWanted, Changed, Health, List, Status},
 };
@@ -56,6 +56,8 @@ pub trait Api: Clone + Send + Sync + 'static {
     fn events(&self) -> EventFeed;
     /// The names of the services in the chains that `names` match.
     fn chained(&self, names: &[Pattern]) -> Vec<String>;
+    /// The OpenAPI document.
+    fn document(&self) -> Json;
     /// Whether the daemon keeps up.
     fn health(&self) -> Health;
     /// The services: all, or those that `names` match.
@@ -566,7 +568,7 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
             &[],
             &[(200, Content::OpenApi)],
             &[],
-            handler!(_call => Ok(json(StatusCode::OK, &openapi::document()))),
+            handler!(call => Ok(json(StatusCode::OK, &call.api.document()))),
         ),
     ]
 }
