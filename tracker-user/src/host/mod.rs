@@ -1,6 +1,7 @@
 //! What the daemon has to do with the host that runs it: its supervisor, signals, limits and log.
 
 pub mod clock;
+pub mod directory;
 pub mod history;
 pub mod instance;
 pub mod limits;

@@ -4,9 +4,7 @@
 //! and synced), on a thread of its own: a disk that is slow delays no verdict.
 
 use std::{
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt as _,
+    fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::mpsc,
@@ -16,7 +14,7 @@ use std::{
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use tokio::sync::oneshot;
 
-use super::privileges;
+use super::{directory::make, privileges};
 
 /// A table of texts by name.
 pub type Table = TableDefinition<'static, &'static str, &'static str>;
@@ -133,12 +131,7 @@ impl Store {
             .name("tracker-store".to_owned())
             .spawn(move || {
                 // Root's own directory needs no capability.
-                if let Err(error) = privileges::limit_to_run() {
-                    tracing::error!(
-                        "{}; the thread that writes the state directory keeps more than it needs",
-                        crate::error::full(&error)
-                    );
-                }
+                privileges::limit_thread("the thread that writes the state directory");
                 let mut database = None;
                 for Job { edits, answer } in wanted {
                     // A client that left knows what it asked for.
@@ -204,14 +197,10 @@ fn write(
 ) -> Result<Vec<Edit>, StoreError> {
     let path = path(directory);
     if database.is_none() {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder
-            .create(directory)
-            .map_err(|source| StoreError::Directory {
-                path: directory.to_owned(),
-                source,
-            })?;
+        make(directory).map_err(|source| StoreError::Directory {
+            path: directory.to_owned(),
+            source,
+        })?;
         *database = Some(Database::create(&path).map_err(refused("open", &path))?);
     }
     let Some(open) = database else {

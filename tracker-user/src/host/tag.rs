@@ -3,11 +3,12 @@
 //! It is in the pinned map HUB while that is there, and in a file of the state directory for the time after.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io::{self, ErrorKind, Write as _},
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
+
+use super::directory::make;
 
 /// The file in the state directory.
 const FILE: &str = "tag";
@@ -62,10 +63,7 @@ pub fn read(directory: &Path) -> Result<Option<u32>, TagError> {
 /// As the file system answers.
 pub fn keep(directory: &Path, tag: u32) -> Result<(), TagError> {
     let written = || -> io::Result<()> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
+        make(directory)?;
         let next = directory.join(NEXT);
         let mut file = File::create(&next)?;
         writeln!(file, "{tag:08x}")?;

@@ -2,8 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{DirBuilder, File},
-    os::unix::fs::DirBuilderExt as _,
+    fs::File,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -18,7 +17,10 @@ use super::{
     series::{Limits, Series, SeriesFile, each_frame},
     tier::Budget,
 };
-use crate::state::events::{EventFeed, Numbered};
+use crate::{
+    host::directory::make,
+    state::events::{EventFeed, Numbered},
+};
 
 /// The name of the series of events.
 const EVENTS: &str = "events";
@@ -58,14 +60,10 @@ pub struct Writer {
 impl Writer {
     /// Opens or makes the files, and makes what was not complete of longer steps again.
     pub(super) fn open(directory: &Path, size: u64, now: i64) -> Result<Self, HistoryError> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder
-            .create(directory)
-            .map_err(|source| HistoryError::Directory {
-                path: directory.to_owned(),
-                source,
-            })?;
+        make(directory).map_err(|source| HistoryError::Directory {
+            path: directory.to_owned(),
+            source,
+        })?;
         let tier = |tier: Tier| Series::open(directory, tier.as_str(), tier.step_s() as u32);
         let mut writer = Self {
             directory: directory.to_owned(),
