@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{App, admin, disown};
@@ -180,22 +180,28 @@ impl App {
             attempt: attempt.clone(),
             errors: vec![Invalid::whole(why)],
         };
-        if let Some(why) = config::crowded(desired.trackers()) {
-            return Err(refused(why));
-        }
-        let settings = desired.services().iter().map(|service| &service.settings);
-        if let Some((_, why)) = config::misplaced(settings).into_iter().next() {
-            return Err(refused(why));
-        }
-        let changed = diff(&self.desired, &desired);
-        let room = self.installer.check(&changed);
-        room.map_err(|error| refused(error.to_string()))?;
+        let changed = self.checked(&desired).map_err(refused)?;
         let done = done(&self.desired, &desired);
         Ok(Planned {
             desired,
             changed,
             done,
         })
+    }
+
+    /// What another desired state changes, if the daemon can have it; else why it cannot.
+    fn checked(&self, desired: &Desired) -> Result<Diff, String> {
+        if let Some(why) = config::crowded(desired.trackers()) {
+            return Err(why);
+        }
+        let settings = desired.services().iter().map(|service| &service.settings);
+        if let Some((_, why)) = config::misplaced(settings).into_iter().next() {
+            return Err(why);
+        }
+        let changed = diff(&self.desired, desired);
+        let room = self.installer.check(&changed);
+        room.map_err(|error| full(&error).to_string())?;
+        Ok(changed)
     }
 
     fn with_service(&self, service: &Service, is_new: bool) -> Result<(String, Desired), Refused> {
@@ -450,15 +456,7 @@ impl App {
         let observed = &self.netlink.observed;
         let used = |id| self.installer.used(id, observed);
         let desired = before.next(services, chains, used);
-        if let Some(why) = config::crowded(desired.trackers()) {
-            bail!(why);
-        }
-        let settings = desired.services().iter().map(|service| &service.settings);
-        if let Some((_, why)) = config::misplaced(settings).into_iter().next() {
-            bail!(why);
-        }
-        let changed = diff(&before, &desired);
-        self.installer.check(&changed)?;
+        let changed = self.checked(&desired).map_err(Error::msg)?;
         disown(self.answers.store(), &taken_over);
         let gone = admin::gone(&before, &desired);
         self.answers.store().commit_later(gone);
