@@ -1,6 +1,6 @@
 //! Services of the API at a start: what the state directory keeps, else what the journal of an earlier daemon has.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::{
     config::{self, Defaults, Owner, Service},
@@ -42,6 +42,18 @@ pub(super) fn services(contents: Option<&Contents>, before: &Desired) -> Kept {
             ),
         }
     }
+    // In the order in which they were added, as far as an earlier daemon of this boot knew it; others in that of their names.
+    let before = before
+        .services()
+        .iter()
+        .map(|service| service.settings.name.as_str());
+    let order: HashMap<&str, usize> = before.zip(0..).collect();
+    services.sort_by_key(|service: &Service| {
+        order
+            .get(service.name.as_str())
+            .copied()
+            .unwrap_or(usize::MAX)
+    });
     Kept {
         services,
         is_of_journal: false,
