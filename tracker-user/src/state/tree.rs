@@ -60,6 +60,8 @@ pub struct StateTree {
     wall_offset_ns: Option<i128>,
     /// Changes when a position may mean another tracker than before.
     generation: u64,
+    /// When admin states end, by the wall clock.
+    ends: BTreeSet<(Timestamp, AdminOf)>,
     /// The services that a service lies behind, and those that lie behind it.
     before: HashMap<ServiceId, Vec<ServiceId>>,
     behind: HashMap<ServiceId, Vec<ServiceId>>,
@@ -337,7 +339,7 @@ impl ServiceState {
 }
 
 /// What an admin state is imposed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AdminOf {
     /// The service.
     pub service: ServiceId,
@@ -725,6 +727,7 @@ impl StateTree {
             detection_ns: None,
         };
         let mut events = Vec::new();
+        self.ends.extend(admin.until.map(|until| (until, of)));
         let admin = Arc::new(admin);
         let Some(service) = self.services.get_mut(&of.service) else {
             return events;
@@ -785,6 +788,7 @@ impl StateTree {
 
     /// Imposes what an earlier daemon kept, which is no event: it was reported. `effective` counts while it is maintenance.
     pub fn restore_admin(&mut self, of: AdminOf, admin: Admin, effective: Verdict, now: Stamp) {
+        self.ends.extend(admin.until.map(|until| (until, of)));
         let Some(service) = self.services.get_mut(&of.service) else {
             return;
         };
@@ -822,23 +826,18 @@ impl StateTree {
         }
     }
 
-    /// What has an admin state whose time is over.
-    pub fn admin_due(&self, now: Stamp) -> Vec<AdminOf> {
-        let is_over = |admin: &Admin| admin.until.is_some_and(|until| until <= now.wall);
-        let of = |service: &ServiceState| {
-            let own = is_over(&service.admin).then_some(None);
-            let members = service
-                .members
-                .iter()
-                .filter(|member| is_over(&member.admin));
-            let members = members.map(|member| Some(member.id));
-            let service = service.id;
-            let all: Vec<_> = (own.into_iter().chain(members))
-                .map(|member| AdminOf { service, member })
-                .collect();
-            all
-        };
-        self.services.values().flat_map(of).collect()
+    /// Takes off what has an admin state whose time is over.
+    pub fn admin_due(&mut self, now: Stamp) -> Vec<AdminOf> {
+        let mut due = Vec::new();
+        while let Some(&(until, of)) = self.ends.first().filter(|(until, _)| *until <= now.wall) {
+            self.ends.pop_first();
+            // It may be in another state by now, or gone.
+            let is_it = |(admin, _): (&Arc<Admin>, Verdict)| admin.until == Some(until);
+            if self.admin(of).is_some_and(is_it) {
+                due.push(of);
+            }
+        }
+        due
     }
 
     /// Takes how a member's probes go out. Nothing happens when there is no such member.
