@@ -16,7 +16,6 @@ use tracker_ebpf::abi;
 use super::answers::{Answers, Known};
 use crate::{
     desired::model::ServiceId,
-    error::full,
     host::{
         history::{self, Rtt, Value},
         privileges, repeats,
@@ -52,12 +51,7 @@ pub fn start(answers: Answers) -> io::Result<SamplerThread> {
     thread::Builder::new()
         .name("tracker-history".to_owned())
         .spawn(move || {
-            if let Err(error) = privileges::limit_to_run() {
-                tracing::error!(
-                    "{}; the thread that writes the history keeps more than it needs",
-                    full(&error)
-                );
-            }
+            privileges::limit_thread("the thread that writes the history");
             run(&answers, &wanted);
             // The main loop may have waited long enough.
             let _ = ended.send(());

@@ -18,7 +18,6 @@ use crate::{
         web,
     },
     config::keys::{Key, LISTEN, METRICS},
-    error::full,
     host::{privileges, repeats},
 };
 
@@ -188,11 +187,6 @@ impl Ports {
         if self.left.get() > 0 {
             return;
         }
-        if let Err(error) = privileges::limit_to_run() {
-            tracing::error!(
-                "{}; the thread that answers clients keeps more than it needs",
-                full(&error)
-            );
-        }
+        privileges::limit_thread("the thread that answers clients");
     }
 }

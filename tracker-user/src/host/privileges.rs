@@ -6,6 +6,8 @@ use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::errno::Errno;
 use nix::unistd::{self, Gid};
 
+use crate::error::full;
+
 /// What the running daemon keeps.
 pub const RUN: [Capability; 3] = [
     // Interfaces, neighbours, clsact filters; `/proc/sys/net` goes by it too.
@@ -128,6 +130,13 @@ pub fn join(group: Gid) -> Result<(), Errno> {
 /// As the kernel answers.
 pub fn limit_to_run() -> Result<(), PrivilegesError> {
     keep(|capability| RUN.contains(&capability)).map_err(PrivilegesError::GiveUp)
+}
+
+/// Gives up, for this thread and those that it starts later, whatever is not needed to run; logs a failure, which `thread` names.
+pub fn limit_thread(thread: &str) {
+    if let Err(error) = limit_to_run() {
+        tracing::error!("{}; {thread} keeps more than it needs", full(&error));
+    }
 }
 
 fn keep(is_kept: impl Fn(Capability) -> bool) -> Result<(), GiveUpError> {

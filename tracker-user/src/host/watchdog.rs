@@ -35,7 +35,6 @@ use tokio::sync::{Notify, watch};
 use super::{clock::monotonic_ns, notify::Supervisor, repeats};
 use crate::{
     detector::lateness::{Beat, Health, STALLED_NS},
-    error::full,
     host::privileges,
 };
 
@@ -220,12 +219,7 @@ struct Watch {
 impl Watch {
     fn run(mut self) {
         // Nothing here needs any; without its bounding set emptied, this thread could not get more either.
-        if let Err(error) = privileges::limit_to_run() {
-            tracing::error!(
-                "{}; the watching thread keeps more than it needs",
-                full(&error)
-            );
-        }
+        privileges::limit_thread("the watching thread");
         loop {
             let nap = TimeSpec::from_duration(Duration::from_nanos(TURN_NS));
             let mut events = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];

@@ -23,7 +23,6 @@ use crate::{
         engine::{Command, Engine, Report},
         lateness::Health,
     },
-    error::full,
     host::{clock::monotonic_ns, privileges, realtime},
 };
 
@@ -110,12 +109,7 @@ fn run(
              grant CAP_SYS_NICE"
         );
     }
-    if let Err(error) = privileges::limit_to_run() {
-        tracing::error!(
-            "{}; the sending thread keeps more than it needs",
-            full(&error)
-        );
-    }
+    privileges::limit_thread("the sending thread");
     let mut engine = Engine::new(datapath);
     // What goes on from an earlier daemon is not sent for, or called faulty, before its path is known.
     for command in inbox {
