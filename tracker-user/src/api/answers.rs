@@ -375,7 +375,8 @@ impl Pieces {
                     tokio::task::yield_now().await;
                 }
                 Place::End => {
-                    return_memory();
+                    // Others' answers do not wait for it.
+                    let _ = tokio::task::spawn_blocking(return_memory).await;
                     return None;
                 }
             }

@@ -9,11 +9,11 @@ use super::{
     history::ServiceHistory,
     metrics,
     problem::{PROBLEM_JSON, Problem},
-    routes::{self, Api, Content, Kind, Parameter, REFUSALS, Route},
+    routes::{self, Api, Content, Kind, MAX_NAMES, Parameter, REFUSALS, Route},
     types::{AdminWanted, Changed, Health, List, Status},
 };
 use crate::{
-    config::reference,
+    config::{NAME_MAX, reference},
     host::history::Tier,
     state::{
         admin::Admin,
@@ -74,6 +74,9 @@ fn operation<A>(route: &Route<A>, generator: &mut SchemaGenerator) -> Json {
             .or_insert_with(|| json!({"description": reason(status)}));
         response["content"][PROBLEM_JSON] = json!({"schema": problem});
     }
+    // The head of a request is limited before any call is known, so there is no text.
+    let long = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.as_u16();
+    responses.insert(long.to_string(), json!({"description": reason(long)}));
     let mut operation = json!({
         "summary": route.summary,
         "operationId": operation_id(route),
@@ -107,7 +110,7 @@ fn parameter(parameter: &Parameter) -> Json {
     let schema = match parameter.kind {
         Kind::Flag => json!({"type": "boolean"}),
         Kind::Names => {
-            json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 255}, "maxItems": 64})
+            json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": NAME_MAX}, "maxItems": MAX_NAMES})
         }
         Kind::Time => json!({"anyOf": [
             {"type": "string", "pattern": "^[0-9]{1,5}[smhd]$"},

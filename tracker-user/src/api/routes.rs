@@ -36,7 +36,7 @@ use crate::{
 /// Most bytes of a request's body: 1,000 services with 65 addresses behind each.
 pub const MAX_BODY: usize = 4 << 20;
 /// Patterns of names in one request at most.
-const MAX_NAMES: usize = 256;
+pub const MAX_NAMES: usize = 256;
 /// Most digits of a number in a query.
 const COUNT_DIGITS: usize = 9;
 /// Most bytes of the reason for an admin state.
@@ -46,7 +46,7 @@ const REASON_MAX: usize = 1_000;
 pub trait Api: Clone + Send + Sync + 'static {
     /// What is known of everything, or of the services and chains that `names` match.
     fn status(&self, names: &[Pattern]) -> impl Future<Output = Result<Status, Refused>> + Send;
-    /// The same as JSON, with or without trackers, in pieces if it is long.
+    /// A status as JSON, with or without trackers, in pieces if it is long; of everything, or of what `names` match.
     fn status_body(
         &self,
         names: Vec<Pattern>,
@@ -859,7 +859,9 @@ fn query(text: &str, known: &[Parameter]) -> Result<Vec<(String, String)>, Probl
         };
         let is_valid = match parameter.kind {
             Kind::Flag => matches!(&*value, "true" | "false" | ""),
-            Kind::Names => !value.is_empty() && value.len() <= NAME_MAX && given.len() < MAX_NAMES,
+            Kind::Names => {
+                !value.is_empty() && value.chars().count() <= NAME_MAX && given.len() < MAX_NAMES
+            }
             Kind::Place | Kind::Time | Kind::Step => true,
             Kind::Count => value.len() <= COUNT_DIGITS && value.parse::<u64>().is_ok(),
         };
@@ -867,7 +869,7 @@ fn query(text: &str, known: &[Parameter]) -> Result<Vec<(String, String)>, Probl
             let wanted = match parameter.kind {
                 Kind::Flag => "give true or false".to_owned(),
                 Kind::Count => format!("give a number of at most {COUNT_DIGITS} digits"),
-                _ => format!("give at most {MAX_NAMES} names of 1 to {NAME_MAX} bytes"),
+                _ => format!("give at most {MAX_NAMES} names of 1 to {NAME_MAX} characters"),
             };
             return Err(bad_query(parameter, wanted));
         }
