@@ -796,7 +796,7 @@ pub fn parsed_size(text: &str) -> Option<u64> {
         .checked_mul(*bytes)
 }
 
-/// A size by the greatest unit of which it is a whole number.
+/// A size in the greatest unit that makes it a whole number.
 pub fn size_text(bytes: u64) -> String {
     let whole = |(_, unit): &&(&str, u64)| bytes > 0 && bytes.is_multiple_of(*unit);
     match SIZE_UNITS.iter().find(whole) {

@@ -102,7 +102,7 @@ pub struct Bursts {
 const BURST_NS: u64 = 1_000_000_000;
 
 impl Bursts {
-    /// Gives events, the first of which will have the number `next`, their groups. What follows from a tracker's change, in the
+    /// Gives events their groups; the first event will have the number `next`. What follows from a tracker's change, in the
     /// same call, belongs to its group.
     pub fn group(&mut self, events: &mut [Event], next: u64, now_mono_ns: u64) {
         if self.latest.len() > events.len().max(1_024) {

@@ -91,7 +91,7 @@ impl Bucket {
         Some((start, row.collect()))
     }
 
-    /// The columns of which something is known.
+    /// The columns with values.
     pub(super) fn columns(&self) -> impl Iterator<Item = u32> {
         let sums = (0u32..).zip(&self.sums);
         sums.filter_map(|(column, sum)| sum.is_some().then_some(column))

@@ -52,7 +52,7 @@ struct Open {
     file: Arc<File>,
     /// The columns' numbers in the file, by their names.
     ids: HashMap<Arc<str>, u32>,
-    /// The same, by the columns' numbers in rows.
+    /// The columns' numbers in the file, by their numbers in rows.
     order: Vec<u32>,
     /// What the names take.
     column_bytes: u64,
@@ -76,7 +76,7 @@ impl Open {
 pub(super) struct Limits {
     /// Once it is longer, in bytes.
     pub(super) file: u64,
-    /// Once it is so long if its columns' names are many, in bytes.
+    /// Once it is longer and its columns' names are many, in bytes.
     pub(super) most: u64,
     /// Once it is older, in seconds.
     pub(super) part_s: i64,
