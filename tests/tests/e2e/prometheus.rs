@@ -193,7 +193,7 @@ impl<'l> Prometheus<'l> {
         serde_json::from_str(&text).with_context(|| format!("{path} {query:?}: {text:?}"))
     }
 
-    /// Waits until a query has a first value of which `is` holds.
+    /// Waits until `is` holds of the first value that a query has.
     fn wait(&self, query: &str, is: impl Fn(f64) -> bool) -> Result<()> {
         let end = Instant::now() + slow(LATER);
         loop {
