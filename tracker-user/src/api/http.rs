@@ -6,11 +6,9 @@
 use std::{
     convert::Infallible,
     io,
+    os::fd::{AsFd, OwnedFd},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -19,9 +17,9 @@ use axum::{Router, body::Body, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf, unix::AsyncFd},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, Sleep},
 };
@@ -53,8 +51,8 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: applicat
 pub struct Client {
     /// User at the other end of the Unix socket; `None` over TCP.
     pub uid: Option<u32>,
-    /// Set once the client follows a stream: it may then leave it unread for as long as it likes.
-    pub follows: Arc<AtomicBool>,
+    /// Set once the client follows a stream: it may then leave it unread for as long as it likes, and leaves by closing its side.
+    pub follows: Arc<watch::Sender<bool>>,
 }
 
 /// Answers clients of the Unix socket for ever; makes the socket anew when its file was removed. Dropping the future ends
@@ -132,12 +130,14 @@ impl Clients {
 
     fn serve<S>(&mut self, stream: S, uid: Option<u32>, router: &Router)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
     {
         match self.slots.clone().try_acquire_owned() {
             Ok(slot) => {
                 let router = router.clone();
-                self.tasks.spawn(connection(stream, uid, router, slot));
+                let closed = closed(&stream);
+                self.tasks
+                    .spawn(connection(stream, closed, uid, router, slot));
             }
             Err(_) => drop(self.tasks.spawn(turn_away(stream))),
         }
@@ -151,9 +151,10 @@ impl Clients {
             return;
         };
         let router = router.clone();
+        let closed = closed(&stream);
         self.tasks.spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
-                connection(stream, None, router, slot).await;
+                connection(stream, closed, None, router, slot).await;
             }
         });
     }
@@ -164,9 +165,34 @@ async fn turn_away<S: AsyncWrite + Unpin>(mut stream: S) {
     let _ = tokio::time::timeout(Duration::from_millis(100), stream.write_all(FULL)).await;
 }
 
+/// Waits until the client has closed its side; for ever if that cannot be watched.
+fn closed<S: AsFd>(stream: &S) -> impl Future<Output = ()> + Send + use<S> {
+    let watch = |stream: OwnedFd| -> io::Result<AsyncFd<OwnedFd>> {
+        // SAFETY: an OwnedFd is open, and the same descriptor, until it is dropped.
+        Ok(unsafe { AsyncFd::register_with_interest(stream, Interest::READABLE) }?)
+    };
+    let watched = stream.as_fd().try_clone_to_owned().and_then(watch);
+    async move {
+        let Ok(watched) = watched else {
+            return std::future::pending().await;
+        };
+        while let Ok(mut ready) = watched.ready(Interest::READABLE).await {
+            if ready.ready().is_read_closed() {
+                return;
+            }
+            // Only what comes after this wakes again.
+            ready.clear_ready();
+        }
+    }
+}
+
 /// Serves one connection until its client leaves or breaks a limit.
+///
+/// A client that has closed its side gets the answer to what it has sent, except one that follows: it has no other way to end
+/// that.
 pub(super) async fn connection<S>(
     stream: S,
+    closed: impl Future<Output = ()>,
     uid: Option<u32>,
     router: Router,
     slot: OwnedSemaphorePermit,
@@ -178,6 +204,12 @@ pub(super) async fn connection<S>(
         follows: Arc::default(),
     };
     let stream = Patient::new(stream, client.follows.clone());
+    let mut follows = client.follows.subscribe();
+    let leaves = async {
+        // The sender lives as long as the connection.
+        let _ = follows.wait_for(|follows| *follows).await;
+        closed.await;
+    };
     let service = service_fn(move |request: Request<Incoming>| {
         let mut router = router.clone();
         let mut request = request.map(Body::new);
@@ -192,12 +224,16 @@ pub(super) async fn connection<S>(
         }
     });
     // A client that went away or sent nonsense is no fault of the daemon.
-    let _ = http1::Builder::new()
+    let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        _ = served => {}
+        () = leaves => {}
+    }
     drop(slot);
 }
 
@@ -206,11 +242,11 @@ struct Patient<S> {
     stream: S,
     /// Until when the write that waits must go on.
     until: Option<Pin<Box<Sleep>>>,
-    follows: Arc<AtomicBool>,
+    follows: Arc<watch::Sender<bool>>,
 }
 
 impl<S> Patient<S> {
-    const fn new(stream: S, follows: Arc<AtomicBool>) -> Self {
+    const fn new(stream: S, follows: Arc<watch::Sender<bool>>) -> Self {
         Self {
             stream,
             until: None,
@@ -224,7 +260,7 @@ impl<S> Patient<S> {
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if written.is_ready() || self.follows.load(Ordering::Relaxed) {
+        if written.is_ready() || *self.follows.borrow() {
             self.until = None;
             return written;
         }

@@ -512,7 +512,7 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
                     format,
                 };
                 if wanted.follow {
-                    call.client.follows.store(true, std::sync::atomic::Ordering::Relaxed);
+                    call.client.follows.send_replace(true);
                 }
                 let body = events::body(call.api.events(), wanted)?;
                 Ok(answer(StatusCode::OK, format.media_type(), body))
