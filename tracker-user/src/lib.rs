@@ -11,6 +11,7 @@ pub mod config;
 pub mod datapath;
 pub mod desired;
 pub mod detector;
+pub mod doctor;
 pub mod error;
 #[cfg(test)]
 mod growth;

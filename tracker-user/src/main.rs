@@ -8,9 +8,11 @@ use tracker_user::{
     cli::{
         self,
         args::{Cli, Command},
-        doctor, watch,
+        watch,
     },
-    config, host, reconcile,
+    config,
+    doctor::{self, By},
+    host, reconcile,
 };
 
 fn main() -> ExitCode {
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
         }
         Command::Doctor(args) => match doctor::config(args.config.as_deref()) {
             Ok(config) => block_on(async move {
-                let report = doctor::examine(config.as_ref()).await?;
+                let report = doctor::report(config.as_ref(), By::Command).await?;
                 if args.json {
                     println!("{}", serde_json::to_string(&report)?);
                 } else {

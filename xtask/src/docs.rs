@@ -1,9 +1,6 @@
 //! `cargo xtask docs`: what of the documentation is generated from the code, and whether the tree has it as it is.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -57,7 +54,7 @@ pub fn check() -> Result<()> {
     }
     generate(&fresh)?;
     let mut stale = Vec::new();
-    for file in files(&fresh)? {
+    for file in sh::files(&fresh)? {
         let name = file.strip_prefix(&fresh)?;
         if fs::read(&file)? != fs::read(sh::root().join(name)).unwrap_or_default() {
             stale.push(name.display().to_string());
@@ -79,22 +76,4 @@ fn generate(root: &Path) -> Result<()> {
             .args(["--package", "tracker-user", "--example", "reference", "--"])
             .arg(root),
     )
-}
-
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        let entries =
-            fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?;
-        for entry in entries {
-            let path = entry?.path();
-            match path.is_dir() {
-                true => dirs.push(path),
-                false => found.push(path),
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
 }

@@ -19,7 +19,7 @@ use tracker_lab::{interrupt, pace};
 
 use crate::{
     bpf, build, python, setup, sh,
-    test::{Binary, Outcome, Totals, build_tests},
+    test::{Binary, Outcome, PACKAGE_TESTS, Totals, build_tests},
     toolchain::{self, Need},
 };
 
@@ -77,7 +77,9 @@ pub fn run(series: &str, selection: &Selection) -> Result<Outcome> {
     let busybox = busybox(&cache)?;
     let qemu = qemu(&cache)?;
     let tracker = build::tracker(&[])?;
-    let binaries = build_tests(selection.package, selection.tests)?;
+    let mut binaries = build_tests(selection.package, selection.tests)?;
+    // What a package does to a system does not depend on the kernel, and takes a system to install in.
+    binaries.retain(|binary| binary.name != PACKAGE_TESTS);
 
     // The one directory that the machine may write to.
     let shared = build::target_dir()?.join(format!("kernel-{series}"));

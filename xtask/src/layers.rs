@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["plan", "detector", "state"],
     &["datapath", "net", "host"],
     &["reconcile"],
+    &["doctor"],
     &["api", "cli"],
     &["app"],
 ];

@@ -164,6 +164,7 @@ const HOSTS: &[&str] = &[
     "sh.rustup.rs",
     "spdx.org",
     "www.apache.org",
+    "www.debian.org",
     "www.rfc-editor.org",
     "www.rust-lang.org",
 ];

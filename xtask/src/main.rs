@@ -9,6 +9,7 @@ mod kernel;
 mod layers;
 mod lint;
 mod load;
+mod package;
 mod python;
 mod setup;
 mod sh;
@@ -77,6 +78,10 @@ enum Command {
         #[arg(long)]
         screenshots: bool,
     },
+    /// Make the Debian package, its debug symbols, and the root of a container image
+    ///
+    /// All of it goes to target/package, and its sizes are printed. cargo-deb comes from crates.io and stays in the cache.
+    Package(package::Args),
     /// Check formatting, clippy, documentation, and what keeps the tree honest
     Lint,
 }
@@ -129,6 +134,7 @@ fn run(command: Command) -> Result<()> {
             )
         }
         Command::Docs { screenshots } => docs::run(screenshots),
+        Command::Package(args) => package::run(&args),
         Command::Lint => lint::run(&Cli::command()),
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
-    bpf, build, kernel, python, sh, soak,
+    bpf, build, kernel, package, python, sh, soak,
     toolchain::{self, Need},
 };
 
@@ -22,7 +22,7 @@ pub struct Args {
     /// Only this package's tests
     #[arg(short, long)]
     package: Option<String>,
-    /// Only this binary of tests (e2e, prog, histories); may be given several times. Files are modules: `-- route_moves::`
+    /// Only this binary of tests (e2e, prog, package, histories); may be given several times. Files are modules: `-- route_moves::`
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
     /// Run the end-to-end tests under Debian's kernel of this series instead (6.1, 6.12), in an emulated machine
@@ -132,6 +132,9 @@ fn native(args: &Args) -> Result<Outcome> {
         axe.inspect_err(|error| sh::say(format_args!("cannot fetch axe-core: {error:#}")))
             .ok()
     });
+    let of_package = takes_package(args)
+        .then(|| package::for_tests(&tracker))
+        .transpose()?;
     // In the release profile, so that the daemon under test and the tests share one set of dependencies.
     let cargo_test = || {
         let mut command = sh::cargo();
@@ -149,6 +152,13 @@ fn native(args: &Args) -> Result<Outcome> {
         );
         if let Some(axe) = &axe {
             command.env("TRACKER_AXE", axe);
+        }
+        if let Some(made) = &of_package {
+            command
+                .env("TRACKER_DEB", &made.deb)
+                .env("TRACKER_DEB_NEWER", &made.newer)
+                .env("TRACKER_CONTAINER", &made.root)
+                .env("TRACKER_DEBIAN", &made.debian);
         }
         command
     };
@@ -192,6 +202,18 @@ fn prometheus() -> Result<PathBuf> {
         toolchain::unpack_package("prometheus", &tree)?;
     }
     Ok(programs)
+}
+
+/// The binary of tests that need a package.
+pub const PACKAGE_TESTS: &str = "package";
+
+/// Whether the tests of the package are among those to be run.
+fn takes_package(args: &Args) -> bool {
+    let is_package = args
+        .package
+        .as_deref()
+        .is_none_or(|name| name == "tracker-tests");
+    is_package && (args.test.is_empty() || args.test.iter().any(|test| test == PACKAGE_TESTS))
 }
 
 /// What cargo takes the program from that runs test programs.

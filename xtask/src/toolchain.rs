@@ -65,6 +65,32 @@ const EMULATE_TOOLS: &[Tool] = &[
     ("file", "file"),
 ];
 
+/// cargo-deb, from crates.io.
+const CARGO_DEB_VERSION: &str = "3.8.0";
+/// What `cargo xtask package` runs besides.
+const PACKAGE_TOOLS: &[Tool] = &[
+    ("dpkg-deb", "dpkg"),
+    // By which cargo-deb finds out what the program depends on.
+    ("dpkg-shlibdeps", "dpkg-dev"),
+    ("strip", "binutils"),
+];
+/// What the tests of the package run besides.
+const DEBIAN_TOOLS: &[Tool] = &[
+    ("debootstrap", "debootstrap"),
+    ("systemd-nspawn", "systemd-container"),
+    ("systemd-analyze", "systemd"),
+];
+/// The release of Debian in which the package is tested.
+const DEBIAN: &str = "bookworm";
+/// Packages of that system besides the required ones: systemd as init.
+const DEBIAN_PACKAGES: &str = "systemd,systemd-sysv,dbus";
+/// The C library that can be linked in.
+const STATIC_TARGET: &str = if cfg!(target_arch = "aarch64") {
+    "aarch64-unknown-linux-musl"
+} else {
+    "x86_64-unknown-linux-musl"
+};
+
 /// What a command needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -80,6 +106,10 @@ pub enum Need {
     Bench,
     /// An emulated machine for tests under another kernel.
     Emulate,
+    /// What makes a Debian package.
+    Package,
+    /// What makes and boots a Debian system, for tests of the package.
+    Debian,
 }
 
 /// Something that is not there.
@@ -121,6 +151,8 @@ pub fn missing(needs: &[Need]) -> Vec<Missing> {
             Need::Test => missing.extend(missing_tools(TEST_TOOLS)),
             Need::Bench => missing.extend(missing_tools(BENCH_TOOLS)),
             Need::Emulate => missing.extend(missing_tools(EMULATE_TOOLS)),
+            Need::Package => missing.extend(missing_tools(PACKAGE_TOOLS)),
+            Need::Debian => missing.extend(missing_tools(DEBIAN_TOOLS)),
         }
     }
     missing
@@ -539,6 +571,112 @@ pub fn known_packages(prefix: &str) -> Vec<String> {
         .unwrap_or_default()
 }
 
+/// cargo-deb in the cache, installed if it is not there.
+pub fn cargo_deb() -> Result<PathBuf> {
+    let home = bpf::cache_dir()
+        .map_err(|why| anyhow!(why))?
+        .join("cargo-deb");
+    let program = home.join("bin/cargo-deb");
+    let version = sh::output(Command::new(&program).arg("--version"));
+    let is_it = |said: &str| said.split(' ').any(|word| word == CARGO_DEB_VERSION);
+    if !version.as_deref().is_some_and(is_it) {
+        fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
+        sh::say(format_args!(
+            "cargo install cargo-deb {CARGO_DEB_VERSION}: makes the Debian package; takes two to four minutes on two cores"
+        ));
+        sh::quiet(
+            Command::new(sh::cargo_path())
+                .args(["install", "cargo-deb", "--locked", "--force"])
+                .args(["--version", CARGO_DEB_VERSION])
+                // With the compression library inside: one more package less to install.
+                .args([
+                    "--no-default-features",
+                    "--features",
+                    "debug-id,static-lzma",
+                ])
+                .arg("--root")
+                .arg(&home)
+                .env_remove("CARGO_TARGET_DIR")
+                .current_dir("/"),
+        )?;
+    }
+    Ok(program)
+}
+
+/// The target for static programs, if this compiler can build for it or rustup can add it.
+pub fn static_target() -> Result<String> {
+    let has_it = || {
+        let query = ["--print", "target-libdir", "--target", STATIC_TARGET];
+        sh::output(Command::new("rustc").args(query)).is_some_and(|dir| Path::new(&dir).is_dir())
+    };
+    if !has_it() {
+        sh::say(format_args!("rustup target add {STATIC_TARGET}"));
+        sh::quiet(Command::new("rustup").args(["target", "add", STATIC_TARGET]))?;
+        if !has_it() {
+            bail!("rustc has no standard library for {STATIC_TARGET}");
+        }
+    }
+    Ok(STATIC_TARGET.to_owned())
+}
+
+/// A minimal Debian system in a directory of the cache, made if it is not there. It is never changed again.
+pub fn debian() -> Result<PathBuf> {
+    let cache = bpf::cache_dir().map_err(|why| anyhow!(why))?.join("debian");
+    let system = cache.join(format!("{DEBIAN}-{}", DEBIAN_PACKAGES.replace(',', "-")));
+    if system.exists() {
+        return Ok(system);
+    }
+    Apt::refresh();
+    let mirror = mirror()?;
+    let partial = cache.join("partial");
+    let _ = fs::remove_dir_all(&partial);
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    sh::say(format_args!(
+        "debootstrap {DEBIAN}: the system that the package is tested in (240 MB in the cache, one to three minutes)"
+    ));
+    let mut make = Command::new("debootstrap");
+    make.args(["--variant=minbase", "--include", DEBIAN_PACKAGES, DEBIAN])
+        .arg(&partial)
+        .arg(mirror);
+    if let Some(proxy) = apt_proxy() {
+        make.env("http_proxy", proxy);
+    }
+    sh::quiet(&mut make)?;
+    // Under its name only when it is whole: a later run trusts that.
+    fs::rename(&partial, &system).with_context(|| format!("cannot make {}", system.display()))?;
+    Ok(system)
+}
+
+/// Where this machine's apt has Debian from.
+fn mirror() -> Result<String> {
+    let format = "$(REPO_URI) $(ORIGIN) $(LABEL) $(COMPONENT)";
+    let mut command = Command::new("apt-get");
+    command.args(["indextargets", "--format", format, "Created-By: Packages"]);
+    let targets =
+        sh::output(&mut command).with_context(|| format!("`{}` failed", sh::show(&command)))?;
+    mirror_in(&targets).map(str::to_owned).ok_or_else(|| {
+        anyhow!("apt is configured with no repository of Debian itself: name one in /etc/apt/sources.list")
+    })
+}
+
+/// The first repository of Debian in a list of `apt-get indextargets`; updates and security have other labels or none of the
+/// packages that a system begins with.
+fn mirror_in(targets: &str) -> Option<&str> {
+    targets
+        .lines()
+        .find_map(|line| line.strip_suffix(" Debian Debian main"))
+}
+
+/// The proxy that apt is configured with, unless the environment names one.
+fn apt_proxy() -> Option<String> {
+    if env::var_os("http_proxy").is_some() {
+        return None;
+    }
+    let said = sh::output(Command::new("apt-config").args(["shell", "P", "Acquire::http::Proxy"]))?;
+    let proxy = said.strip_prefix("P='")?.strip_suffix('\'')?;
+    (!proxy.is_empty() && proxy != "DIRECT").then(|| proxy.to_owned())
+}
+
 /// Downloads a package and unpacks it into a directory, without installing it.
 ///
 /// # Errors
@@ -691,7 +829,16 @@ fn apt_get() -> Command {
 
 #[cfg(test)]
 mod tests {
-    use super::numbers;
+    use super::{mirror_in, numbers};
+
+    #[test]
+    fn the_mirror_is_debians_own() {
+        let targets = "http://a.example.org/rust  . main\n\
+            http://a.example.org/security Debian Debian-Security main\n\
+            http://a.example.org/debian Debian Debian main\n";
+        assert_eq!(mirror_in(targets), Some("http://a.example.org/debian"));
+        assert_eq!(mirror_in(""), None);
+    }
 
     #[test]
     fn versions_compare_by_number() {

@@ -222,9 +222,15 @@ fn check_names_file_and_line() -> Result<()> {
             .context("run tracker check")?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let place = line.map_or(path.clone(), |line| format!("{path}:{line}"));
-        // One line a problem; what is wrong in one place may be wrong in its consequences too.
+        // One line a problem, and the place below it; what is wrong in one place may be wrong in its consequences too.
+        let is_excerpt = |line: &str| {
+            line.trim_start_matches(|at: char| at == ' ' || at.is_ascii_digit())
+                .starts_with(['|', '.'])
+        };
         let good = output.status.code() == Some(1)
-            && text.lines().all(|line| line.contains(&path))
+            && text
+                .lines()
+                .all(|line| line.contains(&path) || is_excerpt(line))
             && text
                 .lines()
                 .any(|line| line.contains(&place) && words.iter().all(|word| line.contains(word)));

@@ -1,4 +1,4 @@
-//! What `tracker doctor` foretells of each kind of interface is what the daemon then does.
+//! What `tracker doctor` foretells is what the daemon then does: of each kind of interface, and of a start that fails.
 
 use std::collections::BTreeMap;
 
@@ -161,6 +161,135 @@ fn for_every_kind_of_interface() -> Result<()> {
             );
         }
         assert_eq!(foretold(&tracker)?, before, "{mode}: while it runs");
+    }
+    Ok(())
+}
+
+/// What `doctor` and `run` come to on a host where `prefix` takes something away.
+struct Ends {
+    report: Value,
+    doctor: Option<i32>,
+    run: Option<i32>,
+    said: String,
+}
+
+impl Ends {
+    /// The checks that came to this state.
+    fn checks(&self, state: &str) -> Vec<&Value> {
+        let checks = self.report["checks"].as_array().into_iter().flatten();
+        checks.filter(|check| check["state"] == state).collect()
+    }
+}
+
+/// Runs both behind a shell command; the daemon ends after a moment if it starts.
+fn both(lab: &Lab, config: &str, prefix: &str) -> Result<Ends> {
+    let shell = |arguments: &str| {
+        let mut command = lab.hub.command("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-c"])
+            .arg(format!("{prefix} {arguments}"))
+            .arg(tracker_lab::daemon::binary())
+            .arg(config)
+            .output()
+            .context("start a shell")
+    };
+    let doctor = shell("\"$0\" doctor --json --config \"$1\"")?;
+    let report = serde_json::from_slice(&doctor.stdout)
+        .with_context(|| format!("{prefix}: {}", String::from_utf8_lossy(&doctor.stderr)))?;
+    // SIGTERM ends a daemon in good order, and timeout then says 124.
+    let run = shell("timeout 3 \"$0\" run --config \"$1\"")?;
+    Ok(Ends {
+        report,
+        doctor: doctor.status.code(),
+        run: run.status.code(),
+        said: String::from_utf8_lossy(&run.stderr).into_owned(),
+    })
+}
+
+#[test]
+fn for_a_start_that_fails() -> Result<()> {
+    tracker_lab::netns::ensure_bpffs()?;
+    let lab = Lab::new()?;
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().display();
+    let config = directory.path().join("tracker.toml");
+    let text = format!(
+        "[hub]\ninstance = \"{}-d\"\nsocket = \"{path}/run/tracker.sock\"\nstate = \"{path}/state\"\n{}",
+        lab.id(),
+        lab.service().toml("fw-1")
+    );
+    std::fs::write(&config, text)?;
+    let config = config.display().to_string();
+
+    let whole = both(&lab, &config, "")?;
+    assert_eq!(whole.doctor, Some(0), "{}", whole.report);
+    assert_eq!(whole.run, Some(124), "{}", whole.said);
+
+    // What is taken away, the check that fails, and whether the daemon says the same.
+    let read_only = |at: &str| format!("mkdir -p {at} && mount -t tmpfs -o ro tmpfs {at} &&");
+    for (prefix, name, is_same) in [
+        ("exec setpriv --bounding-set=-bpf".to_owned(), "capabilities", true),
+        ("exec setpriv --bounding-set=-perfmon,-net_admin".to_owned(), "capabilities", true),
+        ("exec setpriv --reuid=65534 --clear-groups --inh-caps=-all".to_owned(), "root", true),
+        (
+            "mount -o remount,bind,ro /sys/fs/bpf && exec".to_owned(),
+            "BPF file system",
+            false,
+        ),
+        (
+            "umount -l /sys/fs/bpf; mount -t tmpfs tmpfs /sys/fs && mount -o remount,ro /sys/fs && exec".to_owned(),
+            "BPF file system",
+            false,
+        ),
+        (read_only(&format!("{path}/run")), "socket directory", false),
+    ] {
+        // Root's own directory, which others may pass through to the config.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), mode)?;
+        let ends = both(&lab, &config, &prefix)?;
+        let failed = ends.checks("fail");
+        // Without root all capabilities are missing too, of which the daemon then says nothing.
+        let count = if name == "root" { 2 } else { 1 };
+        assert_eq!(failed.len(), count, "{prefix}: {}", ends.report);
+        assert_eq!(failed[0]["name"], name, "{prefix}");
+        assert!(failed[0]["remedy"].is_string(), "{prefix}: {}", failed[0]);
+        assert_eq!(ends.doctor, Some(1), "{prefix}");
+        assert_eq!(ends.run, Some(1), "{prefix}: {}", ends.said);
+        let found = failed[0]["found"].as_str().unwrap_or_default();
+        assert!(
+            !is_same || ends.said.contains(found),
+            "{prefix}: {found}, but {}",
+            ends.said
+        );
+    }
+
+    // What only warns keeps nothing from running, and the daemon says the same.
+    for (prefix, name, said) in [
+        (
+            "exec setpriv --bounding-set=-sys_nice prlimit --rtprio=0".to_owned(),
+            "real-time priority",
+            "priority",
+        ),
+        (
+            read_only(&format!("{path}/state")),
+            "state directory",
+            "does not outlive its pins",
+        ),
+    ] {
+        let ends = both(&lab, &config, &prefix)?;
+        let warned = ends.checks("warn");
+        assert!(
+            warned.iter().any(|check| check["name"] == name),
+            "{prefix}: {}",
+            ends.report
+        );
+        assert_eq!(
+            (ends.doctor, ends.run),
+            (Some(0), Some(124)),
+            "{}",
+            ends.said
+        );
+        assert!(ends.said.contains(said), "{prefix}: {}", ends.said);
     }
     Ok(())
 }

@@ -39,7 +39,8 @@ pub enum Command {
     ///
     /// Reads and validates a configuration; needs no privileges.
     ///
-    /// Every problem is one line on standard error, FILE:LINE: what is wrong and what to do. Remarks on what is valid and
+    /// Every problem is one line on standard error, FILE:LINE:COLUMN: what is wrong and what to do, with the place underlined
+    /// below it. A valid configuration is summed up: members, interfaces, probes a second, memory. Remarks on what is valid and
     /// may not be meant follow on standard output; they change no exit code.
     Check(CheckArgs),
     /// Show what is up and what is not

@@ -34,7 +34,7 @@ use crate::state::admin::Admin;
 use crate::state::events::{Missed, Numbered, Place, Reset};
 
 pub mod args;
-pub mod doctor;
+pub mod check;
 pub mod fold;
 pub mod history;
 #[cfg(test)]
@@ -72,7 +72,10 @@ pub fn check(args: &CheckArgs) -> Result<Config, ExitCode> {
                 count(config.services.len(), "service"),
                 count(config.tracker_count(), "tracker")
             );
-            for line in history::check(&config) {
+            for line in check::plan(&config)
+                .into_iter()
+                .chain(history::check(&config))
+            {
                 text.push_str(&format!("{file}: {line}\n"));
             }
             for remark in remarks::remarks(&config) {
@@ -84,8 +87,9 @@ pub fn check(args: &CheckArgs) -> Result<Config, ExitCode> {
             }
         }
         Err(error) => {
-            // As compilers do, so that editors find the line.
-            eprintln!("{error}");
+            let is_coloured = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            // If it is not read, the exit code still tells.
+            let _ = io::stderr().write_all(check::errors(&error, is_coloured).as_bytes());
             Err(ExitCode::FAILURE)
         }
     }

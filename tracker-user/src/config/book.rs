@@ -75,6 +75,26 @@ fn each_example_of_a_config_is_valid() {
 }
 
 #[test]
+fn each_shipped_config_is_valid() {
+    let mut count = 0;
+    for directory in ["dist/conf", "dist/examples"] {
+        for entry in fs::read_dir(root().join(directory)).expect("a directory of examples") {
+            let path = entry.expect("an entry").path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+            {
+                count += 1;
+                if let Err(error) = super::load(&path) {
+                    panic!("{error}");
+                }
+            }
+        }
+    }
+    assert!(count >= 3, "{count} examples");
+}
+
+#[test]
 fn each_example_of_json_is_what_the_program_prints() {
     let text = page("docs/json.md");
     let blocks = blocks(&text, "json");

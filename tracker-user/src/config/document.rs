@@ -6,7 +6,7 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashSet;
 use std::fmt::Display;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
-    ConfigError, Invalid, Problem,
+    ConfigError, Excerpt, Invalid, Problem,
     keys::{self, Key, Table, Value},
 };
 
@@ -31,8 +31,8 @@ enum Origin<'a> {
 
 /// Something wrong in a document.
 struct Found {
-    /// Byte offset.
-    at: usize,
+    /// The bytes that are wrong; none if a place is.
+    span: Range<usize>,
     /// Name of the key, if it is not the one that stands there.
     key: Option<&'static str>,
     text: String,
@@ -91,20 +91,48 @@ impl<'a> Sink<'a> {
     }
 
     pub(super) fn problem(&self, at: usize, text: impl Into<String>) {
-        self.found_at(at, None, text.into());
+        self.found_in(at..at, None, text.into());
     }
 
-    fn found_at(&self, at: usize, key: Option<&'static str>, text: String) {
-        self.problems.borrow_mut().push(Found { at, key, text });
+    /// Reports a problem of what stands in these bytes.
+    pub(super) fn problem_in(&self, span: Range<usize>, text: impl Into<String>) {
+        self.found_in(span, None, text.into());
+    }
+
+    fn found_in(&self, span: Range<usize>, key: Option<&'static str>, text: String) {
+        self.problems.borrow_mut().push(Found { span, key, text });
     }
 
     /// The line of a byte offset, from 1.
     pub(super) fn line(&self, at: usize) -> usize {
-        let lines = self.lines.get_or_init(|| {
+        self.lines()
+            .partition_point(|begin| *begin <= at.min(self.text.len()))
+    }
+
+    /// Where each line begins.
+    fn lines(&self) -> &[usize] {
+        self.lines.get_or_init(|| {
             let ends = self.text.match_indices('\n').map(|(end, _)| end + 1);
             std::iter::once(0).chain(ends).collect()
-        });
-        lines.partition_point(|begin| *begin <= at.min(self.text.len()))
+        })
+    }
+
+    /// The first line of what stands in these bytes; the rest of the line if they are none.
+    fn excerpt(&self, span: &Range<usize>) -> Excerpt {
+        let line = self.line(span.start);
+        let begin = self.lines().get(line - 1).copied().unwrap_or_default();
+        let rest = self.text.get(begin..).unwrap_or_default();
+        let text = rest.lines().next().unwrap_or_default();
+        let length = text.trim_end().len();
+        let from = span.start.saturating_sub(begin).min(length);
+        let to = match span.is_empty() {
+            true => length,
+            false => (span.end - begin).min(length),
+        };
+        Excerpt {
+            text: text.to_owned(),
+            marked: from..to.max(from),
+        }
     }
 
     /// The source text of a span, on one line and not too long.
@@ -120,12 +148,13 @@ impl<'a> Sink<'a> {
         // A value that several trackers inherit is wrong once.
         let mut told = HashSet::new();
         let found = self.found().into_iter();
-        let found = found.map(|found| (self.line(found.at), found.text));
+        let found = found.map(|found| (self.line(found.span.start), found.span, found.text));
         let problems: Vec<_> = found
-            .filter(|problem| told.insert(problem.clone()))
-            .map(|(line, text)| Problem {
+            .filter(|(line, _, text)| told.insert((*line, text.clone())))
+            .map(|(line, span, text)| Problem {
                 file: file.to_owned(),
                 line: Some(line),
+                excerpt: Some(self.excerpt(&span)),
                 text,
             })
             .collect();
@@ -136,7 +165,7 @@ impl<'a> Sink<'a> {
     pub(super) fn into_invalid(self) -> Vec<Invalid> {
         let mut told = HashSet::new();
         let invalid = self.found().into_iter().map(|found| {
-            let mut pointer = self.pointer(found.at).to_owned();
+            let mut pointer = self.pointer(found.span.start).to_owned();
             if let Some(missing) = found.key {
                 pointer = format!("{pointer}/{missing}");
             }
@@ -149,7 +178,7 @@ impl<'a> Sink<'a> {
 
     fn found(&self) -> Vec<Found> {
         let mut found = self.problems.take();
-        found.sort_by_key(|found| found.at);
+        found.sort_by_key(|found| found.span.start);
         found
     }
 }
@@ -187,10 +216,8 @@ pub(super) fn root<'a>(sink: &'a Sink<'a>) -> Option<Section<'a>> {
                 "not valid TOML: {}; correct the syntax here",
                 message.join(" ")
             );
-            sink.problem(
-                error.span().map_or(sink.text.len(), |span| span.start),
-                text,
-            );
+            let end = sink.text.len();
+            sink.problem_in(error.span().unwrap_or(end..end), text);
             None
         }
     }
@@ -232,7 +259,7 @@ impl<'a> Section<'a> {
     /// Reports every key that `table` does not have.
     pub(super) fn only(&self, table: Table) {
         for key in self.table.keys() {
-            let (name, at) = (key.get_ref().as_ref(), key.span().start);
+            let (name, span) = (key.get_ref().as_ref(), key.span());
             if keys::of(table).any(|known| known.name == name) {
                 continue;
             }
@@ -243,7 +270,7 @@ impl<'a> Section<'a> {
                 name.escape_debug(),
                 self.title
             );
-            self.sink.problem(at, text);
+            self.sink.problem_in(span, text);
         }
     }
 
@@ -280,7 +307,7 @@ impl<'a> Section<'a> {
             "missing key `{}` in {}; add {setting}{what}",
             key.name, self.title
         );
-        self.sink.found_at(self.at, Some(key.name), text);
+        self.sink.found_in(self.at..self.at, Some(key.name), text);
     }
 
     /// Takes the table `[key]` out of this one.
@@ -376,7 +403,7 @@ impl<'s> Entry<'s> {
             .sink
             .setting(self.key, &self.sink.quote(self.value.span()));
         let text = format!("{setting} in {}: {why}", self.title);
-        self.sink.problem(self.at(), text);
+        self.sink.problem_in(self.value.span(), text);
     }
 
     fn wrong_type(&self, wanted: &str) {

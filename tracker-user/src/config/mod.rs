@@ -27,6 +27,7 @@ mod values;
 use std::fmt;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -439,10 +440,35 @@ words! {
 pub struct Problem {
     file: PathBuf,
     line: Option<usize>,
+    excerpt: Option<Excerpt>,
     text: String,
 }
 
+/// The line of the file that a problem is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excerpt {
+    /// The line.
+    pub text: String,
+    /// The bytes of it that are wrong.
+    pub marked: Range<usize>,
+}
+
 impl Problem {
+    /// The line of the file, to be shown with the problem.
+    pub fn excerpt(&self) -> Option<&Excerpt> {
+        self.excerpt.as_ref()
+    }
+
+    /// The problem on one line, with the column too: FILE:LINE:COLUMN: what is wrong.
+    pub fn located(&self) -> String {
+        let (Some(line), Some(excerpt)) = (self.line, &self.excerpt) else {
+            return self.to_string();
+        };
+        let before = excerpt.text.get(..excerpt.marked.start);
+        let column = before.map_or(0, |before| before.chars().count()) + 1;
+        format!("{}:{line}:{column}: {}", self.file.display(), self.text)
+    }
+
     /// The line of the file, from 1; `None` when the file as a whole could not be read.
     pub fn line(&self) -> Option<usize> {
         self.line
@@ -477,6 +503,7 @@ impl ConfigError {
             problems: vec![Problem {
                 file: file.to_owned(),
                 line,
+                excerpt: None,
                 text,
             }],
         }

@@ -15,4 +15,5 @@ pub mod realtime;
 pub mod repeats;
 pub mod store;
 pub mod tag;
+pub mod trial;
 pub mod watchdog;

@@ -1,6 +1,11 @@
 //! What the daemon needs of this kernel, tried one by one before anything is changed.
 
-use super::privileges::{self, PrivilegesError};
+use std::io;
+
+use super::{
+    privileges::{self, PrivilegesError},
+    trial,
+};
 
 /// The kernel release that live frames need (`BPF_F_TEST_XDP_LIVE_FRAMES`).
 pub const LINUX_MIN: (u32, u32) = (5, 18);
@@ -20,6 +25,11 @@ pub enum PreflightError {
         .0.0, .0.1, LINUX_MIN.0, LINUX_MIN.1
     )]
     Kernel((u32, u32)),
+    /// The kernel has live frames, and does not run one.
+    #[error(
+        "the kernel runs no live frame; a container's seccomp profile or a security module may forbid bpf(): allow it"
+    )]
+    LiveFrames(#[source] io::Error),
 }
 
 /// The running kernel's version; zeros if it can't be read.
@@ -49,11 +59,18 @@ pub fn require_root() -> Result<(), PreflightError> {
 pub fn require() -> Result<(), PreflightError> {
     require_root()?;
     privileges::require()?;
-    let version = linux_version();
-    if version < LINUX_MIN {
-        return Err(PreflightError::Kernel(version));
-    }
-    Ok(())
+    live_frames()
+}
+
+/// Refuses to go on with a kernel that sends no live frames. Its version is named only if it explains that.
+///
+/// # Errors
+/// One line that says what to do.
+pub fn live_frames() -> Result<(), PreflightError> {
+    trial::live_frames().map_err(|error| match linux_version() {
+        version if version < LINUX_MIN => PreflightError::Kernel(version),
+        _ => PreflightError::LiveFrames(error),
+    })
 }
 
 #[cfg(test)]

@@ -35,6 +35,10 @@ pub const START: [Capability; 6] = [
     Capability::CAP_SETGID,
 ];
 
+/// What [`START`] has and the unit in `dist` does not grant, because it grants the same in another way: `LimitRTPRIO` the
+/// priority; and under `NoNewPrivileges` nothing comes of a bounding set that is not empty.
+pub const UNIT_LACKS: [Capability; 2] = [Capability::CAP_SETPCAP, Capability::CAP_SYS_NICE];
+
 /// Why this process lacks capabilities, or cannot give up others.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegesError {
@@ -89,14 +93,15 @@ pub fn limit_to_start() -> Result<(), PrivilegesError> {
     let give_up = || -> Result<(), GiveUpError> {
         nix::sys::prctl::set_no_new_privs()?;
         caps::clear(None, CapSet::Ambient)?;
+        let bounding = caps::read(None, CapSet::Bounding)?;
+        let is_limited = |capability| RUN.contains(capability) || START.contains(capability);
         if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
-            let bounding = caps::read(None, CapSet::Bounding)?;
             for capability in bounding {
                 if !RUN.contains(&capability) {
                     caps::drop(None, CapSet::Bounding, capability)?;
                 }
             }
-        } else {
+        } else if !bounding.iter().all(is_limited) {
             // Nothing can come of it: programs that this process may start gain nothing (no_new_privs).
             tracing::warn!("the bounding set stays as it is; grant CAP_SETPCAP");
         }

@@ -12,6 +12,7 @@ use crate::plan::mode::Offloads;
 const GET_STRINGS: u32 = 0x1b;
 const GET_SET_SIZES: u32 = 0x37;
 const GET_FEATURES: u32 = 0x3a;
+const GET_CHANNELS: u32 = 0x3c;
 /// The set of the features' names (`ETH_SS_FEATURES`).
 const FEATURE_NAMES: u32 = 4;
 /// Bytes of each name (`ETH_GSTRING_LEN`).
@@ -66,16 +67,29 @@ impl Feature {
     }
 }
 
-/// The features of an interface.
-fn features(interface: &str) -> io::Result<Vec<Feature>> {
+/// How many combined queues a NIC has now, and can have; `None` if the device has none of that kind.
+pub fn queues(interface: &str) -> Option<(u32, u32)> {
+    // struct ethtool_channels: command; most of rx, tx, other, combined; now of rx, tx, other, combined.
+    let mut channels = [GET_CHANNELS, 0, 0, 0, 0, 0, 0, 0, 0];
+    ask(&socket().ok()?, interface, &mut channels).ok()?;
+    let [.., most, _, _, _, now] = channels;
+    (now > 0).then_some((now, most))
+}
+
+fn socket() -> io::Result<OwnedFd> {
     // SAFETY: `socket` takes no pointers; the descriptor that it returns has no other owner.
-    let socket = unsafe {
+    unsafe {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
         if socket < 0 {
             return Err(io::Error::last_os_error());
         }
-        OwnedFd::from_raw_fd(socket)
-    };
+        Ok(OwnedFd::from_raw_fd(socket))
+    }
+}
+
+/// The features of an interface.
+fn features(interface: &str) -> io::Result<Vec<Feature>> {
+    let socket = socket()?;
     // struct ethtool_sset_info: command, reserved, 64 bits of sets, one count for each set that there is.
     let mut sizes = [GET_SET_SIZES, 0, 1 << FEATURE_NAMES, 0, 0];
     ask(&socket, interface, &mut sizes)?;

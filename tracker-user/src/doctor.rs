@@ -1,27 +1,23 @@
-//! `tracker doctor`: what this kernel and these interfaces can do, tried and not guessed where trying
-//! disturbs nothing.
+//! `tracker doctor`: what stops, slows or falsifies probing on this host, tried and not guessed if trying disturbs nothing. What
+//! stops the daemon is found by the functions that the daemon itself calls when it starts.
+
+mod checks;
 
 use std::collections::{BTreeSet, HashSet};
 
-use anyhow::Result;
-use aya::{
-    EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
-    programs::{Program, loaded_programs},
-};
+use aya::programs::loaded_programs;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tracker_ebpf::{
     abi::{self, Egress},
-    probe,
     verdict::Cause,
 };
 
 use crate::{
     config::{self, Config, ModeChoice},
-    datapath::{OBJECT, object, pins},
-    host::preflight,
     net::{
         ethtool,
-        rtnetlink::{Followed, Netlink},
+        rtnetlink::{Followed, Netlink, NetlinkError},
     },
     plan::{
         member::{self, Ways},
@@ -32,7 +28,7 @@ use crate::{
 };
 
 /// What was found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Report {
     /// True if the daemon can run.
     pub ok: bool,
@@ -44,30 +40,99 @@ pub struct Report {
     pub interfaces: Vec<Interface>,
 }
 
+/// What a check came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// The daemon runs, with less than it could have.
+    Warn,
+    /// The daemon does not start.
+    Fail,
+}
+
 /// One thing that was looked at.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Check {
     /// What.
-    pub name: &'static str,
-    /// Whether it is there.
+    pub name: String,
+    /// True if `state` is `ok`.
     pub ok: bool,
     /// Whether the daemon can't run without it.
     pub required: bool,
-    /// What was found, or what to do.
+    /// What was found, and what to do, in one line.
     pub detail: String,
+    /// `fail` means that the daemon does not start, `warn` that it runs, with less than it could have.
+    pub state: State,
+    /// What was found.
+    pub found: String,
+    /// What to do.
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    fn new(
+        name: impl Into<String>,
+        state: State,
+        found: impl Into<String>,
+        remedy: Option<String>,
+    ) -> Self {
+        let found = found.into();
+        Self {
+            name: name.into(),
+            ok: state == State::Ok,
+            required: state == State::Fail,
+            detail: match &remedy {
+                Some(remedy) => format!("{found}; {remedy}"),
+                None => found.clone(),
+            },
+            state,
+            found,
+            remedy,
+        }
+    }
+
+    fn ok(name: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::new(name, State::Ok, found, None)
+    }
+
+    fn warn(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(name, State::Warn, found, Some(remedy.into()))
+    }
+
+    /// What the daemon itself says when it does not start, which names what to do after a semicolon.
+    fn fail(name: impl Into<String>, error: &str) -> Self {
+        match error.split_once("; ") {
+            Some((found, remedy)) => Self::new(name, State::Fail, found, Some(remedy.to_owned())),
+            None => Self::new(name, State::Fail, error, None),
+        }
+    }
+}
+
+/// Which process looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// A command, which tries what a daemon needs to start.
+    Command,
+    /// The daemon, which has given up what it needed to start, and has thereby shown that it had it.
+    Daemon,
 }
 
 /// What an interface can do.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Interface {
     /// Its name.
     pub name: String,
     /// How replies would be received; `None` where the interface does not exist.
+    #[schemars(with = "Option<String>")]
     pub mode: Option<Mode>,
     /// How probes would be sent.
+    #[schemars(with = "Option<String>")]
     pub send: Option<SendWay>,
     /// How others' tracker packets would be steered that arrive here; for uplinks.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub steer: Option<Mode>,
     /// Why.
     pub detail: String,
@@ -88,11 +153,11 @@ impl Interface {
 /// Looks at everything; with a config, at the interfaces that it names, else at all.
 ///
 /// # Errors
-/// Where the kernel does not even list its interfaces.
-pub async fn examine(config: Option<&Config>) -> Result<Report> {
+/// If the kernel does not even list its interfaces.
+pub async fn report(config: Option<&Config>, by: By) -> Result<Report, NetlinkError> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut netlink = Netlink::connect().await?;
-    let checks = checks(config, netlink.has_xdp_features());
+    let mut checks = checks::of_host(config, by, &netlink);
     let interfaces = match config {
         Some(config) => named(config, &mut netlink).await,
         None => {
@@ -103,8 +168,9 @@ pub async fn examine(config: Option<&Config>) -> Result<Report> {
                 .collect()
         }
     };
+    checks.extend(interfaces.iter().flat_map(checks::of_interface));
     Ok(Report {
-        ok: checks.iter().all(|check| check.ok || !check.required),
+        ok: checks.iter().all(|check| check.state != State::Fail),
         kernel: release.trim().to_owned(),
         checks,
         interfaces,
@@ -184,7 +250,7 @@ async fn named(config: &Config, netlink: &mut Netlink) -> Vec<Interface> {
 ///
 /// # Errors
 /// Where the kernel does not tell.
-pub async fn here(config: &Config) -> Result<Vec<String>> {
+pub async fn here(config: &Config) -> Result<Vec<String>, NetlinkError> {
     let mut netlink = Netlink::connect().await?;
     let members = config.services.iter().flat_map(|service| {
         let members = service.members.iter();
@@ -324,138 +390,15 @@ fn is_ours(id: u32) -> bool {
         .any(|program| program.id() == id && ours.contains(&program.name_as_str()))
 }
 
-fn checks(config: Option<&Config>, has_features: bool) -> Vec<Check> {
-    let version = preflight::linux_version();
-    let at_least = |major, minor| version >= (major, minor);
-    let required = |name, ok: bool, found: &str, remedy: &str| Check {
-        name,
-        ok,
-        required: true,
-        detail: if ok { found } else { remedy }.to_owned(),
-    };
-    let optional = |name, ok: bool, found: &str, without: &str| Check {
-        required: false,
-        ..required(name, ok, found, without)
-    };
-    let is_root = nix::unistd::geteuid().is_root();
-    let default_bpffs = std::path::PathBuf::from("/sys/fs/bpf");
-    let bpffs_path = config.map_or(&default_bpffs, |config| &config.hub.bpffs);
-    let is_mounted = pins::is_mounted(bpffs_path);
-    let jit = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
-    let mut checks = vec![
-        required("root", is_root, "running as root", "run this with sudo"),
-        required(
-            "live frames (Linux 5.18)",
-            version >= preflight::LINUX_MIN,
-            "this kernel is new enough",
-            "boot Linux 5.18 or newer: probes are sent as live frames",
-        ),
-    ];
-    if is_root {
-        let loaded = try_programs();
-        checks.push(Check {
-            name: "programs load and run",
-            ok: loaded.is_ok(),
-            required: true,
-            detail: match loaded {
-                Ok(()) => "the verifier takes them all, and live frames run".to_owned(),
-                Err(error) => format!("{error:#}"),
-            },
-        });
-    }
-    let path = bpffs_path.display();
-    checks.push(optional(
-        "BPF file system",
-        is_mounted,
-        &format!("mounted at {path}"),
-        &format!("not mounted at {path}; the daemon mounts it"),
-    ));
-    checks.push(optional(
-        "JIT compiler",
-        jit.trim() != "0",
-        "on",
-        "off: programs are interpreted and slow; set net.core.bpf_jit_enable=1",
-    ));
-    checks.push(optional(
-        "TCX (Linux 6.6)",
-        at_least(6, 6),
-        "TC programs attach beside others and are pinned",
-        "clsact filters are used instead, which a killed daemon leaves until `tracker cleanup` or its next start",
-    ));
-    checks.push(optional(
-        "xdp-features (Linux 6.3)",
-        has_features,
-        "the kernel tells which devices take redirected frames",
-        "every device is sent to by TC redirect",
-    ));
-    let families = [("ipv4", "neighbours (IPv4)"), ("ipv6", "neighbours (IPv6)")];
-    checks.extend(families.into_iter().filter_map(|(family, name)| {
-        // Only the first network namespace shows the limit, which holds for all of them together.
-        let limit = format!("/proc/sys/net/{family}/neigh/default/gc_thresh3");
-        let limit = std::fs::read_to_string(limit).ok()?.trim().parse().ok()?;
-        neighbours(config?, family == "ipv4", limit).map(|(ok, detail)| Check {
-            name,
-            ok,
-            required: false,
-            detail,
-        })
-    }));
-    checks
-}
-
-/// Whether the kernel's neighbour table has room for the endpoints of a family beside the hub's own neighbours; `None` without
-/// such endpoints.
-fn neighbours(config: &Config, is_ipv4: bool, limit: usize) -> Option<(bool, String)> {
-    let members = config.services.iter().flat_map(|service| &service.members);
-    let endpoints: HashSet<_> = members
-        .map(|member| member.endpoint)
-        .filter(|endpoint| endpoint.is_ipv4() == is_ipv4)
-        .collect();
-    let count = endpoints.len();
-    let family = if is_ipv4 { "ipv4" } else { "ipv6" };
-    let key = format!("net.{family}.neigh.default.gc_thresh3");
-    let ok = count <= limit / 2;
-    let detail = match ok {
-        true => format!("{count} endpoints, of {limit} entries ({key})"),
-        false => format!(
-            "{count} endpoints take more than half of the {limit} entries of this host; set {key} to {} or more",
-            4 * count
-        ),
-    };
-    (count > 0).then_some((ok, detail))
-}
-
-/// Loads all programs, pinned nowhere and attached to nothing, and runs one live frame that is dropped.
-fn try_programs() -> Result<()> {
-    let mut ebpf = EbpfLoader::new().load(OBJECT)?;
-    let generic = [abi::program::RECEIVE_GENERIC, abi::program::STEER_GENERIC];
-    for name in abi::program::ALL
-        .into_iter()
-        .chain(generic)
-        .chain(abi::program::STEERING_ALL)
-    {
-        object::load(&mut ebpf, name)?;
-    }
-    if let Some(Program::Xdp(send)) = ebpf.program_mut(abi::program::SEND) {
-        send.test_run(TestRunOptions {
-            data_in: Some(&[0; probe::LEN_V4]),
-            repeat: 1,
-            attrs: TestRunAttrs::new().xdp_live_frames(1),
-            ..Default::default()
-        })?;
-    }
-    Ok(())
-}
-
 /// The report for people.
 pub fn table(report: &Report) -> String {
     use std::fmt::Write as _;
     let mut text = format!("kernel {}\n", report.kernel);
     for check in &report.checks {
-        let mark = match (check.ok, check.required) {
-            (true, _) => "ok     ",
-            (false, true) => "MISSING",
-            (false, false) => "without",
+        let mark = match check.state {
+            State::Ok => "ok  ",
+            State::Warn => "warn",
+            State::Fail => "FAIL",
         };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{mark}  {}: {}", check.name, check.detail);
@@ -490,33 +433,4 @@ pub fn table(report: &Report) -> String {
 /// As [`config::load`].
 pub fn config(path: Option<&std::path::Path>) -> Result<Option<Config>, config::ConfigError> {
     path.map(config::load).transpose()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_neighbour_table_has_room_or_not() {
-        let service = |number: u32, endpoint: &str| {
-            format!(
-                "[[service]]\nname = \"fw-{number}\"\nendpoint = \"{endpoint}\"\nbehind = [\"10.20.0.9\"]\n"
-            )
-        };
-        let text: String = ["10.9.0.2", "10.9.0.3", "10.9.0.3"]
-            .into_iter()
-            .zip(1..)
-            .map(|(endpoint, number)| service(number, endpoint))
-            .collect();
-        let config = config::parse(&text, std::path::Path::new("test")).expect("a good config");
-        let found = |is_ipv4, limit| neighbours(&config, is_ipv4, limit);
-        assert_eq!(found(true, 4).map(|(ok, _)| ok), Some(true));
-        let (ok, detail) = found(true, 3).expect("endpoints");
-        assert!(!ok);
-        assert!(
-            detail.ends_with("set net.ipv4.neigh.default.gc_thresh3 to 8 or more"),
-            "{detail}"
-        );
-        assert_eq!(found(false, 3), None);
-    }
 }
