@@ -42,7 +42,7 @@ use crate::{
     host::{
         clock::{self, monotonic_ns},
         history::History,
-        instance, limits, namespace, ports, preflight, privileges,
+        instance, limits, log, namespace, ports, preflight, privileges,
         store::{self, Contents, Edit, SERVICES, Store},
         watchdog::{Phase, Watchdog},
     },
@@ -191,7 +191,7 @@ async fn run_locked(
                     Err(error) => {
                         app.reloaded(false);
                         for line in error.to_string().lines() {
-                            tracing::error!("not reloaded, the running config stays: {line}");
+                            tracing::error!(target: log::ANSWER, "not reloaded, the running config stays: {line}");
                         }
                     }
                 },
@@ -364,7 +364,7 @@ impl App {
             free: 0,
             steering: None,
             health: sender.health.clone(),
-            defaults: Arc::new(config.defaults.clone()),
+            config: Arc::new(config.without_services()),
             reload: None,
         };
         let next_hops = NextHops::new(netlink.requests().clone());

@@ -43,8 +43,9 @@ fn main() -> ExitCode {
         Command::Watch(args) => watch::watch(&args),
         Command::History(args) => cli::history(&args),
         Command::Service(args) => cli::service(args),
+        Command::Log(args) => cli::log(&args),
         Command::Run(args) => {
-            host::log::to_stderr();
+            host::log::begin();
             let watchdog = match app::prepare() {
                 Ok(watchdog) => watchdog,
                 Err(error) => return cli::fail(format_args!("{error:#}")),

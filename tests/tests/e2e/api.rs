@@ -262,6 +262,7 @@ fn every_answer_is_in_the_document_and_every_one_of_the_document_is_given() -> R
     let admin = "/v1/services/fw-7/admin";
     let of_member = "/v1/services/fw-7/members/active/admin";
     let down: &[u8] = b"{\"state\":\"down\"}";
+    let info: &[u8] = b"{\"filter\":\"info\"}";
     let sse = [("Accept", "text/event-stream")];
     let only_new = [("If-None-Match", "*")];
     // Method, path, headers, body, and the status of the answer.
@@ -293,6 +294,18 @@ fn every_answer_is_in_the_document_and_every_one_of_the_document_is_given() -> R
         ("GET", "/v1/events?since=x", &[], b"", 400),
         ("GET", "/v1/health", &[], b"", 200),
         ("GET", "/v1/health?x=1", &[], b"", 400),
+        ("GET", "/v1/doctor", &[], b"", 200),
+        ("GET", "/v1/doctor?x=1", &[], b"", 400),
+        ("GET", "/v1/log", &[], b"", 200),
+        ("GET", "/v1/log?x=1", &[], b"", 400),
+        ("PUT", "/v1/log", &[], info, 200),
+        ("PUT", "/v1/log?x=1", &[], info, 400),
+        ("PUT", "/v1/log", &[], b"{}", 422),
+        ("PUT", "/v1/log", &[], br#"{"filter":7}"#, 422),
+        ("PUT", "/v1/log", &[], br#"{"filter":"loud"}"#, 422),
+        ("PUT", "/v1/log", &[], b"{", 400),
+        ("PUT", "/v1/log", &[], &big, 413),
+        ("DELETE", "/v1/log", &[], b"", 405),
         ("GET", "/metrics", &[], b"", 200),
         ("GET", "/metrics?x=1", &[], b"", 400),
         ("GET", "/v1/openapi.json", &[], b"", 200),
@@ -402,7 +415,8 @@ fn every_answer_is_in_the_document_and_every_one_of_the_document_is_given() -> R
     let directory = tracker.socket();
     let directory = directory.parent().context("its directory")?;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
-    let writes: [(&str, &str, &[u8]); 7] = [
+    let writes: [(&str, &str, &[u8]); 8] = [
+        ("PUT", "/v1/log", info),
         ("PUT", "/v1/services", &none),
         ("PUT", name, &good),
         ("DELETE", "/v1/services/fw-7", b""),
@@ -420,7 +434,7 @@ fn every_answer_is_in_the_document_and_every_one_of_the_document_is_given() -> R
     }
 
     // Bodies that do not come.
-    let late = ["/v1/services", name, admin, of_member].map(|path| {
+    let late = ["/v1/services", name, admin, of_member, "/v1/log"].map(|path| {
         let socket = tracker.socket();
         thread::spawn(move || -> Result<_> {
             let head = format!("PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{{");

@@ -31,6 +31,7 @@ mod ipv6_only;
 mod leftovers;
 mod link_local;
 mod load_signals;
+mod log;
 mod loopback_behind;
 mod matrix;
 mod next_hop;

@@ -127,11 +127,7 @@ fn ten_thousand_come_and_go() -> Result<()> {
     // The last connections end in time of their own.
     let deadline = Instant::now() + slow(SOON);
     while open()? > descriptors + 1 {
-        ensure!(
-            Instant::now() < deadline,
-            "{} after {descriptors}",
-            open()?
-        );
+        ensure!(Instant::now() < deadline, "{} after {descriptors}", open()?);
         pause(Duration::from_millis(50));
     }
     tracker.wait_alive(SOON, "fw-1")?;

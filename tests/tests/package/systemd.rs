@@ -256,6 +256,16 @@ fn installed_upgraded_removed_and_purged() -> Result<()> {
     machine.write("/etc/tracker/tracker.toml", &config)?;
     machine.run("systemctl reload tracker")?;
     machine.wait_verdict("fw-1", "up")?;
+    // The journal has the change with its fields.
+    let told = machine.run("journalctl --sync; journalctl --quiet --unit tracker --output json TRACKER_SERVICE=fw-1 TRACKER_TO=up")?;
+    for field in [
+        r#""TRACKER_CAUSE":"replied""#,
+        r#""SYSLOG_IDENTIFIER":"tracker""#,
+        r#""PRIORITY":"6""#,
+        r#""MESSAGE":"fw-1: unknown -> up, replied"#,
+    ] {
+        ensure!(told.contains(field), "{field}: {told}");
+    }
     machine.write("/etc/tracker/tracker.toml", "[hub]\nnonsense = 1\n")?;
     assert!(machine.run("systemctl reload tracker").is_err());
     let status = machine.wait_verdict("fw-1", "up")?;

@@ -13,6 +13,7 @@ use tracker_ebpf::abi;
 
 use super::{
     history::{self, HistoryWanted, ServiceHistory},
+    http::PATIENCE,
     openapi,
     problem::Refused,
     routes::{Api, ServiceChange, ServicesWanted},
@@ -22,10 +23,11 @@ use super::{
     },
 };
 use crate::{
-    config::{self, Defaults, Invalid, Service, keys::SERVICE_NAME},
+    config::{self, Config, Invalid, Service, keys::SERVICE_NAME},
     datapath::{loader::StateReader, steering::SteeredReader},
     desired::model::TrackerRef,
     detector::lateness::Health,
+    doctor::{self, By, Report},
     error::full,
     host::{
         clock,
@@ -105,8 +107,8 @@ pub struct Known {
     pub steering: Option<KnownSteering>,
     /// How well the daemon keeps up.
     pub health: Arc<Health>,
-    /// What services that are added inherit.
-    pub defaults: Arc<Defaults>,
+    /// The configuration, without its services and chains.
+    pub config: Arc<Config>,
     /// The last reload.
     pub reload: Option<ReloadStatus>,
 }
@@ -498,6 +500,30 @@ impl Api for Answers {
         types::Health::new(&self.health, clock::monotonic_ns())
     }
 
+    async fn doctor(&self) -> Result<Report, Refused> {
+        let (config, services) = self.read(|known| {
+            let services = known.tree.services();
+            let services =
+                services.filter_map(|service| known.tree.settings(&service.name).cloned());
+            (known.config.clone(), services.collect::<Vec<_>>())
+        })?;
+        let config = Config {
+            services: services
+                .iter()
+                .map(|service| service.settings.clone())
+                .collect(),
+            ..(*config).clone()
+        };
+        let report = tokio::time::timeout(PATIENCE, doctor::report(Some(&config), By::Daemon));
+        match report.await {
+            Ok(Ok(report)) => Ok(report),
+            Ok(Err(error)) => Err(Refused::Unavailable(format!("{}; try again", full(&error)))),
+            Err(_) => Err(Refused::Unavailable(
+                "the kernel did not list its interfaces in time; try again".to_owned(),
+            )),
+        }
+    }
+
     async fn services(&self, names: &[Pattern]) -> Result<List, Refused> {
         let (outline, free) =
             self.read(|known| (status::outline(&known.tree, names), known.free))?;
@@ -541,7 +567,7 @@ impl Api for Answers {
 
     async fn change(&self, change: ServiceChange) -> Result<Changed, Refused> {
         let ServiceChange { wanted, is_trial } = change;
-        let defaults = self.read(|known| known.defaults.clone())?;
+        let defaults = self.read(|known| known.config.defaults.clone())?;
         // A body may be long, and others' answers do not wait for it.
         let wanted = tokio::task::spawn_blocking(move || checked(wanted, &defaults));
         let wanted = wanted.await.map_err(|_| {
@@ -587,7 +613,7 @@ impl Api for Answers {
 }
 
 /// The services of a request, completed and validated.
-fn checked(wanted: ServicesWanted, defaults: &Defaults) -> Result<Wanted, Refused> {
+fn checked(wanted: ServicesWanted, defaults: &config::Defaults) -> Result<Wanted, Refused> {
     match wanted {
         ServicesWanted::Removed(name) => Ok(Wanted::Remove(name)),
         ServicesWanted::Put { name, body, is_new } => {

@@ -10,10 +10,11 @@ use super::{
     metrics,
     problem::{PROBLEM_JSON, Problem},
     routes::{self, Api, Content, Kind, MAX_NAMES, Parameter, REFUSALS, Route},
-    types::{AdminWanted, Changed, Health, List, Status},
+    types::{AdminWanted, Changed, Health, List, LogFilter, Status},
 };
 use crate::{
     config::{NAME_MAX, reference},
+    doctor::Report,
     host::history::Tier,
     state::{
         admin::Admin,
@@ -181,6 +182,8 @@ fn content(of: Content, generator: &mut SchemaGenerator) -> Option<(&'static str
             "required": ["services"],
             "additionalProperties": false,
         }),
+        Content::Doctor => generator.subschema_for::<Report>().to_value(),
+        Content::Log => generator.subschema_for::<LogFilter>().to_value(),
         Content::OpenApi => json!({"type": "object"}),
     };
     Some(("application/json", schema))

@@ -23,10 +23,12 @@ use super::{
     http::{Client, PATIENCE},
     metrics,
     problem::{Problem, Refused},
-    types::{AdminWanted, Changed, Health, List, Status},
+    types::{AdminWanted, Changed, Health, List, LogFilter, Status},
 };
 use crate::{
     config::{Invalid, NAME_MAX},
+    doctor::Report,
+    host::log,
     state::{
         admin::{Admin, AdminState},
         events::{EventFeed, Place},
@@ -79,6 +81,8 @@ pub trait Api: Clone + Send + Sync + 'static {
         member: Option<&str>,
         admin: Admin,
     ) -> impl Future<Output = Result<Admin, Refused>> + Send;
+    /// What this host can do, as the daemon finds it now.
+    fn doctor(&self) -> impl Future<Output = Result<Report, Refused>> + Send;
     /// Changes services.
     fn change(
         &self,
@@ -168,6 +172,10 @@ pub enum Content {
     History,
     /// The text formats of Prometheus.
     Metrics,
+    /// A [`LogFilter`].
+    Log,
+    /// A [`Report`].
+    Doctor,
     /// The OpenAPI document.
     OpenApi,
 }
@@ -545,6 +553,35 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
             }),
         ),
         get(
+            "/v1/doctor",
+            "What stops, slows or falsifies probing on this host, as the daemon finds it now",
+            &[],
+            &[(200, Content::Doctor)],
+            &[],
+            handler!(call => Ok(json(StatusCode::OK, &call.api.doctor().await?))),
+        ),
+        get(
+            "/v1/log",
+            "What the daemon logs",
+            &[],
+            &[(200, Content::Log)],
+            &[],
+            handler!(_call => Ok(log_filter())),
+        ),
+        Route {
+            method: Method::PUT,
+            path: "/v1/log",
+            summary: "Log more or less, until the daemon ends",
+            query: &[],
+            body: Content::Log,
+            answers: &[(200, Content::Log)],
+            refusals: &[403, 413, 422],
+            handle: handler!(call => {
+                set_log_filter(&call.json()?)?;
+                Ok(log_filter())
+            }),
+        },
+        get(
             METRICS,
             "Metrics in the text formats of Prometheus",
             &[SERIES],
@@ -651,6 +688,30 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     // Plain structures with string keys cannot fail to be written.
     let bytes = serde_json::to_vec(value).unwrap_or_default();
     answer(status, "application/json", Body::from(bytes))
+}
+
+fn log_filter() -> Response<Body> {
+    let filter = log::filter().unwrap_or_default();
+    json(StatusCode::OK, &LogFilter { filter })
+}
+
+fn set_log_filter(body: &Json) -> Result<(), Problem> {
+    let key = LogFilter::KEY;
+    let wanted = LogFilter::deserialize(body)
+        .map_err(|error| format!("{error}; give an object with the key `{key}` alone, a text"));
+    wanted
+        .and_then(|wanted| log::set_filter(&wanted.filter))
+        .map_err(|why| {
+            let errors = vec![match body.get(key) {
+                Some(_) => Invalid::at(format!("/{key}"), why),
+                None => Invalid::whole(why),
+            }];
+            Problem::invalid(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "cannot change the log",
+                errors,
+            )
+        })
 }
 
 /// The services of a body that replaces all.

@@ -37,6 +37,7 @@ use super::{
 use crate::{
     config::Invalid,
     detector::lateness,
+    doctor,
     state::{
         admin::Admin,
         events::{self, EventFeed, EventLog, Missed, Numbered},
@@ -91,6 +92,10 @@ impl Api for Fixed {
     fn chained(&self, names: &[Pattern]) -> Vec<String> {
         let names = names.iter().filter(|name| name.as_str() == "internet");
         names.map(|_| "fw-1".to_owned()).collect()
+    }
+
+    async fn doctor(&self) -> Result<doctor::Report, Refused> {
+        Err(Refused::Unknown("nothing".to_owned()))
     }
 
     fn health(&self) -> Health {

@@ -285,6 +285,20 @@ pub struct AdminWanted {
     pub until: Option<Timestamp>,
 }
 
+/// What the daemon logs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogFilter {
+    /// A level (`off`, `error`, `warn`, `info`, `debug`, `trace`), or directives as `tracker_user::net=debug,info`.
+    #[schemars(length(min = 1, max = 1000))]
+    pub filter: String,
+}
+
+impl LogFilter {
+    /// Name of its key.
+    pub const KEY: &str = "filter";
+}
+
 /// Whether the daemon keeps up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {

@@ -25,7 +25,7 @@ use crate::{
     detector::engine::Command,
     error::full,
     host::{
-        clock, ports,
+        clock, log, ports,
         store::{Edit, SERVICES},
     },
     plan::member,
@@ -402,7 +402,10 @@ impl App {
                 Some(listen)
             }
             Err(error) => {
-                tracing::error!("not reloaded, the running config stays: {error:#}");
+                tracing::error!(
+                    target: log::ANSWER,
+                    "not reloaded, the running config stays: {error:#}"
+                );
                 None
             }
         }
@@ -416,6 +419,7 @@ impl App {
 
     async fn try_reload(&mut self, config: Config) -> Result<Option<Listen>> {
         let listen = Listen::read(&config.api)?;
+        let without_services = Arc::new(config.without_services());
         let Config {
             hub: new,
             mut services,
@@ -423,7 +427,7 @@ impl App {
             steering,
             api: _,
             history_size,
-            defaults,
+            defaults: _,
         } = config;
         let old = &self.hub;
         if (
@@ -464,7 +468,7 @@ impl App {
         (self.hub, self.steering_config) = (new, steering);
         let mut events = {
             let mut known = self.known();
-            known.defaults = Arc::new(defaults);
+            known.config = without_services;
             known.tree.set_hub(&self.hub);
             known.tree.apply(&desired, &changed, clock::stamp())
         };

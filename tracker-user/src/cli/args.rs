@@ -82,6 +82,11 @@ pub enum Command {
     /// The daemon keeps a step a second for an hour, a step a minute for a week and a step an hour for two years, as far as
     /// `[history] size` allows; `tracker check` says how far.
     History(HistoryArgs),
+    /// Show or change what the daemon logs
+    ///
+    /// Without a filter, prints what is logged. What is changed counts until the daemon ends; TRACKER_LOG in its environment says
+    /// with what it begins, `info` if that is not set.
+    Log(LogArgs),
     /// Say what this kernel and these interfaces can do, and which mode each would get
     ///
     /// Tries what the daemon needs, one line for each, and says what to do about what is missing.
@@ -233,6 +238,20 @@ pub struct HistoryArgs {
 /// A time, or how long ago it was, as the daemon reads it.
 fn since(text: &str) -> Result<String, String> {
     api::history::since(text, Timestamp::now()).map(|_| text.to_owned())
+}
+
+/// Arguments of `tracker log`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 printed or changed; 1 no such filter, no answer or not root; 64 wrong usage."
+)]
+pub struct LogArgs {
+    /// What to log from now on: off, error, warn, info, debug, trace, or directives as tracker_user::net=debug,info
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
+    /// Where the daemon listens
+    #[command(flatten)]
+    pub socket: SocketArg,
 }
 
 /// Arguments of `tracker service`.

@@ -18,8 +18,8 @@ use ratatui::crossterm::terminal::size;
 use tracker_ebpf::verdict::Verdict;
 
 use args::{
-    CheckArgs, ColourArg, EventsArgs, HistoryArgs, ListArgs, ServiceArgs, ServiceCommand, SetArgs,
-    StatusArgs, When,
+    CheckArgs, ColourArg, EventsArgs, HistoryArgs, ListArgs, LogArgs, ServiceArgs, ServiceCommand,
+    SetArgs, StatusArgs, When,
 };
 use fold::Fold;
 use table::{Layout, Screen};
@@ -27,7 +27,7 @@ use text::Rank;
 
 use crate::api::client::{Call, ClientError};
 use crate::api::history::ServiceHistory;
-use crate::api::types::{AdminWanted, Changed, List, Status};
+use crate::api::types::{AdminWanted, Changed, List, LogFilter, Status};
 use crate::config::{self, Config, ServiceOptions};
 use crate::plan::remarks;
 use crate::state::admin::Admin;
@@ -231,6 +231,27 @@ fn service_list(args: &ListArgs) -> ExitCode {
         table::list(&list, &layout(&args.colour, true))
     };
     finish(print(&text), ExitCode::SUCCESS)
+}
+
+/// `tracker log`.
+pub fn log(args: &LogArgs) -> ExitCode {
+    let body = args
+        .filter
+        .as_ref()
+        .map(|filter| serde_json::json!({LogFilter::KEY: filter}));
+    let method = if body.is_some() {
+        Method::PUT
+    } else {
+        Method::GET
+    };
+    let mut call = Call::new(&args.socket.path, method, &["v1", "log"]);
+    if let Some(body) = &body {
+        call = call.body(body);
+    }
+    match call.ask::<LogFilter>() {
+        Ok((_, now)) => finish(print(&format!("{}\n", now.filter)), ExitCode::SUCCESS),
+        Err(error) => fail(error),
+    }
 }
 
 /// `tracker history`.

@@ -68,6 +68,19 @@ pub struct Config {
 }
 
 impl Config {
+    /// The same without services and chains.
+    pub fn without_services(&self) -> Self {
+        Self {
+            hub: self.hub.clone(),
+            services: Vec::new(),
+            chains: Vec::new(),
+            steering: self.steering.clone(),
+            api: self.api.clone(),
+            history_size: self.history_size,
+            defaults: self.defaults.clone(),
+        }
+    }
+
     /// The number of trackers of all services.
     pub fn tracker_count(&self) -> usize {
         self.services

@@ -22,6 +22,8 @@ const MAX_SUBJECTS: usize = 1_024;
 const OTHERS: &str = "others";
 
 static LOG: LazyLock<Mutex<Repeats>> = LazyLock::new(Mutex::default);
+/// Lines that have no subject, by their text.
+static LINES: LazyLock<Mutex<Repeats>> = LazyLock::new(Mutex::default);
 
 /// Writes a line to the log unless one of the same subject was written in the last minute.
 pub fn log(level: Level, subject: &str, line: Arguments<'_>) {
@@ -36,9 +38,16 @@ pub fn warn(subject: &str, line: Arguments<'_>) {
     log(Level::WARN, subject, line);
 }
 
+/// Whether a line was written in the last minute, word for word, so that it is to be left out.
+pub fn is_repeated(level: Level, line: &str) -> bool {
+    LINES.lock().is_repeated(Instant::now(), level, line)
+}
+
 /// Writes what was left out and is a minute old. Called about once a second.
 pub fn flush() {
-    let lines = LOG.lock().flush(Instant::now());
+    let now = Instant::now();
+    let mut lines = LOG.lock().flush(now);
+    lines.extend(LINES.lock().flush(now));
     for (level, line) in lines {
         write(level, &line);
     }
@@ -95,6 +104,31 @@ impl Repeats {
                 self.subjects
                     .insert(subject.to_owned(), Subject::written(now));
                 Some(line.to_string())
+            }
+        }
+    }
+
+    /// Takes a line that is its own subject; returns whether it is to be left out. Of more lines within a minute than there are
+    /// subjects, those after are not known again.
+    pub fn is_repeated(&mut self, now: Instant, level: Level, line: &str) -> bool {
+        match self.subjects.get_mut(line) {
+            // What was left out of an earlier minute is still to be written: this joins it.
+            Some(known)
+                if known.left_out > 0 || now.saturating_duration_since(known.written) < QUIET =>
+            {
+                known.left_out += 1;
+                known.last.get_or_insert_with(|| (level, line.to_owned()));
+                true
+            }
+            Some(known) => {
+                *known = Subject::written(now);
+                false
+            }
+            None => {
+                if self.subjects.len() < MAX_SUBJECTS {
+                    self.subjects.insert(line.to_owned(), Subject::written(now));
+                }
+                false
             }
         }
     }

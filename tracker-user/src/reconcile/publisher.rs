@@ -6,7 +6,7 @@ use crate::{
     state::{
         events::{Bursts, Event, EventFeed},
         journal::{Record, SavedHeld, SavedService, Snapshot},
-        verdict_log::VerdictLog,
+        verdict_log::{Line, VerdictLog},
     },
 };
 
@@ -132,8 +132,8 @@ impl<S: Store> Publisher<S> {
 
     /// Logs how many changes were left out of the log, once that is due.
     pub fn end_log_window(&mut self, now_mono_ns: u64) {
-        if let Some((_, line)) = self.verdict_log.end_window(now_mono_ns) {
-            tracing::warn!("{line}");
+        if let Some(line) = self.verdict_log.end_window(now_mono_ns) {
+            line.write();
         }
     }
 
@@ -171,16 +171,13 @@ impl<S: Store> Publisher<S> {
 /// Lines for the log. They are written once nothing is locked: writing may block.
 #[must_use]
 #[derive(Default)]
-pub struct LogLines(Vec<(tracing::Level, String)>);
+pub struct LogLines(Vec<Line>);
 
 impl LogLines {
     /// Writes the lines.
     pub fn write(self) {
-        for (level, line) in self.0 {
-            match level {
-                tracing::Level::WARN => tracing::warn!("{line}"),
-                _ => tracing::info!("{line}"),
-            }
+        for line in self.0 {
+            line.write();
         }
     }
 }

@@ -10,10 +10,56 @@ use tracker_ebpf::verdict::Verdict;
 
 use super::events::{Event, EventKind};
 
+/// Target of the lines, by which they are told from others.
+pub const TARGET: &str = "tracker_user::verdict";
+
 /// So many lines are logged in each [`WINDOW_NS`].
 const LINES: u32 = 50;
 /// How long a count of lines lasts.
 const WINDOW_NS: u64 = 10_000_000_000;
+
+/// A line for the log.
+#[derive(Debug, PartialEq)]
+pub struct Line {
+    level: Level,
+    text: String,
+    /// The change that it tells; none if it counts some.
+    event: Option<Box<Event>>,
+}
+
+impl Line {
+    /// Writes it. The journal has the change's values as fields, which have the names that they have in JSON.
+    pub fn write(self) {
+        let Self { level, text, event } = self;
+        macro_rules! write {
+            ($level:expr) => {
+                match event {
+                    None => tracing::event!(target: TARGET, $level, "{text}"),
+                    Some(event) => tracing::event!(
+                        target: TARGET,
+                        $level,
+                        kind = event.kind.as_str(),
+                        chain = event.chain.as_deref(),
+                        service = event.service.as_deref(),
+                        member = event.member.map(|member| member.as_str()),
+                        behind = event.behind.map(tracing::field::display),
+                        from = event.from.as_str(),
+                        to = event.to.as_str(),
+                        cause = event.cause.as_str(),
+                        detail = event.detail.as_deref(),
+                        detection_us = event.detection_us,
+                        group = event.group,
+                        "{text}"
+                    ),
+                }
+            };
+        }
+        match level {
+            Level::WARN => write!(Level::WARN),
+            _ => write!(Level::INFO),
+        }
+    }
+}
 
 /// Which changes are still logged in the present window, by the monotonic clock.
 #[derive(Debug, Default)]
@@ -25,7 +71,7 @@ pub struct VerdictLog {
 
 impl VerdictLog {
     /// The lines for changes that are reported together, the end of an earlier window's first.
-    pub fn lines(&mut self, now_ns: u64, events: &[Event]) -> Vec<(Level, String)> {
+    pub fn lines(&mut self, now_ns: u64, events: &[Event]) -> Vec<Line> {
         let mut lines: Vec<_> = self.end_window(now_ns).into_iter().collect();
         // What a service says of itself need not be said of its only tracker.
         let own = events.iter().filter(|event| event.member.is_none());
@@ -42,7 +88,11 @@ impl VerdictLog {
         for event in whole.chain(parts.filter(|event| !is_said(event))) {
             if self.logged < LINES {
                 self.logged += 1;
-                lines.push((level(event), line(event)));
+                lines.push(Line {
+                    level: level(event),
+                    text: line(event),
+                    event: Some(Box::new(event.clone())),
+                });
             } else {
                 self.left_out += 1;
             }
@@ -51,7 +101,7 @@ impl VerdictLog {
     }
 
     /// The line that ends a window in which not all was logged, once it is over.
-    pub fn end_window(&mut self, now_ns: u64) -> Option<(Level, String)> {
+    pub fn end_window(&mut self, now_ns: u64) -> Option<Line> {
         if now_ns.saturating_sub(self.began_ns) < WINDOW_NS {
             return None;
         }
@@ -64,7 +114,11 @@ impl VerdictLog {
             let text = format!(
                 "{left_out} more changes of verdict were not logged; `tracker events` has them"
             );
-            (Level::WARN, text)
+            Line {
+                level: Level::WARN,
+                text,
+                event: None,
+            }
         })
     }
 }
@@ -123,12 +177,24 @@ mod tests {
         }
     }
 
+    fn told(lines: &[Line]) -> Vec<(Level, &str)> {
+        lines
+            .iter()
+            .map(|line| (line.level, line.text.as_str()))
+            .collect()
+    }
+
     #[test]
     fn a_service_and_its_tracker_are_one_line() {
         let mut log = VerdictLog::default();
         let lines = log.lines(1, &[example(), of_service("fw-1")]);
-        let expected = "fw-1: up -> down, no-reply, found within 312 ms".to_owned();
-        assert_eq!(lines, [(Level::WARN, expected)]);
+        assert_eq!(
+            told(&lines),
+            [(
+                Level::WARN,
+                "fw-1: up -> down, no-reply, found within 312 ms"
+            )]
+        );
         // A tracker that changes alone is told of; what it quotes is plain.
         let alone = Event {
             detail: Some("a\u{1b}[2J".into()),
@@ -136,8 +202,13 @@ mod tests {
             ..example()
         };
         let lines = log.lines(2, &[alone]);
-        let expected = "fw-1/active 10.20.0.9: up -> down, no-reply (a?[2J)".to_owned();
-        assert_eq!(lines, [(Level::WARN, expected)]);
+        assert_eq!(
+            told(&lines),
+            [(
+                Level::WARN,
+                "fw-1/active 10.20.0.9: up -> down, no-reply (a?[2J)"
+            )]
+        );
     }
 
     #[test]
@@ -147,10 +218,10 @@ mod tests {
         events.push(of_service("fw-2"));
         let lines = log.lines(WINDOW_NS, &events);
         assert_eq!(lines.len(), LINES as usize);
-        assert!(lines[0].1.starts_with("fw-2: "), "{lines:?}");
+        assert!(lines[0].text.starts_with("fw-2: "), "{lines:?}");
         assert_eq!(log.lines(WINDOW_NS + 1, &events), []);
         assert_eq!(log.end_window(2 * WINDOW_NS - 1), None);
-        let end = log.end_window(2 * WINDOW_NS).expect("a line").1;
+        let end = log.end_window(2 * WINDOW_NS).expect("a line").text;
         assert!(end.starts_with("1952 more changes of verdict"), "{end}");
         assert_eq!(log.end_window(9 * WINDOW_NS), None);
         assert_eq!(log.lines(9 * WINDOW_NS, &events[..3]).len(), 3);
