@@ -154,61 +154,30 @@ pub struct Root {
     pub what: String,
 }
 
-/// Makes the root of a container image: the program alone if it can be linked statically, else with its libraries.
+/// Makes the root of a container image: the program of the package, and the libraries that it loads.
 pub fn container(tracker: &Path, dir: &Path) -> Result<Root> {
     let root = dir.join("root");
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
     let program = root.join("tracker");
-    let what = match toolchain::static_target().and_then(|target| static_program(&target)) {
-        Ok(built) => {
-            copy(&built, &program)?;
-            "the program alone, linked statically".to_owned()
-        }
-        Err(why) => {
-            sh::say(format_args!(
-                "no static program: {why:#}; the root has the libraries that the program needs"
-            ));
-            copy(tracker, &program)?;
-            let libraries = libraries(tracker)?;
-            for library in &libraries {
-                copy(library, &root.join(library.strip_prefix("/")?))?;
-            }
-            format!("the program and {} libraries", libraries.len())
-        }
-    };
+    copy(tracker, &program)?;
     sh::quiet(Command::new("strip").arg(&program))?;
+    let libraries = libraries(tracker)?;
+    for library in &libraries {
+        copy(library, &root.join(library.strip_prefix("/")?))?;
+    }
     copy(
         &sh::root().join("dist/Containerfile"),
         &dir.join("Containerfile"),
     )?;
     let bytes = fs::metadata(&program)?.len();
-    Ok(Root {
-        path: root,
-        what: format!("{what}, {}", megabytes(bytes)),
-    })
-}
-
-/// Builds the program for a target whose C library is linked in.
-fn static_program(target: &str) -> Result<PathBuf> {
-    sh::say(format_args!(
-        "building for {target}: takes some minutes when dependencies changed"
-    ));
-    sh::run(sh::cargo().args([
-        "build",
-        "--quiet",
-        "--release",
-        "--locked",
-        "--package",
-        "tracker-user",
-        "--target",
-        target,
-    ]))?;
-    Ok(build::target_dir()?
-        .join(target)
-        .join("release")
-        .join("tracker"))
+    let what = format!(
+        "the program, {}, and {} libraries",
+        megabytes(bytes),
+        libraries.len()
+    );
+    Ok(Root { path: root, what })
 }
 
 /// The shared libraries that a program loads, the loader included.

@@ -84,13 +84,6 @@ const DEBIAN_TOOLS: &[Tool] = &[
 const DEBIAN: &str = "bookworm";
 /// Packages of that system besides the required ones: systemd as init.
 const DEBIAN_PACKAGES: &str = "systemd,systemd-sysv,dbus";
-/// The C library that can be linked in.
-const STATIC_TARGET: &str = if cfg!(target_arch = "aarch64") {
-    "aarch64-unknown-linux-musl"
-} else {
-    "x86_64-unknown-linux-musl"
-};
-
 /// What a command needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -601,22 +594,6 @@ pub fn cargo_deb() -> Result<PathBuf> {
         )?;
     }
     Ok(program)
-}
-
-/// The target for static programs, if this compiler can build for it or rustup can add it.
-pub fn static_target() -> Result<String> {
-    let has_it = || {
-        let query = ["--print", "target-libdir", "--target", STATIC_TARGET];
-        sh::output(Command::new("rustc").args(query)).is_some_and(|dir| Path::new(&dir).is_dir())
-    };
-    if !has_it() {
-        sh::say(format_args!("rustup target add {STATIC_TARGET}"));
-        sh::quiet(Command::new("rustup").args(["target", "add", STATIC_TARGET]))?;
-        if !has_it() {
-            bail!("rustc has no standard library for {STATIC_TARGET}");
-        }
-    }
-    Ok(STATIC_TARGET.to_owned())
 }
 
 /// A minimal Debian system in a directory of the cache, made if it is not there. It is never changed again.
