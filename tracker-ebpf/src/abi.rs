@@ -52,6 +52,8 @@ pub mod map {
         HUB, TRACKERS, PATHS, STATE, WINDOWS, BATCH, CURSOR, DEVICES, EVENTS, COUNTERS, STREAMS,
     ];
 
+    /// [`crate::rtt::Rtts`] by path slot; memory-mapped, not pinned.
+    pub const RTTS: &str = "RTTS";
     /// Interfaces on which the filter of the packet socket counts no replies; not pinned.
     pub const EXPECTING: &str = "EXPECTING";
     /// Programs that judge datagrams which the kernel merged into one packet; not pinned.

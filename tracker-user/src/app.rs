@@ -361,6 +361,7 @@ impl App {
         let known = Known {
             tree,
             states: kernel.states(),
+            rtts: kernel.rtts(),
             free: 0,
             steering: None,
             health: sender.health.clone(),

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use jiff::Timestamp;
 use serde_json::{Map, Value as Json};
+use tracker_ebpf::rtt;
 use tracker_ebpf::verdict::{Cause, Verdict};
 use tracker_lab::random::{Random, Rounds, Tally};
 use tracker_user::api::types::Status;
@@ -241,7 +242,12 @@ fn use_it(config: &Config) {
     );
     let _ = (
         table::status(&status, &table::Layout::default()),
-        metrics::render(status.clone(), Vec::new(), metrics::Format::Prometheus),
+        metrics::render(
+            status.clone(),
+            Box::new(|_| [0; rtt::WORDS]),
+            Vec::new(),
+            metrics::Format::Prometheus,
+        ),
     );
 }
 
@@ -681,7 +687,12 @@ fn fuzz_answers() -> Result<()> {
             if let Ok(status) = serde_json::from_slice::<Status>(&text) {
                 let _ = (
                     table::status(&status, &table::Layout::default()),
-                    metrics::render(status.clone(), Vec::new(), metrics::Format::Prometheus),
+                    metrics::render(
+                        status.clone(),
+                        Box::new(|_| [0; rtt::WORDS]),
+                        Vec::new(),
+                        metrics::Format::Prometheus,
+                    ),
                 );
                 is_read = true;
             }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     },
     macros::btf_map,
 };
-use tracker_ebpf::abi;
+use tracker_ebpf::{abi, rtt};
 
 /// `BPF_F_MMAPABLE` (Linux 5.5): userspace reads and writes the array's memory itself.
 const MMAPABLE: usize = 1 << 10;
@@ -35,6 +35,10 @@ pub static EVENTS: RingBuf<(), { abi::EVENTS_BYTES as usize }> = RingBuf::new();
 pub static COUNTERS: PerCpuArray<abi::Counters, 1> = PerCpuArray::new();
 #[btf_map]
 pub static STREAMS: HashMap<abi::StreamKey, u32, 1, NO_PREALLOC> = HashMap::new();
+
+/// Round-trip times of each member. Not pinned: the next daemon begins to count anew.
+#[btf_map]
+pub static RTTS: Array<rtt::Rtts, 1, MMAPABLE> = Array::new();
 
 /// Interfaces on which replies are expected, or pass on their way to one of these, and private ones.
 #[btf_map]

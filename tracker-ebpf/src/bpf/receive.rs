@@ -7,6 +7,7 @@ use tracker_ebpf::{
         self, FIRST_LEN, ProbeHeader,
         reply::{self, LastHop, Message, Reply},
     },
+    rtt,
     window::{Worth, whole_sequence},
     wire::{
         ethernet, icmp,
@@ -17,7 +18,7 @@ use tracker_ebpf::{
 
 use super::{
     atomic,
-    maps::{EVENTS, HUB, STATE, TRACKERS, WINDOWS, count},
+    maps::{EVENTS, HUB, RTTS, STATE, TRACKERS, WINDOWS, count},
     packet::{self, Memory, Packet},
     path,
 };
@@ -602,11 +603,29 @@ pub fn count_reply(
         }
         receive.verdict
     };
+    count_rtt(tracker.path, rtt_ns);
     if tracker.reports(verdict) {
         let sequence = whole_sequence(sequence, sent(state));
         report(slot, tracker, sequence, now_mono_ns);
     }
     Outcome::Counted
+}
+
+/// Counts a round-trip time of a member.
+#[inline(always)]
+fn count_rtt(path: u32, rtt_ns: u64) {
+    let Some(rtts) = RTTS.get_ptr_mut(path) else {
+        return;
+    };
+    let words = rtts.cast::<u64>();
+    // SAFETY: a valid map value, and places within it. Plain additions as in STATE: where two CPUs count a reply of one
+    // member at the same moment, one of them may be lost, and no verdict depends on it.
+    unsafe {
+        let count = words.add(rtt::bucket(rtt_ns) & (rtt::WORDS - 1));
+        *count = (*count).wrapping_add(1);
+        let sum = words.add(rtt::SUM);
+        *sum = (*sum).wrapping_add(rtt_ns);
+    }
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ use tracker_ebpf::abi;
 use super::{
     history::{self, HistoryWanted, ServiceHistory},
     http::PATIENCE,
+    metrics::ReadRtts,
     openapi,
     problem::Refused,
     routes::{Api, ServiceChange, ServicesWanted},
@@ -24,7 +25,10 @@ use super::{
 };
 use crate::{
     config::{self, Config, Invalid, Service, keys::SERVICE_NAME},
-    datapath::{loader::StateReader, steering::SteeredReader},
+    datapath::{
+        loader::{RttReader, StateReader},
+        steering::SteeredReader,
+    },
     desired::model::TrackerRef,
     detector::lateness::Health,
     doctor::{self, By, Report},
@@ -101,6 +105,8 @@ pub struct Known {
     pub tree: StateTree,
     /// Counters, by slot.
     pub states: StateReader,
+    /// Round-trip times, by the members' places in PATHS.
+    pub rtts: RttReader,
     /// How many trackers find place in the maps.
     pub free: u32,
     /// Steering, while it is loaded.
@@ -493,6 +499,11 @@ impl Api for Answers {
     fn chained(&self, names: &[Pattern]) -> Vec<String> {
         self.read(|known| status::chained(&known.tree, names))
             .unwrap_or_default()
+    }
+
+    fn rtts(&self) -> Result<ReadRtts, Refused> {
+        let rtts = self.read(|known| known.rtts.clone())?;
+        Ok(Box::new(move |path| rtts.rtts(path)))
     }
 
     fn health(&self) -> types::Health {

@@ -12,7 +12,10 @@ use prometheus_client::{
     metrics::{MetricType, gauge::ConstGauge},
     registry::Registry,
 };
-use tracker_ebpf::verdict::Verdict;
+use tracker_ebpf::{
+    rtt::{self, BUCKETS, Rtts},
+    verdict::Verdict,
+};
 
 use super::types::{
     ChainStatus, Late, MemberStatus, ReloadStatus, ServiceStatus, Status, TrackerStatus, Transition,
@@ -81,6 +84,8 @@ pub enum Kind {
     Gauge,
     /// A count that never falls.
     Counter,
+    /// Counts by size, and their sum.
+    Histogram,
 }
 
 impl Kind {
@@ -89,6 +94,7 @@ impl Kind {
         match self {
             Self::Gauge => "gauge",
             Self::Counter => "counter",
+            Self::Histogram => "histogram",
         }
     }
 }
@@ -99,6 +105,8 @@ pub enum Of {
     Tracker(fn(&TrackerStatus) -> Option<f64>),
     /// One sample a member.
     Member(fn(&MemberStatus) -> Option<f64>),
+    /// Round-trip times of each member, in seconds.
+    Rtts,
     /// One sample a member: the sum over its trackers.
     Sum(fn(&TrackerStatus) -> u64),
     /// One sample a service.
@@ -124,7 +132,7 @@ impl Of {
     pub const fn labels(&self) -> &'static str {
         match self {
             Self::Tracker(_) => "service, member, endpoint, behind, probe, port, protocol, tracker",
-            Self::Member(_) | Self::Sum(_) => "service, member, endpoint",
+            Self::Member(_) | Self::Sum(_) | Self::Rtts => "service, member, endpoint",
             Self::Service(_) => "service",
             Self::Admin => "service, member, state",
             Self::Transitions(_) => "service, verdict, cause",
@@ -339,6 +347,12 @@ pub const METRICS: &[Metric] = &[
         }),
     },
     Metric {
+        name: "tracker_member_rtt_seconds",
+        kind: Kind::Histogram,
+        help: "Round-trip times of all trackers of the member since the daemon's start; one-way if the proof is the arrival.",
+        of: Of::Rtts,
+    },
+    Metric {
         name: "tracker_member_rtt_min_seconds",
         kind: Kind::Gauge,
         help: "Shortest round-trip time of all trackers of the member; one-way if the proof is the arrival.",
@@ -472,6 +486,9 @@ fn seconds(us: Option<u64>) -> Option<f64> {
     us.map(|us| us as f64 / 1e6)
 }
 
+/// The kernel's buckets from the end of which on metrics tell: 16 us to 17 s.
+const TOLD: std::ops::RangeInclusive<usize> = 8..=48;
+
 /// What tells two trackers of a member apart for people, if anything does.
 type Key = (IpAddr, Probe, Option<u16>, Option<Protocol>);
 
@@ -484,11 +501,15 @@ fn key(tracker: &TrackerStatus) -> Key {
     )
 }
 
+/// Reads what the kernel counted of a member's round-trip times, by its place in the maps.
+pub type ReadRtts = Box<dyn Fn(u32) -> Rtts + Send + Sync>;
+
 /// The page of a status. Trackers have series of their own in the services that `series` match.
-pub fn render(status: Status, series: Vec<Pattern>, format: Format) -> String {
+pub fn render(status: Status, rtts: ReadRtts, series: Vec<Pattern>, format: Format) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Page {
         status,
+        rtts,
         series,
         format,
     }));
@@ -504,11 +525,17 @@ pub fn render(status: Status, series: Vec<Pattern>, format: Format) -> String {
 /// Labels of a sample.
 type Labels = Vec<(&'static str, String)>;
 
-#[derive(Debug)]
 struct Page {
     status: Status,
+    rtts: ReadRtts,
     series: Vec<Pattern>,
     format: Format,
+}
+
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Page").finish_non_exhaustive()
+    }
 }
 
 impl Collector for Page {
@@ -527,6 +554,10 @@ impl Collector for Page {
             ("timer", late.timer),
         ];
         for metric in METRICS {
+            if let Of::Rtts = metric.of {
+                self.encode_rtts(&mut encoder, metric)?;
+                continue;
+            }
             let mut family = Family {
                 encoder: &mut encoder,
                 metric,
@@ -544,6 +575,8 @@ impl Collector for Page {
                         family.sample(|| member_labels(service, member), value(member));
                     }
                 }
+                // Written above.
+                Of::Rtts => {}
                 Of::Sum(value) => {
                     for (service, member) in members() {
                         let sum: u64 = member.trackers.iter().map(value).sum();
@@ -602,6 +635,47 @@ impl Collector for Page {
 }
 
 impl Page {
+    /// Writes the histograms of members. Of the kernel's buckets, those that end at powers of two are told, from 16 us to 17 s: what
+    /// is between is of use only to percentiles of the history.
+    fn encode_rtts(&self, encoder: &mut DescriptorEncoder<'_>, metric: &Metric) -> fmt::Result {
+        let members: Vec<_> = self
+            .status
+            .services
+            .iter()
+            .flat_map(|service| service.members.iter().map(move |member| (service, member)))
+            .filter_map(|(service, member)| Some((service, member, member.path?)))
+            .collect();
+        if members.is_empty() {
+            return Ok(());
+        }
+        let Metric { name, help, .. } = metric;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (service, member, path) in members {
+            let rtts = (self.rtts)(path);
+            let mut buckets = Vec::new();
+            let (mut counted, mut total) = (0, 0);
+            for (bucket, count) in rtts[..BUCKETS].iter().enumerate() {
+                counted += count;
+                total += count;
+                if TOLD.contains(&bucket) && bucket % 2 == 0 {
+                    buckets.push((rtt::end_ns(bucket) as f64 / 1e9, counted));
+                    counted = 0;
+                }
+            }
+            buckets.push((f64::MAX, counted));
+            let labels = member_labels(service, member);
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(
+                    rtts[rtt::SUM] as f64 / 1e9,
+                    total,
+                    &buckets,
+                    None,
+                )?;
+        }
+        Ok(())
+    }
+
     /// The trackers that have series of their own, with their labels.
     fn trackers(&self) -> Vec<(Labels, &TrackerStatus)> {
         let mut trackers = Vec::new();
@@ -732,7 +806,48 @@ mod tests {
     /// The page with the series of all trackers.
     fn render(status: &Status) -> String {
         let all = Pattern::new("*").unwrap();
-        super::render(status.clone(), vec![all], Format::Prometheus)
+        super::render(status.clone(), none(), vec![all], Format::Prometheus)
+    }
+
+    /// No round-trip time was counted.
+    fn none() -> ReadRtts {
+        Box::new(|_| [0; rtt::WORDS])
+    }
+
+    #[test]
+    fn round_trip_times_of_a_member_are_a_histogram() {
+        let read: ReadRtts = Box::new(|path| {
+            assert_eq!(path, 7);
+            let mut rtts = [0; rtt::WORDS];
+            rtts[rtt::bucket(3_000)] = 1;
+            rtts[rtt::bucket(40_000)] = 5;
+            rtts[rtt::bucket(41_000)] += 1;
+            rtts[rtt::bucket(30_000_000_000)] = 2;
+            rtts[rtt::SUM] = 60_000_250_000;
+            rtts
+        });
+        let page = super::render(example(), read, Vec::new(), Format::Prometheus);
+        let labels = r#"service="fw-1",member="active",endpoint="10.9.0.2""#;
+        let of = |le: &str, count: u64| {
+            format!("tracker_member_rtt_seconds_bucket{{le=\"{le}\",{labels}}} {count}\n")
+        };
+        for line in [
+            "# TYPE tracker_member_rtt_seconds histogram\n".to_owned(),
+            of("0.000016384", 1),
+            of("0.000032768", 1),
+            of("0.000065536", 7),
+            of("17.179869184", 7),
+            of("+Inf", 9),
+            format!("tracker_member_rtt_seconds_sum{{{labels}}} 60.00025\n"),
+            format!("tracker_member_rtt_seconds_count{{{labels}}} 9\n"),
+        ] {
+            assert!(page.contains(&line), "{line}{page}");
+        }
+        assert_eq!(
+            page.matches("tracker_member_rtt_seconds_bucket").count(),
+            22,
+            "{page}"
+        );
     }
 
     #[test]
@@ -762,7 +877,7 @@ mod tests {
         let status = example();
         let page = |names: &[&str]| {
             let names = names.iter().map(|name| Pattern::new(name).unwrap());
-            super::render(status.clone(), names.collect(), Format::Prometheus)
+            super::render(status.clone(), none(), names.collect(), Format::Prometheus)
         };
         for (names, has_some) in [
             (&[][..], false),
@@ -778,7 +893,7 @@ mod tests {
     /// A family has the name of its samples without `_total`, so a gauge and a counter must not share it.
     #[test]
     fn families_of_openmetrics_have_names_of_their_own() {
-        let page = super::render(example(), Vec::new(), Format::OpenMetrics);
+        let page = super::render(example(), none(), Vec::new(), Format::OpenMetrics);
         assert!(page.ends_with("# EOF\n"), "{page}");
         let mut seen = HashSet::new();
         for line in page.lines().filter(|line| line.starts_with("# TYPE ")) {

@@ -54,6 +54,8 @@ pub trait Api: Clone + Send + Sync + 'static {
         names: Vec<Pattern>,
         trackers: bool,
     ) -> impl Future<Output = Result<Body, Refused>> + Send;
+    /// What reads the members' round-trip times.
+    fn rtts(&self) -> Result<metrics::ReadRtts, Refused>;
     /// The event stream.
     fn events(&self) -> EventFeed;
     /// The names of the services in the chains that `names` match.
@@ -591,8 +593,9 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
                 let series = call.names(&SERIES)?;
                 let format = metrics::Format::accepted(call.headers.get(header::ACCEPT));
                 let status = call.api.status(&[]).await?;
+                let rtts = call.api.rtts()?;
                 // A page may be long, and others' answers do not wait for it.
-                let page = tokio::task::spawn_blocking(move || metrics::render(status, series, format));
+                let page = tokio::task::spawn_blocking(move || metrics::render(status, rtts, series, format));
                 let page = page.await.map_err(|_| {
                     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "making the page failed; this is a bug, please report it")
                 })?;

@@ -11,7 +11,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tracker_ebpf::abi;
+use tracker_ebpf::{
+    abi,
+    rtt::{self, BUCKETS, Rtts},
+};
 
 use super::answers::{Answers, Known};
 use crate::{
@@ -130,6 +133,8 @@ struct Counted {
     rtt_sum_ns: u64,
     /// Shortest and longest of those round-trip times that are known one by one.
     rtt_ns: Option<(u64, u64)>,
+    /// 99th percentile, if it is known.
+    p99_ns: Option<u64>,
 }
 
 impl Counts {
@@ -172,6 +177,7 @@ impl Counts {
                 rtt_sum_ns
             },
             rtt_ns: (received > 0).then_some((min, max)),
+            p99_ns: None,
         }
     }
 }
@@ -194,10 +200,14 @@ impl Counted {
         Value {
             sent: self.sent,
             lost: self.lost,
-            rtt: rtt.map(|((min, max), mean)| Rtt {
-                min_us: us(min.min(mean)),
-                mean_us: us(mean),
-                max_us: us(max.max(mean)),
+            rtt: rtt.map(|((min, max), mean)| {
+                let (min_us, max_us) = (us(min.min(mean)), us(max.max(mean)));
+                Rtt {
+                    min_us,
+                    mean_us: us(mean),
+                    p99_us: history::p99_us(self.p99_ns, min_us, max_us),
+                    max_us,
+                }
             }),
         }
     }
@@ -219,6 +229,8 @@ struct Column {
     number: u32,
     /// Where its trackers' counters are.
     slots: Vec<Option<u32>>,
+    /// Where its round-trip times are.
+    path: Option<u32>,
 }
 
 /// Takes the members' counters.
@@ -234,6 +246,8 @@ struct Sampler {
     epoch: Option<u64>,
     /// By slot.
     before: Vec<Before>,
+    /// Round-trip times as they were last read, by path slot.
+    rtts: Vec<Option<Box<Rtts>>>,
     /// The second in which counters were last read; 0 if they never were.
     sampled: u64,
     /// What was counted in it, by column.
@@ -328,13 +342,15 @@ impl Sampler {
 
     /// Reads the counters. False if they cannot be read now.
     fn sample(&mut self, answers: &Answers) -> bool {
-        let Ok(states) = answers.read(|known| known.states.clone()) else {
+        let readers = answers.read(|known| (known.states.clone(), known.rtts.clone()));
+        let Ok((states, rtts_now)) = readers else {
             return false;
         };
         let Self {
             tick,
             columns,
             before,
+            rtts,
             sampled,
             counted,
             ..
@@ -345,11 +361,30 @@ impl Sampler {
             for slot in column.slots.iter().flatten() {
                 sum.add(count(before, *slot, *tick, *sampled, &states.state(*slot)));
             }
+            if let Some(path) = column.path {
+                sum.p99_ns = p99_ns(rtts, path, &rtts_now.rtts(path));
+            }
             sum
         }));
         *sampled = *tick;
         true
     }
+}
+
+/// The 99th percentile of what was counted of a member since its round-trip times were last read.
+fn p99_ns(before: &mut Vec<Option<Box<Rtts>>>, path: u32, now: &Rtts) -> Option<u64> {
+    let at = path as usize;
+    if at >= before.len() {
+        before.resize(at + 1, None);
+    }
+    let known = before[at].replace(Box::new(*now))?;
+    // Another member has the place, or the kernel's counts began anew.
+    let has_fallen = now.iter().zip(&*known).any(|(now, before)| now < before);
+    let mut counts = [0; BUCKETS];
+    for (count, (now, before)) in counts.iter_mut().zip(now.iter().zip(&*known)) {
+        *count = if has_fallen { *now } else { now - before };
+    }
+    rtt::quantile_ns(&counts, 0.99)
 }
 
 /// What a slot's tracker counted since counters were last read, in second `sampled`.
@@ -407,6 +442,7 @@ fn slice(
                 ),
                 number: 0,
                 slots: Vec::with_capacity(member.trackers.len()),
+                path: member.slot,
             });
         }
         let trackers = member.trackers.iter().skip(cursor.tracker).take(left);
@@ -469,6 +505,23 @@ mod tests {
             count(9, 8, state(50, 1, &[2_000, 3_000])),
             (50, 1, Some((2, 3, 3)))
         );
+    }
+
+    #[test]
+    fn the_percentile_is_of_what_was_counted_since() {
+        let mut before = Vec::new();
+        let mut now = [0; rtt::WORDS];
+        now[rtt::bucket(2_000_000)] = 50;
+        assert_eq!(p99_ns(&mut before, 3, &now), None);
+        assert_eq!(p99_ns(&mut before, 3, &now), None);
+        now[rtt::bucket(40_000)] += 2;
+        let found = p99_ns(&mut before, 3, &now).unwrap();
+        assert_eq!(rtt::bucket(found), rtt::bucket(40_000));
+        // Another member has the place.
+        let mut other = [0; rtt::WORDS];
+        other[rtt::bucket(700_000)] = 1;
+        let found = p99_ns(&mut before, 3, &other).unwrap();
+        assert_eq!(rtt::bucket(found), rtt::bucket(700_000));
     }
 
     #[test]

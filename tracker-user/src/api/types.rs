@@ -244,6 +244,9 @@ pub struct MemberStatus {
     /// Last verdict that was known; present only while the daemon stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
+    /// Its place in the kernel's maps, for metrics.
+    #[serde(skip)]
+    pub path: Option<u32>,
 }
 
 /// The services of a hub, as `tracker service list --json` prints them.
@@ -588,6 +591,7 @@ pub(crate) mod tests {
                     effective: Verdict::Up,
                     admin: Admin::default(),
                     last_verdict: None,
+                    path: Some(7),
                 }],
                 steered: None,
                 replied: None,

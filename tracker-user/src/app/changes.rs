@@ -108,6 +108,7 @@ impl App {
                 Placed::Member { id, path, is_new } => {
                     if is_new {
                         self.steering.reset(path);
+                        known.rtts.reset(path);
                     }
                     known.tree.place_member(id, path);
                 }

@@ -44,12 +44,15 @@ struct Bin {
     lost: u64,
     /// Shortest and longest round-trip time, and the mean with its weight.
     rtt: Option<(u64, u64, f64, f64)>,
+    /// Greatest 99th percentile of the steps, below which at least 99 of 100 replies of all of them are.
+    p99: Option<u64>,
 }
 
 impl Bin {
     fn add(&mut self, point: &HistoryPoint) {
         self.sent += point.sent();
         self.lost += point.lost();
+        self.p99 = self.p99.max(point.rtt_p99_us());
         let Some((least, mean, most)) = point.rtt_us() else {
             return;
         };
@@ -130,8 +133,8 @@ pub fn text(history: &ServiceHistory) -> String {
         );
         let _ = writeln!(
             text,
-            "{:<20} {:>9} {:>8} {:>7} {:>9} {:>9} {:>9}",
-            "TIME", "SENT", "LOST", "LOSS", "RTT-MIN", "RTT-MEAN", "RTT-MAX"
+            "{:<20} {:>9} {:>8} {:>7} {:>9} {:>9} {:>9} {:>9}",
+            "TIME", "SENT", "LOST", "LOSS", "RTT-MIN", "RTT-MEAN", "RTT-P99", "RTT-MAX"
         );
         for bin in bins {
             let none = || "-".to_owned();
@@ -141,13 +144,14 @@ pub fn text(history: &ServiceHistory) -> String {
             );
             let _ = writeln!(
                 text,
-                "{:<20} {:>9} {:>8} {:>6.1}% {:>9} {:>9} {:>9}",
+                "{:<20} {:>9} {:>8} {:>6.1}% {:>9} {:>9} {:>9} {:>9}",
                 time(bin.time),
                 bin.sent,
                 bin.lost,
                 bin.loss() * 100.0,
                 min,
                 bin.mean().map_or_else(none, rtt),
+                bin.p99.map_or_else(none, |us| rtt(us as f64)),
                 max
             );
         }

@@ -14,7 +14,7 @@ use aya::{
     programs::{SchedClassifier, Xdp, xdp::XdpMode},
 };
 use aya_obj::programs::XdpAttachType;
-use tracker_ebpf::{abi, wire::token};
+use tracker_ebpf::{abi, rtt, wire::token};
 
 use super::{
     OBJECT,
@@ -75,6 +75,7 @@ pub struct Kernel {
     trackers: Array<MapData, abi::Tracker>,
     streams: BpfHashMap<MapData, abi::StreamKey, u32>,
     states: StateReader,
+    rtts: RttReader,
     windows: Arc<Mapped<u64>>,
     sizes: Sizes,
     send: Attachment,
@@ -94,6 +95,28 @@ impl StateReader {
         self.0
             .at(slot)
             .map_or_else(Default::default, |state| unsafe { state.read_volatile() })
+    }
+}
+
+/// Reads members' round-trip times out of the kernel's own memory.
+#[derive(Clone, Debug)]
+pub struct RttReader(Arc<Mapped<rtt::Rtts>>);
+
+impl RttReader {
+    /// What was counted of a member by its path slot; its words may be of slightly different moments.
+    pub fn rtts(&self, path: u32) -> rtt::Rtts {
+        // SAFETY: a valid element, which the kernel writes word by word.
+        self.0
+            .at(path)
+            .map_or([0; rtt::WORDS], |rtts| unsafe { rtts.read_volatile() })
+    }
+
+    /// Begins anew for another member.
+    pub fn reset(&self, path: u32) {
+        if let Some(rtts) = self.0.at(path) {
+            // SAFETY: as above; no probe of the new member has left yet.
+            unsafe { rtts.write_volatile([0; rtt::WORDS]) };
+        }
     }
 }
 
@@ -143,6 +166,7 @@ impl Kernel {
             .map_max_entries(abi::map::STATE, entries(sizes.trackers))
             .map_max_entries(abi::map::STREAMS, entries(sizes.trackers))
             .map_max_entries(abi::map::PATHS, entries(sizes.paths))
+            .map_max_entries(abi::map::RTTS, entries(sizes.paths))
             .map_max_entries(abi::map::WINDOWS, entries(sizes.words))
             .map_max_entries(abi::map::BATCH, batch)
             .map_max_entries(abi::map::DEVICES, devices)
@@ -234,6 +258,7 @@ impl Kernel {
             trackers: Array::try_from(take(&mut ebpf, abi::map::TRACKERS)?)?,
             streams: BpfHashMap::try_from(take(&mut ebpf, abi::map::STREAMS)?)?,
             states: StateReader(state),
+            rtts: RttReader(Arc::new(mapped(&ebpf, abi::map::RTTS)?)),
             windows,
             ebpf,
             hub,
@@ -584,6 +609,11 @@ impl Kernel {
     /// A reader of trackers' states.
     pub fn states(&self) -> StateReader {
         self.states.clone()
+    }
+
+    /// A reader of members' round-trip times.
+    pub fn rtts(&self) -> RttReader {
+        self.rtts.clone()
     }
 
     /// Leaves maps and links pinned, so that programs stay attached.

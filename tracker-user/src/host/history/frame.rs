@@ -150,11 +150,13 @@ fn cell(into: &mut Vec<u8>, value: &Value) {
     if let Some(Rtt {
         min_us,
         mean_us,
+        p99_us,
         max_us,
     }) = value.rtt
     {
         number(into, min_us);
         number(into, mean_us.saturating_sub(min_us));
+        number(into, p99_us.saturating_sub(min_us));
         number(into, max_us.saturating_sub(mean_us));
     }
 }
@@ -236,10 +238,12 @@ fn take_cell(head: u8, bytes: &mut &[u8]) -> Option<Value> {
     let rtt = if head & HAS_RTT != 0 {
         let min_us = take_number(bytes)?;
         let mean_us = min_us.checked_add(take_number(bytes)?)?;
+        let p99_us = min_us.checked_add(take_number(bytes)?)?;
         let max_us = mean_us.checked_add(take_number(bytes)?)?;
         Some(Rtt {
             min_us,
             mean_us,
+            p99_us,
             max_us,
         })
     } else {
@@ -266,6 +270,7 @@ mod tests {
             rtt: rtt.map(|(min_us, more, most)| Rtt {
                 min_us,
                 mean_us: min_us + more,
+                p99_us: min_us + most,
                 max_us: min_us + more + most,
             }),
         })

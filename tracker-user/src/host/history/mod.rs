@@ -44,15 +44,24 @@ pub struct Value {
     pub rtt: Option<Rtt>,
 }
 
-/// Round-trip times in microseconds, ascending.
+/// Round-trip times in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rtt {
     /// Shortest.
     pub min_us: u64,
     /// Mean.
     pub mean_us: u64,
+    /// 99th percentile, at least the shortest and at most the longest.
+    pub p99_us: u64,
     /// Longest.
     pub max_us: u64,
+}
+
+/// A 99th percentile in microseconds, between the shortest and the longest time; the longest if it is not known.
+pub fn p99_us(found_ns: Option<u64>, min_us: u64, max_us: u64) -> u64 {
+    found_ns
+        .map_or(max_us, |ns| ns / 1_000)
+        .clamp(min_us, max_us)
 }
 
 /// Why the history cannot be written or read.

@@ -15,6 +15,7 @@ fn value(sent: u64, lost: u64, us: Option<u64>) -> Value {
         rtt: us.map(|us| Rtt {
             min_us: us,
             mean_us: us,
+            p99_us: us,
             max_us: us,
         }),
     }
@@ -95,6 +96,7 @@ fn what_is_written_is_read_by_service_and_tier() {
         rtt: Some(Rtt {
             min_us: 100,
             mean_us: 129,
+            p99_us: 158,
             max_us: 158,
         }),
     };
