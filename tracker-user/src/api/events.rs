@@ -154,6 +154,8 @@ impl Reader {
                 return Some((Ok(bytes.into()), self));
             }
             if is_read {
+                // Events that are not wanted may be many, and others' answers come by the same thread.
+                tokio::task::yield_now().await;
                 continue;
             }
             if self.end.is_some_and(|end| self.cursor + 1 >= end) {

@@ -890,9 +890,14 @@ async fn read_body(body: Body) -> Result<Bytes, Problem> {
         let detail = format!("the body did not come within {} s", PATIENCE.as_secs());
         Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
     };
-    read.map_err(late)?.map_err(|_| {
-        let detail =
-            format!("the body has more than {MAX_BODY} bytes, or ended early; send less at a time");
+    read.map_err(late)?.map_err(|error| {
+        let mut causes = anyhow::Chain::new(&error);
+        // What the connection came to; else the limit was met.
+        if causes.any(|cause| cause.is::<hyper::Error>()) {
+            let detail = "the body ended before its end; send as many bytes as Content-Length says";
+            return Problem::new(StatusCode::BAD_REQUEST, detail);
+        }
+        let detail = format!("the body has more than {MAX_BODY} bytes; send less at a time");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     })
 }

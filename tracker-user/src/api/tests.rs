@@ -686,20 +686,27 @@ fn a_client_that_does_not_go_on_is_ended() {
 #[test]
 fn a_client_that_closed_its_side_is_answered_but_does_not_follow() {
     let daemon = Daemon::start(8);
-    let ask = |path: &str| {
+    let ask = |request: &str| {
         let mut stream = daemon.connect();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut said = String::new();
         stream.read_to_string(&mut said).map(|_| said)
     };
     // Many times: whether the end is seen before the request is answered is up to the scheduler.
     for _ in 0..50 {
-        let said = ask("/v1/openapi.json").unwrap();
+        let said = ask("GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         assert!(said.starts_with("HTTP/1.1 200"), "{said:?}");
     }
     // It ends, however long nothing happens.
-    ask("/v1/events?follow=true").expect("an end");
+    ask("GET /v1/events?follow=true HTTP/1.1\r\nHost: x\r\n\r\n").expect("an end");
+    // A body of which the rest will not come.
+    let head = "PUT /v1/services/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{";
+    let said = ask(head).unwrap();
+    assert!(
+        said.starts_with("HTTP/1.1 400") && said.contains("before its end"),
+        "{said:?}"
+    );
 }
 
 #[test]
