@@ -8,6 +8,7 @@ use tracker_ebpf::abi::{
     Family, Probe,
     program::{TC_RECEIVE, TC_RECEIVE_IP},
 };
+use tracker_ebpf::rtt;
 use tracker_lab::packets::{self, PROBE_HEADER};
 
 /// The last probe that was sent.
@@ -88,11 +89,20 @@ fn run(
     should.counters = is.counters;
     should.words.clone_from(&is.words);
     should.states[slot].receive = other.receive;
+    should.rtts.clone_from(&is.rtts);
     should.states[slot].trouble.corrupt = other.trouble.corrupt;
     should.states[slot].trouble.corrupt_mono_ns = other.trouble.corrupt_mono_ns;
     assert_same(&what, "maps", &is, &should);
     let received = other.receive.received - before.states[slot].receive.received;
     assert_eq!(received, counted, "{what}: of the tracker");
+    let path = world.tracker.path as usize;
+    let more = |words: std::ops::Range<usize>| -> u64 {
+        let of = |rtts: &[rtt::Rtts]| rtts[path][words.clone()].iter().sum::<u64>();
+        of(&is.rtts) - of(&before.rtts)
+    };
+    assert_eq!(more(0..rtt::BUCKETS), counted, "{what}: of the member");
+    let took = other.receive.rtt_sum_ns - before.states[slot].receive.rtt_sum_ns;
+    assert_eq!(more(rtt::SUM..rtt::WORDS), took, "{what}: of the member");
     let forged = payloads
         .iter()
         .take(JUDGED)

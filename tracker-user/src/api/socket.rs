@@ -135,7 +135,9 @@ pub fn bind(path: &Path, group: Option<&str>) -> Result<Socket, BindError> {
                 path: path.to_owned(),
                 group: name.to_owned(),
             })?;
-            privileges::join(group.gid).map_err(refused("join its group"))?;
+            privileges::join(group.gid).map_err(refused(
+                "join its group, which takes CAP_SETGID or, under systemd, SupplementaryGroups= in the unit",
+            ))?;
             chown(path, None, Some(group.gid)).map_err(refused("give it to its group"))?;
             0o660
         }

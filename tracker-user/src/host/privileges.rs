@@ -36,8 +36,13 @@ pub const START: [Capability; 6] = [
 ];
 
 /// What [`START`] has and the unit in `dist` does not grant, because it grants the same in another way: `LimitRTPRIO` the
-/// priority; and under `NoNewPrivileges` nothing comes of a bounding set that is not empty.
-pub const UNIT_LACKS: [Capability; 2] = [Capability::CAP_SETPCAP, Capability::CAP_SYS_NICE];
+/// priority, `SupplementaryGroups` of a drop-in the group of the socket; and under `NoNewPrivileges` nothing comes of a bounding set
+/// that is not empty.
+pub const UNIT_LACKS: [Capability; 3] = [
+    Capability::CAP_SETPCAP,
+    Capability::CAP_SYS_NICE,
+    Capability::CAP_SETGID,
+];
 
 /// Why this process lacks capabilities, or cannot give up others.
 #[derive(Debug, thiserror::Error)]
