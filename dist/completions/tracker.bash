@@ -34,6 +34,9 @@ _tracker() {
             tracker,history)
                 cmd="tracker__subcmd__history"
                 ;;
+            tracker,log)
+                cmd="tracker__subcmd__log"
+                ;;
             tracker,run)
                 cmd="tracker__subcmd__run"
                 ;;
@@ -63,6 +66,9 @@ _tracker() {
                 ;;
             tracker__subcmd__help,history)
                 cmd="tracker__subcmd__help__subcmd__history"
+                ;;
+            tracker__subcmd__help,log)
+                cmd="tracker__subcmd__help__subcmd__log"
                 ;;
             tracker__subcmd__help,run)
                 cmd="tracker__subcmd__help__subcmd__run"
@@ -125,7 +131,7 @@ _tracker() {
 
     case "${cmd}" in
         tracker)
-            opts="-h -V --help --version run check status events watch service history doctor cleanup help"
+            opts="-h -V --help --version run check status events watch service history log doctor cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -215,7 +221,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__help)
-            opts="run check status events watch service history doctor cleanup help"
+            opts="run check status events watch service history log doctor cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -299,6 +305,20 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__help__subcmd__history)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tracker__subcmd__help__subcmd__log)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -443,6 +463,24 @@ _tracker() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tracker__subcmd__log)
+            opts="-h --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

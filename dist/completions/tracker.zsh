@@ -209,6 +209,14 @@ _arguments "${_arguments_options[@]}" : \
 ':name -- The service:_default' \
 && ret=0
 ;;
+(log)
+_arguments "${_arguments_options[@]}" : \
+'--socket=[The daemon'\''s socket]:PATH:_files' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+'::filter -- What to log from now on\: off, error, warn, info, debug, trace, or directives as tracker_user\:\:net=debug,info:_default' \
+&& ret=0
+;;
 (doctor)
 _arguments "${_arguments_options[@]}" : \
 '--config=[Also look at the interfaces that this configuration names]:FILE:_files' \
@@ -293,6 +301,10 @@ esac
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(log)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (doctor)
 _arguments "${_arguments_options[@]}" : \
 && ret=0
@@ -324,6 +336,7 @@ _tracker_commands() {
 'watch:Watch services live on the terminal' \
 'service:Add, remove and list services while the daemon runs' \
 'history:Show loss, round-trip times and events of a service over time' \
+'log:Show or change what the daemon logs' \
 'doctor:Say what this kernel and these interfaces can do, and which mode each would get' \
 'cleanup:Remove programs and pins that a killed daemon left' \
 'help:Print this message or the help of the given subcommand(s)' \
@@ -360,6 +373,7 @@ _tracker__subcmd__help_commands() {
 'watch:Watch services live on the terminal' \
 'service:Add, remove and list services while the daemon runs' \
 'history:Show loss, round-trip times and events of a service over time' \
+'log:Show or change what the daemon logs' \
 'doctor:Say what this kernel and these interfaces can do, and which mode each would get' \
 'cleanup:Remove programs and pins that a killed daemon left' \
 'help:Print this message or the help of the given subcommand(s)' \
@@ -395,6 +409,11 @@ _tracker__subcmd__help__subcmd__help_commands() {
 _tracker__subcmd__help__subcmd__history_commands() {
     local commands; commands=()
     _describe -t commands 'tracker help history commands' commands "$@"
+}
+(( $+functions[_tracker__subcmd__help__subcmd__log_commands] )) ||
+_tracker__subcmd__help__subcmd__log_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker help log commands' commands "$@"
 }
 (( $+functions[_tracker__subcmd__help__subcmd__run_commands] )) ||
 _tracker__subcmd__help__subcmd__run_commands() {
@@ -445,6 +464,11 @@ _tracker__subcmd__help__subcmd__watch_commands() {
 _tracker__subcmd__history_commands() {
     local commands; commands=()
     _describe -t commands 'tracker history commands' commands "$@"
+}
+(( $+functions[_tracker__subcmd__log_commands] )) ||
+_tracker__subcmd__log_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker log commands' commands "$@"
 }
 (( $+functions[_tracker__subcmd__run_commands] )) ||
 _tracker__subcmd__run_commands() {
