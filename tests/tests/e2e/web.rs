@@ -397,8 +397,19 @@ fn a_thousand_services_stay_smooth() -> Result<()> {
     const COUNT: usize = 1000;
     let lab = Lab::new()?;
     let service = lab.service();
+    // Each tenth service is to fall without the others.
+    let other = "10.20.0.10";
+    service
+        .host
+        .ip(&format!("address add {other}/32 dev eth0\n"))?;
     let services: String = (0..COUNT)
-        .map(|number| service.toml(&format!("svc-{number:04}")))
+        .map(|number| {
+            let name = format!("svc-{number:04}");
+            match number % 10 {
+                0 => service.toml_to(&name, other, ""),
+                _ => service.toml(&name),
+            }
+        })
         .collect();
     let config = config(&services, "web = true")
         .defaults("interval = \"1s\"\ntimeout = \"500ms\"\nfall = 2");
@@ -440,11 +451,29 @@ fn a_thousand_services_stay_smooth() -> Result<()> {
     browser.run("const search = document.getElementById('search'); search.value = ''; search.dispatchEvent(new Event('input'))")?;
     browser.run("scrollTo(0, 0)")?;
 
+    // Each row says what the summary counts, and the rows stand in order: those that are down first.
+    let settled = |down: usize| {
+        format!(
+            "(rows => rows.length === {COUNT} && rows.filter(({{dataset}}) => dataset.verdict === 'down').length === {down} \
+             && rows.every(row => row.querySelector('.verdict').textContent === row.dataset.verdict) \
+             && rows.every((row, at) => at === 0 || (is_down => is_down(rows[at - 1]) - is_down(row) || row.row.at - rows[at - 1].row.at) \
+             (({{dataset}}) => Number(dataset.verdict === 'down')) > 0) \
+             && document.getElementById('summary').textContent.includes('{down} down'))([...document.querySelectorAll('.row')])"
+        )
+    };
+    browser.wait_for("the order", &settled(0))?;
+    browser.run("document.querySelectorAll('.row')[500].querySelector('.open').focus()")?;
+    service.block(other)?;
+    browser.wait_for("a tenth down", &settled(COUNT / 10))?;
+    assert_eq!(
+        browser.run("return document.activeElement.textContent")?,
+        "svc-0500",
+        "a row that was moved keeps the focus"
+    );
+    service.mend()?;
+    browser.wait_for("all up again", &settled(0))?;
     service.break_forwarding()?;
-    browser.wait_for(
-        "all down",
-        "document.querySelectorAll('.row[data-verdict=down]').length === 1000",
-    )?;
+    browser.wait_for("all down", &settled(COUNT))?;
     browser.wait_for(
         "bursts, not a thousand entries",
         "document.querySelectorAll('.entry').length < 20 && /\\d+ services/.test(document.querySelector('.entry').innerText)",
@@ -453,7 +482,11 @@ fn a_thousand_services_stay_smooth() -> Result<()> {
         "const of = name => performance.getEntriesByName(name).map(({duration}) => duration).sort((a, b) => a - b);
          const text = name => { const all = of(name); return `${name} ${all.at(all.length >> 1)?.toFixed(1)} ms, at most ${all.at(-1)?.toFixed(1)} ms`; };
          const paint = performance.getEntriesByName('first-contentful-paint')[0];
-         return `first paint ${paint?.startTime.toFixed(0)} ms, ${text('update')}, ${text('figures')}`;",
+         return new Promise(resolve => {
+           new PerformanceObserver(list => resolve(list.getEntries())).observe({type: 'longtask', buffered: true});
+           setTimeout(resolve, 500, []);
+         }).then(tasks => `first paint ${paint?.startTime.toFixed(0)} ms, ${text('update')}, ${text('figures')}, ${text('rows')}, \
+         ${tasks.length} tasks of 50 ms or more, at most ${Math.max(0, ...tasks.map(({duration}) => duration)).toFixed(0)} ms`);",
     )?;
     eprintln!(
         "web, {COUNT} services: {}",

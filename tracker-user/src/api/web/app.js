@@ -11,6 +11,9 @@ const FEW = 60;
 /** Pause between answers, with few services and with many. */
 const PAUSE_MS = 1000;
 const LONG_PAUSE_MS = 2000;
+/** The same if something happened while an answer was under way: the answer with many services is long, and a burst has many events. */
+const SHORT_PAUSE_MS = 50;
+const SHORT_PAUSE_OF_MANY_MS = 250;
 /** What was said longer ago is old. */
 const OLD_MS = 4000;
 /** The daemon that ended a turn longer ago does not keep up; it says `stalled` then. */
@@ -74,6 +77,7 @@ async function ask() {
   if (is_refused) return;
   is_asking = true;
   is_due = false;
+  const is_first = status === null;
   try {
     const is_many = status !== null && status.services.length > FEW;
     // How many there are is not known at first: without trackers, the answer is short however many.
@@ -94,10 +98,12 @@ async function ask() {
   is_asking = false;
   look();
   if (is_refused) return;
-  const pause = status !== null && status.services.length > FEW ? LONG_PAUSE_MS : PAUSE_MS;
+  const is_many = status !== null && status.services.length > FEW;
+  const pause = is_many ? LONG_PAUSE_MS : PAUSE_MS;
+  const short_pause = is_many && !is_first ? SHORT_PAUSE_OF_MANY_MS : SHORT_PAUSE_MS;
   // A page that is not seen asks for nothing.
   if (document.hidden) return;
-  timer = setTimeout(ask, is_due ? 50 : pause);
+  timer = setTimeout(ask, is_due ? short_pause : pause);
 }
 
 /** Runs something with its time kept as a measure, which the developer tools show. */

@@ -2,63 +2,113 @@
 
 import { sparkline } from "./chart.js";
 import {
-  adminText, age, broken, chief, draw, effective, isSelected, make, memberName, micros, percent, setData, setText, show,
+  adminText, age, broken, chief, draw, effective, isSelected, make, memberName, micros, percent, setData, setText, setTitle, show,
 } from "./words.js";
 
 /** So many figures are kept for each row: a minute at the longest pause between answers. */
 const SAMPLES = 40;
 /** Loss is taken over this time. */
 const WINDOW_S = 60;
-/** So many rows are made in one frame: the page answers keys meanwhile. */
-const MADE = 150;
+/** Work on the rows stops after so long, and goes on when what waits was done: keys, scrolling, a frame. */
+const SLICE_MS = 8;
+/** At most so many rows stand in a block. */
+const BLOCK = 15;
 /** So many members of a service have a line in its row. */
 const LINES = 4;
 
 const RANKS = { down: 0, unknown: 1, up: 3 };
+const names = new Intl.Collator(undefined, { numeric: true });
 
+/** Lets the browser do what waits. */
+const pause = () => globalThis.scheduler?.yield?.() ?? new Promise((resolve) => setTimeout(resolve));
+
+/** Lets the browser draw a frame. */
+const frame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+
+/** Where a service stands if problems come first. */
+function rank(service) {
+  const { admin } = service;
+  const of = RANKS[effective(service)] ?? 1;
+  return of === 3 && (service.verdict !== "up" || (admin && admin.state !== "auto")) ? 2 : of;
+}
+
+/**
+ * A service of the list. What is known of it and what its element says are apart: the first is set at once, the second follows in
+ * slices, and always from what is known then.
+ */
 class Row {
   constructor(name) {
     this.name = name;
     this.service = null;
+    this.rank = -1;
     this.at = 0;
+    /** Its place in the wanted order, and whether it is to be shown there. */
+    this.place = 0;
+    this.is_wanted = true;
+    this.is_shown = true;
     this.is_seen = false;
     this.is_filled = false;
-    this.haystack = "";
     this.samples = [];
-    this.verdict = make("span", { class: "verdict" });
-    this.button = make("button", { type: "button", class: "open", tabindex: "-1", text: name });
-    this.element = make("li", { class: "row" }, this.verdict, make("div", { class: "name" }, this.button));
-    this.element.row = this;
+    this.element = null;
+    this.block = null;
+    this.said = [];
+    this.searched = [];
   }
 
-  /** Where it stands if problems come first. */
-  rank() {
-    const { admin } = this.service;
-    const rank = RANKS[effective(this.service)] ?? 1;
-    return rank === 3 && (this.service.verdict !== "up" || (admin && admin.state !== "auto")) ? 2 : rank;
-  }
-
-  /** Takes what is known; says whether it moved to another rank. */
+  /** Takes what is known; says whether it moved. The document is not touched. */
   take(service, at) {
-    const before = this.service === null ? -1 : this.rank();
+    const [old_rank, old_at] = [this.rank, this.at];
     this.service = service;
+    this.rank = rank(service);
     this.at = at;
-    setData(this.element, "verdict", effective(service));
-    setData(this.verdict, "verdict", service.verdict);
-    setText(this.verdict, service.verdict);
-    if (this.is_seen) this.fill();
-    return before !== this.rank();
+    return this.rank !== old_rank || at !== old_at;
+  }
+
+  /** Whether its element says another verdict than is known. */
+  isStale() {
+    return this.said[0] !== effective(this.service) || this.said[1] !== this.service.verdict;
   }
 
   /** Whether it has all of these words, in lower case. */
   matches(words) {
     if (words.length === 0) return true;
+    if (this.searched[0] !== this.service) this.searched = [this.service, this.#text()];
+    return words.every((word) => this.searched[1].includes(word));
+  }
+
+  #text() {
     const { name, verdict, cause, members, admin } = this.service;
     const of = members.flatMap((member) => [
       member.endpoint, member.interface, memberName(member), ...(member.trackers ?? []).map((tracker) => tracker.behind),
     ]);
-    const text = [name, verdict, cause, admin?.state, ...of].join(" ").toLowerCase();
-    return words.every((word) => text.includes(word));
+    return [name, verdict, cause, admin?.state, ...of].join(" ").toLowerCase();
+  }
+
+  /** Makes the cells that each row has. */
+  make() {
+    this.verdict = make("span", { class: "verdict" });
+    this.button = make("button", { type: "button", class: "open", tabindex: "-1", text: this.name });
+    this.element = make("div", { class: "row", role: "listitem" }, this.verdict, make("div", { class: "name" }, this.button));
+    this.element.row = this;
+    this.write();
+  }
+
+  /** Writes the verdict, and shows or hides the row, if that changed. */
+  write() {
+    const { verdict } = this.service;
+    if (this.isStale()) {
+      const counts = effective(this.service);
+      if (this.said[0] !== counts) this.element.dataset.verdict = counts;
+      if (this.said[1] !== verdict) {
+        this.verdict.dataset.verdict = verdict;
+        this.verdict.textContent = verdict;
+      }
+      this.said = [counts, verdict];
+    }
+    if (this.is_shown !== this.is_wanted) {
+      this.is_shown = this.is_wanted;
+      this.element.hidden = !this.is_shown;
+    }
   }
 
   /** Makes the cells that only a row in view has. */
@@ -82,30 +132,31 @@ class Row {
     );
   }
 
-  /** Writes what changed. */
+  /** Writes what changed in the other cells. */
   fill() {
     if (!this.is_filled) this.#build();
     const { service } = this;
     const is_imposed = service.admin && service.admin.state !== "auto";
     const admin = is_imposed ? `${service.admin.state === "maintenance" ? "" : "forced "}${service.admin.state}` : "";
     setText(this.admin, is_imposed && service.verdict !== service.effective ? `${admin}, counts as ${service.effective}` : admin);
-    this.admin.title = adminText(service.admin);
+    setTitle(this.admin, adminText(service.admin));
     setText(this.word, service.last_verdict ? `${service.cause}, was ${service.last_verdict}` : service.cause);
     const seconds = (Date.now() - Date.parse(service.since)) / 1000;
     setText(this.since, age(Math.max(seconds, 0)));
-    this.since.title = `since ${service.since}`;
+    setTitle(this.since, `since ${service.since}`);
     const key = JSON.stringify(service.members.map((member) => [
-      memberName(member), member.endpoint, member.interface, member.verdict, member.cause, isSelected(service, member),
-      (member.trackers ?? []).map((tracker) => tracker.behind),
+      memberName(member), member.endpoint, member.interface, (member.trackers ?? []).map((tracker) => tracker.behind),
     ]));
     if (key !== this.key) {
       this.key = key;
-      const lines = service.members.slice(0, LINES).map((member) => path(service, member));
+      this.lines = service.members.slice(0, LINES).map((member) => path(service, member));
+      const lines = [...this.lines];
       if (service.members.length > LINES) {
         lines.push(make("div", { class: "quiet", text: `and ${service.members.length - LINES} more members` }));
       }
       this.paths.replaceChildren(...lines);
     }
+    this.lines.forEach((line, at) => state(line, service, service.members[at]));
     this.#figures();
   }
 
@@ -144,23 +195,16 @@ class Row {
 /** The way of a member's probes: interface, endpoint, the service, behind. */
 function path(service, member) {
   const behind = [...new Set((member.trackers ?? []).map((tracker) => tracker.behind).filter((address) => address))];
-  const where = broken(member.verdict, member.cause);
   const hop = (part, word, text) => make(
     "span",
-    { class: `hop ${part}`, data: where === part ? { broken: "yes" } : {} },
+    { class: `hop ${part}` },
     make("span", { class: "hidden", text: `${word} ` }),
     make("span", { class: "at", text }),
   );
   const more = behind.length > 1 ? ` +${behind.length - 1}` : "";
-  const line = make("div", { class: "path", data: { verdict: member.verdict, where } });
+  const line = make("div", { class: "path" });
   if (service.members.length > 1) {
-    const mark = isSelected(service, member) ? "in use" : "not in use";
-    line.append(make(
-      "span",
-      { class: "member", title: mark, data: { verdict: member.verdict, used: mark === "in use" ? "yes" : "no" } },
-      memberName(member),
-      make("span", { class: "hidden", text: `, ${member.verdict}, ${mark}` }),
-    ));
+    line.append(make("span", { class: "member" }, memberName(member), make("span", { class: "hidden" })));
   }
   line.append(
     hop("interface", "interface", member.interface ?? "no interface yet"),
@@ -171,6 +215,53 @@ function path(service, member) {
   return line;
 }
 
+/** Marks on the way how the member is: its elements and texts stay, so that a change of verdict costs little layout. */
+function state(line, service, member) {
+  const where = broken(member.verdict, member.cause);
+  setData(line, "verdict", member.verdict);
+  setData(line, "where", where);
+  for (const part of ["interface", "endpoint", "behind"]) {
+    const hop = line.querySelector(`.hop.${part}`);
+    if (hop !== null) setData(hop, "broken", where === part ? "yes" : "no");
+  }
+  const name = line.querySelector(".member");
+  if (name === null) return;
+  const mark = isSelected(service, member) ? "in use" : "not in use";
+  setTitle(name, mark);
+  setData(name, "verdict", member.verdict);
+  setData(name, "used", mark === "in use" ? "yes" : "no");
+  setText(name.lastElementChild, `, ${member.verdict}, ${mark}`);
+}
+
+/**
+ * Rows that stand together. The browser lays out, paints and watches the block as one while it is not in view: with a thousand rows that
+ * were so each for itself, these took most of the time of an update.
+ */
+class Block {
+  constructor() {
+    this.element = make("div", { class: "block", role: "presentation" });
+    this.element.block = this;
+    this.is_seen = false;
+    this.count = 0;
+    this.shown = -1;
+  }
+
+  /** Its rows, in the order of the document. */
+  *rows() {
+    for (let element = this.element.firstElementChild; element !== null; element = element.nextElementSibling) yield element.row;
+  }
+
+  /** Has it take the room of the rows that are shown. */
+  measure() {
+    let shown = 0;
+    for (const row of this.rows()) shown += row.is_shown;
+    if (shown === this.shown) return;
+    this.shown = shown;
+    show(this.element, shown > 0);
+    this.element.style.setProperty("--rows", shown);
+  }
+}
+
 /** The list, its search, filter and order. */
 export class Services {
   #list;
@@ -179,17 +270,39 @@ export class Services {
   #problems = false;
   #order = "problems";
   #eye;
+  #block_eye;
   #open;
   #current = null;
-  #rest = 0;
+  #marked = null;
+  /** All rows as they are to stand, those that stay where they are, and the place up to which the document is so. */
+  #ordered = [];
+  #staying = new Set();
+  #settled = 0;
+  #is_settling = false;
+  /** Rows that came into view and have not all cells yet. */
+  #bare = new Set();
+  #is_dressing = false;
 
   constructor(list, open) {
     this.#list = list;
     this.#open = open;
     this.#eye = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {
-        target.row.is_seen = isIntersecting;
-        if (isIntersecting && target.row.service !== null) target.row.fill();
+        const { row } = target;
+        row.is_seen = isIntersecting;
+        if (!isIntersecting) continue;
+        row.write();
+        if (row.is_filled) row.fill();
+        else this.#bare.add(row);
+      }
+      this.#dress();
+    }, { rootMargin: "150px" });
+    // Rows are watched one by one only in the blocks in view.
+    this.#block_eye = new IntersectionObserver((entries) => {
+      for (const { target: { block }, isIntersecting } of entries) {
+        if (block.is_seen === isIntersecting) continue;
+        block.is_seen = isIntersecting;
+        for (const row of block.rows()) this.#watch(row);
       }
     }, { rootMargin: "150px" });
     list.addEventListener("click", ({ target }) => {
@@ -209,19 +322,14 @@ export class Services {
   take(services) {
     const changes = [];
     let is_moved = false;
+    let is_stale = false;
     const known = new Set();
-    let made = 0;
-    cancelAnimationFrame(this.#rest);
     services.forEach((service, at) => {
       known.add(service.name);
-      if (made === MADE && !this.#rows.has(service.name)) return;
       let row = this.#rows.get(service.name);
       if (row === undefined) {
-        made += 1;
         row = new Row(service.name);
         this.#rows.set(service.name, row);
-        this.#list.append(row.element);
-        this.#eye.observe(row.element);
         is_moved = true;
       } else if (effective(row.service) !== effective(service)) {
         changes.push({ name: service.name, verdict: effective(service), cause: service.cause });
@@ -234,19 +342,21 @@ export class Services {
           if (member.trackers.length === 0 && old?.endpoint === member.endpoint) member.trackers = old.trackers;
         });
       }
-      const is_elsewhere = row.at !== at;
-      is_moved = row.take(service, at) || is_elsewhere || is_moved;
+      is_moved = row.take(service, at) || is_moved;
+      is_stale = row.isStale() || is_stale;
+      if (row.is_seen) {
+        row.write();
+        row.fill();
+      }
     });
     for (const [name, row] of this.#rows) {
       if (known.has(name)) continue;
-      this.#eye.unobserve(row.element);
-      row.element.remove();
+      this.#remove(row);
       this.#rows.delete(name);
       is_moved = true;
     }
     if (is_moved || this.#rows.size === 0) this.arrange();
-    // The others in the next frames, unless another answer comes before.
-    if (made === MADE) this.#rest = requestAnimationFrame(() => this.take(services));
+    else if (is_stale) this.#settle();
     return changes;
   }
 
@@ -262,6 +372,7 @@ export class Services {
       }
       is_moved = row.take(service, row.at) || is_moved;
       row.sample(now);
+      if (row.element !== null) row.write();
       if (row.is_seen) row.fill();
     }
     if (is_moved) this.arrange();
@@ -271,7 +382,7 @@ export class Services {
   /** The names of the rows in view. */
   inView() {
     const rows = [...this.#rows.values()];
-    return rows.filter((row) => row.is_seen && !row.element.hidden).map((row) => row.name);
+    return rows.filter((row) => row.is_seen && row.is_wanted).map((row) => row.name);
   }
 
   /** What is known of a service. */
@@ -300,86 +411,237 @@ export class Services {
   /** Called with the numbers of services shown and of all, whenever they may have changed. */
   arranged = () => {};
 
-  /** Puts the rows in order and hides those that are not wanted. */
+  /** Decides the order of the rows and which are wanted; the document follows. */
   arrange() {
     const rows = [...this.#rows.values()];
     let shown = 0;
     for (const row of rows) {
-      const is_shown = (!this.#problems || row.rank() < 3) && row.matches(this.#words);
-      shown += is_shown;
-      show(row.element, is_shown);
+      row.is_wanted = (!this.#problems || row.rank < 3) && row.matches(this.#words);
+      shown += row.is_wanted;
     }
     rows.sort((a, b) => {
-      if (this.#order === "name") return a.name.localeCompare(b.name, undefined, { numeric: true });
-      return (this.#order === "problems" ? a.rank() - b.rank() : 0) || a.at - b.at;
+      if (this.#order === "name") return names.compare(a.name, b.name);
+      return (this.#order === "problems" ? a.rank - b.rank : 0) || a.at - b.at;
     });
-    const active = document.activeElement;
-    let next = this.#list.firstElementChild;
-    for (const { element } of rows) {
-      if (next === element) {
-        next = next.nextElementSibling;
-      } else if (next?.nextElementSibling === element) {
-        // One that goes down the list is moved alone, not all that come before it.
-        const gone = next;
-        next = element.nextElementSibling;
-        gone.remove();
-      } else {
-        this.#list.insertBefore(element, next);
-      }
+    rows.forEach((row, place) => {
+      row.place = place;
+    });
+    this.#ordered = rows;
+    const is_current = this.#current !== null && this.#rows.get(this.#current.name) === this.#current && this.#current.is_wanted;
+    if (!is_current) this.#reach(rows.find((row) => row.is_wanted) ?? null);
+    this.#settle();
+    this.arranged(shown, rows.length);
+  }
+
+  /**
+   * Brings the document to what is known: at once if it is little, else in slices from the top of the list. What becomes known
+   * meanwhile begins this anew, and what is so already costs next to nothing then.
+   */
+  async #settle() {
+    this.#staying = this.#unmoved();
+    this.#settled = 0;
+    if (this.#is_settling) return;
+    this.#is_settling = true;
+    try {
+      while (!this.#slice()) await pause();
+    } finally {
+      this.#is_settling = false;
     }
+  }
+
+  /** Brings the next rows to what is known, for a while; says whether that were the last. */
+  #slice() {
+    const start = performance.now();
+    const active = document.activeElement;
+    const rows = this.#ordered;
+    let last = rows[this.#settled - 1] ?? null;
+    while (this.#settled < rows.length) {
+      const row = rows[this.#settled];
+      if (row.element === null) row.make();
+      else row.write();
+      if (!this.#staying.has(row)) this.#put(row, last);
+      last = row;
+      this.#settled += 1;
+      if (this.#settled % 8 === 0 && performance.now() - start > SLICE_MS) break;
+    }
+    const is_last = this.#settled >= rows.length;
+    if (is_last) this.#join();
+    for (const { block } of this.#list.children) block.measure();
     // What was moved in the document lost the focus.
     if (active !== document.activeElement && this.#list.contains(active)) active.focus({ preventScroll: true });
-    const is_current = this.#current !== null && this.#rows.has(this.#current.name) && !this.#current.element.hidden;
-    if (!is_current) this.#reach(this.#shown()[0] ?? null);
-    this.arranged(shown, rows.length);
+    performance.measure("rows", { start, end: performance.now() });
+    return is_last;
+  }
+
+  /** Puts a row behind another, or before all. */
+  #put(row, last) {
+    const list = this.#list;
+    let block = last === null ? list.firstElementChild?.block : last.block;
+    if (block === undefined || (block !== row.block && block.count >= BLOCK)) {
+      const next = new Block();
+      this.#block_eye.observe(next.element);
+      if (last === null) {
+        list.prepend(next.element);
+      } else {
+        block.element.after(next.element);
+        while (last.element.nextElementSibling !== null) this.#move(last.element.nextElementSibling.row, next, null);
+      }
+      // What stood behind `last` is in the new block now; the old one has room, unless `last` is its end.
+      if (last === null || block.count >= BLOCK) block = next;
+    }
+    if (last === null || last.block !== block) this.#move(row, block, block.element.firstElementChild);
+    else this.#move(row, block, last.element.nextElementSibling);
+  }
+
+  /** Moves a row into a block, before an element of it or to its end. */
+  #move(row, block, before) {
+    if (before === row.element) return;
+    const old = row.block;
+    block.element.insertBefore(row.element, before);
+    if (old === block) return;
+    row.block = block;
+    block.count += 1;
+    if (old !== null) this.#left(old);
+    this.#watch(row);
+  }
+
+  #remove(row) {
+    if (row.element === null) return;
+    row.element.remove();
+    this.#eye.unobserve(row.element);
+    if (row.block !== null) this.#left(row.block);
+    row.block = null;
+  }
+
+  /** A row left a block. */
+  #left(block) {
+    block.count -= 1;
+    if (block.count > 0) return;
+    this.#block_eye.unobserve(block.element);
+    block.element.remove();
+  }
+
+  /** Watches whether a row is in view, if its block is. */
+  #watch(row) {
+    if (row.block.is_seen) {
+      this.#eye.observe(row.element);
+    } else {
+      this.#eye.unobserve(row.element);
+      row.is_seen = false;
+    }
+  }
+
+  /** Joins blocks that became small, if there are many. */
+  #join() {
+    if (this.#list.childElementCount <= 2 * Math.ceil(this.#rows.size / BLOCK) + 2) return;
+    for (let element = this.#list.firstElementChild; element !== null; element = element.nextElementSibling) {
+      const { block } = element;
+      let next = element.nextElementSibling?.block;
+      while (next && block.count + next.count <= BLOCK) {
+        for (const row of [...next.rows()]) this.#move(row, block, null);
+        next = element.nextElementSibling?.block;
+      }
+    }
+  }
+
+  /** Makes the cells of rows that came into view, some in each frame: their layout takes longer than making them. */
+  async #dress() {
+    if (this.#is_dressing) return;
+    this.#is_dressing = true;
+    try {
+      while (this.#bare.size > 0) {
+        const start = performance.now();
+        for (const row of this.#bare) {
+          this.#bare.delete(row);
+          if (row.is_seen) row.fill();
+          if (performance.now() - start > SLICE_MS / 2) break;
+        }
+        if (this.#bare.size > 0) await frame();
+      }
+    } finally {
+      this.#is_dressing = false;
+    }
+  }
+
+  /** The most rows that stand in the wanted order in the document: only the others need to be moved. */
+  #unmoved() {
+    // At `n`, of all sequences of `n + 1` rows in the wanted order, the last row of the one that ends first.
+    const ends = [];
+    for (const row of [...this.#list.children].flatMap(({ block }) => [...block.rows()])) {
+      let [low, high] = [0, ends.length];
+      while (low < high) {
+        const middle = (low + high) >> 1;
+        if (ends[middle].place < row.place) low = middle + 1;
+        else high = middle;
+      }
+      row.previous = ends[low - 1] ?? null;
+      ends[low] = row;
+    }
+    const rows = new Set();
+    for (let row = ends.at(-1) ?? null; row !== null; row = row.previous) rows.add(row);
+    return rows;
+  }
+
+  /** Moves the focus to a row, whether the document has it where it is to stand already or not yet. */
+  #focus(row) {
+    if (row.element === null) row.make();
+    else row.write();
+    if (row.block === null) this.#put(row, this.#list.lastElementChild?.lastElementChild.row ?? null);
+    row.block.measure();
+    row.button.focus();
   }
 
   /** Moves the focus to the first row that is shown. */
   focusFirst() {
-    this.#shown()[0]?.button.focus();
+    const row = this.#ordered.find((row) => row.is_wanted);
+    if (row) this.#focus(row);
   }
 
   /** Moves the focus to a service; says whether it is shown. */
   focus(name) {
     const row = this.#rows.get(name);
-    if (!row || row.element.hidden) return false;
-    row.button.focus();
+    if (!row?.is_wanted) return false;
+    this.#focus(row);
     return true;
   }
 
   /** Marks the service that is open. */
   mark(name) {
-    for (const row of this.#rows.values()) {
-      const is_open = row.name === name;
-      if ((row.element.dataset.open === "yes") !== is_open) {
-        row.element.dataset.open = is_open ? "yes" : "no";
-        if (is_open) row.button.setAttribute("aria-current", "true");
-        else row.button.removeAttribute("aria-current");
-      }
+    const row = this.#rows.get(name) ?? null;
+    if (row === this.#marked) return;
+    if (this.#marked !== null) {
+      this.#marked.element.dataset.open = "no";
+      this.#marked.button.removeAttribute("aria-current");
     }
-  }
-
-  #shown() {
-    return [...this.#list.children].map((element) => element.row).filter((row) => !row.element.hidden);
+    if (row !== null) {
+      if (row.element === null) row.make();
+      row.element.dataset.open = "yes";
+      row.button.setAttribute("aria-current", "true");
+    }
+    this.#marked = row;
   }
 
   /** Makes a row the one that the Tab key reaches. */
   #reach(row) {
     if (this.#current === row) return;
     if (this.#current !== null) this.#current.button.tabIndex = -1;
-    if (row !== null) row.button.tabIndex = 0;
+    if (row !== null) {
+      if (row.element === null) row.make();
+      row.button.tabIndex = 0;
+    }
     this.#current = row;
   }
 
   #key(event) {
     const row = event.target.closest(".row")?.row;
     if (!row || event.ctrlKey || event.altKey || event.metaKey) return;
-    const rows = this.#shown();
+    const rows = this.#ordered.filter((row) => row.is_wanted);
     const at = rows.indexOf(row);
     const steps = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + 10, PageUp: at - 10, Home: 0, End: rows.length - 1 };
     const to = steps[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    rows[Math.min(Math.max(to, 0), rows.length - 1)].button.focus();
+    const next = rows[Math.min(Math.max(to, 0), rows.length - 1)];
+    if (next) this.#focus(next);
   }
 }

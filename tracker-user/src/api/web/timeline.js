@@ -8,8 +8,13 @@ const KEPT = 1000;
 const STEP = 60;
 /** So many events of a burst are listed. */
 const LISTED = 200;
+/** With more, the list is made when it is unfolded: a burst is drawn anew with each of its events that comes. */
+const FEW = 20;
 
-/** The timeline: takes events, and is drawn at most once a frame. */
+/** Events of a burst come one after the other; what came in this time is drawn at once. */
+const GATHER_MS = 100;
+
+/** The timeline: takes events, and draws those of a short time together. */
 export class Timeline {
   #list;
   #more;
@@ -62,10 +67,10 @@ export class Timeline {
     }
     if (!this.#is_due) {
       this.#is_due = true;
-      requestAnimationFrame(() => {
+      setTimeout(() => {
         this.#is_due = false;
         this.#draw();
-      });
+      }, GATHER_MS);
     }
   }
 
@@ -78,9 +83,7 @@ export class Timeline {
       if (!group.is_new && group.element) continue;
       const is_open = group.element?.querySelector("details")?.open ?? false;
       group.is_new = false;
-      const element = entry(group);
-      const details = element.querySelector("details");
-      if (details) details.open = is_open;
+      const element = entry(group, is_open);
       group.element?.replaceWith(element);
       group.element = element;
     }
@@ -120,7 +123,14 @@ function predicate(event) {
   return parts;
 }
 
-function entry(group) {
+/** The events of a burst, one by one. */
+function lines(events) {
+  const listed = events.slice(0, LISTED).map((event) => make("li", {}, ...subject(event), ...predicate(event)));
+  if (events.length > LISTED) listed.push(make("li", { class: "quiet", text: `and ${events.length - LISTED} more` }));
+  return listed;
+}
+
+function entry(group, is_open) {
   if (group.missed) {
     const text = `${group.missed} events were dropped before they could be shown`;
     return make("li", { class: "entry" }, make("p", { class: "quiet", text }));
@@ -157,11 +167,14 @@ function entry(group) {
   const item = make("li", { class: "entry", data: { verdict: main.kind === "verdict" || !main.kind ? main.to : "admin" } });
   item.append(make("p", {}, ...head));
   if (events.length > 1) {
-    const lines = events.slice(0, LISTED).map(
-      (event) => make("li", {}, ...subject(event), ...predicate(event)),
-    );
-    if (events.length > LISTED) lines.push(make("li", { class: "quiet", text: `and ${events.length - LISTED} more` }));
-    item.append(make("details", {}, make("summary", { text: `${events.length} events` }), make("ul", {}, ...lines)));
+    const list = make("ul", {});
+    const details = make("details", {}, make("summary", { text: `${events.length} events` }), list);
+    if (is_open || events.length <= FEW) list.append(...lines(events));
+    details.open = is_open;
+    details.addEventListener("toggle", () => {
+      if (details.open && list.childElementCount === 0) list.append(...lines(events));
+    });
+    item.append(details);
   }
   return item;
 }

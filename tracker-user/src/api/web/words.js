@@ -26,6 +26,11 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Sets the title of an element if it has another one. */
+export function setTitle(element, title) {
+  if (element.title !== title) element.title = title;
+}
+
 /** Sets a data attribute if it has another value. */
 export function setData(element, name, value) {
   if (element.dataset[name] !== value) element.dataset[name] = value;
