@@ -463,7 +463,11 @@ fn a_thousand_services_stay_smooth() -> Result<()> {
     };
     browser.wait_for("the order", &settled(0))?;
     browser.run("document.querySelectorAll('.row')[500].querySelector('.open').focus()")?;
+    // Looks of this test at the page are tasks too: none while the page follows.
+    let follow = || tracker_lab::pace::pause(Duration::from_secs(4));
+    browser.run("window.begun = performance.now()")?;
     service.block(other)?;
+    follow();
     browser.wait_for("a tenth down", &settled(COUNT / 10))?;
     assert_eq!(
         browser.run("return document.activeElement.textContent")?,
@@ -471,8 +475,10 @@ fn a_thousand_services_stay_smooth() -> Result<()> {
         "a row that was moved keeps the focus"
     );
     service.mend()?;
+    follow();
     browser.wait_for("all up again", &settled(0))?;
     service.break_forwarding()?;
+    follow();
     browser.wait_for("all down", &settled(COUNT))?;
     browser.wait_for(
         "bursts, not a thousand entries",
@@ -483,7 +489,7 @@ fn a_thousand_services_stay_smooth() -> Result<()> {
          const text = name => { const all = of(name); return `${name} ${all.at(all.length >> 1)?.toFixed(1)} ms, at most ${all.at(-1)?.toFixed(1)} ms`; };
          const paint = performance.getEntriesByName('first-contentful-paint')[0];
          return new Promise(resolve => {
-           new PerformanceObserver(list => resolve(list.getEntries())).observe({type: 'longtask', buffered: true});
+           new PerformanceObserver(list => resolve(list.getEntries().filter(({startTime}) => startTime > begun))).observe({type: 'longtask', buffered: true});
            setTimeout(resolve, 500, []);
          }).then(tasks => `first paint ${paint?.startTime.toFixed(0)} ms, ${text('update')}, ${text('figures')}, ${text('rows')}, \
          ${tasks.length} tasks of 50 ms or more, at most ${Math.max(0, ...tasks.map(({duration}) => duration)).toFixed(0)} ms`);",
