@@ -484,15 +484,16 @@ fn a_thousand_services_stay_smooth() -> Result<()> {
         "bursts, not a thousand entries",
         "document.querySelectorAll('.entry').length < 20 && /\\d+ services/.test(document.querySelector('.entry').innerText)",
     )?;
+    // Tasks that only lay out and paint are no `longtask`: what is counted is frames, from their first task until they are drawn.
     let figures = browser.run(
         "const of = name => performance.getEntriesByName(name).map(({duration}) => duration).sort((a, b) => a - b);
          const text = name => { const all = of(name); return `${name} ${all.at(all.length >> 1)?.toFixed(1)} ms, at most ${all.at(-1)?.toFixed(1)} ms`; };
          const paint = performance.getEntriesByName('first-contentful-paint')[0];
          return new Promise(resolve => {
-           new PerformanceObserver(list => resolve(list.getEntries().filter(({startTime}) => startTime > begun))).observe({type: 'longtask', buffered: true});
+           new PerformanceObserver(list => resolve(list.getEntries().filter(({startTime}) => startTime > begun))).observe({type: 'long-animation-frame', buffered: true});
            setTimeout(resolve, 500, []);
-         }).then(tasks => `first paint ${paint?.startTime.toFixed(0)} ms, ${text('update')}, ${text('figures')}, ${text('rows')}, \
-         ${tasks.length} tasks of 50 ms or more, at most ${Math.max(0, ...tasks.map(({duration}) => duration)).toFixed(0)} ms`);",
+         }).then(frames => `first paint ${paint?.startTime.toFixed(0)} ms, ${text('update')}, ${text('figures')}, ${text('rows')}, \
+         ${frames.length} frames of 50 ms or more, at most ${Math.max(0, ...frames.map(({duration}) => duration)).toFixed(0)} ms`);",
     )?;
     eprintln!(
         "web, {COUNT} services: {}",
