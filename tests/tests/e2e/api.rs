@@ -954,7 +954,7 @@ fn schemathesis_finds_nothing() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let hooks = directory.path().join("hooks.py");
     fs::write(&hooks, HOOKS)?;
-    let seconds = slow(Duration::from_secs(40)).as_secs();
+    let seconds = slow(Duration::from_secs(60)).as_secs();
     let output = lab
         .hub
         .command(program)
