@@ -954,7 +954,7 @@ fn schemathesis_finds_nothing() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let hooks = directory.path().join("hooks.py");
     fs::write(&hooks, HOOKS)?;
-    let seconds = slow(Duration::from_secs(60)).as_secs();
+    let seconds = slow(Duration::from_secs(40)).as_secs();
     let output = lab
         .hub
         .command(program)
@@ -991,8 +991,10 @@ fn schemathesis_finds_nothing() -> Result<()> {
         .as_object()
         .context("paths")?
         .values()
-        .filter_map(|operations| Some(operations.as_object()?.len()))
-        .sum();
+        .filter_map(|path| path.as_object())
+        .flat_map(|path| path.keys())
+        .filter(|key| ["get", "put", "delete"].contains(&key.as_str()))
+        .count();
     let tested = format!("Tested: {operations}\n");
     ensure!(said.contains(&tested), "not {tested}: {said}");
     assert_eq!(tracker.pid()?, pid, "the daemon is another one");

@@ -662,7 +662,7 @@ impl Page {
                     counted = 0;
                 }
             }
-            buckets.push((f64::MAX, counted));
+            buckets.push((f64::INFINITY, counted));
             let labels = member_labels(service, member);
             family
                 .encode_family(&labels)?
@@ -826,16 +826,18 @@ mod tests {
             rtts[rtt::SUM] = 60_000_250_000;
             rtts
         });
-        let page = super::render(example(), read, Vec::new(), Format::Prometheus);
+        let mut status = example();
+        status.services[0].members[0].path = Some(7);
+        let page = super::render(status, read, Vec::new(), Format::Prometheus);
         let labels = r#"service="fw-1",member="active",endpoint="10.9.0.2""#;
         let of = |le: &str, count: u64| {
-            format!("tracker_member_rtt_seconds_bucket{{le=\"{le}\",{labels}}} {count}\n")
+            format!("tracker_member_rtt_seconds_bucket{{{labels},le=\"{le}\"}} {count}\n")
         };
         for line in [
             "# TYPE tracker_member_rtt_seconds histogram\n".to_owned(),
-            of("0.000016384", 1),
-            of("0.000032768", 1),
-            of("0.000065536", 7),
+            of("1.6384e-05", 1),
+            of("3.2768e-05", 1),
+            of("6.5536e-05", 7),
             of("17.179869184", 7),
             of("+Inf", 9),
             format!("tracker_member_rtt_seconds_sum{{{labels}}} 60.00025\n"),

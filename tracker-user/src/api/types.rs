@@ -591,7 +591,7 @@ pub(crate) mod tests {
                     effective: Verdict::Up,
                     admin: Admin::default(),
                     last_verdict: None,
-                    path: Some(7),
+                    path: None,
                 }],
                 steered: None,
                 replied: None,

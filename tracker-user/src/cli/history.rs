@@ -133,7 +133,7 @@ pub fn text(history: &ServiceHistory) -> String {
         );
         let _ = writeln!(
             text,
-            "{:<20} {:>9} {:>8} {:>7} {:>9} {:>9} {:>9} {:>9}",
+            "{:<20} {:>7} {:>7} {:>6} {:>8} {:>8} {:>8} {:>8}",
             "TIME", "SENT", "LOST", "LOSS", "RTT-MIN", "RTT-MEAN", "RTT-P99", "RTT-MAX"
         );
         for bin in bins {
@@ -144,7 +144,7 @@ pub fn text(history: &ServiceHistory) -> String {
             );
             let _ = writeln!(
                 text,
-                "{:<20} {:>9} {:>8} {:>6.1}% {:>9} {:>9} {:>9} {:>9}",
+                "{:<20} {:>7} {:>7} {:>5.1}% {:>8} {:>8} {:>8} {:>8}",
                 time(bin.time),
                 bin.sent,
                 bin.lost,
