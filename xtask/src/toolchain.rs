@@ -810,10 +810,10 @@ mod tests {
 
     #[test]
     fn the_mirror_is_debians_own() {
-        let targets = "http://a.example.org/rust  . main\n\
-            http://a.example.org/security Debian Debian-Security main\n\
-            http://a.example.org/debian Debian Debian main\n";
-        assert_eq!(mirror_in(targets), Some("http://a.example.org/debian"));
+        let targets = "http://example.com/rust  . main\n\
+            http://example.com/security Debian Debian-Security main\n\
+            http://example.com/debian Debian Debian main\n";
+        assert_eq!(mirror_in(targets), Some("http://example.com/debian"));
         assert_eq!(mirror_in(""), None);
     }
 

@@ -1,7 +1,7 @@
 //! Every call of the API in one table: path, query, body, answers, and what carries it out. The router and the OpenAPI document are
 //! made from it.
 
-use std::sync::Arc;
+use std::{error::Error as _, sync::Arc};
 
 use axum::{
     Router,
@@ -891,9 +891,14 @@ async fn read_body(body: Body) -> Result<Bytes, Problem> {
         Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
     };
     read.map_err(late)?.map_err(|error| {
-        let mut causes = anyhow::Chain::new(&error);
-        // What the connection came to; else the limit was met.
-        if causes.any(|cause| cause.is::<hyper::Error>()) {
+        let mut cause = error.source();
+        let mut is_of_connection = false;
+        while let Some(found) = cause {
+            is_of_connection |= found.is::<hyper::Error>();
+            cause = found.source();
+        }
+        // Else the limit was met.
+        if is_of_connection {
             let detail = "the body ended before its end; send as many bytes as Content-Length says";
             return Problem::new(StatusCode::BAD_REQUEST, detail);
         }
