@@ -37,6 +37,7 @@ pub mod slow_listener;
 pub mod status;
 pub mod tagger;
 pub mod topology;
+pub mod transfer;
 pub mod tun;
 
 pub use daemon::{Config, Tracker};

@@ -3,20 +3,18 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 use tracker_lab::daemon::SOON;
 use tracker_lab::netns::check;
 use tracker_lab::pace::slow;
-use tracker_lab::{Lab, skip};
+use tracker_lab::{Lab, skip, transfer};
 
-use crate::made::{Debian, Made, NOT_MADE, difference};
-use crate::transfer;
+use crate::made::{Debian, Made, NOT_MADE, difference, wait_verdict};
 
 const UNIT: &str = "/usr/lib/systemd/system/tracker.service";
 
@@ -116,32 +114,6 @@ impl<'d, 'lab> Supervised<'d, 'lab> {
     }
 }
 
-fn json(command: &mut Command) -> Result<Value> {
-    let output = command.output()?;
-    serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("no JSON: {}", String::from_utf8_lossy(&output.stderr)))
-}
-
-/// Waits until a service has a verdict; returns the status.
-fn wait_verdict(debian: &Debian, service: &str, verdict: &str) -> Result<Value> {
-    let deadline = Instant::now() + slow(SOON);
-    loop {
-        let status = json(debian.command("tracker").args(["status", "--json"]));
-        let services = status
-            .as_ref()
-            .ok()
-            .and_then(|status| status["services"].as_array());
-        let is = |found: &&Value| found["name"] == service && found["verdict"] == verdict;
-        match services.into_iter().flatten().find(is) {
-            Some(_) => return status,
-            None if Instant::now() > deadline => {
-                anyhow::bail!("{service} is not {verdict}: {status:?}")
-            }
-            None => std::thread::sleep(Duration::from_millis(50)),
-        }
-    }
-}
-
 #[test]
 fn installed_upgraded_removed_and_purged() -> Result<()> {
     let Some(made) = Made::of_environment() else {
@@ -184,7 +156,7 @@ fn installed_upgraded_removed_and_purged() -> Result<()> {
     };
     debian.write("/etc/tracker/tracker.toml", &config("20ms"))?;
     let daemon = Supervised::start(&debian)?;
-    wait_verdict(&debian, "fw-1", "up")?;
+    wait_verdict("fw-1", "up", || debian.command("tracker"))?;
     daemon.wait_message("WATCHDOG=1")?;
 
     // A file that is not valid is refused before the daemon hears of it.
@@ -192,7 +164,7 @@ fn installed_upgraded_removed_and_purged() -> Result<()> {
     assert!(!daemon.reload()?);
     debian.write("/etc/tracker/tracker.toml", &config("25ms"))?;
     assert!(daemon.reload()?, "{}", daemon.log());
-    let status = wait_verdict(&debian, "fw-1", "up")?;
+    let status = wait_verdict("fw-1", "up", || debian.command("tracker"))?;
     let events = debian.run("tracker events --json")?;
 
     // An upgrade does not touch the daemon; its successor takes over.
@@ -203,13 +175,13 @@ fn installed_upgraded_removed_and_purged() -> Result<()> {
                 .run("dpkg-query -W -f '${Version}' tracker-hub")?
                 .ends_with("-2")
         );
-        wait_verdict(&debian, "fw-1", "up")?;
+        wait_verdict("fw-1", "up", || debian.command("tracker"))?;
         daemon.stop()
     })?;
     let text = fs::read_to_string(debian.path("/etc/tracker/tracker.toml"))?;
     assert_eq!(text, config("25ms"), "the operator's file stays");
     let daemon = Supervised::start(&debian)?;
-    let after = wait_verdict(&debian, "fw-1", "up")?;
+    let after = wait_verdict("fw-1", "up", || debian.command("tracker"))?;
     assert_eq!(
         debian.run("tracker events --json")?,
         events,
@@ -238,7 +210,7 @@ fn installed_upgraded_removed_and_purged() -> Result<()> {
     // Installed again over it, it goes on; then it ends before the removal.
     debian.run("dpkg --install /var/cache/newer.deb")?;
     let daemon = Supervised::start(&debian)?;
-    wait_verdict(&debian, "fw-1", "up")?;
+    wait_verdict("fw-1", "up", || debian.command("tracker"))?;
     assert_eq!(debian.run("tracker events --json")?, events);
     daemon.stop()?;
     debian.run("dpkg --remove tracker-hub")?;

@@ -5,17 +5,22 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tracker_lab::Namespace;
+use tracker_lab::daemon::SOON;
 use tracker_lab::netns::check;
+use tracker_lab::pace::slow;
 
 /// What `cargo xtask test` makes for these tests; it names each in the environment.
 pub struct Made {
     /// The package.
     pub deb: PathBuf,
-    /// The same with a higher version.
+    /// That package with a higher version.
     pub newer: PathBuf,
     /// The root of a container image.
     pub container: PathBuf,
@@ -166,6 +171,25 @@ impl Drop for Debian<'_> {
         // It ends with this thread anyway.
         let _ = self.holder.kill();
         let _ = self.holder.wait();
+    }
+}
+
+/// Waits until a service has a verdict; returns the status. `tracker` makes the command that asks.
+pub fn wait_verdict(service: &str, verdict: &str, tracker: impl Fn() -> Command) -> Result<Value> {
+    let deadline = Instant::now() + slow(SOON);
+    loop {
+        let output = tracker().args(["status", "--json"]).output()?;
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let is = |found: &Value| found["name"] == service && found["verdict"] == verdict;
+        if status["services"].as_array().into_iter().flatten().any(is) {
+            return Ok(status);
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{service} is not {verdict}: {status} {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        sleep(Duration::from_millis(50));
     }
 }
 

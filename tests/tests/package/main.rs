@@ -5,4 +5,3 @@ mod chroot;
 mod container;
 mod made;
 mod systemd;
-mod transfer;

@@ -6,15 +6,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tracker_lab::daemon::{LATER, SOON};
 use tracker_lab::netns::check;
 use tracker_lab::pace::slow;
-use tracker_lab::{Lab, Namespace, skip};
+use tracker_lab::{Lab, Namespace, skip, transfer};
 
-use crate::made::{Debian, LIST, Made, NOT_MADE, difference, files_of};
-use crate::transfer;
+use crate::made::{Debian, LIST, Made, NOT_MADE, difference, files_of, wait_verdict};
 
 /// Where systemd has its cgroups on a host with both versions of them; none of these is there with the second version alone.
 const BOTH: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"];
@@ -153,27 +152,7 @@ impl<'lab> Machine<'lab> {
 
     /// Waits until a service has a verdict; returns the status.
     fn wait_verdict(&self, service: &str, verdict: &str) -> Result<Value> {
-        let deadline = Instant::now() + slow(SOON);
-        loop {
-            let output = self
-                .command("tracker")
-                .args(["status", "--json"])
-                .output()?;
-            let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let is = |found: &&Value| found["name"] == service && found["verdict"] == verdict;
-            if status["services"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|found| is(&found))
-            {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                bail!("{service} is not {verdict}: {status}\n{}", self.journal());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_verdict(service, verdict, || self.command("tracker")).with_context(|| self.journal())
     }
 }
 

@@ -7,11 +7,15 @@ use std::thread::{self, sleep};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use tracker_lab::Lab;
-use tracker_lab::daemon::SOON;
+
+use crate::daemon::SOON;
+use crate::topology::Lab;
 
 /// Does `work` while a connection from the hub to the host behind the service is in use. No byte may be lost, nor be needed
 /// again.
+///
+/// # Errors
+/// Those of `work`, and if the connection was harmed.
 pub fn unharmed_by<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> Result<T> {
     lab.hub.ip("route replace 10.30.0.0/24 via 10.9.0.2\n")?;
     let address = SocketAddr::from(([10, 30, 0, 2], 5001));
