@@ -512,25 +512,27 @@ impl Api for Answers {
     }
 
     async fn doctor(&self) -> Result<Report, Refused> {
-        let (config, services) = self.read(|known| {
-            let services = known.tree.services();
-            let services =
-                services.filter_map(|service| known.tree.settings(&service.name).cloned());
-            (known.config.clone(), services.collect::<Vec<_>>())
-        })?;
-        let config = Config {
-            services: services
-                .iter()
-                .map(|service| service.settings.clone())
-                .collect(),
-            ..(*config).clone()
-        };
-        let report = tokio::time::timeout(PATIENCE, doctor::report(Some(&config), By::Daemon));
+        let (config, desired) =
+            self.read(|known| (known.config.clone(), known.tree.desired().clone()))?;
+        let runtime = tokio::runtime::Handle::current();
+        // It asks drivers and reads files, and others' answers do not wait for that.
+        let report = tokio::task::spawn_blocking(move || {
+            let services = desired.services().iter();
+            let config = Config {
+                services: services.map(|service| service.settings.clone()).collect(),
+                ..(*config).clone()
+            };
+            let report = doctor::report(Some(&config), By::Daemon);
+            runtime.block_on(async { tokio::time::timeout(PATIENCE, report).await })
+        });
         match report.await {
-            Ok(Ok(report)) => Ok(report),
-            Ok(Err(error)) => Err(Refused::Unavailable(format!("{}; try again", full(&error)))),
-            Err(_) => Err(Refused::Unavailable(
+            Ok(Ok(Ok(report))) => Ok(report),
+            Ok(Ok(Err(error))) => Err(Refused::Unavailable(format!("{}; try again", full(&error)))),
+            Ok(Err(_)) => Err(Refused::Unavailable(
                 "the kernel did not list its interfaces in time; try again".to_owned(),
+            )),
+            Err(_) => Err(Refused::Unavailable(
+                "looking at this host failed; this is a bug, please report it".to_owned(),
             )),
         }
     }

@@ -617,6 +617,11 @@ impl StateTree {
         Some((service.name.clone(), (member as u32, at.tracker)))
     }
 
+    /// What is desired.
+    pub const fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
     /// The service of this name, as it is desired.
     pub fn settings(&self, name: &str) -> Option<&Arc<Service>> {
         self.desired.named(name)
