@@ -486,7 +486,7 @@ fn seconds(us: Option<u64>) -> Option<f64> {
     us.map(|us| us as f64 / 1e6)
 }
 
-/// The kernel's buckets from the end of which on metrics tell: 16 us to 17 s.
+/// The kernel's buckets whose ends metrics tell: 16 us to 17 s.
 const TOLD: std::ops::RangeInclusive<usize> = 8..=48;
 
 /// What tells two trackers of a member apart for people, if anything does.
@@ -541,11 +541,7 @@ impl fmt::Debug for Page {
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let services = &self.status.services;
-        let members = || {
-            services
-                .iter()
-                .flat_map(|service| service.members.iter().map(move |member| (service, member)))
-        };
+        let members = || self.members();
         let trackers = self.trackers();
         let late = &self.status.lateness_us;
         let kinds = [
@@ -554,10 +550,6 @@ impl Collector for Page {
             ("timer", late.timer),
         ];
         for metric in METRICS {
-            if let Of::Rtts = metric.of {
-                self.encode_rtts(&mut encoder, metric)?;
-                continue;
-            }
             let mut family = Family {
                 encoder: &mut encoder,
                 metric,
@@ -575,8 +567,11 @@ impl Collector for Page {
                         family.sample(|| member_labels(service, member), value(member));
                     }
                 }
-                // Written above.
-                Of::Rtts => {}
+                // The samples of the others are single values.
+                Of::Rtts => {
+                    self.encode_rtts(&mut encoder, metric)?;
+                    continue;
+                }
                 Of::Sum(value) => {
                     for (service, member) in members() {
                         let sum: u64 = member.trackers.iter().map(value).sum();
@@ -635,14 +630,17 @@ impl Collector for Page {
 }
 
 impl Page {
+    /// The members, each with its service.
+    fn members(&self) -> impl Iterator<Item = (&ServiceStatus, &MemberStatus)> {
+        let services = self.status.services.iter();
+        services.flat_map(|service| service.members.iter().map(move |member| (service, member)))
+    }
+
     /// Writes the histograms of members. Of the kernel's buckets, those that end at powers of two are told, from 16 us to 17 s: what
     /// is between is of use only to percentiles of the history.
     fn encode_rtts(&self, encoder: &mut DescriptorEncoder<'_>, metric: &Metric) -> fmt::Result {
         let members: Vec<_> = self
-            .status
-            .services
-            .iter()
-            .flat_map(|service| service.members.iter().map(move |member| (service, member)))
+            .members()
             .filter_map(|(service, member)| Some((service, member, member.path?)))
             .collect();
         if members.is_empty() {
@@ -653,10 +651,10 @@ impl Page {
         for (service, member, path) in members {
             let rtts = (self.rtts)(path);
             let mut buckets = Vec::new();
-            let (mut counted, mut total) = (0, 0);
-            for (bucket, count) in rtts[..BUCKETS].iter().enumerate() {
+            let counts = &rtts[..BUCKETS];
+            let mut counted = 0;
+            for (bucket, count) in counts.iter().enumerate() {
                 counted += count;
-                total += count;
                 if TOLD.contains(&bucket) && bucket % 2 == 0 {
                     buckets.push((rtt::end_ns(bucket) as f64 / 1e9, counted));
                     counted = 0;
@@ -668,7 +666,7 @@ impl Page {
                 .encode_family(&labels)?
                 .encode_histogram::<NoLabelSet>(
                     rtts[rtt::SUM] as f64 / 1e9,
-                    total,
+                    counts.iter().sum(),
                     &buckets,
                     None,
                 )?;

@@ -377,11 +377,15 @@ fn p99_ns(before: &mut Vec<Option<Box<Rtts>>>, path: u32, now: &Rtts) -> Option<
     if at >= before.len() {
         before.resize(at + 1, None);
     }
-    let known = before[at].replace(Box::new(*now))?;
+    let Some(known) = &mut before[at] else {
+        before[at] = Some(Box::new(*now));
+        return None;
+    };
+    let known = std::mem::replace(&mut **known, *now);
     // Another member has the place, or the kernel's counts began anew.
-    let has_fallen = now.iter().zip(&*known).any(|(now, before)| now < before);
+    let has_fallen = now.iter().zip(&known).any(|(now, before)| now < before);
     let mut counts = [0; BUCKETS];
-    for (count, (now, before)) in counts.iter_mut().zip(now.iter().zip(&*known)) {
+    for (count, (now, before)) in counts.iter_mut().zip(now.iter().zip(&known)) {
         *count = if has_fallen { *now } else { now - before };
     }
     rtt::quantile_ns(&counts, 0.99)
