@@ -700,7 +700,7 @@ fn a_client_that_closed_its_side_is_answered_but_does_not_follow() {
     }
     // It ends, however long nothing happens.
     ask("GET /v1/events?follow=true HTTP/1.1\r\nHost: x\r\n\r\n").expect("an end");
-    // A body of which the rest will not come.
+    // A body whose rest will not come.
     let head = "PUT /v1/services/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{";
     let said = ask(head).unwrap();
     assert!(

@@ -68,7 +68,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The same without services and chains.
+    /// This configuration without services and chains.
     pub fn without_services(&self) -> Self {
         Self {
             hub: self.hub.clone(),

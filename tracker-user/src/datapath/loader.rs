@@ -114,7 +114,7 @@ impl RttReader {
     /// Begins anew for another member.
     pub fn reset(&self, path: u32) {
         if let Some(rtts) = self.0.at(path) {
-            // SAFETY: as above; no probe of the new member has left yet.
+            // SAFETY: a valid element; no probe of the new member has left yet, so the kernel does not write it.
             unsafe { rtts.write_volatile([0; rtt::WORDS]) };
         }
     }

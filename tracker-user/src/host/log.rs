@@ -94,7 +94,7 @@ fn parse(wanted: &str) -> Result<EnvFilter, String> {
     if wanted.len() > FILTER_MAX {
         return Err(said(&format_args!("it is longer than {FILTER_MAX} bytes")));
     }
-    // A word that is no level is taken for a module, of which then everything is logged.
+    // A word that is no level is taken for the name of a module, and then everything in that module is logged.
     let is_word = |directive: &str| {
         !directive.contains(['=', '[', ':'])
             && directive.parse::<tracing::metadata::LevelFilter>().is_err()

@@ -18,9 +18,9 @@ pub fn block_signals() {
 pub fn prefer() -> std::io::Result<()> {
     // Children (there are none, but aya or libc may fork helpers) do not inherit the priority.
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: a structure of integers, for which zeros are valid; musl's has more fields than the priority.
-    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    parameters.sched_priority = PRIORITY;
+    let parameters = libc::sched_param {
+        sched_priority: PRIORITY,
+    };
     // SAFETY: a system call on this thread with a valid structure.
     if unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } == 0 {
         Ok(())

@@ -87,7 +87,7 @@ impl Repeats {
         let is_full = self.subjects.len() >= MAX_SUBJECTS && !self.subjects.contains_key(subject);
         let subject = if is_full { OTHERS } else { subject };
         match self.subjects.get_mut(subject) {
-            Some(known) if now.saturating_duration_since(known.written) < QUIET => {
+            Some(known) if known.is_quiet(now) => {
                 known.left_out += 1;
                 let text = &mut known.last.get_or_insert((level, String::new())).1;
                 text.clear();
@@ -113,9 +113,7 @@ impl Repeats {
     pub fn is_repeated(&mut self, now: Instant, level: Level, line: &str) -> bool {
         match self.subjects.get_mut(line) {
             // What was left out of an earlier minute is still to be written: this joins it.
-            Some(known)
-                if known.left_out > 0 || now.saturating_duration_since(known.written) < QUIET =>
-            {
+            Some(known) if known.left_out > 0 || known.is_quiet(now) => {
                 known.left_out += 1;
                 known.last.get_or_insert_with(|| (level, line.to_owned()));
                 true
@@ -138,7 +136,7 @@ impl Repeats {
     pub fn flush(&mut self, now: Instant) -> Vec<(Level, String)> {
         let mut lines = Vec::new();
         self.subjects.retain(|_, known| {
-            if now.saturating_duration_since(known.written) < QUIET {
+            if known.is_quiet(now) {
                 return true;
             }
             let Some((level, line)) = known.last.take() else {
@@ -159,6 +157,11 @@ impl Subject {
             left_out: 0,
             last: None,
         }
+    }
+
+    /// Whether the subject's lines are left out now.
+    fn is_quiet(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.written) < QUIET
     }
 }
 

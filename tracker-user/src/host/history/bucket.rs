@@ -190,7 +190,7 @@ mod tests {
             let us = if second < 2 { 9_000 } else { 40 };
             bucket.add(second, &[(0, value(1, 0, Some((us, us, us, us))))]);
         }
-        // And 600 of a row, of which a hundredth is slow.
+        // And 600 in one row, one of a hundred slow.
         bucket.add(59, &[(1, value(600, 0, Some((10, 40, 9_000, 9_000))))]);
         let (_, row) = bucket.add(60, &[]).unwrap();
         let p99 = |at: usize| row[at].1.rtt.unwrap().p99_us;
