@@ -54,7 +54,7 @@ pub fn check() -> Result<()> {
     }
     generate(&fresh)?;
     let mut stale = Vec::new();
-    for file in sh::files(&fresh)? {
+    for file in sh::files(&fresh, |_| true)? {
         let name = file.strip_prefix(&fresh)?;
         if fs::read(&file)? != fs::read(sh::root().join(name)).unwrap_or_default() {
             stale.push(name.display().to_string());

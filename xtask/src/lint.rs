@@ -212,25 +212,18 @@ impl Tree {
     /// Everything in the tree but git's own and cargo's target directory. Not `git ls-files`: a file that
     /// was not added is checked, and a source archive without git can be.
     fn read() -> Result<Self> {
+        let left_out = [GIT, "target"].map(|name| sh::root().join(name));
         let mut files = Vec::new();
-        let mut dirs = vec![sh::root().to_owned()];
-        while let Some(dir) = dirs.pop() {
-            for entry in
-                fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?
-            {
-                let path = entry?.path();
-                let name = path
-                    .strip_prefix(sh::root())?
-                    .to_string_lossy()
-                    .into_owned();
-                if path.is_dir() {
-                    if ![GIT, "target"].contains(&name.as_str()) {
-                        dirs.push(path);
-                    }
-                } else if name != GIT {
-                    let bytes = fs::read(&path).with_context(|| format!("cannot read {name}"))?;
-                    files.push((name, bytes));
-                }
+        for path in sh::files(sh::root(), |dir| {
+            !left_out.iter().any(|left_out| left_out == dir)
+        })? {
+            let name = path
+                .strip_prefix(sh::root())?
+                .to_string_lossy()
+                .into_owned();
+            if name != GIT {
+                let bytes = fs::read(&path).with_context(|| format!("cannot read {name}"))?;
+                files.push((name, bytes));
             }
         }
         files.sort();

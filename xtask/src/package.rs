@@ -128,7 +128,7 @@ fn stage() -> Result<()> {
     for name in SHIPPED_WHOLE {
         let from = sh::root().join("dist").join(name);
         if from.is_dir() {
-            for file in sh::files(&from)? {
+            for file in sh::files(&from, |_| true)? {
                 copy(&file, &share.join(name).join(file.strip_prefix(&from)?))?;
             }
         }
@@ -203,7 +203,7 @@ fn paths_of(list: &str) -> impl Iterator<Item = PathBuf> {
 pub struct ForTests {
     /// The package of this tree.
     pub deb: PathBuf,
-    /// The same with a higher version.
+    /// That package with a higher version.
     pub newer: PathBuf,
     /// The root of a container image.
     pub root: PathBuf,

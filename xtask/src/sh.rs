@@ -96,8 +96,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// All files below a directory, sorted.
-pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+/// All files below a directory, sorted, but those in directories that `enters` refuses.
+pub fn files(dir: &Path, enters: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -106,7 +106,8 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
         for entry in entries {
             let path = entry?.path();
             match path.is_dir() {
-                true => dirs.push(path),
+                true if enters(&path) => dirs.push(path),
+                true => {}
                 false => found.push(path),
             }
         }

@@ -114,25 +114,21 @@ pub struct Outcome {
 /// Under the kernel that runs here.
 fn native(args: &Args) -> Result<Outcome> {
     let tracker = build::tracker(&[Need::Build, Need::Demo, Need::Test])?;
-    let has_e2e = args.test.is_empty() || args.test.iter().any(|test| test == "e2e");
-    let is_asked = args
-        .package
-        .as_deref()
-        .is_none_or(|package| package == "tracker-tests");
-    let schemathesis = match has_e2e && is_asked {
+    let has_e2e = takes(args, E2E_TESTS);
+    let schemathesis = match has_e2e {
         true => Some(python::tool(&python::SCHEMATHESIS)?),
         false => None,
     };
-    let prometheus = match has_e2e && is_asked {
+    let prometheus = match has_e2e {
         true => Some(prometheus()?),
         false => None,
     };
     // Without it the tests of the web page report what they leave out.
-    let axe = (has_e2e && is_asked).then(toolchain::axe).and_then(|axe| {
+    let axe = has_e2e.then(toolchain::axe).and_then(|axe| {
         axe.inspect_err(|error| sh::say(format_args!("cannot fetch axe-core: {error:#}")))
             .ok()
     });
-    let of_package = takes_package(args)
+    let of_package = takes(args, PACKAGE_TESTS)
         .then(|| package::for_tests(&tracker))
         .transpose()?;
     // In the release profile, so that the daemon under test and the tests share one set of dependencies.
@@ -204,16 +200,18 @@ fn prometheus() -> Result<PathBuf> {
     Ok(programs)
 }
 
+/// The binary of end-to-end tests, which need programs of others.
+const E2E_TESTS: &str = "e2e";
 /// The binary of tests that need a package.
 pub const PACKAGE_TESTS: &str = "package";
 
-/// Whether the tests of the package are among those to be run.
-fn takes_package(args: &Args) -> bool {
+/// Whether a binary of tests is among those to be run.
+fn takes(args: &Args, binary: &str) -> bool {
     let is_package = args
         .package
         .as_deref()
         .is_none_or(|name| name == "tracker-tests");
-    is_package && (args.test.is_empty() || args.test.iter().any(|test| test == PACKAGE_TESTS))
+    is_package && (args.test.is_empty() || args.test.iter().any(|test| test == binary))
 }
 
 /// What cargo takes the program from that runs test programs.
