@@ -64,6 +64,7 @@ mod tunnel_tun;
 mod tunnels;
 mod two_services;
 mod up_down_recovery;
+mod verdict_map;
 mod watch;
 mod web;
 mod wrong_path;
