@@ -7,7 +7,10 @@ use tracker_ebpf::verdict::{Cause, Verdict};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::api::types::{ServiceStatus, Status};
-use crate::state::admin::{Admin, AdminState};
+use crate::state::{
+    admin::{Admin, AdminState},
+    selection::Selected,
+};
 
 /// Stands for what was cut off.
 const ELLIPSIS: char = '…';
@@ -87,6 +90,18 @@ pub fn cause(cause: Cause, last: Option<Verdict>) -> String {
     match last {
         Some(last) => format!("{} (was {})", cause.as_str(), last.as_str()),
         None => cause.as_str().to_owned(),
+    }
+}
+
+/// So many names of members in use are shown; the others are counted.
+const SELECTED: usize = 3;
+
+/// The members in use.
+pub fn selected(selected: &Selected) -> String {
+    let names = selected.names();
+    match names.len().saturating_sub(SELECTED) {
+        0 => selected.to_string(),
+        more => format!("{} +{more}", names[..SELECTED].join(", ")),
     }
 }
 

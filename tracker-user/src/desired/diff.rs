@@ -29,8 +29,8 @@ pub struct ServiceDiff {
     pub old: Option<Arc<Service>>,
     /// What it is from now on.
     pub new: Arc<Service>,
-    /// Members that end.
-    pub removed: Vec<MemberId>,
+    /// Members that end, with their settings.
+    pub removed: Vec<(MemberId, Arc<config::Member>)>,
     /// Its members from now on, in the order of the settings.
     pub members: Vec<MemberDiff>,
 }
@@ -61,12 +61,8 @@ impl Diff {
     /// All members that end, with their settings.
     pub fn removed_members(&self) -> impl Iterator<Item = (MemberId, &Arc<config::Member>)> {
         let of_services = self.removed.iter().flat_map(|service| service.members());
-        let of_changed = self.changed.iter().flat_map(|service| {
-            let old = service.old.as_ref();
-            let removed = service.removed.iter();
-            removed.filter_map(move |id| Some((*id, old?.member(*id)?)))
-        });
-        of_services.chain(of_changed)
+        let of_changed = self.changed.iter().flat_map(|service| &service.removed);
+        of_services.chain(of_changed.map(|(id, member)| (*id, member)))
     }
 
     /// All members that come or change, in the order in which they are reported.
@@ -129,11 +125,13 @@ fn service(old: Option<&Arc<Service>>, new: &Arc<Service>) -> ServiceDiff {
     });
     let members = members.collect();
     let ids = old.into_iter().flat_map(|old| old.members());
-    let removed = ids.map(|(id, _)| id).filter(|id| before.contains_key(id));
+    let removed = ids.filter(|(id, _)| before.contains_key(id));
     ServiceDiff {
         old: old.cloned(),
         new: new.clone(),
-        removed: removed.collect(),
+        removed: removed
+            .map(|(id, member)| (id, member.clone()))
+            .collect(),
         members,
     }
 }

@@ -60,6 +60,9 @@ pub struct SavedService {
     /// When it left a verdict of `up` or `down`.
     #[serde(default)]
     pub flaps: SavedFlaps,
+    /// The priority numbers that are kept in use without preemption.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<u16>,
 }
 
 /// How often a service left a verdict of `up` or `down`.
@@ -142,6 +145,7 @@ impl SavedService {
                 recent_mono_ns: state.flaps.recent_mono_ns.clone().into(),
                 total: state.flaps.total,
             },
+            kept: state.kept(),
         })
     }
 
@@ -160,6 +164,7 @@ impl SavedService {
                 total: self.flaps.total,
             },
             trackers: trackers.collect(),
+            kept: self.kept.clone(),
         }
     }
 }
@@ -230,6 +235,13 @@ pub enum Record {
         tracker: (u32, u32),
         /// The change, if there is one.
         held: Option<SavedHeld>,
+    },
+    /// The priority numbers of a service that are kept in use without preemption from here on.
+    Kept {
+        /// The service's name.
+        service: String,
+        /// The numbers.
+        kept: Vec<u16>,
     },
     /// A service that came.
     Added(SavedService),
@@ -336,6 +348,11 @@ impl Snapshot {
             } => {
                 if let Some(saved) = self.tracker(&service, tracker) {
                     saved.held = held;
+                }
+            }
+            Record::Kept { service, kept } => {
+                if let Some(saved) = self.service(&service) {
+                    saved.kept = kept;
                 }
             }
             Record::Added(added) => {

@@ -397,15 +397,17 @@ fn listed(model: &Model, status: &Status, row: Row, is_narrow: bool) -> Option<L
         Row::Member(position, number) => {
             let service = status.services.get(position)?;
             let member = service.members.get(number)?;
-            let mark = if member.role == service.selected {
+            let mark = if service.selected.has(member.name()) {
                 '*'
             } else {
                 ' '
             };
             Some(Listed {
                 name: match is_narrow {
-                    true => format!(" {mark}{}", member.role),
-                    false => format!(" {mark}{} {}", member.role, member.endpoint),
+                    false if is_named(member) => {
+                        format!(" {mark}{} {}", member.name(), member.endpoint)
+                    }
+                    _ => format!(" {mark}{}", member.name()),
                 },
                 verdict: text::verdict(member.verdict, [&member.admin]),
                 counts: member.effective,
@@ -417,12 +419,17 @@ fn listed(model: &Model, status: &Status, row: Row, is_narrow: bool) -> Option<L
     }
 }
 
-/// The cause of a service, and the member in use of a pair.
+/// Whether a member has another name than its endpoint.
+fn is_named(member: &MemberStatus) -> bool {
+    member.name().parse() != Ok(member.endpoint)
+}
+
+/// The cause of a service, and the members in use of several.
 fn cause(service: &ServiceStatus) -> String {
     let cause = text::cause(service.cause, service.last_verdict);
     match service.members.len() {
         1 => cause,
-        _ => format!("{cause}, on {}", service.selected),
+        _ => format!("{cause}, on {}", text::selected(&service.selected)),
     }
 }
 
@@ -615,7 +622,7 @@ fn draw_opened(model: &Model, opened: &Opened, theme: Theme, lines: &mut Lines<'
             .take(model.lines())
     };
     let name = |member: &MemberStatus, tracker: &TrackerStatus| {
-        format!("{} {} {}", member.role, tracker.behind, probe(tracker))
+        format!("{} {} {}", member.name(), tracker.behind, probe(tracker))
     };
     let why = |tracker: &TrackerStatus| text::cause(tracker.cause, tracker.last_verdict);
     let widest = |of: &dyn Fn(&MemberStatus, &TrackerStatus) -> String, least: &str| {
