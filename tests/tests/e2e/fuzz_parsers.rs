@@ -102,6 +102,22 @@ probe = "udp"
 port = 443
 flow = "rotate"
 
+[[service]]
+name = "fw-pool"
+members_up = 2
+preempt = false
+[[service.member]]
+name = "a"
+priority = 1
+weight = 3
+endpoint = "10.9.3.2"
+interface = "eth4"
+behind = ["10.20.3.9"]
+[[service.member]]
+endpoint = "10.9.4.2"
+interface = "eth5"
+behind = ["10.20.3.9"]
+
 [[chain]]
 name = "internet"
 services = ["fw-1", "fw-pair"]
@@ -353,7 +369,7 @@ fn addition(random: &mut Random) -> ServiceOptions {
                 let at = random.below(words.len());
                 Json::from(or(random, words[at]))
             }
-            (Value::Policy, _) => match random.is_one_in(2) {
+            (Value::Policy(_), _) => match random.is_one_in(2) {
                 true => Json::from(number(random)),
                 false => Json::from(or(random, "all")),
             },

@@ -138,7 +138,9 @@ impl Of {
     pub const fn labels(&self) -> &'static str {
         match self {
             Self::Tracker(_) => "service, member, endpoint, behind, probe, port, protocol, tracker",
-            Self::Member(_) | Self::Sum(_) | Self::Selected | Self::Rtts => "service, member, endpoint",
+            Self::Member(_) | Self::Sum(_) | Self::Selected | Self::Rtts => {
+                "service, member, endpoint"
+            }
             Self::Service(_) => "service",
             Self::Admin => "service, member, state",
             Self::Transitions(_) => "service, verdict, cause",

@@ -642,6 +642,7 @@ pub(crate) mod tests {
                 replied: None,
                 flaps: 0,
                 flaps_total: 2,
+                members_up: None,
                 effective: Verdict::Up,
                 admin: Admin::default(),
                 owner: Owner::File,

@@ -575,7 +575,7 @@ mod tests {
         let mut pair = whole.clone();
         pair.name = "fw-pair".to_owned();
         let mut standby = pair.members[0].clone();
-        standby.role = Role::Standby;
+        (standby.role, standby.name) = (Some(Role::Standby), "standby".to_owned());
         (standby.verdict, standby.effective) = (Verdict::Down, Verdict::Down);
         (standby.trackers[0].verdict, standby.trackers[0].cause) = (Verdict::Down, Cause::NoReply);
         pair.members.push(standby);
@@ -693,7 +693,7 @@ internet  up
         let service = &mut example.services[0];
         service.since = "2026-01-01T00:00:00.987654321Z".parse().unwrap();
         let mut standby = service.members[0].clone();
-        standby.role = Role::Standby;
+        (standby.role, standby.name) = (Some(Role::Standby), "standby".to_owned());
         (standby.interface, standby.mode) = (None, None);
         let tracker = &mut standby.trackers[0];
         (tracker.verdict, tracker.cause) = (Verdict::Down, Cause::Unreachable);

@@ -440,7 +440,10 @@ pub(super) fn check(service: &Service) -> Result<(), String> {
             .is_none_or(|role| role.priority() == member.priority);
         let weights = keys::WEIGHT.integers();
         if !is_ranked || !weights.contains(&member.weight.into()) {
-            return Err(format!("member {name:?} {rank:?}, weight {}", member.weight));
+            return Err(format!(
+                "member {name:?} {rank:?}, weight {}",
+                member.weight
+            ));
         }
     }
     let needed = service.members_up.needed(members.len());

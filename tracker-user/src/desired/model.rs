@@ -88,7 +88,6 @@ impl Service {
         });
         ids.zip(&self.settings.members)
     }
-
 }
 
 /// What a member uses that its settings may leave open.

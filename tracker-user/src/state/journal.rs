@@ -460,6 +460,7 @@ mod tests {
                 trackers: vec![tracker(7), tracker(9)],
             }],
             flaps: SavedFlaps::default(),
+            kept: Vec::new(),
         }
     }
 

@@ -301,10 +301,7 @@ impl ServiceState {
         let of_member = member.deciding();
         let is_lacking = self.is_pool() && self.verdict != Verdict::Up;
         let detail = match (member.admin.is_auto(), of_member.detail) {
-            (false, _) => Some(format!(
-                "{name} is in admin state {}",
-                member.admin.text()
-            )),
+            (false, _) => Some(format!("{name} is in admin state {}", member.admin.text())),
             (true, Some(detail)) if is_lacking => Some(format!("{name}: {detail}")),
             (true, detail) => detail,
         };
@@ -1114,9 +1111,7 @@ impl StateTree {
         let measured = service.tally.by(service.members_up);
         if !service.preempt {
             let before = service.kept();
-            service
-                .selection
-                .settle(service.choice(), seen.now.mono_ns);
+            service.selection.settle(service.choice(), seen.now.mono_ns);
             if service.kept() != before {
                 self.unkept.insert(service.id);
             }
@@ -1565,7 +1560,7 @@ behind = ["10.20.2.9"]
             None => format!(
                 "{} {} {}",
                 part(event.service.as_ref().map(|name| name.to_string())),
-                part(event.member.map(|member| member.to_string())),
+                part(event.member.as_ref().map(|member| member.to_string())),
                 part(event.behind.map(|behind| behind.to_string()))
             ),
         };
@@ -1731,8 +1726,13 @@ behind = ["10.20.2.9"]
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"pair\", \"fw\"]\n";
         let text = format!("{PAIR}{}{chain}", single("fw", "\"any\"", 1));
         let mut tree = StateTree::of(&read(&text), at(0));
-        let selected = |tree: &StateTree| tree.status(|_| Counters::default()).services[0].selected;
-        assert_eq!(selected(&tree), Role::Active);
+        let selected = |tree: &StateTree| {
+            tree.status(|_| Counters::default()).services[0]
+                .selected
+                .clone()
+        };
+        let one = |name: &str| Selected::One(name.into());
+        assert_eq!(selected(&tree), one("active"));
         let mut tell = |service, member, verdict| {
             let events =
                 tree.tracker_changed(place(service, member, 0), state(verdict), at(1), None);
@@ -1752,7 +1752,7 @@ behind = ["10.20.2.9"]
                     "pair standby - unknown>up replied",
                     "pair - - unknown>up replied",
                 ]),
-                Role::Standby
+                one("standby")
             )
         );
         assert_eq!(
@@ -1762,7 +1762,7 @@ behind = ["10.20.2.9"]
                     "pair active 10.20.1.9 unknown>up replied",
                     "pair active - unknown>up replied",
                 ]),
-                Role::Active
+                one("active")
             )
         );
         assert_eq!(
@@ -1773,7 +1773,7 @@ behind = ["10.20.2.9"]
                     "fw - - unknown>up replied",
                     "chain net unknown>up replied",
                 ]),
-                Role::Active
+                one("active")
             )
         );
         assert_eq!(
@@ -1783,7 +1783,7 @@ behind = ["10.20.2.9"]
                     "pair active 10.20.1.9 up>down no-reply",
                     "pair active - up>down no-reply",
                 ]),
-                Role::Standby
+                one("standby")
             )
         );
         assert_eq!(
@@ -1795,7 +1795,7 @@ behind = ["10.20.2.9"]
                     "pair - - up>down no-reply",
                     "chain net up>down no-reply",
                 ]),
-                Role::Active
+                one("active")
             )
         );
         // A chain with a service that is down is down, whatever is unknown of the others.
@@ -2133,6 +2133,312 @@ behind = ["10.20.2.9"]
         );
     }
 
+    /// A pool with lines of the service, and of each of its members, which have one tracker each.
+    fn pool(lines: &str, members: &[&str]) -> String {
+        let mut text = format!("[[service]]\nname = \"pool\"\n{lines}\n");
+        for (number, lines) in members.iter().enumerate() {
+            text.push_str(&format!(
+                "[[service.member]]\nendpoint = \"10.9.{number}.2\"\nbehind = [\"10.20.{number}.9\"]\n{lines}\n"
+            ));
+        }
+        text
+    }
+
+    fn named(names: &[&str]) -> Vec<String> {
+        names
+            .iter()
+            .map(|name| format!("name = \"{name}\""))
+            .collect()
+    }
+
+    /// The names of the members in use.
+    fn in_use(tree: &StateTree) -> Vec<String> {
+        let status = tree.status(|_| Counters::default());
+        let names = status.services[0].selected.names().iter();
+        names.map(ToString::to_string).collect()
+    }
+
+    fn lines_of(lines: &[String]) -> Vec<&str> {
+        lines.iter().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_pool_is_up_while_enough_of_its_members_are() {
+        let names = named(&["a", "b", "c"]);
+        let text = pool("members_up = 2", &lines_of(&names));
+        let mut tree = StateTree::of(&read(&text), at(0));
+        let mut tell = |member, verdict| {
+            let events = tree.tracker_changed(place(0, member, 0), state(verdict), at(1), None);
+            let details: Vec<_> = (events.iter())
+                .filter(|event| event.member.is_none())
+                .map(|event| event.detail.as_deref().unwrap_or_default().to_owned())
+                .collect();
+            (shorts(&events), details, in_use(&tree))
+        };
+        let of_member = |name: &str, number: u8, change: &str| {
+            vec![
+                format!("pool {name} 10.20.{number}.9 {change}"),
+                format!("pool {name} - {change}"),
+            ]
+        };
+        let with = |mut lines: Vec<String>, service: &str| {
+            lines.push(format!("pool - - {service}"));
+            lines
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(
+            tell(0, Verdict::Up),
+            (
+                of_member("a", 0, "unknown>up replied"),
+                vec![],
+                vec!["a".to_owned()]
+            )
+        );
+        let (lines, details, used) = tell(1, Verdict::Up);
+        assert_eq!(
+            lines,
+            with(
+                of_member("b", 1, "unknown>up replied"),
+                "unknown>up replied"
+            )
+        );
+        assert_eq!(
+            (details, used),
+            (vec![String::new()], vec!["a".to_owned(), "b".to_owned()])
+        );
+        tell(2, Verdict::Up);
+        let (lines, _, used) = tell(0, Verdict::Down);
+        assert_eq!(lines, of_member("a", 0, "up>down no-reply"));
+        assert_eq!(used, ["b", "c"]);
+        let (lines, details, used) = tell(2, Verdict::Down);
+        assert_eq!(
+            lines,
+            with(of_member("c", 2, "up>down no-reply"), "up>down no-reply")
+        );
+        assert_eq!(details, ["1 of 3 members up, 2 needed"]);
+        assert_eq!(used, ["b"]);
+        // One that is unknown may still be up.
+        let (lines, ..) = tell(2, Verdict::Unknown);
+        assert_eq!(
+            lines,
+            with(
+                of_member("c", 2, "down>unknown no-reply"),
+                "down>unknown no-reply"
+            )
+        );
+        tell(1, Verdict::Down);
+        let (.., used) = tell(2, Verdict::Down);
+        assert_eq!(used, none);
+        let status = tree.status(|_| Counters::default());
+        let service = &status.services[0];
+        assert_eq!(
+            (service.members_up, &service.selected),
+            (Some(2), &Selected::Several(vec![]))
+        );
+        let member = &service.members[1];
+        assert_eq!(
+            (
+                member.name.as_str(),
+                member.role,
+                member.priority,
+                member.weight
+            ),
+            ("b", None, Some(0), Some(1))
+        );
+    }
+
+    #[test]
+    fn priority_numbers_are_used_from_the_lowest_on_and_admin_states_count() {
+        let lines = [
+            "name = \"a\"",
+            "name = \"b\"\npriority = 1",
+            "name = \"c\"\npriority = 1",
+            "name = \"d\"\npriority = 2",
+        ];
+        let mut tree = StateTree::of(&read(&pool("members_up = 2", &lines)), at(0));
+        for member in 0..4 {
+            tree.tracker_changed(place(0, member, 0), state(Verdict::Up), at(1), None);
+        }
+        assert_eq!(in_use(&tree), ["a", "b", "c"]);
+        let impose = |tree: &mut StateTree, member, word: &str| {
+            let admin: Admin = serde_json::from_str(&format!(
+                "{{\"state\":\"{word}\",\"reason\":null,\"until\":null,\"by\":null}}"
+            ))
+            .unwrap();
+            let of = AdminOf {
+                service: 0,
+                member: Some(member),
+            };
+            shorts(&tree.set_admin(of, admin, at(2)))
+        };
+        assert_eq!(impose(&mut tree, 1, "down"), ["pool b - up>down replied"]);
+        assert_eq!(in_use(&tree), ["a", "c"]);
+        impose(&mut tree, 0, "down");
+        assert_eq!(in_use(&tree), ["c", "d"]);
+        // One in maintenance counts as before, whatever its probes say.
+        impose(&mut tree, 2, "maintenance");
+        tree.tracker_changed(place(0, 2, 0), state(Verdict::Down), at(3), None);
+        assert_eq!(in_use(&tree), ["c", "d"]);
+        let told = impose(&mut tree, 3, "down");
+        assert_eq!(
+            told,
+            ["pool d - up>down replied", "pool - - up>down replied"]
+        );
+        impose(&mut tree, 0, "auto");
+        assert_eq!(in_use(&tree), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_pair_without_preemption_keeps_its_standby_until_that_falls() {
+        let text = PAIR.replacen("name = \"pair\"", "name = \"pair\"\npreempt = false", 1);
+        let config = read(&text);
+        let mut tree = StateTree::of(&config, at(0));
+        let tell = |tree: &mut StateTree, member, verdict, ms| {
+            tree.tracker_changed(place(0, member, 0), state(verdict), at(ms), None);
+            in_use(tree).concat()
+        };
+        // Whose first verdict comes first says nothing.
+        assert_eq!(tell(&mut tree, 1, Verdict::Up, 1), "standby");
+        assert_eq!(tell(&mut tree, 0, Verdict::Up, 2), "active");
+        assert_eq!(tree.take_kept(), [("pair".into(), vec![0])]);
+        assert_eq!(tell(&mut tree, 0, Verdict::Down, 3), "standby");
+        assert_eq!(tree.take_kept(), [("pair".into(), vec![1])]);
+        assert_eq!(tell(&mut tree, 0, Verdict::Up, 4), "standby");
+        assert_eq!(tree.take_kept(), []);
+
+        // The next daemon goes on with it.
+        let mut next = StateTree::of(&config, at(5));
+        next.restore([(0, tree.shown(0).unwrap())], at(5));
+        assert_eq!(in_use(&next), ["standby"]);
+        assert_eq!(tell(&mut next, 1, Verdict::Down, 6), "active");
+        assert_eq!(tell(&mut next, 1, Verdict::Up, 7), "active");
+
+        // With preemption the active one is back at once; without it again, what is in use stays.
+        let preempting = read(PAIR);
+        tree.replace(&preempting, at(8), unused);
+        assert_eq!(in_use(&tree), ["active"]);
+        tell(&mut tree, 0, Verdict::Down, 9);
+        tree.replace(&config, at(10), unused);
+        assert_eq!(tell(&mut tree, 0, Verdict::Up, 11), "standby");
+        // None is up: the active one has the name, and the first that comes is in use.
+        assert_eq!(tell(&mut tree, 0, Verdict::Down, 12), "standby");
+        assert_eq!(tell(&mut tree, 1, Verdict::Down, 13), "active");
+        assert_eq!(tell(&mut tree, 1, Verdict::Up, 14), "standby");
+        assert_eq!(tell(&mut tree, 0, Verdict::Up, 15), "standby");
+    }
+
+    #[test]
+    fn an_active_that_never_came_takes_over_from_no_standby_in_use() {
+        let text = PAIR.replacen("name = \"pair\"", "name = \"pair\"\npreempt = false", 1);
+        let mut tree = StateTree::of(&read(&text), at(0));
+        tree.tracker_changed(place(0, 1, 0), state(Verdict::Up), at(1), None);
+        assert_eq!(in_use(&tree), ["standby"]);
+        tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(60_000), None);
+        assert_eq!(in_use(&tree), ["standby"]);
+    }
+
+    #[test]
+    fn a_change_of_one_member_of_a_pool_leaves_the_others_alone() {
+        let text = |b: &str, more: &str| {
+            pool("members_up = 2", &["name = \"a\"", b, "name = \"c\""]) + more
+        };
+        let config = read(&text("name = \"b\"", ""));
+        let mut tree = StateTree::of(&config, at(0));
+        for member in 0..3 {
+            tree.tracker_changed(place(0, member, 0), state(Verdict::Up), at(1), None);
+        }
+        let slots = [(0u32, 7u32), (1, 8), (2, 9)];
+        for (member, slot) in slots {
+            tree.place_tracker(place(0, member, 0), slot);
+        }
+        let known = |tree: &StateTree| {
+            let service = tree.services().next().unwrap();
+            let members = service.members.iter();
+            let members = members.map(|member| {
+                let name = member.settings.name.to_string();
+                (name, member.verdict, member.trackers[0].slot)
+            });
+            (service.since, members.collect::<Vec<_>>())
+        };
+        let before = known(&tree);
+        // Weights, priorities and the order change what is in use, and nothing else.
+        let events = tree.replace(
+            &read(&text("name = \"b\"\nweight = 9\npriority = 3", "")),
+            at(2),
+            unused,
+        );
+        assert_eq!((events, known(&tree)), (vec![], before.clone()));
+        assert_eq!(in_use(&tree), ["a", "c"]);
+
+        // Another endpoint is another member, which is told; the service stays up by the others.
+        let moved = text("name = \"b\"", "").replace("10.9.1.2", "10.9.9.2");
+        let events = tree.replace(&read(&moved), at(3), unused);
+        assert_eq!(
+            shorts(&events),
+            [
+                "pool b 10.20.1.9 up>unknown no-reply",
+                "pool b - up>unknown no-reply"
+            ]
+        );
+        assert!(events.iter().all(|event| event.kind == EventKind::Removed));
+        let (since, members) = known(&tree);
+        assert_eq!(since, before.0);
+        assert_eq!([&members[0], &members[2]], [&before.1[0], &before.1[2]]);
+        assert_eq!(members[1], ("b".to_owned(), Verdict::Unknown, None));
+        // Its number is a new one: what is found of the old one changes nothing.
+        assert_eq!(
+            tree.tracker_changed(place(0, 1, 0), state(Verdict::Down), at(4), None),
+            []
+        );
+        tree.tracker_changed(place(0, 3, 0), state(Verdict::Up), at(4), None);
+        assert_eq!(in_use(&tree), ["a", "b", "c"]);
+
+        // Without its last members but one, too few are up.
+        let fewer = read(&pool("members_up = 2", &["name = \"c\"", "name = \"z\""]));
+        let fewer = Config {
+            services: vec![Service {
+                members: vec![
+                    config.services[0].members[2].clone(),
+                    fewer.services[0].members[1].clone(),
+                ],
+                ..fewer.services[0].clone()
+            }],
+            ..fewer
+        };
+        let events = tree.replace(&fewer, at(5), unused);
+        assert_eq!(
+            shorts(&events),
+            [
+                "pool a 10.20.0.9 up>unknown no-reply",
+                "pool a - up>unknown no-reply",
+                "pool b 10.20.1.9 up>unknown no-reply",
+                "pool b - up>unknown no-reply",
+                "pool - - up>unknown no-reply",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_imposed_on_a_member_stays_with_its_name() {
+        let names = named(&["a", "b"]);
+        let text = pool("", &lines_of(&names));
+        let mut tree = StateTree::of(&read(&text), at(0));
+        let until = at(60_000).wall;
+        let admin: Admin = serde_json::from_str(&format!(
+            "{{\"state\":\"down\",\"reason\":null,\"until\":\"{until}\",\"by\":null}}"
+        ))
+        .unwrap();
+        let of = |member| AdminOf {
+            service: 0,
+            member: Some(member),
+        };
+        tree.set_admin(of(1), admin.clone(), at(1));
+        tree.replace(&read(&text.replace("10.9.1.2", "10.9.7.2")), at(2), unused);
+        let (kept, effective) = tree.admin(of(2)).unwrap();
+        assert_eq!((&**kept, effective), (&admin, Verdict::Down));
+        assert_eq!(tree.admin_due(at(60_000)), [of(2)]);
+    }
+
     fn naive(policy: Policy, verdicts: &[Verdict]) -> Verdict {
         let up = verdicts
             .iter()
@@ -2211,6 +2517,75 @@ behind = ["10.20.2.9"]
             let expected = naive(Policy::All, &services);
             prop_assert_eq!(status.chains[0].verdict, expected);
             prop_assert_eq!(last.get("chain net").copied().unwrap_or_default(), expected);
+        }
+
+        /// Against a model without memory: whatever changes of a pool, its verdict is that of the rules over what counts of its
+        /// members, and what is in use follows from their priorities.
+        #[test]
+        fn a_pool_agrees_with_the_rules(
+            priorities in prop::collection::vec(0u16..3, 2..6),
+            members_up in prop::sample::select(&["\"any\"", "\"all\"", "1", "2"][..]),
+            changes in prop::collection::vec((0u32..6, 0usize..3, 0usize..4), 0..60),
+        ) {
+            let lines: Vec<_> = (priorities.iter().enumerate())
+                .map(|(at, priority)| format!("name = \"m{at}\"\npriority = {priority}"))
+                .collect();
+            let config = read(&pool(&format!("members_up = {members_up}"), &lines_of(&lines)));
+            let policy = config.services[0].members_up;
+            let mut tree = StateTree::of(&config, at(0));
+            let count = priorities.len();
+            let mut measured = vec![Verdict::Unknown; count];
+            let mut counts = measured.clone();
+            let mut imposed = vec![0; count];
+            let mut last = Verdict::Unknown;
+            for (step, (member, verdict, admin)) in (1..).zip(changes) {
+                let at_member = member as usize % count;
+                let mut events = Vec::new();
+                if admin == imposed[at_member] {
+                    let verdict = [Verdict::Unknown, Verdict::Up, Verdict::Down][verdict];
+                    measured[at_member] = verdict;
+                    let place = place(0, at_member as u32, 0);
+                    events.extend(tree.tracker_changed(place, state(verdict), at(step), None));
+                } else {
+                    imposed[at_member] = admin;
+                    let word = ["auto", "maintenance", "up", "down"][admin];
+                    let admin = serde_json::json!({"state": word, "reason": null, "until": null, "by": null});
+                    let of = AdminOf { service: 0, member: Some(at_member as u32) };
+                    events.extend(tree.set_admin(of, serde_json::from_value(admin).unwrap(), at(step)));
+                }
+                counts[at_member] = match imposed[at_member] {
+                    0 => measured[at_member],
+                    1 => counts[at_member],
+                    2 => Verdict::Up,
+                    _ => Verdict::Down,
+                };
+                let verdict = naive(policy, &counts);
+                let own = events.iter().filter(|event| event.member.is_none());
+                for event in own {
+                    prop_assert_eq!((event.from, event.to), (last, verdict));
+                    last = verdict;
+                }
+                prop_assert_eq!(last, verdict);
+                let status = tree.status(|_| Counters::default());
+                prop_assert_eq!(status.services[0].verdict, verdict);
+                let found: Vec<_> = status.services[0].members.iter().map(|member| member.effective).collect();
+                prop_assert_eq!(&found, &counts);
+
+                let mut order: Vec<u16> = priorities.clone();
+                order.sort_unstable();
+                order.dedup();
+                let mut expected = vec![false; count];
+                for priority in order {
+                    if expected.iter().filter(|used| **used).count() >= policy.needed(count) {
+                        break;
+                    }
+                    for at in 0..count {
+                        expected[at] |= priorities[at] == priority && counts[at] == Verdict::Up;
+                    }
+                }
+                let expected: Vec<_> = (0..count).filter(|at| expected[*at]).map(|at| format!("m{at}")).collect();
+                prop_assert_eq!(in_use(&tree), expected);
+            }
         }
 
         /// A change is reported not before it lasted, and at the first tick after.

@@ -788,10 +788,10 @@ mod tests {
     use super::*;
     use crate::api::types::{ChainStatus, tests::example};
     use crate::cli::snapshot::assert_snapshot;
-    use crate::config::Role;
     use crate::growth::{assert_linear, processor_time};
     use crate::state::admin::{Admin, AdminState};
     use crate::state::events::tests::example as example_event;
+    use crate::{config::Role, state::selection::Selected};
 
     /// So many seconds after the services of the example came up.
     fn at(seconds: i64) -> Timestamp {
@@ -826,7 +826,7 @@ mod tests {
         long.members[0].trackers[0].received = 120;
         let mut pair = named("fw-pair");
         let mut standby = pair.members[0].clone();
-        standby.role = Role::Standby;
+        (standby.role, standby.name) = (Some(Role::Standby), "standby".to_owned());
         standby.endpoint = "10.9.2.2".parse().unwrap();
         (pair.members[0].verdict, pair.members[0].effective) = (Verdict::Down, Verdict::Down);
         pair.members[0].cause = Cause::Unreachable;
@@ -834,7 +834,7 @@ mod tests {
         (tracker.verdict, tracker.cause) = (Verdict::Down, Cause::Unreachable);
         tracker.lost += answers;
         pair.members.push(standby);
-        pair.selected = Role::Standby;
+        pair.selected = Selected::One("standby".into());
         let mut maintained = named("vpn");
         maintained.admin = Admin {
             state: AdminState::Maintenance,
