@@ -218,11 +218,7 @@ fn a_reload_of_one_member_disturbs_no_other() -> Result<()> {
     changes(&tracker, &mut seen)?;
 
     // A weight and a priority change nothing but what is in use.
-    let ranked = pool(
-        &lab,
-        "members_up = 2",
-        &["", "weight = 7", "priority = 1"],
-    );
+    let ranked = pool(&lab, "members_up = 2", &["", "weight = 7", "priority = 1"]);
     ensure!(tracker.reload(&ranked)?, "{}", tracker.log());
     let status = tracker.status()?;
     assert_eq!(of(&status, "b")["weight"], 7);
@@ -358,7 +354,11 @@ fn the_api_has_pools_which_survive_a_restart() -> Result<()> {
         let (code, said) = put(&tracker, &body)?;
         let said: Value = serde_json::from_str(&said)?;
         let error = &said["errors"][0];
-        assert_eq!((code, &error["pointer"]), (422, &json!(pointer)), "{said:#}");
+        assert_eq!(
+            (code, &error["pointer"]),
+            (422, &json!(pointer)),
+            "{said:#}"
+        );
         let text = error["problem"].as_str().unwrap_or_default();
         assert!(text.contains(problem), "{said:#}");
     }

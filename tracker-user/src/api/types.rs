@@ -237,15 +237,6 @@ pub struct MemberStatus {
     pub trackers: Vec<TrackerStatus>,
     /// How probes leave; null while they cannot.
     pub send: Option<SendWay>,
-    /// Name: unique among the members of the service, and its role or else its endpoint if none is configured.
-    #[serde(default)]
-    pub name: String,
-    /// Priority number; present of a member of a pool.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub priority: Option<u16>,
-    /// Share among members of equal priority; present of a member of a pool.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight: Option<u16>,
     /// Packets of others that were sent through it; absent if none are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steered: Option<u64>,
@@ -261,6 +252,15 @@ pub struct MemberStatus {
     /// Last verdict that was known; present only while the daemon stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
+    /// Name: unique among the members of the service, and its role or else its endpoint if none is configured.
+    #[serde(default)]
+    pub name: String,
+    /// Priority number; present of a member of a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
+    /// Share among members of equal priority; present of a member of a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
     /// Its place in the kernel's maps, for metrics.
     #[serde(skip)]
     pub path: Option<u32>,
@@ -571,7 +571,7 @@ pub(crate) mod tests {
         r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
         r#","late":0,"corrupt":0,"wrong_path":0,"elsewhere":0,"icmp_errors":0,"skipped":0,"proof":"reply","void":0"#,
         r#","return_ttl":62,"return_mac":"02:00:00:00:00:01"}]"#,
-        r#","send":"xdp-redirect","name":"active","effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null}"#,
+        r#","send":"xdp-redirect","effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null},"name":"active""#,
         r#"}],"flaps":0,"flaps_total":2,"#,
         r#""effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null},"owner":"file"}],"#,
         r#""chains":[{"name":"internet","verdict":"up","services":["fw-1"]}]"#,

@@ -1558,10 +1558,7 @@ fn pools_are_checked() {
             "the member of line 4 too",
         ),
         (
-            pool(
-                "",
-                &["name = \"active\"", "role = \"active\"", "priority = 1"],
-            ),
+            pool("", &["name = \"x\"", "role = \"active\"", "priority = 1"]),
             "hub.toml:4: missing key `priority`",
             "add priority = N, because other members have roles",
         ),
@@ -1675,7 +1672,7 @@ fn a_pool_of_many_members_is_read_soon() {
         let member = |at: usize| {
             format!(
                 "[[service.member]]\nname = \"fw-{at}\"\nendpoint = \"{}\"\nbehind = [\"10.20.0.9\"]\n",
-                Ipv4Addr::from(0x0a14_0000 + at as u32)
+                Ipv4Addr::from(0x0a1e_0000 + at as u32)
             )
         };
         let members: String = (0..count).map(member).collect();
