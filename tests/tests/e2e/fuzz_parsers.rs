@@ -481,7 +481,7 @@ fn event(random: &mut Random, service: &str) -> Event {
     Event {
         time: Timestamp::from_second(random.below(1 << 32) as i64).expect("in range"),
         service: (!random.is_one_in(8)).then(|| service.into()),
-        member: maybe(random, |_| config::Role::Active),
+        member: maybe(random, |random| (*random.pick(&["active", "a"])).into()),
         behind: maybe(random, |random| [10, 20, 0, random.byte()].into()),
         from: *random.pick(&VERDICTS),
         to: *random.pick(&VERDICTS),
@@ -533,6 +533,9 @@ fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
             recent_mono_ns: (0..random.below(4)).map(|_| random.word()).collect(),
             total: random.word(),
         },
+        kept: (0..random.below(3))
+            .map(|_| random.below(3) as u16)
+            .collect(),
     });
     let services: Vec<SavedService> = services.collect();
     let snapshot = Snapshot {
@@ -565,7 +568,11 @@ fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
                         tracker,
                         held: maybe(random, held),
                     },
-                    (2 | 3, _) => Record::Events(events),
+                    (2, None) => Record::Kept {
+                        service: "fw-pool".to_owned(),
+                        kept: vec![random.below(4) as u16],
+                    },
+                    (3, _) => Record::Events(events),
                     _ => Record::Told {
                         mono_ns: random.word(),
                         events,

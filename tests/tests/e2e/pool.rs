@@ -140,7 +140,7 @@ fn priorities_decide_and_preemption_can_be_switched_off() -> Result<()> {
         anyhow::bail!("three services")
     };
     let lines = ["", "priority = 1", "priority = 2"];
-    let mut tracker = Tracker::start(&lab.hub, pool(&lab, "preempt = false", &lines))?;
+    let mut tracker = Tracker::start(&lab.hub, &pool(&lab, "preempt = false", &lines))?;
     tracker.keep(true);
     tracker.wait_for("all members to be up", LATER, |status| {
         ["a", "b", "c"]
@@ -208,7 +208,7 @@ fn a_reload_of_one_member_disturbs_no_other() -> Result<()> {
     c.second_cable(&lab.hub, 4)?;
     c.firewall
         .nft("add rule inet firewall forward iifname \"eth4\" accept\n")?;
-    let tracker = Tracker::start(&lab.hub, pool(&lab, "members_up = 2", &["", "", ""]))?;
+    let tracker = Tracker::start(&lab.hub, &pool(&lab, "members_up = 2", &["", "", ""]))?;
     let first = tracker.wait_for("twenty probes of each member", LATER, |status| {
         status.verdict("fw-pool") == "up"
             && ["a", "b", "c"].iter().all(|name| sent(status, name) >= 20)
