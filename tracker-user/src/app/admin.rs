@@ -1,6 +1,9 @@
 //! Admin states: imposed by clients, ended by time, kept in the state directory.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::{
     api::{answers::Done, problem::Refused, status},
@@ -36,9 +39,11 @@ fn keys(service: &Service) -> impl Iterator<Item = String> {
 /// Takes from the state directory what was imposed on what is no longer desired.
 pub(super) fn gone(old: &Desired, new: &Desired) -> Vec<Edit> {
     let mut edits = Vec::new();
-    let stays = |service: &Service| new.named(&service.name);
+    let named: HashMap<&str, &Arc<_>> = (new.services().iter())
+        .map(|service| (service.settings.name.as_str(), service))
+        .collect();
     for service in old.services() {
-        let left: HashSet<String> = match stays(&service.settings) {
+        let left: HashSet<String> = match named.get(service.settings.name.as_str()) {
             Some(new) if Arc::ptr_eq(new, service) => continue,
             Some(new) => keys(&new.settings).collect(),
             None => HashSet::new(),

@@ -228,6 +228,18 @@ mod tests {
     use crate::api::types::tests::example;
 
     #[test]
+    fn many_members_in_use_are_counted() {
+        let of = |count: usize| {
+            let names = (1..=count).map(|number| format!("fw-{number}").into());
+            selected(&Selected::Several(names.collect()))
+        };
+        assert_eq!(selected(&Selected::One("active".into())), "active");
+        assert_eq!((of(0), of(2)), ("none".to_owned(), "fw-1, fw-2".to_owned()));
+        assert_eq!(of(3), "fw-1, fw-2, fw-3");
+        assert_eq!(of(50), "fw-1, fw-2, fw-3 +47");
+    }
+
+    #[test]
     fn what_is_cut_has_an_ellipsis_and_the_width() {
         assert_eq!(cut_end("no-reply", 8), "no-reply");
         assert_eq!(cut_end("no-reply", 5), "no-r…");

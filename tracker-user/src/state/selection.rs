@@ -13,6 +13,7 @@ use tracker_ebpf::verdict::Verdict;
 /// The names of the members in use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(inline)]
 pub enum Selected {
     /// The only member of a service, or one of a pair.
     One(Arc<str>),
@@ -250,7 +251,7 @@ mod tests {
                 return;
             }
             let keeps = self.is_kept || is_over;
-            // Who was in use, and is up; and who shares a number with one of those.
+            // Members in use that are up, and members that have a number with one of those in common.
             let stays = |at: usize| keeps && self.used[at] && self.is_up(at);
             let with = |at: usize| {
                 let priority = self.members[at].priority;
@@ -296,7 +297,6 @@ mod tests {
                 let is_decided = from.is_decided || effective != Verdict::Unknown;
                 let to = Standing { effective, is_decided, ..from };
                 naive.members[at] = to;
-                // A member that was in use with another one and fell and came meanwhile is in use again with it: both settle at each change.
                 selection.change(from, to);
                 selection.settle(choice, now);
                 naive.settle(choice, now >= grace);

@@ -2297,7 +2297,7 @@ behind = ["10.20.2.9"]
             tree.tracker_changed(place(0, member, 0), state(verdict), at(ms), None);
             in_use(tree).concat()
         };
-        // Whose first verdict comes first says nothing.
+        // The order of first verdicts decides nothing.
         assert_eq!(tell(&mut tree, 1, Verdict::Up, 1), "standby");
         assert_eq!(tell(&mut tree, 0, Verdict::Up, 2), "active");
         assert_eq!(tree.take_kept(), [("pair".into(), vec![0])]);
@@ -2328,7 +2328,7 @@ behind = ["10.20.2.9"]
     }
 
     #[test]
-    fn an_active_that_never_came_takes_over_from_no_standby_in_use() {
+    fn an_active_that_comes_late_leaves_the_standby_in_use() {
         let text = PAIR.replacen("name = \"pair\"", "name = \"pair\"\npreempt = false", 1);
         let mut tree = StateTree::of(&read(&text), at(0));
         tree.tracker_changed(place(0, 1, 0), state(Verdict::Up), at(1), None);
@@ -2416,6 +2416,38 @@ behind = ["10.20.2.9"]
                 "pool - - up>unknown no-reply",
             ]
         );
+    }
+
+    /// Each change of a member of a large pool costs the same.
+    #[test]
+    fn a_pool_that_falls_takes_linear_time() {
+        for lines in ["", "preempt = false"] {
+            crate::growth::assert_linear("changes of members", 1_000, |count| {
+                let ranks: Vec<_> = (0..count)
+                    .map(|at| format!("name = \"m{at}\"\npriority = {at}"))
+                    .collect();
+                let mut text = format!("[[service]]\nname = \"pool\"\n{lines}\n");
+                for (at, rank) in ranks.iter().enumerate() {
+                    let endpoint = std::net::Ipv4Addr::from(0x0a1e_0000 + at as u32);
+                    text.push_str(&format!(
+                        "[[service.member]]\n{rank}\nendpoint = \"{endpoint}\"\nbehind = [\"10.20.0.9\"]\n"
+                    ));
+                }
+                let config = read(&text);
+                let mut tree = StateTree::of(&config, at(0));
+                // Other numbers than positions, as after a change.
+                let mut turned = config.clone();
+                turned.services[0].members.rotate_left(1);
+                tree.replace(&turned, at(1), unused);
+                crate::growth::processor_time(|| {
+                    for verdict in [Verdict::Up, Verdict::Down] {
+                        for member in 0..count as u32 {
+                            tree.tracker_changed(place(0, member, 0), state(verdict), at(2), None);
+                        }
+                    }
+                })
+            });
+        }
     }
 
     #[test]
