@@ -204,9 +204,11 @@ impl Ranks {
         let Some(entry) = priority else {
             match self.count {
                 1 => return Rank::of_role(Role::Active),
-                2 if self.some_have_roles => {
-                    let _ = section.required(&keys::ROLE, "\"active\" or \"standby\"");
-                }
+                2 if self.some_have_roles => section.missing(
+                    &keys::ROLE,
+                    "\"active\" or \"standby\"",
+                    ", because the other member has one",
+                ),
                 _ if self.some_have_roles => section.missing(
                     &keys::PRIORITY,
                     "N",
