@@ -38,6 +38,7 @@ mod next_hop;
 mod pair;
 mod pair_overrides;
 mod policies;
+mod pool;
 mod privileges;
 mod probe_stamp;
 mod probe_tcp;
