@@ -125,6 +125,7 @@ fn contract_example_is_valid() {
             flap_window: Duration::from_secs(600),
         },
         history_size: 256 << 20,
+        actions: Vec::new(),
         services: vec![
             Service {
                 name: "fw-1".to_owned(),
