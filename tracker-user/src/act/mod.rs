@@ -1,3 +1,9 @@
 //! `tracker act`: what follows from verdicts. A process of its own, which reads the daemon's API and changes what its actions own.
 
+pub mod choice;
+pub mod kernel;
 pub mod nexthop;
+pub mod plan;
+pub mod route;
+pub mod view;
+mod wire;

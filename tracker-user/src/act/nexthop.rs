@@ -4,10 +4,14 @@
 //! it is one message, and every route that refers to it follows at once. `netlink-packet-route` has no types for these messages.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    fmt::{self, Display, Formatter},
+    net::IpAddr,
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
+use super::wire::{NESTED, Request, address, attribute, attributes, flag, u32_of};
 use crate::net::exchange::{HEADER_LEN, u16_at};
 
 /// Bytes of `struct nhmsg`.
@@ -33,14 +37,6 @@ pub mod kind {
     pub const GET: u16 = 106;
 }
 
-/// Flags of a request (linux/netlink.h) that these messages use.
-mod flag {
-    pub(super) const ECHO: u16 = 0x8;
-    pub(super) const REPLACE: u16 = 0x100;
-    pub(super) const EXCLUSIVE: u16 = 0x200;
-    pub(super) const CREATE: u16 = 0x400;
-}
-
 /// Attributes (linux/nexthop.h).
 mod attribute {
     pub(super) const ID: u16 = 1;
@@ -56,18 +52,13 @@ mod attribute {
     pub(super) const BUCKETS: u16 = 1;
     pub(super) const IDLE_TIMER: u16 = 2;
     pub(super) const UNBALANCED_TIMER: u16 = 3;
-
-    /// `NLA_F_NESTED`
-    pub(super) const NESTED: u16 = 0x8000;
-    /// `NLA_TYPE_MASK`
-    pub(super) const TYPE_MASK: u16 = 0x3fff;
 }
 
 /// `NEXTHOP_GRP_TYPE_RES` (linux/nexthop.h).
 const RESILIENT: u16 = 1;
 
 /// The family of a next hop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     V4,
@@ -84,7 +75,8 @@ impl Family {
         }
     }
 
-    const fn number(self) -> u8 {
+    /// `AF_INET` or `AF_INET6`.
+    pub const fn number(self) -> u8 {
         match self {
             Self::V4 => libc::AF_INET as u8,
             Self::V6 => libc::AF_INET6 as u8,
@@ -93,7 +85,7 @@ impl Family {
 }
 
 /// Where a single next hop leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Hop {
     /// To a gateway on an interface.
     Gateway(IpAddr, u32),
@@ -101,6 +93,16 @@ pub enum Hop {
     Interface(Family, u32),
     /// Nowhere: packets are dropped silently.
     Blackhole(Family),
+}
+
+impl Display for Hop {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway(gateway, index) => write!(f, "via {gateway} on interface {index}"),
+            Self::Interface(_, index) => write!(f, "out of interface {index}"),
+            Self::Blackhole(_) => f.write_str("that drops packets"),
+        }
+    }
 }
 
 /// The timers and the size of a resilient group.
@@ -154,56 +156,23 @@ pub struct NextHop {
     pub what: What,
 }
 
-/// A request under construction: `struct nlmsghdr`, `struct nhmsg`, attributes.
-struct Request(Vec<u8>);
-
-impl Request {
-    fn new(kind: u16, flags: u16, family: u8, protocol: u8, of_hop: u32) -> Self {
-        let mut bytes = vec![0; HEADER_LEN + NHMSG_LEN];
-        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        bytes[HEADER_LEN] = family;
-        // The scope, in the next byte, must be zero in requests.
-        bytes[HEADER_LEN + 2] = protocol;
-        bytes[HEADER_LEN + 4..].copy_from_slice(&of_hop.to_ne_bytes());
-        Self(bytes)
-    }
-
-    fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
-        attribute(&mut self.0, kind, value);
-        self
-    }
-
-    /// The finished message; the exchange fills in the sequence number and the flags of every request.
-    fn finish(mut self) -> Vec<u8> {
-        let len = self.0.len() as u32;
-        self.0[..4].copy_from_slice(&len.to_ne_bytes());
-        self.0
-    }
-}
-
-fn attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let len = (4 + value.len()) as u16;
-    bytes.extend(len.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+/// `struct nhmsg`: family, scope, which must be zero in requests, protocol, and flags of the next hop.
+fn header(family: u8, protocol: u8, flags: u32) -> [u8; NHMSG_LEN] {
+    let [a, b, c, d] = flags.to_ne_bytes();
+    [family, 0, protocol, 0, a, b, c, d]
 }
 
 /// A request for a new single next hop whose id the kernel chooses. The answer, by the flag for an echo, has the id.
 pub fn create(hop: Hop, protocol: u8) -> Vec<u8> {
     let flags = flag::CREATE | flag::EXCLUSIVE | flag::ECHO;
     let new = |family: Family, of_hop| {
-        Request::new(kind::NEW, flags, family.number(), protocol, of_hop)
+        Request::new(kind::NEW, flags, &header(family.number(), protocol, of_hop))
     };
     match hop {
         Hop::Gateway(gateway, ifindex) => {
             let request = new(Family::of(gateway), ONLINK);
             let request = request.attribute(attribute::OIF, &ifindex.to_ne_bytes());
-            match gateway {
-                IpAddr::V4(gateway) => request.attribute(attribute::GATEWAY, &gateway.octets()),
-                IpAddr::V6(gateway) => request.attribute(attribute::GATEWAY, &gateway.octets()),
-            }
+            request.address(attribute::GATEWAY, gateway)
         }
         Hop::Interface(family, ifindex) => {
             new(family, 0).attribute(attribute::OIF, &ifindex.to_ne_bytes())
@@ -235,7 +204,11 @@ pub fn put_group(id: u32, group: &Group, protocol: u8, put: Put) -> Vec<u8> {
         let weight = entry.weight.clamp(1, WEIGHT_MAX) - 1;
         entries.extend([weight as u8, 0, 0, 0]);
     }
-    let request = Request::new(kind::NEW, flags, libc::AF_UNSPEC as u8, protocol, 0);
+    let request = Request::new(
+        kind::NEW,
+        flags,
+        &header(libc::AF_UNSPEC as u8, protocol, 0),
+    );
     let request = request
         .attribute(attribute::ID, &id.to_ne_bytes())
         .attribute(attribute::GROUP, &entries);
@@ -256,7 +229,7 @@ pub fn put_group(id: u32, group: &Group, protocol: u8, put: Put) -> Vec<u8> {
             }
             request
                 .attribute(attribute::GROUP_TYPE, &RESILIENT.to_ne_bytes())
-                .attribute(attribute::RES_GROUP | attribute::NESTED, &nested)
+                .attribute(attribute::RES_GROUP | NESTED, &nested)
         }
     };
     request.finish()
@@ -270,14 +243,14 @@ fn ticks(time: Duration) -> u32 {
 
 /// A request to delete an object. The kernel takes it out of groups, and deletes groups that it was the last of, with their routes.
 pub fn delete(id: u32) -> Vec<u8> {
-    Request::new(kind::DELETE, 0, libc::AF_UNSPEC as u8, 0, 0)
+    Request::new(kind::DELETE, 0, &header(libc::AF_UNSPEC as u8, 0, 0))
         .attribute(attribute::ID, &id.to_ne_bytes())
         .finish()
 }
 
 /// A request for all objects.
 pub fn list() -> Vec<u8> {
-    Request::new(kind::GET, 0, libc::AF_UNSPEC as u8, 0, 0).finish()
+    Request::new(kind::GET, 0, &header(libc::AF_UNSPEC as u8, 0, 0)).finish()
 }
 
 /// The object of which an answer or a notification tells, with whether it is gone; `None` of other messages.
@@ -325,29 +298,6 @@ pub fn read(message: &[u8]) -> Option<(NextHop, bool)> {
     let id = id?;
     let object = NextHop { id, protocol, what };
     Some((object, is_gone))
-}
-
-/// The attributes of a message, each by its type without flags; what is cut short ends them.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16_at(rest, 0)?);
-        let kind = u16_at(rest, 2)? & attribute::TYPE_MASK;
-        let value = rest.get(4..len)?;
-        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn u32_of(value: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(value.try_into().ok()?))
-}
-
-fn address(value: &[u8]) -> Option<IpAddr> {
-    if let Ok(octets) = <[u8; 4]>::try_from(value) {
-        return Some(Ipv4Addr::from(octets).into());
-    }
-    let octets = <[u8; 16]>::try_from(value).ok()?;
-    Some(Ipv6Addr::from(octets).into())
 }
 
 fn entries_of(value: &[u8]) -> Vec<Entry> {

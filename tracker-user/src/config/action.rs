@@ -288,22 +288,25 @@ fn group(section: &Section<'_>) -> Option<ActionKind> {
 }
 
 fn route(section: &Section<'_>) -> Option<ActionKind> {
-    let prefix = section.required(&keys::PREFIX, "\"PREFIX\"").and_then(|entry| {
-        entry.parsed("a prefix", |text| {
-            let parsed = text.parse::<IpNet>();
-            let parsed = parsed.or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            let prefix = parsed.map_err(|_| {
-                "not a prefix; give one such as \"192.0.2.0/24\" or \"2001:db8::/32\"".to_owned()
-            })?;
-            match prefix.trunc() == prefix {
-                true => Ok(prefix),
-                false => Err(format!(
-                    "it has bits beyond its length; give \"{}\"",
-                    prefix.trunc()
-                )),
-            }
-        })
-    });
+    let prefix = section
+        .required(&keys::PREFIX, "\"PREFIX\"")
+        .and_then(|entry| {
+            entry.parsed("a prefix", |text| {
+                let parsed = text.parse::<IpNet>();
+                let parsed = parsed.or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+                let prefix = parsed.map_err(|_| {
+                    "not a prefix; give one such as \"192.0.2.0/24\" or \"2001:db8::/32\""
+                        .to_owned()
+                })?;
+                match prefix.trunc() == prefix {
+                    true => Ok(prefix),
+                    false => Err(format!(
+                        "it has bits beyond its length; give \"{}\"",
+                        prefix.trunc()
+                    )),
+                }
+            })
+        });
     let group = match section.entry(&keys::ROUTE_GROUP) {
         Some(entry) => Some(entry.integer()?.value),
         None => None,
@@ -536,7 +539,10 @@ values = { down = -20 }
                 "group = 9 in [[action]] 1: no [[action]] of kind \"nexthop-group\" has this id; add one with id = 9",
             ),
             (
-                format!("{group}{}", group.replace("service = ", "name = \"b\"\nservice = ")),
+                format!(
+                    "{group}{}",
+                    group.replace("service = ", "name = \"b\"\nservice = ")
+                ),
                 "id = 1 in [[action]] \"b\": the action of line 1 keeps the group 1 already; give each its own",
             ),
             (

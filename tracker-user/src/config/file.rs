@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use tracker_ebpf::abi;
 
 use super::{
-    Api, Config, Probe, Service, Tracker, action, api, chain, document::Section, history, hub, keys,
-    keys::Table, misplaced, service, settings::Settings, steering, values::Names,
+    Api, Config, Probe, Service, Tracker, action, api, chain, document::Section, history, hub,
+    keys, keys::Table, misplaced, service, settings::Settings, steering, values::Names,
 };
 
 /// Reads the file.

@@ -9,8 +9,8 @@ use std::{ops::RangeInclusive, time::Duration};
 use tracker_ebpf::{abi, probe::stamp};
 
 use super::{
-    ActionType, AtStart, Expect, Flow, ModeChoice, PROBE_HEADER, Probe, Protocol, Refused, ReturnHop,
-    Role, WhenAllDown,
+    ActionType, AtStart, Expect, Flow, ModeChoice, PROBE_HEADER, Probe, Protocol, Refused,
+    ReturnHop, Role, WhenAllDown,
 };
 
 /// A table of the file.

@@ -37,7 +37,9 @@ pub fn remarks(config: &Config) -> Vec<String> {
     }));
     if let Some(more) = unnamed.len().checked_sub(NAMED + 1) {
         let more = more + 1;
-        remarks.push(format!("actions name {more} more services that the file does not have"));
+        remarks.push(format!(
+            "actions name {more} more services that the file does not have"
+        ));
     }
     remarks
 }
