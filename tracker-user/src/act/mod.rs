@@ -1,9 +1,13 @@
 //! `tracker act`: what follows from verdicts. A process of its own, which reads the daemon's API and changes what its actions own.
 
 pub mod choice;
+pub mod feed;
+pub mod hook;
 pub mod kernel;
 pub mod nexthop;
 pub mod plan;
 pub mod route;
+pub mod store;
+pub mod track_file;
 pub mod view;
 mod wire;
