@@ -3,7 +3,10 @@
 //! What is not known changes nothing: a member whose verdict is `unknown` stays as it is, in or out. A member that is known to be
 //! down goes as soon as another one can take its traffic. Nothing is ever left empty unless `when_all_down` says so.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use glob::Pattern;
 use serde::{Deserialize, Serialize};
@@ -41,23 +44,41 @@ pub enum Choice {
 
 /// The names and patterns of services of an action.
 #[derive(Clone, Debug)]
-pub struct Selector(Vec<Pattern>);
+pub struct Selector {
+    names: HashSet<String>,
+    patterns: Vec<Pattern>,
+}
 
 impl Selector {
     /// The selector of an action.
     pub fn of(action: &Action) -> Self {
+        let (names, patterns): (Vec<&String>, Vec<&String>) = action
+            .services
+            .iter()
+            .partition(|text| Pattern::escape(text) == **text);
         // The configuration has checked the patterns.
-        let patterns = action.services.iter();
-        Self(
-            patterns
-                .filter_map(|text| Pattern::new(text).ok())
-                .collect(),
-        )
+        let patterns = patterns.iter().filter_map(|text| Pattern::new(text).ok());
+        Self {
+            names: names.into_iter().cloned().collect(),
+            patterns: patterns.collect(),
+        }
     }
 
     /// Whether a service counts.
     pub fn matches(&self, service: &str) -> bool {
-        self.0.iter().any(|pattern| pattern.matches(service))
+        self.names.contains(service) || self.patterns.iter().any(|one| one.matches(service))
+    }
+
+    /// The services that count, in their order. Those that are named are not looked for among all.
+    pub fn select<'v>(&self, view: &'v View) -> Vec<&'v Service> {
+        if !self.patterns.is_empty() {
+            let all = view.services().iter();
+            return all.filter(|one| self.matches(&one.name)).collect();
+        }
+        let places = self.names.iter().filter_map(|name| view.place(name));
+        let mut places: Vec<usize> = places.collect();
+        places.sort_unstable();
+        places.into_iter().map(|at| &view.services()[at]).collect()
     }
 }
 
@@ -84,8 +105,7 @@ pub fn choose(
     };
     let mut chosen: Vec<Chosen> = Vec::new();
     let (mut is_any, mut is_undecided) = (false, false);
-    let services = view.services.iter();
-    for service in services.filter(|service| selector.matches(&service.name)) {
+    for service in selector.select(view) {
         is_any = true;
         let is_present = |member: &&Member| before(service, member).is_some();
         let is_held = |member: &&Member| match last {
@@ -235,10 +255,7 @@ pub(super) mod tests {
         let selector = Selector::of(action);
         let mut last = None;
         for (at, (services, expected)) in rows.iter().enumerate() {
-            let view = View {
-                services: services.iter().map(|line| service(line)).collect(),
-                run: String::new(),
-            };
+            let view = View::of(services.iter().map(|line| service(line)).collect());
             let next = choose(action, &selector, &view, last.as_ref());
             last = next.or(last);
             assert_eq!(names(last.as_ref()), *expected, "row {at}: {services:?}");
@@ -348,10 +365,7 @@ pub(super) mod tests {
             is_forced_up: true,
             ..service("fw up: a=down b=down*")
         };
-        let view = |service| View {
-            services: vec![service],
-            run: String::new(),
-        };
+        let view = |service| View::of(vec![service]);
         let chosen = choose(&action, &selector, &view(forced), None);
         assert_eq!(names(chosen.as_ref()), "b");
         // Forced down although its members are up.

@@ -206,7 +206,7 @@ async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), C
             }
         } else if !news.times.is_empty() {
             let names: Vec<&str> = news.times.keys().map(String::as_str).collect();
-            let mut services = ask(wanted, &names, &mut client).await?.services;
+            let mut services = ask(wanted, &names, &mut client).await?.into_services();
             services.retain(|one| news.times.contains_key(&one.name));
             let found: BTreeSet<&str> = services.iter().map(|one| one.name.as_str()).collect();
             let gone: Vec<String> = names
@@ -264,7 +264,7 @@ async fn ask_all(wanted: &Wanted, client: &mut Client) -> Result<View, ClientErr
     let names: Vec<&str> = wanted.services.iter().map(String::as_str).collect();
     let length: usize = names.iter().map(|name| name.len()).sum();
     let is_short = names.len() <= NAMED_MAX && length <= QUERY_MAX;
-    let mut view = match is_short {
+    let view = match is_short {
         true => {
             let patterns = names
                 .iter()
@@ -278,9 +278,9 @@ async fn ask_all(wanted: &Wanted, client: &mut Client) -> Result<View, ClientErr
     };
     let patterns = names.iter().filter_map(|text| Pattern::new(text).ok());
     let patterns: Vec<Pattern> = patterns.collect();
-    view.services
-        .retain(|one| patterns.iter().any(|pattern| pattern.matches(&one.name)));
-    Ok(view)
+    let mut services = view.into_services();
+    services.retain(|one| patterns.iter().any(|pattern| pattern.matches(&one.name)));
+    Ok(View::of(services))
 }
 
 /// Asks for these services and no patterns.

@@ -239,6 +239,14 @@ impl Hooks {
         })
     }
 
+    /// The last event that was seen; `None` if none was.
+    pub fn seen(&self) -> Option<Cursor> {
+        (!self.run.is_empty()).then(|| Cursor {
+            run: self.run.clone(),
+            seq: self.seen,
+        })
+    }
+
     /// Takes an event.
     pub fn take(&mut self, happened: Happened) {
         let event = &happened.event;

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::IpAddr,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
@@ -293,6 +293,12 @@ pub struct Monitor {
     /// Port of our own requests, whose effects are known.
     own: u32,
     buffer: Vec<u8>,
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl AsRawFd for Monitor {

@@ -1,10 +1,12 @@
 //! `tracker act`: what follows from verdicts. A process of its own, which reads the daemon's API and changes what its actions own.
 
+pub mod actor;
 pub mod choice;
 pub mod feed;
 pub mod hook;
 pub mod kernel;
 pub mod nexthop;
+pub mod pace;
 pub mod plan;
 pub mod route;
 pub mod store;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     choice::{Choice, Chosen, Selector, choose},
     nexthop::{Entry, Family, Group, Hop, NextHop, Put, Resilient, WEIGHT_MAX, What},
-    view::View,
+    view::{Service, View},
 };
 use crate::config::{Action, ActionKind, ResilientGroup, WhenAllDown};
 
@@ -189,6 +189,8 @@ pub struct Planner<'p> {
     pub owned: &'p Owned,
     /// Next hops that the kernel refused not long ago.
     pub refused: &'p HashSet<Hop>,
+    /// The services that changed since the last plan, if nothing else did: then only their actions are planned.
+    pub changed: Option<&'p BTreeSet<String>>,
 }
 
 /// What is gathered while a plan is made.
@@ -226,12 +228,19 @@ impl Planner<'_> {
             .flat_map(|(index, link)| link.names.iter().map(|name| (name.as_str(), *index)))
             .collect();
         let ids = self.ids();
-        for rule in self.rules {
+        let present = self
+            .owned
+            .groups
+            .iter()
+            .filter(|id| self.is_our_group(**id));
+        draft.present.extend(present);
+        let rules = || self.rules.iter().filter(|rule| self.is_planned(rule));
+        for rule in rules() {
             if let ActionKind::NexthopGroup { id, resilient } = &rule.action.kind {
                 self.group(rule, *id, resilient.as_ref(), &names, &ids, &mut draft);
             }
         }
-        for rule in self.rules {
+        for rule in rules() {
             if let ActionKind::Route {
                 prefix,
                 group,
@@ -250,6 +259,17 @@ impl Planner<'_> {
         self.finish(draft, &ids)
     }
 
+    fn services(&self, rule: &Rule) -> Vec<&Service> {
+        let view = self.view.map(|view| rule.selector.select(view));
+        view.unwrap_or_default()
+    }
+
+    /// Whether a rule is to be planned.
+    fn is_planned(&self, rule: &Rule) -> bool {
+        self.changed
+            .is_none_or(|changed| changed.iter().any(|name| rule.selector.matches(name)))
+    }
+
     /// Our next hops, each by one of its ids.
     fn ids(&self) -> HashMap<Hop, u32> {
         let mut ids = HashMap::new();
@@ -264,6 +284,13 @@ impl Planner<'_> {
             }
         }
         ids
+    }
+
+    fn is_our_group(&self, id: u32) -> bool {
+        let object = self.seen.objects.get(&id);
+        object.is_some_and(|object| {
+            object.protocol == PROTOCOL && matches!(object.what, What::Group(_))
+        })
     }
 
     /// Where the traffic of a rule is to go, noted in the draft if that changes.
@@ -307,9 +334,6 @@ impl Planner<'_> {
                 return;
             }
         };
-        if current.is_some() {
-            draft.present.insert(id);
-        }
         let resilient = resilient.map(|group| Resilient {
             buckets: group.buckets,
             idle_timer: group.idle_timer,
@@ -364,8 +388,7 @@ impl Planner<'_> {
 
     /// Has every next hop made that a change of verdicts may need, so that the change is one message.
     fn prepare(&self, rule: &Rule, names: &Names<'_>, draft: &mut Draft) {
-        let services = self.view.into_iter().flat_map(|view| &view.services);
-        for service in services.filter(|service| rule.selector.matches(&service.name)) {
+        for service in self.services(rule) {
             for member in &service.members {
                 let hop = self.hop(member.endpoint, member.interface.as_deref(), names);
                 draft.needed.extend(hop);
@@ -439,8 +462,7 @@ impl Planner<'_> {
 
     /// The next hop that drops packets. IPv6 routes take no IPv4 one, IPv4 routes take both.
     fn blackhole(&self, rule: &Rule) -> Hop {
-        let services = self.view.into_iter().flat_map(|view| &view.services);
-        let services = services.filter(|service| rule.selector.matches(&service.name));
+        let services = self.services(rule).into_iter();
         let mut members = services.flat_map(|service| &service.members).peekable();
         let is_v6 = members.peek().is_some() && members.all(|member| member.endpoint.is_ipv6());
         Hop::Blackhole(if is_v6 { Family::V6 } else { Family::V4 })
@@ -551,6 +573,10 @@ impl Planner<'_> {
         let mut operations: Vec<Operation> = create.map(|hop| Operation::CreateHop(*hop)).collect();
         operations.append(&mut draft.groups);
         operations.append(&mut draft.routes);
+        if self.changed.is_some() {
+            draft.plan.operations = operations;
+            return draft.plan;
+        }
 
         let routes: HashSet<RouteKey> = self
             .rules
@@ -582,11 +608,7 @@ impl Planner<'_> {
             })
             .collect();
         for id in &self.owned.groups {
-            let object = self.seen.objects.get(id);
-            if let (false, Some(object)) = (groups.contains(id), object)
-                && object.protocol == PROTOCOL
-                && matches!(object.what, What::Group(_))
-            {
+            if !groups.contains(id) && self.is_our_group(*id) {
                 operations.push(Operation::DeleteGroup(*id));
             }
         }
@@ -921,6 +943,7 @@ mod tests {
             seen: &kernel.seen,
             owned: &memory.owned,
             refused: &HashSet::new(),
+            changed: None,
         };
         planner.plan()
     }
@@ -956,7 +979,7 @@ mod tests {
                     true => vec![Verdict::Unknown; MEMBERS],
                     false => verdicts.clone(),
                 };
-                let view = View { services: vec![pool(&told)], run: String::new() };
+                let view = View::of(vec![pool(&told)]);
                 let others: Vec<_> =
                     foreign().map(|id| kernel.seen.objects.get(&id).cloned()).into();
                 let mut rounds = 0;
@@ -1042,10 +1065,7 @@ mod tests {
         let mut kernel = Kernel::new(MEMBERS);
         let mut memory = Memory::default();
         let mut run = |verdicts: [Verdict; 2], kernel: &mut Kernel| {
-            let view = View {
-                services: vec![pool(&verdicts)],
-                run: String::new(),
-            };
+            let view = View::of(vec![pool(&verdicts)]);
             let plan = planned(&rules, &view, &memory, kernel);
             memory.choices.extend(plan.choices.clone());
             for operation in &plan.operations {
@@ -1080,10 +1100,7 @@ mod tests {
             resilient: None,
         };
         let kernel = Kernel::new(1);
-        let view = View {
-            services: vec![pool(&[Verdict::Up])],
-            run: String::new(),
-        };
+        let view = View::of(vec![pool(&[Verdict::Up])]);
         let plan = planned(&[rule.clone()], &view, &Memory::default(), &kernel);
         assert_eq!(plan.operations, []);
         let text = "id 6 is a group of another program (protocol 3): give the action another id, or delete that by `ip nexthop del id 6`";
@@ -1127,10 +1144,7 @@ mod tests {
         let mut memory = Memory::default();
         let rules = [rule];
         let mut run = |rules: &[Rule], verdicts: [Verdict; 2], kernel: &mut Kernel| {
-            let view = View {
-                services: vec![pool(&verdicts)],
-                run: String::new(),
-            };
+            let view = View::of(vec![pool(&verdicts)]);
             let plan = planned(rules, &view, &memory, kernel);
             memory.choices.extend(plan.choices.clone());
             for operation in &plan.operations {
@@ -1157,10 +1171,7 @@ mod tests {
         let mut one = pool(&[Verdict::Up]);
         one.members[0].weight = 200;
         two.members[0].weight = 100;
-        let view = View {
-            services: vec![one, two],
-            run: String::new(),
-        };
+        let view = View::of(vec![one, two]);
         let plan = planned(&rules, &view, &Memory::default(), &Kernel::new(1));
         let Some(Operation::PutGroup { entries, .. }) = plan.operations.last() else {
             panic!("{plan:?}");

@@ -3,7 +3,10 @@
 //! The only place that reads the JSON of status: a member is called by its `name` if it has one, else by its role, else by its
 //! endpoint.
 
-use std::net::IpAddr;
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use serde::Deserialize;
 use tracker_ebpf::verdict::Verdict;
@@ -13,10 +16,9 @@ use crate::state::admin::{Admin, AdminState};
 /// What is known of services.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
-    /// In the order of the status.
-    pub services: Vec<Service>,
-    /// The sequence of event numbers.
-    pub run: String,
+    /// In the order of the status; later additions after it.
+    services: Vec<Service>,
+    places: HashMap<String, usize>,
 }
 
 /// A service.
@@ -54,8 +56,6 @@ pub struct Member {
 #[derive(Deserialize)]
 struct ToldStatus {
     services: Vec<ToldService>,
-    #[serde(default)]
-    run: String,
 }
 
 #[derive(Deserialize)]
@@ -103,11 +103,58 @@ impl View {
     /// # Errors
     /// When it is none.
     pub fn read(json: &[u8]) -> Result<Self, serde_json::Error> {
-        let ToldStatus { services, run } = serde_json::from_slice(json)?;
-        Ok(Self {
-            services: services.into_iter().map(Service::of).collect(),
-            run,
-        })
+        let ToldStatus { services } = serde_json::from_slice(json)?;
+        Ok(Self::of(services.into_iter().map(Service::of).collect()))
+    }
+
+    /// What is known of these services.
+    pub fn of(services: Vec<Service>) -> Self {
+        let names = services.iter().enumerate();
+        let places = names.map(|(at, service)| (service.name.clone(), at));
+        Self {
+            places: places.collect(),
+            services,
+        }
+    }
+
+    /// All services.
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// All services, taken out.
+    pub fn into_services(self) -> Vec<Service> {
+        self.services
+    }
+
+    /// The service of a name.
+    pub fn get(&self, name: &str) -> Option<&Service> {
+        Some(&self.services[*self.places.get(name)?])
+    }
+
+    /// The place of a service in the order.
+    pub(super) fn place(&self, name: &str) -> Option<usize> {
+        self.places.get(name).copied()
+    }
+
+    /// Takes what is known of some services now, and which there are no longer.
+    pub fn take(&mut self, services: Vec<Service>, gone: &[String]) {
+        for service in services {
+            match self.places.get(&service.name) {
+                Some(at) => self.services[*at] = service,
+                None => {
+                    let at = self.services.len();
+                    self.places.insert(service.name.clone(), at);
+                    self.services.push(service);
+                }
+            }
+        }
+        if !gone.is_empty() {
+            let gone: HashSet<&String> = gone.iter().collect();
+            let mut services = std::mem::take(&mut self.services);
+            services.retain(|service| !gone.contains(&service.name));
+            *self = Self::of(services);
+        }
     }
 }
 
@@ -159,7 +206,6 @@ mod tests {
               {"name":"a","priority":3,"weight":7,"endpoint":"10.9.2.2","interface":"eth3","verdict":"up"},
               {"endpoint":"10.9.3.2","interface":"eth4","verdict":"unknown"}]}],"chains":[]}"#;
         let view = View::read(text).expect("a status");
-        assert_eq!(view.run, "ab");
         let short = |service: &Service| -> Vec<_> {
             let members = service.members.iter();
             members
@@ -176,7 +222,7 @@ mod tests {
                 })
                 .collect()
         };
-        let [pair, pool] = &view.services[..] else {
+        let [pair, pool] = view.services() else {
             panic!("{view:?}");
         };
         let expected = [
@@ -192,5 +238,20 @@ mod tests {
         assert_eq!(short(pool), expected);
         assert_eq!((pool.effective, pool.is_forced_up), (Verdict::Down, true));
         assert!(View::read(b"{}").is_err());
+
+        let mut view = view;
+        let names = |view: &View| -> Vec<String> {
+            let services = view.services().iter();
+            services.map(|one| one.name.clone()).collect()
+        };
+        let renamed = |name: &str| Service {
+            name: name.to_owned(),
+            ..view.services()[0].clone()
+        };
+        let (new, changed) = (renamed("new"), renamed("pool"));
+        view.take(vec![new, changed], &["pair".to_owned()]);
+        assert_eq!(names(&view), ["pool", "new"]);
+        assert_eq!(view.get("pool").map(|one| one.effective), Some(Verdict::Up));
+        assert_eq!(view.get("pair"), None);
     }
 }
