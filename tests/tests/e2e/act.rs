@@ -177,6 +177,16 @@ fn group(hub: &Namespace, id: u32) -> Result<Option<BTreeSet<String>>> {
     Ok(Some(members.collect::<Option<_>>().context("members")?))
 }
 
+/// The id of the next hop to a gateway.
+fn id_of(hub: &Namespace, gateway: &str) -> Result<u64> {
+    let objects: serde_json::Value = serde_json::from_str(hub.run("ip -j nexthop")?.trim())?;
+    let mut objects = objects.as_array().context("a list")?.iter();
+    let found = objects.find(|object| object["gateway"] == gateway);
+    found
+        .and_then(|object| object["id"].as_u64())
+        .context("a next hop")
+}
+
 /// A running `tracker act`.
 struct Actor {
     child: Child,
@@ -583,9 +593,10 @@ fn killed_at_any_moment_it_is_right_within_a_second() -> Result<()> {
     let all = ["10.9.0.2", "10.9.1.2", "10.9.2.2"];
     let mut actor = Actor::start(&tracker, hub)?;
     net.wait_group(4_000, &all, SOON)?;
+    let ids = ["10.9.0.2", "10.9.1.2"].map(|gateway| id_of(hub, gateway));
+    let ids: Vec<u64> = ids.into_iter().collect::<Result<_>>()?;
     let watch = Watch::start(hub)?;
-    let seed = 7_u64;
-    let mut random = seed;
+    let mut random = 7_u64;
     let mut next = move |below: u64| {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -634,8 +645,16 @@ fn killed_at_any_moment_it_is_right_within_a_second() -> Result<()> {
     ensure!(contents.len() >= 30, "{} changes", contents.len());
     for line in contents {
         let members = line.split_whitespace().nth(3).context("members")?;
-        let count = members.split('/').count();
-        ensure!((2..=3).contains(&count), "{line}");
+        let members: Vec<u64> = members
+            .split('/')
+            .map(str::parse)
+            .collect::<Result<_, _>>()?;
+        ensure!((2..=3).contains(&members.len()), "{line}");
+        // The two that are up all the time, by the next hops that they had from the beginning.
+        ensure!(
+            ids.iter().all(|id| members.contains(id)),
+            "{line}: not {ids:?}"
+        );
     }
     // Nothing is left of the dead ones: three next hops and the group, beside the others'.
     assert_eq!(others(hub)?, theirs);
@@ -843,4 +862,89 @@ fn hooks_run_once_for_each_event_and_go_on_after_a_restart() -> Result<()> {
         );
     }
     again.end(Signal::SIGTERM)
+}
+
+/// A thousand services fall at once, and come back: each group follows, and each soon.
+#[test]
+fn a_thousand_services_fall_at_once() -> Result<()> {
+    const COUNT: usize = 1_000;
+    let lab = Lab::new()?;
+    let hub = &lab.hub;
+    lab.service().answer_for_all()?;
+    let mut text = String::new();
+    for at in 0..COUNT {
+        let behind = Ipv4Addr::new(10, 20, (at / 200) as u8 + 1, (at % 200) as u8 + 1);
+        text += &lab.service().toml_to(&format!("s{at}"), behind, "");
+        text += &format!(
+            "[[action]]\nservice = \"s{at}\"\nkind = \"nexthop-group\"\nid = {}\nwhen_all_down = \"withdraw\"\n",
+            10_000 + at
+        );
+    }
+    let config = Config::new(text).defaults("interval = \"100ms\"\ntimeout = \"200ms\"");
+    let tracker = Tracker::start(hub, config)?;
+    tracker.wait_for("all services to be up", LATER, |status| {
+        let services = status.0["services"].as_array();
+        services.is_some_and(|all| all.iter().all(|one| one["verdict"] == "up"))
+    })?;
+    let actor = Actor::start(&tracker, hub)?;
+    let blackholes = || -> Result<Option<usize>> {
+        let objects: serde_json::Value = serde_json::from_str(hub.run("ip -j nexthop")?.trim())?;
+        let objects = objects.as_array().context("a list")?;
+        let dropping: BTreeSet<u64> = objects
+            .iter()
+            .filter(|object| object.get("blackhole").is_some())
+            .filter_map(|object| object["id"].as_u64())
+            .collect();
+        let groups: Vec<_> = objects
+            .iter()
+            .filter_map(|object| object["group"].as_array())
+            .collect();
+        let count = groups.iter().filter(|group| {
+            group.iter().any(|member| {
+                member["id"]
+                    .as_u64()
+                    .is_some_and(|id| dropping.contains(&id))
+            })
+        });
+        Ok((groups.len() == COUNT).then(|| count.count()))
+    };
+    let wait = |wanted: usize| -> Result<()> {
+        let begun = Instant::now();
+        while blackholes()? != Some(wanted) {
+            ensure!(
+                begun.elapsed() < slow(LATER),
+                "{:?}\n{}",
+                blackholes()?,
+                actor.log()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    wait(0)?;
+    let mut ages = Vec::new();
+    for _ in 0..2 {
+        let before = actor.log().len();
+        lab.service().break_forwarding()?;
+        wait(COUNT)?;
+        lab.service().mend()?;
+        wait(0)?;
+        let log = actor.log();
+        let found = log[before..].lines().filter_map(|line| {
+            let (line, age) = line.split_once(", ")?;
+            line.contains("group").then_some(())?;
+            age.strip_suffix(" ms after the event")?.parse::<f64>().ok()
+        });
+        ages.extend(found);
+    }
+    ensure!(ages.len() >= COUNT, "{} changes are in the log", ages.len());
+    ages.sort_by(f64::total_cmp);
+    println!(
+        "{} changes; event -> group changed: median {} ms, p99 {} ms, most {} ms",
+        ages.len(),
+        ages[ages.len() / 2],
+        ages[ages.len() * 99 / 100],
+        ages[ages.len() - 1]
+    );
+    actor.end(Signal::SIGTERM)
 }

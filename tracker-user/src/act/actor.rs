@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix::errno::Errno;
 use tokio::{
     io::{Interest as Readiness, unix::AsyncFd},
@@ -50,6 +50,8 @@ const READ_AGAIN: Duration = Duration::from_millis(50);
 const AUDIT: Duration = Duration::from_secs(5);
 /// How long a next hop that the kernel refused is not tried again.
 const REFUSED: Duration = Duration::from_secs(5);
+/// A change of a verdict may be the reason for a change of an action for so long.
+const RECENT: SignedDuration = SignedDuration::from_secs(30);
 /// How long hooks that run may go on at the end.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often the place in the event stream is written.
@@ -676,6 +678,7 @@ impl Actor {
         plan: &Plan,
         before: &BTreeMap<&String, Option<Choice>>,
     ) -> HashMap<String, Timestamp> {
+        let now = Timestamp::now();
         let mut times = HashMap::new();
         for (name, choice) in &plan.choices {
             let old = before.get(name).and_then(Option::as_ref);
@@ -684,11 +687,19 @@ impl Actor {
                 Choice::Members(members) => &members[..],
                 Choice::Withdraw | Choice::Bypass => &[],
             });
+            // Of many events at once, the state may be known before each of them was read.
+            let since = |service: &str| {
+                let known = self.view.as_ref()?.get(service)?.since?;
+                (now.duration_since(known) < RECENT).then_some(known)
+            };
             let first = services
-                .filter_map(|member| self.changed.get(&member.service))
+                .filter_map(|member| {
+                    let told = self.changed.get(&member.service).copied();
+                    told.or_else(|| since(&member.service))
+                })
                 .min();
             if let Some(first) = first {
-                times.insert(name.clone(), *first);
+                times.insert(name.clone(), first);
             }
         }
         times

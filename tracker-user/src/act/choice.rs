@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use tracker_ebpf::verdict::Verdict;
 
 use super::view::{Member, Service, View};
-use crate::config::{Action, AtStart, WhenAllDown};
+use crate::{
+    config::{Action, AtStart, WhenAllDown},
+    state::admin::AdminState,
+};
 
 /// A member that takes traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,29 +116,18 @@ pub fn choose(
             None => action.at_start == AtStart::All && member.effective != Verdict::Down,
         };
         let members = || service.members.iter();
-        let picked: Vec<&Member> = match service.effective {
-            Verdict::Down => Vec::new(),
-            Verdict::Unknown => {
+        let picked: Vec<&Member> = match (service.effective, service.admin) {
+            (Verdict::Down, AdminState::Down) => Vec::new(),
+            (Verdict::Unknown, _) | (Verdict::Down, AdminState::Maintenance) => {
                 is_undecided = true;
                 members().filter(is_held).collect()
             }
-            Verdict::Up => {
-                let up = || members().filter(|member| member.effective == Verdict::Up);
-                let in_use = up().filter(|member| member.is_selected).count();
-                // In the order of the status, since the order within a group decides which flows go where.
-                let picked = members().filter(|member| match member.effective {
-                    Verdict::Up => member.is_selected || in_use == 0,
-                    Verdict::Unknown => is_held(member),
-                    Verdict::Down => false,
-                });
-                let picked: Vec<&Member> = picked.collect();
-                let wanted = match in_use {
-                    0 => up().count().max(1),
-                    in_use => in_use,
-                };
-                match picked.is_empty() {
-                    false => first(picked, wanted),
-                    true if service.is_forced_up => {
+            // One that is down may have members that are up: fewer than it needs.
+            (Verdict::Up | Verdict::Down, _) => {
+                let picked = in_use(service, is_held);
+                match (picked.is_empty(), service.effective, service.admin) {
+                    (false, ..) | (true, Verdict::Down, _) => picked,
+                    (true, _, AdminState::Up) => {
                         let selected: Vec<_> =
                             members().filter(|member| member.is_selected).collect();
                         match selected.is_empty() {
@@ -144,7 +136,7 @@ pub fn choose(
                         }
                     }
                     // Maintenance keeps it up although no member is.
-                    true => {
+                    (true, ..) => {
                         is_undecided = true;
                         members().filter(is_present).collect()
                     }
@@ -174,6 +166,27 @@ pub fn choose(
         WhenAllDown::Withdraw => Some(Choice::Withdraw),
         WhenAllDown::Bypass => Some(Choice::Bypass),
     }
+}
+
+/// The members of a service that are up and selected, with those whose verdict is unknown if they are held, by priority. In the order
+/// of the status, since the order within a group decides which flows go where.
+fn in_use<'s>(service: &'s Service, is_held: impl Fn(&&'s Member) -> bool) -> Vec<&'s Member> {
+    let up = || {
+        let members = service.members.iter();
+        members.filter(|member| member.effective == Verdict::Up)
+    };
+    let selected = up().filter(|member| member.is_selected).count();
+    let members = service.members.iter();
+    let picked = members.filter(|member| match member.effective {
+        Verdict::Up => member.is_selected || selected == 0,
+        Verdict::Unknown => is_held(member),
+        Verdict::Down => false,
+    });
+    let wanted = match selected {
+        0 => up().count(),
+        selected => selected,
+    };
+    first(picked.collect(), wanted.max(1))
 }
 
 /// The members of the lowest priority number, and those of the next ones until so many are reached; in the order of the status.
@@ -232,7 +245,8 @@ pub(super) mod tests {
         Service {
             name: name.to_owned(),
             effective: verdict(effective),
-            is_forced_up: false,
+            since: None,
+            admin: AdminState::Auto,
             members: members.collect(),
         }
     }
@@ -361,31 +375,54 @@ pub(super) mod tests {
     fn admin_states_are_obeyed() {
         let action = action(&["fw"], WhenAllDown::Withdraw);
         let selector = Selector::of(&action);
-        let forced = Service {
-            is_forced_up: true,
-            ..service("fw up: a=down b=down*")
+        let imposed = |admin, line: &str| {
+            let service = Service {
+                admin,
+                ..service(line)
+            };
+            View::of(vec![service])
         };
-        let view = |service| View::of(vec![service]);
-        let chosen = choose(&action, &selector, &view(forced), None);
-        assert_eq!(names(chosen.as_ref()), "b");
+        let next = |view: &View, last: Option<Choice>| {
+            let next = choose(&action, &selector, view, last.as_ref());
+            next.or(last)
+        };
+        let last = next(&imposed(AdminState::Up, "fw up: a=down b=down*"), None);
+        assert_eq!(names(last.as_ref()), "b");
         // Forced down although its members are up.
-        let chosen = choose(
-            &action,
-            &selector,
-            &view(service("fw down: a=up* b=up")),
-            chosen.as_ref(),
+        let last = next(&imposed(AdminState::Down, "fw down: a=up* b=up"), last);
+        assert_eq!(names(last.as_ref()), "withdraw");
+        // Maintenance keeps it down although a member came up, and up although they fell.
+        let last = next(
+            &imposed(AdminState::Maintenance, "fw down: a=up* b=down"),
+            last,
         );
-        assert_eq!(names(chosen.as_ref()), "withdraw");
-        // Maintenance keeps the service up, its members fell.
-        let last = choose(
-            &action,
-            &selector,
-            &view(service("fw up: a=up* b=up")),
-            None,
+        assert_eq!(names(last.as_ref()), "withdraw");
+        let last = next(&imposed(AdminState::Auto, "fw up: a=up* b=up*"), last);
+        assert_eq!(names(last.as_ref()), "a b");
+        let last = next(
+            &imposed(AdminState::Maintenance, "fw up: a=down b=up*"),
+            last,
         );
-        let frozen = view(service("fw up: a=down b=down"));
-        let kept = choose(&action, &selector, &frozen, last.as_ref());
-        assert_eq!(names(kept.as_ref()), "a");
+        assert_eq!(names(last.as_ref()), "b");
+        let last = next(
+            &imposed(AdminState::Maintenance, "fw up: a=down b=down"),
+            last,
+        );
+        assert_eq!(names(last.as_ref()), "b");
+    }
+
+    /// A pool that needs two members is down with one, which takes the traffic all the same: `when_all_down` is for none at all.
+    #[test]
+    fn a_member_that_is_up_is_used_although_its_service_is_down() {
+        run(
+            &action(&["fw"], WhenAllDown::Withdraw),
+            &[
+                (&["fw up: a=up* b=up* c=down"], "a b"),
+                (&["fw down: a=down b=up* c=down"], "b"),
+                (&["fw down: a=down b=down c=unknown"], "withdraw"),
+                (&["fw up: a=up* b=up* c=unknown"], "a b"),
+            ],
+        );
     }
 
     #[test]

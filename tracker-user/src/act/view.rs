@@ -8,6 +8,7 @@ use std::{
     net::IpAddr,
 };
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use tracker_ebpf::verdict::Verdict;
 
@@ -28,8 +29,10 @@ pub struct Service {
     pub name: String,
     /// The verdict that counts.
     pub effective: Verdict,
-    /// Whether an operator imposes `up` on it, whatever its members are.
-    pub is_forced_up: bool,
+    /// When its verdict last changed, if that is known.
+    pub since: Option<Timestamp>,
+    /// What an operator imposes on it.
+    pub admin: AdminState,
     /// In the order of the status.
     pub members: Vec<Member>,
 }
@@ -63,6 +66,7 @@ struct ToldService {
     name: String,
     verdict: Verdict,
     effective: Option<Verdict>,
+    since: Option<Timestamp>,
     #[serde(default)]
     admin: Admin,
     #[serde(default)]
@@ -170,7 +174,7 @@ impl Service {
             let role = told.role.as_deref();
             let priority = u32::from(role == Some("standby"));
             let priority = told.priority.unwrap_or(priority);
-            let name = told.name.or(told.role);
+            let name = told.name.filter(|name| !name.is_empty()).or(told.role);
             let name = name.unwrap_or_else(|| told.endpoint.to_string());
             Member {
                 is_selected: is_selected(&name),
@@ -185,7 +189,8 @@ impl Service {
         Self {
             members: members.collect(),
             effective: told.effective.unwrap_or(told.verdict),
-            is_forced_up: told.admin.state == AdminState::Up,
+            since: told.since,
+            admin: told.admin.state,
             name: told.name,
         }
     }
@@ -230,13 +235,19 @@ mod tests {
             ("standby".to_owned(), Verdict::Up, true, 1, 1),
         ];
         assert_eq!(short(pair), expected);
-        assert_eq!((pair.effective, pair.is_forced_up), (Verdict::Up, false));
+        assert_eq!(
+            (pair.effective, pair.admin),
+            (Verdict::Up, AdminState::Auto)
+        );
         let expected = [
             ("a".to_owned(), Verdict::Up, true, 3, 7),
             ("10.9.3.2".to_owned(), Verdict::Unknown, true, 0, 1),
         ];
         assert_eq!(short(pool), expected);
-        assert_eq!((pool.effective, pool.is_forced_up), (Verdict::Down, true));
+        assert_eq!(
+            (pool.effective, pool.admin),
+            (Verdict::Down, AdminState::Up)
+        );
         assert!(View::read(b"{}").is_err());
 
         let mut view = view;

@@ -1005,7 +1005,7 @@ pub static VALUE_UP: Key = Key {
         most: i32::MAX,
     },
     default: Default::Is("0"),
-    doc: "The number while a member of the services is up.",
+    doc: "The number while one of the services is up.",
     ..PLAIN
 };
 /// `[action.values] down`
