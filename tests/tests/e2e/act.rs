@@ -394,7 +394,7 @@ fn others(hub: &Namespace) -> Result<String> {
 
 /// All next hops and routes.
 fn everything(hub: &Namespace) -> Result<String> {
-    Ok(hub.run("ip -d nexthop")? + &hub.run("ip -d route show table all")?)
+    Ok(hub.run("ip -d nexthop")? + &hub.run("ip -4 -d route show table all")?)
 }
 
 #[test]
