@@ -101,7 +101,7 @@ fn act(args: &ActArgs, mut config: Config) -> ExitCode {
     host::log::begin();
     block_on(async {
         match (args.withdraw, args.dry_run) {
-            (true, _) => actor::withdraw(&config)?,
+            (true, _) => actor::withdraw(&config).await?,
             (_, true) => actor::dry_run(&args.config, config).await?,
             _ => actor::run(&args.config, config, args.socket.as_deref()).await?,
         }

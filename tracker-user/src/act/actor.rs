@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use tokio::{
     io::{Interest as Readiness, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
 };
 use tracing::Level;
@@ -27,6 +27,7 @@ use super::{
     hook::{HookError, Hooks},
     kernel::{Interest, Kernel, KernelError, Monitor, News, Touched},
     nexthop::{Entry, Group, Hop, NextHop, Put, What},
+    nftables::{self, Map, Share, Wanted},
     pace::Pace,
     plan::{Lead, Operation, Owned, PROTOCOL, Plan, Planner, RouteKey, Rule, Seen},
     store::{State, StateError},
@@ -35,7 +36,7 @@ use super::{
 };
 use crate::{
     api::client::ClientError,
-    config::{self, Action, ActionKind, AtStart, Config, Hub},
+    config::{self, Action, ActionKind, AtStart, Config, Hub, MapName},
     error::full,
     host::{
         instance::{self, InstanceError},
@@ -232,6 +233,64 @@ struct Track {
     written: Option<i32>,
 }
 
+/// A map of nftables, and what it is to have.
+struct KeptMap {
+    map: Map,
+    bypass_via: Option<IpAddr>,
+    wanted: watch::Sender<Wanted>,
+    /// The task that keeps it; absent of a dry run.
+    task: Option<JoinHandle<()>>,
+}
+
+impl Drop for KeptMap {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl KeptMap {
+    /// What the map is to have while traffic goes there.
+    fn wanted(&self, choice: &Choice) -> Wanted {
+        match (choice, self.bypass_via) {
+            (Choice::Members(members), _) => {
+                let shares = members.iter().map(|member| Share {
+                    name: format!("{}/{}", member.service, member.member),
+                    endpoint: member.endpoint,
+                    mark: member.mark,
+                    weight: member.weight,
+                });
+                Wanted::Shares(shares.collect())
+            }
+            (Choice::Bypass, Some(endpoint)) => Wanted::Shares(vec![Share {
+                name: "bypass_via".to_owned(),
+                endpoint,
+                mark: None,
+                weight: 1,
+            }]),
+            (Choice::Withdraw | Choice::Bypass, _) => Wanted::Nothing,
+        }
+    }
+}
+
+fn map_of(action: &Action) -> Option<Map> {
+    let ActionKind::Nftables {
+        map,
+        buckets,
+        lease,
+    } = &action.kind
+    else {
+        return None;
+    };
+    Some(Map {
+        action: action.name.clone(),
+        name: map.clone(),
+        buckets: *buckets,
+        lease: *lease,
+    })
+}
+
 /// Everything that the loop knows.
 struct Actor {
     path: PathBuf,
@@ -241,6 +300,7 @@ struct Actor {
     actions: Vec<Action>,
     rules: Vec<Rule>,
     tracks: BTreeMap<String, Track>,
+    maps: BTreeMap<String, KeptMap>,
     /// Addresses around services.
     ways: BTreeSet<IpAddr>,
     state: State,
@@ -282,6 +342,7 @@ impl Actor {
             actions: Vec::new(),
             rules: Vec::new(),
             tracks: BTreeMap::new(),
+            maps: BTreeMap::new(),
             ways: BTreeSet::new(),
             state,
             kernel,
@@ -314,7 +375,9 @@ impl Actor {
             .filter(|action| {
                 matches!(
                     action.kind,
-                    ActionKind::NexthopGroup { .. } | ActionKind::Route { .. }
+                    ActionKind::NexthopGroup { .. }
+                        | ActionKind::Route { .. }
+                        | ActionKind::Nftables { .. }
                 )
             })
             .map(Rule::of)
@@ -333,6 +396,16 @@ impl Actor {
             _ => None,
         });
         self.tracks = tracks.collect();
+        let maps = actions.iter().filter_map(|action| {
+            let kept = KeptMap {
+                map: map_of(action)?,
+                bypass_via: action.bypass_via,
+                wanted: watch::Sender::new(Wanted::Keep),
+                task: None,
+            };
+            Some((action.name.clone(), kept))
+        });
+        self.maps = maps.collect();
         self.ways = actions
             .iter()
             .filter_map(|action| action.bypass_via)
@@ -361,6 +434,50 @@ impl Actor {
         }
     }
 
+    /// Has the maps of nftables kept from now on, and those emptied that no action keeps any longer.
+    fn keep_maps(&mut self) {
+        let names = self.maps.values().map(|kept| &kept.map.name);
+        let names: BTreeSet<MapName> = names.cloned().collect();
+        let owned = &mut self.state.kept.owned.maps;
+        for name in owned.iter().filter(|name| !names.contains(name)).cloned() {
+            let map = Map {
+                action: format!("(none any longer) {name}"),
+                name,
+                buckets: 0,
+                lease: None,
+            };
+            tokio::spawn(async move {
+                if let Err(error) = nftables::apply(&map, &Wanted::Nothing).await {
+                    tracing::warn!(
+                        "cannot take elements out of a map that no action keeps any longer: {}",
+                        full(&error)
+                    );
+                }
+            });
+        }
+        owned.extend(names);
+        for kept in self.maps.values_mut() {
+            if kept.task.is_none() {
+                let keep = nftables::keep(kept.map.clone(), kept.wanted.subscribe());
+                kept.task = Some(tokio::spawn(keep));
+            }
+        }
+    }
+
+    /// Tells what maps of nftables are to have.
+    fn tell_maps(&self) {
+        for (action, kept) in &self.maps {
+            if let Some(choice) = self.state.kept.choices.get(action) {
+                let wanted = kept.wanted(choice);
+                kept.wanted.send_if_modified(|now| {
+                    let is_new = *now != wanted;
+                    *now = wanted;
+                    is_new
+                });
+            }
+        }
+    }
+
     /// Reads what the kernel has for the first time, and puts right what is known to be wrong already.
     fn begin(&mut self) -> Result<(), ActError> {
         let count = self.actions.len();
@@ -371,6 +488,7 @@ impl Actor {
             self.hub.socket.display()
         );
         self.look()?;
+        self.keep_maps();
         self.turn();
         Ok(())
     }
@@ -404,6 +522,7 @@ impl Actor {
             refused(&full(&error));
             return false;
         }
+        self.keep_maps();
         tracing::info!("{path}: {count} actions from now on");
         supervisor.status(&format!("{count} actions"));
         true
@@ -581,6 +700,7 @@ impl Actor {
             let plan = self.plan();
             self.carry_out(plan, now);
             self.write_tracks(now);
+            self.tell_maps();
             self.changed.clear();
             self.is_changed = false;
         }
@@ -1108,17 +1228,37 @@ pub async fn dry_run(path: &Path, config: Config) -> Result<(), ActError> {
             print(&format!("would: action {action}: {path} has {value}"))?;
         }
     }
+    for (action, kept) in &actor.maps {
+        let choices = &actor.state.kept.choices;
+        let choice = plan.choices.get(action).or(choices.get(action));
+        let Some(wanted) = choice.map(|choice| kept.wanted(choice)) else {
+            continue;
+        };
+        let name = &kept.map.name;
+        match nftables::would(&kept.map, &wanted).await {
+            Ok(0) => {}
+            Ok(moved) => {
+                is_nothing = false;
+                let leads = nftables::described(&wanted);
+                print(&format!(
+                    "would: action {action}: map {name} leads to {leads}, {moved} of {} buckets moved",
+                    kept.map.buckets
+                ))?;
+            }
+            Err(error) => print(&format!("trouble: action {action}: {}", full(&error)))?,
+        }
+    }
     if is_nothing {
         print("nothing to do")?;
     }
     Ok(())
 }
 
-/// Undoes what actions did: routes, groups and next hops of ours go.
+/// Undoes what actions did: routes, groups, next hops and elements of maps that are ours go.
 ///
 /// # Errors
 /// When `tracker act` runs, the kernel refuses, or routes of other programs lead by a group of ours.
-pub fn withdraw(config: &Config) -> Result<(), ActError> {
+pub async fn withdraw(config: &Config) -> Result<(), ActError> {
     let _lock = lock(&config.hub)?;
     let mut state = State::read(&config.hub.state)?;
     let mut kernel = Kernel::open().map_err(ActError::Netlink)?;
@@ -1173,6 +1313,24 @@ pub fn withdraw(config: &Config) -> Result<(), ActError> {
             is_nothing = false;
         }
         kept.owned.hops.remove(&id);
+    }
+    for name in kept.owned.maps.clone() {
+        let map = Map {
+            action: String::new(),
+            name: name.clone(),
+            buckets: 0,
+            lease: None,
+        };
+        match nftables::apply(&map, &Wanted::Nothing).await {
+            Ok(0) => {}
+            Ok(count) => {
+                print(&format!("map {name}: {count} elements removed"))?;
+                is_nothing = false;
+            }
+            // The map may be gone with its table.
+            Err(error) => tracing::warn!("{}", full(&error)),
+        }
+        kept.owned.maps.remove(&name);
     }
     state.save()?;
     if !stays.is_empty() {

@@ -31,6 +31,9 @@ pub struct Chosen {
     pub interface: Option<String>,
     /// Its share.
     pub weight: u16,
+    /// The mark of packets that go to it, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<u32>,
 }
 
 /// Where the traffic of an action goes.
@@ -152,6 +155,7 @@ pub fn choose(
                 endpoint: member.endpoint,
                 interface: interface.or_else(|| before?.interface.clone()),
                 weight: member.weight,
+                mark: member.mark,
             });
         }
     }
@@ -240,6 +244,7 @@ pub(super) mod tests {
                 is_selected: rest.ends_with('*'),
                 priority: priority.parse().expect("a priority"),
                 weight: 1,
+                mark: None,
             }
         });
         Service {

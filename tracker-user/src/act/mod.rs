@@ -6,6 +6,7 @@ pub mod feed;
 pub mod hook;
 pub mod kernel;
 pub mod nexthop;
+pub mod nftables;
 pub mod pace;
 pub mod plan;
 pub mod route;

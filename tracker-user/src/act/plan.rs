@@ -17,7 +17,7 @@ use super::{
     nexthop::{Entry, Family, Group, Hop, NextHop, Put, Resilient, WEIGHT_MAX, What},
     view::{Service, View},
 };
-use crate::config::{Action, ActionKind, ResilientGroup, WhenAllDown};
+use crate::config::{Action, ActionKind, MapName, ResilientGroup, WhenAllDown};
 
 /// Protocol number of the routes and next hops of `tracker act` (`RTPROT_*`), by which others can tell them.
 pub const PROTOCOL: u8 = 116;
@@ -97,6 +97,9 @@ pub struct Owned {
     pub groups: BTreeSet<u32>,
     /// Routes.
     pub routes: BTreeSet<RouteKey>,
+    /// Maps of nftables that have elements of ours.
+    #[serde(default)]
+    pub maps: BTreeSet<MapName>,
 }
 
 /// An operation.
@@ -254,6 +257,11 @@ impl Planner<'_> {
                     metric,
                 };
                 self.route(rule, key, group, &names, &mut draft);
+            }
+        }
+        for rule in rules() {
+            if let ActionKind::Nftables { .. } = rule.action.kind {
+                self.choose(rule, &mut draft);
             }
         }
         self.finish(draft, &ids)

@@ -54,6 +54,8 @@ pub struct Member {
     pub priority: u32,
     /// Its share among members of equal priority.
     pub weight: u16,
+    /// The mark of packets that go to it, if it has one.
+    pub mark: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -99,6 +101,7 @@ struct ToldMember {
     effective: Option<Verdict>,
     priority: Option<u32>,
     weight: Option<u16>,
+    mark: Option<u32>,
 }
 
 impl View {
@@ -184,6 +187,7 @@ impl Service {
                 effective: told.effective.unwrap_or(told.verdict),
                 priority,
                 weight: told.weight.unwrap_or(1).max(1),
+                mark: told.mark,
             }
         });
         Self {

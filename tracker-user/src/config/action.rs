@@ -9,7 +9,7 @@ use glob::Pattern;
 use ipnet::IpNet;
 
 use super::{
-    Action, ActionKind, ActionType, AtStart, ResilientGroup, WhenAllDown,
+    Action, ActionKind, ActionType, AtStart, MapName, ResilientGroup, WhenAllDown,
     document::{At, Entry, Section},
     keys::{self, Key, Table},
     values::{absolute, checked_name, distinct, unicast},
@@ -17,20 +17,22 @@ use super::{
 
 /// Keys that only some kinds of actions have, with these kinds.
 static OF_KINDS: &[(&Key, &[ActionType])] = {
-    use ActionType::{Hook, NexthopGroup, Route, TrackFile};
+    use ActionType::{Hook, NexthopGroup, Nftables, Route, TrackFile};
     &[
-        (&keys::WHEN_ALL_DOWN, &[NexthopGroup, Route]),
-        (&keys::BYPASS_VIA, &[NexthopGroup, Route]),
-        (&keys::AT_START, &[NexthopGroup, Route, TrackFile]),
+        (&keys::WHEN_ALL_DOWN, &[NexthopGroup, Route, Nftables]),
+        (&keys::BYPASS_VIA, &[NexthopGroup, Route, Nftables]),
+        (&keys::AT_START, &[NexthopGroup, Route, Nftables, TrackFile]),
         (&keys::GROUP_ID, &[NexthopGroup]),
         (&keys::RESILIENT, &[NexthopGroup]),
-        (&keys::BUCKETS, &[NexthopGroup]),
+        (&keys::BUCKETS, &[NexthopGroup, Nftables]),
         (&keys::IDLE_TIMER, &[NexthopGroup]),
         (&keys::UNBALANCED_TIMER, &[NexthopGroup]),
         (&keys::PREFIX, &[Route]),
         (&keys::ROUTE_GROUP, &[Route]),
         (&keys::METRIC, &[Route]),
         (&keys::ROUTE_TABLE, &[Route]),
+        (&keys::MAP, &[Nftables]),
+        (&keys::LEASE, &[Nftables]),
         (&keys::COMMAND, &[Hook]),
         (&keys::USER, &[Hook]),
         (&keys::ACTION_TIMEOUT, &[Hook]),
@@ -42,6 +44,10 @@ static OF_KINDS: &[(&Key, &[ActionType])] = {
 
 /// Metric of an IPv6 route that is given none, or 0 (`IP6_RT_PRIO_USER`).
 const METRIC6: u32 = 1_024;
+
+/// Buckets of a resilient group, and of a map of nftables, if none are given.
+const GROUP_BUCKETS: u16 = 128;
+const MAP_BUCKETS: u16 = 256;
 
 /// The most bytes of a program with its arguments: far below what execve(2) takes.
 const COMMAND_MAX: usize = 65_536;
@@ -116,6 +122,7 @@ fn complete(actions: &mut [(&Section<'_>, Action)]) {
                 format!("route to {prefix} of metric {metric} in table {table}"),
                 &keys::PREFIX,
             ),
+            ActionKind::Nftables { map, .. } => (format!("map {map}"), &keys::MAP),
             ActionKind::TrackFile { path, .. } => {
                 (format!("file {}", path.display()), &keys::TRACK_PATH)
             }
@@ -140,6 +147,7 @@ fn default_name(action: &Action) -> String {
     let kind = match action.kind {
         ActionKind::NexthopGroup { .. } => ActionType::NexthopGroup,
         ActionKind::Route { .. } => ActionType::Route,
+        ActionKind::Nftables { .. } => ActionType::Nftables,
         ActionKind::Hook { .. } => ActionType::Hook,
         ActionKind::TrackFile { .. } => ActionType::TrackFile,
     };
@@ -194,6 +202,7 @@ fn action(section: &mut Section<'_>) -> Option<Action> {
     let kind = match kind {
         ActionType::NexthopGroup => group(section),
         ActionType::Route => route(section),
+        ActionType::Nftables => nftables(section),
         ActionType::Hook => hook(section),
         ActionType::TrackFile => track_file(section, values.as_ref()),
     };
@@ -267,7 +276,7 @@ fn group(section: &Section<'_>) -> Option<ActionKind> {
         Some(entry) => entry.duration().map(|time| time.value),
         None => Some(key.default_duration()),
     };
-    let buckets = integer(section, &keys::BUCKETS);
+    let buckets = buckets(section, GROUP_BUCKETS);
     let (idle, unbalanced) = (time(&keys::IDLE_TIMER), time(&keys::UNBALANCED_TIMER));
     if !is_resilient {
         for key in [&keys::BUCKETS, &keys::IDLE_TIMER, &keys::UNBALANCED_TIMER] {
@@ -277,7 +286,7 @@ fn group(section: &Section<'_>) -> Option<ActionKind> {
         }
     }
     let resilient = ResilientGroup {
-        buckets: u16::try_from(buckets?).unwrap_or(u16::MAX),
+        buckets: buckets?,
         idle_timer: idle?,
         unbalanced_timer: unbalanced?,
     };
@@ -324,6 +333,51 @@ fn route(section: &Section<'_>) -> Option<ActionKind> {
         metric,
         table: table?,
     })
+}
+
+/// The number of buckets; this one if it is not given.
+fn buckets(section: &Section<'_>, default: u16) -> Option<u16> {
+    match section.entry(&keys::BUCKETS) {
+        Some(entry) => u16::try_from(entry.integer()?.value).ok(),
+        None => Some(default),
+    }
+}
+
+fn nftables(section: &Section<'_>) -> Option<ActionKind> {
+    let map = section
+        .required(&keys::MAP, "\"inet TABLE MAP\"")
+        .and_then(|entry| entry.parsed("a map of nftables", map_name));
+    let lease = match section.entry(&keys::LEASE) {
+        Some(entry) => Some(entry.duration()?.value),
+        None => None,
+    };
+    let buckets = buckets(section, MAP_BUCKETS);
+    Some(ActionKind::Nftables {
+        map: map?.value,
+        buckets: buckets?,
+        lease,
+    })
+}
+
+fn map_name(text: &str) -> Result<MapName, String> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let is_word = |word: &&str| {
+        let mut bytes = word.bytes();
+        bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
+    };
+    match words[..] {
+        [family @ ("inet" | "ip" | "ip6"), table, name] if is_word(&table) && is_word(&name) => {
+            Ok(MapName {
+                family: family.to_owned(),
+                table: table.to_owned(),
+                name: name.to_owned(),
+            })
+        }
+        _ => Err(
+            "not a map; give family (inet, ip or ip6), table and map, as in \"inet steer members\""
+                .to_owned(),
+        ),
+    }
 }
 
 fn hook(section: &Section<'_>) -> Option<ActionKind> {
@@ -451,6 +505,11 @@ service = "fw-1"
 kind = "track-file"
 path = "/run/fw-1"
 values = { down = -20 }
+[[action]]
+service = "fw-1"
+kind = "nftables"
+map = "inet steer members"
+lease = "30s"
 "#,
         )
         .unwrap();
@@ -463,6 +522,7 @@ values = { down = -20 }
             "route:fw-1",
             "hook:fw-1",
             "track-file:fw-1",
+            "nftables:fw-1",
         ];
         assert_eq!(names, expected);
         let keep = (WhenAllDown::Keep, AtStart::All);
@@ -503,6 +563,16 @@ values = { down = -20 }
             down: -20,
         };
         assert_eq!(actions[5].kind, file);
+        let map = ActionKind::Nftables {
+            map: MapName {
+                family: "inet".to_owned(),
+                table: "steer".to_owned(),
+                name: "members".to_owned(),
+            },
+            buckets: 256,
+            lease: Some(Duration::from_secs(30)),
+        };
+        assert_eq!(actions[6].kind, map);
     }
 
     #[test]
@@ -560,6 +630,10 @@ values = { down = -20 }
             (
                 action("kind = \"nexthop-group\"\nid = 1\nbuckets = 64"),
                 "buckets = 64 in [[action]] 1: used only with resilient = true; add that, or delete it",
+            ),
+            (
+                action("kind = \"nftables\"\nmap = \"steer members\""),
+                "map = \"steer members\" in [[action]] 1: not a map; give family (inet, ip or ip6), table and map, as in \"inet steer members\"",
             ),
             (
                 action("kind = \"track-file\"\npath = \"/a\"\nvalues = { up = 9999999999 }"),

@@ -159,6 +159,8 @@ pub enum Value {
     Services,
     /// A name or pattern of services, or a list of them.
     Selector,
+    /// Family, table and name of a map of nftables.
+    MapName,
     /// A program and its arguments, as a list.
     Command,
     /// A whole number with a sign.
@@ -884,8 +886,8 @@ pub static BUCKETS: Key = Key {
     name: "buckets",
     tables: &[Table::Action],
     value: integer(1, u16::MAX as u32),
-    default: Default::Is("128"),
-    doc: "Into how many parts flows fall by their hash, of a `resilient` group; some times the number of members.",
+    default: Default::Text("128 of a `resilient` group, 256 of `nftables`"),
+    doc: "Into how many parts flows fall by their hash, of a `resilient` group and of `nftables`; some times the number of members.",
     ..PLAIN
 };
 /// `[[action]] idle_timer`
@@ -940,6 +942,24 @@ pub static ROUTE_TABLE: Key = Key {
     value: integer(1, i32::MAX as u32),
     default: Default::Is("254"),
     doc: "Number of the routing table; 254 is `main`.",
+    ..PLAIN
+};
+/// `[[action]] map`
+pub static MAP: Key = Key {
+    name: "map",
+    tables: &[Table::Action],
+    value: Value::MapName,
+    default: Default::Text("none; `nftables` needs it"),
+    doc: "The map of nftables whose elements are kept, one for each number below `buckets`: marks or addresses of members, by its type.",
+    ..PLAIN
+};
+/// `[[action]] lease`
+pub static LEASE: Key = Key {
+    name: "lease",
+    tables: &[Table::Action],
+    value: duration(Duration::from_secs(3), DAY),
+    default: Default::Text("elements stay"),
+    doc: "How long elements of the map live unless `tracker act` renews them; the map needs `flags timeout`.",
     ..PLAIN
 };
 /// `[[action]] command`
@@ -1128,6 +1148,8 @@ pub static ALL: &[&Key] = &[
     &ROUTE_GROUP,
     &METRIC,
     &ROUTE_TABLE,
+    &MAP,
+    &LEASE,
     &COMMAND,
     &USER,
     &ACTION_TIMEOUT,
@@ -1274,6 +1296,7 @@ impl Key {
             Value::Name(_) | Value::Instance(_) | Value::Services | Value::Selector => {
                 "NAME".to_owned()
             }
+            Value::MapName => "FAMILY TABLE MAP".to_owned(),
             Value::Command => "PROGRAM".to_owned(),
             Value::Flag => "true|false".to_owned(),
             Value::Path | Value::Socket(_) => "PATH".to_owned(),

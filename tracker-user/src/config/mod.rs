@@ -430,6 +430,15 @@ pub enum ActionKind {
         /// Number of the routing table.
         table: u32,
     },
+    /// Keeps the elements of a map of nftables.
+    Nftables {
+        /// The map; unique among actions.
+        map: MapName,
+        /// How many elements it has.
+        buckets: u16,
+        /// How long they live unless they are renewed; for ever if not given.
+        lease: Option<Duration>,
+    },
     /// Runs a program for each event.
     Hook {
         /// Program and arguments.
@@ -463,6 +472,25 @@ pub struct ResilientGroup {
     pub unbalanced_timer: Duration,
 }
 
+/// A map of nftables.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct MapName {
+    /// `inet`, `ip` or `ip6`.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The map.
+    pub name: String,
+}
+
+impl fmt::Display for MapName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.family, self.table, self.name)
+    }
+}
+
 /// The kind of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActionType {
@@ -470,6 +498,8 @@ pub enum ActionType {
     NexthopGroup,
     /// A route.
     Route,
+    /// A map of nftables.
+    Nftables,
     /// A program.
     Hook,
     /// A number in a file.
@@ -560,7 +590,7 @@ words! {
     Expect { Reply = "reply", Silence = "silence" }
     Flow { Fixed = "fixed", Rotate = "rotate" }
     Refused { Down = "down", Up = "up" }
-    ActionType { NexthopGroup = "nexthop-group", Route = "route", Hook = "hook", TrackFile = "track-file" }
+    ActionType { NexthopGroup = "nexthop-group", Route = "route", Nftables = "nftables", Hook = "hook", TrackFile = "track-file" }
     WhenAllDown { Keep = "keep", Withdraw = "withdraw", Bypass = "bypass" }
     AtStart { All = "all", None = "none" }
 }

@@ -83,6 +83,7 @@ fn value_text(key: &Key) -> String {
         Value::Prefix => "IPv4 or IPv6 prefix".to_owned(),
         Value::Services => "list of service names".to_owned(),
         Value::Selector => "name or pattern of services, or a list of them".to_owned(),
+        Value::MapName => "`inet`, `ip` or `ip6`, table and map, in one text".to_owned(),
         Value::Command => "list of a program and its arguments".to_owned(),
         Value::Signed { least, most } => format!("whole number, {least} to {most}"),
         Value::Tables(table) => format!("`{}`", table.title()),
@@ -178,6 +179,7 @@ fn key_schema(key: &Key) -> Json {
             names
         }
         Value::Prefix => json!({"type": "string"}),
+        Value::MapName => json!({"type": "string", "pattern": "^(inet|ip|ip6) [^ ]+ [^ ]+$"}),
         Value::Prefixes | Value::Services => list(json!({"type": "string"})),
         Value::Selector => json!({"anyOf": [
             {"type": "string", "minLength": 1},
