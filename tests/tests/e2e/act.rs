@@ -948,3 +948,126 @@ fn a_thousand_services_fall_at_once() -> Result<()> {
     );
     actor.end(Signal::SIGTERM)
 }
+
+/// A map of nftables chooses the routing table of each flow by a hash: flows share the firewalls by the weight of their buckets, and leave
+/// one that stops forwarding.
+#[test]
+fn flows_follow_a_map_of_nftables() -> Result<()> {
+    let net = Net::new(3)?;
+    let hub = &net.lab.hub;
+    serve(&net.server)?;
+    let ruleset = "table inet steer {\n\
+           map members { type mark : mark; flags timeout; }\n\
+           chain out {\n\
+             type route hook output priority mangle; policy accept;\n\
+             ip daddr != 10.50.0.0/16 return\n\
+             meta mark set jhash tcp sport . ip saddr mod 64\n\
+             meta mark set meta mark map @members\n\
+           }\n\
+         }\n";
+    hub.nft(ruleset)?;
+    // The way without a mark, which a socket needs before its packets have one, ends at an address that no host has.
+    hub.ip("route add 10.50.0.0/16 via 10.70.0.99\n")?;
+    for number in 1..=3_u8 {
+        let gateway = net.lab.services()[usize::from(number) - 1].endpoint;
+        hub.ip(&format!(
+            "rule add fwmark {number} table 10{number}\nroute add 10.50.0.0/16 via {gateway} table 10{number}\n"
+        ))?;
+    }
+    let action = "[[action]]\nname = \"m\"\nservice = \"fw-*\"\nkind = \"nftables\"\nmap = \"inet steer members\"\nbuckets = 64\nlease = \"8s\"\n\
+         when_all_down = \"withdraw\"\n";
+    let services = (1..).zip(net.lab.services());
+    let services = services.map(|(number, service): (u8, _)| {
+        service.toml_with(&format!("fw-{number}"), &format!("mark = {number}"))
+    });
+    let config = Config::new(format!("{}{action}", services.collect::<String>()));
+    let tracker = Tracker::start(hub, config)?;
+    for number in 1..=3 {
+        tracker.wait_verdict(&format!("fw-{number}"), "up", "replied")?;
+    }
+    let counts = || -> Result<BTreeMap<u64, usize>> {
+        let text = hub.run("nft -j list map inet steer members")?;
+        let json: serde_json::Value = serde_json::from_str(&text)?;
+        let maps = json["nftables"].as_array().context("a list")?;
+        let elements = maps
+            .iter()
+            .filter_map(|item| item["map"]["elem"].as_array());
+        let mut counts = BTreeMap::new();
+        for element in elements.flatten() {
+            *counts
+                .entry(element[1].as_u64().context("a mark")?)
+                .or_default() += 1;
+        }
+        Ok(counts)
+    };
+    let wait = |wanted: &[(u64, usize)]| -> Result<()> {
+        let begun = Instant::now();
+        let wanted: BTreeMap<u64, usize> = wanted.iter().copied().collect();
+        while counts()? != wanted {
+            ensure!(
+                begun.elapsed() < slow(SOON),
+                "{:?}, not {wanted:?}",
+                counts()?
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    };
+    let said = act(&tracker, hub, "--dry-run")?;
+    ensure!(
+        said.contains("would: action m: map inet steer members leads to fw-1/active, fw-2/active, fw-3/active, 64 of 64 buckets moved"),
+        "{said}"
+    );
+    assert_eq!(counts()?, BTreeMap::new());
+    let actor = Actor::start(&tracker, hub)?;
+    wait(&[(1, 22), (2, 21), (3, 21)])?;
+    let mut all = flows(hub, 40)?;
+    for number in 1..=3 {
+        ensure!(!net.seen(number)?.is_empty(), "no flow goes by fw-{number}");
+    }
+    net.lab.services()[1].break_forwarding()?;
+    wait(&[(1, 32), (3, 32)])?;
+    net.seen(2)?;
+    for (port, flow) in &mut all {
+        ensure!(lives(flow), "flow {port} is dead");
+    }
+    assert_eq!(net.seen(2)?, BTreeSet::new());
+    net.lab.services()[1].mend()?;
+    wait(&[(1, 22), (2, 21), (3, 21)])?;
+    // What others take out comes back; while it runs, no lease ends; after it, each does.
+    hub.nft("flush map inet steer members\n")?;
+    wait(&[(1, 22), (2, 21), (3, 21)])?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        assert_eq!(counts()?.values().sum::<usize>(), 64);
+        thread::sleep(Duration::from_millis(100));
+    }
+    for service in net.lab.services() {
+        service.break_forwarding()?;
+    }
+    wait(&[])?;
+    net.lab.services()[0].mend()?;
+    wait(&[(1, 64)])?;
+    let log = actor.log();
+    ensure!(!log.contains("ERROR"), "{log}");
+    actor.end(Signal::SIGKILL)?;
+    let begun = Instant::now();
+    while !counts()?.is_empty() {
+        ensure!(begun.elapsed() < slow(LATER), "{:?}", counts()?);
+        thread::sleep(Duration::from_millis(100));
+    }
+    let actor = Actor::start(&tracker, hub)?;
+    wait(&[(1, 64)])?;
+    actor.end(Signal::SIGTERM)?;
+    let said = act(&tracker, hub, "--withdraw")?;
+    ensure!(
+        said.contains("map inet steer members: 64 elements removed"),
+        "{said}"
+    );
+    // One that is another program's is left alone.
+    hub.nft("add element inet steer members { 5 : 9 }\n")?;
+    let actor = Actor::start(&tracker, hub)?;
+    actor.wait_log("element 5 is another program's")?;
+    wait(&[(9, 1)])?;
+    actor.end(Signal::SIGTERM)
+}

@@ -83,6 +83,7 @@ policy = 2
 returns = ["eth1", "eth2"]
 return_hop = "endpoint"
 source = "10.9.0.1"
+mark = 7
 interval = "100ms"
 
 [[service]]
@@ -130,6 +131,13 @@ prefix = "10.50.0.0/16"
 group = 4000
 metric = 10
 table = 100
+
+[[action]]
+service = "fw-1"
+kind = "nftables"
+map = "inet steer members"
+buckets = 64
+lease = "30s"
 
 [[action]]
 service = "fw-1"

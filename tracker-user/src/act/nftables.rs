@@ -449,19 +449,21 @@ pub async fn keep(map: Map, mut wanted: watch::Receiver<Wanted>) {
     let mut pause = PAUSE.0;
     let audit = map.lease.map_or(AUDIT, |lease| AUDIT.min(lease / 4));
     let mut next = Instant::now();
+    let mut earliest = next;
     loop {
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
             () = tokio::time::sleep_until(next) => {}
         }
-        // Not for the flow of changes alone: after a failure the pause counts.
-        tokio::time::sleep_until(next.min(Instant::now() + REST)).await;
+        tokio::time::sleep_until(earliest).await;
         let now = wanted.borrow_and_update().clone();
         if now == Wanted::Keep {
             next = Instant::now() + audit;
             continue;
         }
-        match apply(&map, &now).await {
+        let result = apply(&map, &now).await;
+        earliest = Instant::now() + REST;
+        match result {
             Ok(0) => {
                 pause = PAUSE.0;
                 next = Instant::now() + audit;
@@ -490,7 +492,7 @@ pub async fn keep(map: Map, mut wanted: watch::Receiver<Wanted>) {
                     ),
                 );
                 pause = (pause * 2).min(PAUSE.1);
-                tokio::time::sleep_until(next).await;
+                earliest = next;
             }
         }
     }

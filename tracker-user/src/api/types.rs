@@ -244,6 +244,9 @@ pub struct MemberStatus {
     /// Last verdict that was known; present only while the daemon stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
+    /// What a map of nftables has for it; absent if it has no mark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<u32>,
     /// Its place in the kernel's maps, for metrics.
     #[serde(skip)]
     pub path: Option<u32>,
@@ -591,6 +594,7 @@ pub(crate) mod tests {
                     effective: Verdict::Up,
                     admin: Admin::default(),
                     last_verdict: None,
+                    mark: None,
                     path: None,
                 }],
                 steered: None,

@@ -573,6 +573,15 @@ pub static SOURCE: Key = Key {
     doc: "The source address of probes of its family.",
     is_read_by_kernel: true,
 };
+/// `mark` of a member
+pub static MEMBER_MARK: Key = Key {
+    name: "mark",
+    tables: OF_MEMBER,
+    value: integer(0, u32::MAX),
+    default: Default::Text("none"),
+    doc: "The mark that a map of nftables has for the member (`[[action]]` of kind `nftables`).",
+    ..PLAIN
+};
 /// `[[service.member]]`
 pub static MEMBER: Key = Key {
     name: "member",
@@ -1102,6 +1111,7 @@ pub static ALL: &[&Key] = &[
     &RETURNS,
     &RETURN_HOP,
     &SOURCE,
+    &MEMBER_MARK,
     &MEMBER,
     &TRACKER,
     &TRACKER_BEHIND,

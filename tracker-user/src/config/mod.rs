@@ -211,6 +211,8 @@ pub struct Member {
     pub return_hop: ReturnHop,
     /// How the trackers decide.
     pub policy: Policy,
+    /// What a map of nftables has for it.
+    pub mark: Option<u32>,
     /// At least one.
     pub trackers: Vec<Tracker>,
 }

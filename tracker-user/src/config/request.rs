@@ -234,6 +234,7 @@ fn attachment(member: &Member, common: &Map<String, Json>) -> Map<String, Json> 
         returns,
         return_hop,
         policy,
+        mark,
         trackers,
     } = member;
     let mut object = Map::new();
@@ -255,6 +256,9 @@ fn attachment(member: &Member, common: &Map<String, Json>) -> Map<String, Json> 
         Policy::Any => {}
         Policy::All => drop(set(&keys::POLICY, json!("all"))),
         Policy::AtLeast(count) => drop(set(&keys::POLICY, json!(count))),
+    }
+    if let Some(mark) = mark {
+        set(&keys::MEMBER_MARK, json!(mark));
     }
     match of_behinds(member, common) {
         Some(behinds) => drop(set(

@@ -247,6 +247,9 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
     let policy = parts
         .inherited(&keys::POLICY)
         .and_then(|entry| policy(&entry, written, &section.title));
+    let mark = parts
+        .inherited(&keys::MEMBER_MARK)
+        .and_then(|entry| entry.integer());
     Some(Member {
         role,
         endpoint: endpoint?.value,
@@ -258,6 +261,7 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
             |word| word.value,
         ),
         policy: policy.unwrap_or_default(),
+        mark: mark.map(|mark| mark.value),
         trackers,
     })
 }

@@ -139,6 +139,7 @@ fn contract_example_is_valid() {
                     returns: vec!["eth1".to_owned()],
                     return_hop: ReturnHop::Any,
                     policy: Policy::Any,
+                    mark: None,
                     trackers: vec![slow("10.20.0.9"), slow("2001:db8:20::9")],
                 })],
             },
@@ -155,6 +156,7 @@ fn contract_example_is_valid() {
                         returns: vec![],
                         return_hop: ReturnHop::Any,
                         policy: Policy::Any,
+                        mark: None,
                         trackers: vec![tracker("10.20.1.9")],
                     }),
                     Arc::new(Member {
@@ -165,6 +167,7 @@ fn contract_example_is_valid() {
                         returns: vec![],
                         return_hop: ReturnHop::Any,
                         policy: Policy::Any,
+                        mark: None,
                         trackers: vec![Tracker {
                             probe: Probe::Tcp,
                             port: Some(443),
@@ -1375,6 +1378,7 @@ fn any_member(role: Role) -> impl Strategy<Value = Member> {
             interface,
             source,
             returns,
+            mark: is_endpoint.then_some(7),
             return_hop: if is_endpoint {
                 ReturnHop::Endpoint
             } else {

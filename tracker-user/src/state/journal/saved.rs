@@ -34,6 +34,8 @@ struct Member {
     returns: Vec<String>,
     return_hop: ReturnHop,
     policy: Policy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<u32>,
     trackers: Vec<Tracker>,
 }
 
@@ -156,6 +158,7 @@ impl From<&config::Member> for Member {
             returns,
             return_hop,
             policy,
+            mark,
             trackers,
         } = member;
         Self {
@@ -170,6 +173,7 @@ impl From<&config::Member> for Member {
                 config::Policy::All => Policy::All,
                 config::Policy::AtLeast(count) => Policy::AtLeast(*count),
             },
+            mark: *mark,
             trackers: trackers.iter().map(Tracker::from).collect(),
         }
     }
@@ -185,6 +189,7 @@ impl From<Member> for config::Member {
             returns,
             return_hop,
             policy,
+            mark,
             trackers,
         } = saved;
         Self {
@@ -199,6 +204,7 @@ impl From<Member> for config::Member {
                 Policy::All => config::Policy::All,
                 Policy::AtLeast(count) => config::Policy::AtLeast(count),
             },
+            mark,
             trackers: trackers.into_iter().map(config::Tracker::from).collect(),
         }
     }
