@@ -382,6 +382,8 @@ impl App {
             api: _,
             history_size,
             defaults: _,
+            // `tracker act` carries them out.
+            actions: _,
         } = config;
         let mut app = Self {
             desired: before,

@@ -83,6 +83,7 @@ policy = 2
 returns = ["eth1", "eth2"]
 return_hop = "endpoint"
 source = "10.9.0.1"
+mark = 7
 interval = "100ms"
 
 [[service]]
@@ -126,6 +127,47 @@ services = ["fw-1", "fw-pair"]
 uplinks = ["eth0"]
 sources = ["192.0.2.0/24", "2001:db8::/32"]
 mark = 0x7472
+
+[[action]]
+name = "group"
+service = ["fw-*", "fw-pair"]
+kind = "nexthop-group"
+id = 4000
+resilient = true
+buckets = 64
+idle_timer = "30s"
+unbalanced_timer = "5m"
+when_all_down = "bypass"
+bypass_via = "192.0.2.1"
+at_start = "none"
+
+[[action]]
+kind = "route"
+prefix = "10.50.0.0/16"
+group = 4000
+metric = 10
+table = 100
+
+[[action]]
+service = "fw-1"
+kind = "nftables"
+map = "inet steer members"
+buckets = 64
+lease = "30s"
+
+[[action]]
+service = "fw-1"
+kind = "hook"
+command = ["/bin/true", "x"]
+user = "nobody"
+timeout = "5s"
+retries = 1
+
+[[action]]
+service = "fw-1"
+kind = "track-file"
+path = "/run/tracker-act/fw-1"
+values = { up = 0, down = -50 }
 "#;
 /// Values that a config or a request may have, in TOML and as they are written in JSON.
 const VALUES: [&str; 36] = [

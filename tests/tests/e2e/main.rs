@@ -1,6 +1,7 @@
 //! End-to-end tests: real daemons, services and traffic in network namespaces. A file of tests is a module: the tests of
 //! one file are run by its name, `cargo xtask test --test e2e -- route_moves::`.
 
+mod act;
 mod admin;
 mod api;
 mod bad_config;

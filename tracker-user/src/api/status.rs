@@ -397,6 +397,7 @@ fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
                 effective: member.effective,
                 admin: (*member.admin).clone(),
                 last_verdict: None,
+                mark: member.settings.mark,
                 path: member.slot,
             }
         })

@@ -261,6 +261,9 @@ pub struct MemberStatus {
     /// Share among members of equal priority; present of a member of a pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
+    /// What a map of nftables has for it; absent if it has no mark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<u32>,
     /// Its place in the kernel's maps, for metrics.
     #[serde(skip)]
     pub path: Option<u32>,
@@ -636,6 +639,7 @@ pub(crate) mod tests {
                     effective: Verdict::Up,
                     admin: Admin::default(),
                     last_verdict: None,
+                    mark: None,
                     path: None,
                 }],
                 steered: None,

@@ -184,14 +184,19 @@ fn entries(known: &Known, services: &[ServiceId]) -> Vec<(Name, Published)> {
     let mut entries = Vec::new();
     let services = services.iter().filter_map(|id| known.tree.service(*id));
     for service in services {
+        let selected = service.selected();
+        let selected: HashSet<&str> = selected.names().iter().map(|name| &**name).collect();
         let members = service.members.iter().map(|member| {
-            let text = member_name(member);
+            let name = public::name(&service.name, Some(&member.settings.name));
             (
-                public::name(&service.name, Some(&text)),
-                of_member(service, member),
+                name,
+                of_member(member, selected.contains(&*member.settings.name)),
             )
         });
-        let own = (public::name(&service.name, None), of_service(service));
+        let own = (
+            public::name(&service.name, None),
+            of_service(service, &selected),
+        );
         let named = std::iter::once(own).chain(members);
         entries.extend(named.filter_map(|(name, published)| {
             let published = match is_stalled {
@@ -208,44 +213,30 @@ fn entries(known: &Known, services: &[ServiceId]) -> Vec<(Name, Published)> {
     entries
 }
 
-/// A member's name within its service.
-fn member_name(member: &MemberState) -> String {
-    member.settings.role.to_string()
-}
-
-/// A member's weight.
-const fn weight(_: &MemberState) -> u32 {
-    1
-}
-
-fn is_selected(service: &ServiceState, member: &MemberState) -> bool {
-    service.selected() == member.settings.role
-}
-
-fn of_service(service: &ServiceState) -> Published {
-    let selected = service
-        .members
-        .iter()
-        .filter(|member| is_selected(service, member));
-    let up = selected
-        .clone()
-        .filter(|member| member.effective == Verdict::Up);
+fn of_service(service: &ServiceState, selected: &HashSet<&str>) -> Published {
+    let members = service.members.iter();
+    let carries = |member: &&MemberState| {
+        member.effective == Verdict::Up && selected.contains(&*member.settings.name)
+    };
     Published {
         verdict: service.effective as u8,
         cause: service.deciding().cause as u8,
         admin: admin(&service.admin),
-        weight: up.map(weight).sum(),
-        selected: selected.count() as u32,
+        weight: members
+            .filter(carries)
+            .map(|member| u32::from(member.settings.weight))
+            .sum(),
+        selected: selected.len() as u32,
     }
 }
 
-fn of_member(service: &ServiceState, member: &MemberState) -> Published {
+fn of_member(member: &MemberState, is_selected: bool) -> Published {
     Published {
         verdict: member.effective as u8,
         cause: member.deciding().cause as u8,
         admin: admin(&member.admin),
-        weight: weight(member),
-        selected: is_selected(service, member).into(),
+        weight: member.settings.weight.into(),
+        selected: is_selected.into(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! in range. Whatever is wrong with a file is found in one pass and reported as one self-contained
 //! line each, `FILE:LINE: ...`, that names the key, says why and what to do.
 
+mod action;
 mod api;
 #[cfg(test)]
 mod book;
@@ -66,10 +67,12 @@ pub struct Config {
     pub history_size: u64,
     /// What services that are added later inherit.
     pub defaults: Defaults,
+    /// What follows from verdicts, in the order of the file. Names are unique.
+    pub actions: Vec<Action>,
 }
 
 impl Config {
-    /// This configuration without services and chains.
+    /// This configuration without services, chains and actions.
     pub fn without_services(&self) -> Self {
         Self {
             hub: self.hub.clone(),
@@ -79,7 +82,14 @@ impl Config {
             api: self.api.clone(),
             history_size: self.history_size,
             defaults: self.defaults.clone(),
+            actions: Vec::new(),
         }
+    }
+
+    /// What actions name as a service and no service of the file is called, each with the action's name.
+    pub fn unnamed_services(&self) -> Vec<(&str, &str)> {
+        let names = self.services.iter().map(|service| service.name.as_str());
+        action::unknown(&self.actions, &names.collect())
     }
 
     /// The number of trackers of all services.
@@ -222,6 +232,8 @@ pub struct Member {
     pub return_hop: ReturnHop,
     /// How the trackers decide.
     pub policy: Policy,
+    /// What a map of nftables has for it.
+    pub mark: Option<u32>,
     /// At least one.
     pub trackers: Vec<Tracker>,
 }
@@ -424,6 +436,140 @@ pub struct Steering {
     pub mark_mask: u32,
 }
 
+/// What follows from the verdicts of services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Unique among actions.
+    pub name: String,
+    /// Names and patterns of services, each once; at least one.
+    pub services: Vec<String>,
+    /// What to do while no member is up.
+    pub when_all_down: WhenAllDown,
+    /// Present exactly if traffic is to go around the service while no member is up.
+    pub bypass_via: Option<IpAddr>,
+    /// What is made before any verdict is known.
+    pub at_start: AtStart,
+    /// What is done.
+    pub kind: ActionKind,
+}
+
+/// What an action does, with the settings of its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ActionKind {
+    /// Keeps a next-hop group of the kernel.
+    NexthopGroup {
+        /// Id of the group; unique among actions.
+        id: u32,
+        /// Present if only the flows of a member that goes are to move.
+        resilient: Option<ResilientGroup>,
+    },
+    /// Keeps a route.
+    Route {
+        /// The destination; prefix, table and metric are unique among actions.
+        prefix: IpNet,
+        /// Id of the group of another action, by which it leads; else it leads by the selected member.
+        group: Option<u32>,
+        /// Metric, as the kernel lists it.
+        metric: u32,
+        /// Number of the routing table.
+        table: u32,
+    },
+    /// Keeps the elements of a map of nftables.
+    Nftables {
+        /// The map; unique among actions.
+        map: MapName,
+        /// How many elements it has.
+        buckets: u16,
+        /// How long they live unless they are renewed; for ever if not given.
+        lease: Option<Duration>,
+    },
+    /// Runs a program for each event.
+    Hook {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// The user whose rights it has; that of this process if not given.
+        user: Option<String>,
+        /// How long a run may take.
+        timeout: Duration,
+        /// How often a run that failed is repeated.
+        retries: u32,
+    },
+    /// Writes a number into a file.
+    TrackFile {
+        /// The file; unique among actions.
+        path: PathBuf,
+        /// The number while a member is up.
+        up: i32,
+        /// The number while none is.
+        down: i32,
+    },
+}
+
+/// Settings of a resilient next-hop group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResilientGroup {
+    /// Number of buckets.
+    pub buckets: u16,
+    /// How long a bucket must be idle before it may move.
+    pub idle_timer: Duration,
+    /// How long the group may be out of balance; zero: for ever.
+    pub unbalanced_timer: Duration,
+}
+
+/// A map of nftables.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct MapName {
+    /// `inet`, `ip` or `ip6`.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The map.
+    pub name: String,
+}
+
+impl fmt::Display for MapName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.family, self.table, self.name)
+    }
+}
+
+/// The kind of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActionType {
+    /// A next-hop group.
+    NexthopGroup,
+    /// A route.
+    Route,
+    /// A map of nftables.
+    Nftables,
+    /// A program.
+    Hook,
+    /// A number in a file.
+    TrackFile,
+}
+
+/// What an action does while no member is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WhenAllDown {
+    /// It leaves everything as it is.
+    Keep,
+    /// Packets are dropped, or the route is removed.
+    Withdraw,
+    /// Packets go around the service.
+    Bypass,
+}
+
+/// What an action makes before any verdict is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AtStart {
+    /// A group or route of all members that are not known to be down.
+    All,
+    /// Nothing until a member is up.
+    None,
+}
+
 /// Of these names, the one that is most like `name`.
 pub fn likeliest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     document::likeliest(name, known)
@@ -488,6 +634,9 @@ words! {
     Expect { Reply = "reply", Silence = "silence" }
     Flow { Fixed = "fixed", Rotate = "rotate" }
     Refused { Down = "down", Up = "up" }
+    ActionType { NexthopGroup = "nexthop-group", Route = "route", Nftables = "nftables", Hook = "hook", TrackFile = "track-file" }
+    WhenAllDown { Keep = "keep", Withdraw = "withdraw", Bypass = "bypass" }
+    AtStart { All = "all", None = "none" }
 }
 
 /// One thing that is wrong with a configuration; prints as one line.

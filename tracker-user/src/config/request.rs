@@ -284,6 +284,7 @@ fn attachment(member: &Member, common: &Map<String, Json>) -> Map<String, Json> 
         returns,
         return_hop,
         policy: wanted,
+        mark,
         trackers,
     } = member;
     let mut object = Map::new();
@@ -303,6 +304,9 @@ fn attachment(member: &Member, common: &Map<String, Json>) -> Map<String, Json> 
     }
     if *wanted != Policy::Any {
         set(&keys::POLICY, policy(*wanted));
+    }
+    if let Some(mark) = mark {
+        set(&keys::MEMBER_MARK, json!(mark));
     }
     match of_behinds(member, common) {
         Some(behinds) => drop(set(

@@ -362,6 +362,9 @@ fn member(parts: Parts<'_, '_>, rank: Rank, settings: Settings) -> Option<Member
         .and_then(|entry| entry.integer());
     let Rank { role, priority } = rank;
     let endpoint = endpoint?.value;
+    let mark = parts
+        .inherited(&keys::MEMBER_MARK)
+        .and_then(|entry| entry.integer());
     Some(Member {
         name: name.map_or_else(
             || default_name(role, endpoint),
@@ -382,6 +385,7 @@ fn member(parts: Parts<'_, '_>, rank: Rank, settings: Settings) -> Option<Member
             |word| word.value,
         ),
         policy: policy.unwrap_or_default(),
+        mark: mark.map(|mark| mark.value),
         trackers,
     })
 }

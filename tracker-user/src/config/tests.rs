@@ -125,6 +125,7 @@ fn contract_example_is_valid() {
             flap_window: Duration::from_secs(600),
         },
         history_size: 256 << 20,
+        actions: Vec::new(),
         services: vec![
             Service {
                 name: "fw-1".to_owned(),
@@ -143,6 +144,7 @@ fn contract_example_is_valid() {
                     returns: vec!["eth1".to_owned()],
                     return_hop: ReturnHop::Any,
                     policy: Policy::Any,
+                    mark: None,
                     trackers: vec![slow("10.20.0.9"), slow("2001:db8:20::9")],
                 })],
             },
@@ -164,6 +166,7 @@ fn contract_example_is_valid() {
                         returns: vec![],
                         return_hop: ReturnHop::Any,
                         policy: Policy::Any,
+                        mark: None,
                         trackers: vec![tracker("10.20.1.9")],
                     }),
                     Arc::new(Member {
@@ -177,6 +180,7 @@ fn contract_example_is_valid() {
                         returns: vec![],
                         return_hop: ReturnHop::Any,
                         policy: Policy::Any,
+                        mark: None,
                         trackers: vec![Tracker {
                             probe: Probe::Tcp,
                             port: Some(443),
@@ -1397,6 +1401,7 @@ fn any_member(number: u8) -> impl Strategy<Value = Member> {
                 interface,
                 source,
                 returns,
+                mark: is_endpoint.then_some(7),
                 return_hop: if is_endpoint {
                     ReturnHop::Endpoint
                 } else {

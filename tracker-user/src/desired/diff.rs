@@ -438,6 +438,7 @@ mod tests {
             returns: Vec::new(),
             return_hop: ReturnHop::Any,
             policy: Policy::Any,
+            mark: None,
             trackers: trackers
                 .iter()
                 .map(|&(behind, fall)| Tracker {

@@ -50,6 +50,8 @@ struct Member {
     returns: Vec<String>,
     return_hop: ReturnHop,
     policy: Policy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<u32>,
     trackers: Vec<Tracker>,
 }
 
@@ -210,6 +212,7 @@ impl From<&config::Member> for Member {
             returns,
             return_hop,
             policy,
+            mark,
             trackers,
         } = member;
         let is_default = *name == config::default_name(*role, *endpoint);
@@ -224,6 +227,7 @@ impl From<&config::Member> for Member {
             returns: returns.clone(),
             return_hop: *return_hop,
             policy: (*policy).into(),
+            mark: *mark,
             trackers: trackers.iter().map(Tracker::from).collect(),
         }
     }
@@ -242,6 +246,7 @@ impl From<Member> for config::Member {
             returns,
             return_hop,
             policy,
+            mark,
             trackers,
         } = saved;
         Self {
@@ -258,6 +263,7 @@ impl From<Member> for config::Member {
             returns,
             return_hop,
             policy: policy.into(),
+            mark,
             trackers: trackers.into_iter().map(config::Tracker::from).collect(),
         }
     }
