@@ -19,7 +19,7 @@ use aya_ebpf::{
 use bpf::{
     answer,
     disposition::{self, Action},
-    maps::{EXPECTING, WATCHED},
+    maps::{EXPECTING, NAMES, VERDICTS, WATCHED},
     packet::{self, Packet},
     receive::{self, Arrival, Outcome, Parsed},
     segments::{self, Segment},
@@ -29,6 +29,7 @@ use bpf::{
 use tracker_ebpf::{
     abi::Path,
     probe::{self, answer::Answer, reply},
+    public,
     wire::{Bytes as _, flow},
 };
 
@@ -228,6 +229,20 @@ pub fn trk_sock_judge(ctx: SkBuffContext) -> i64 {
     let parsed = receive::parse_copy(&ctx);
     recognise_at_tc(&ctx, parsed, || answer::parse_bare_skb(&ctx));
     0
+}
+
+/// Reads the verdict maps as programs of others do. The daemon never loads it: the linker leaves out maps that no program refers
+/// to.
+#[socket_filter]
+#[inline(always)]
+pub fn trk_sock_public(_: SkBuffContext) -> i64 {
+    let Some(index) = NAMES.get_ptr([0; public::NAME_LEN]) else {
+        return 0;
+    };
+    // SAFETY: a valid map value.
+    let entry = VERDICTS.get_ptr(unsafe { *index });
+    // SAFETY: as above.
+    entry.map_or(0, |entry| unsafe { (*entry).verdict }.into())
 }
 
 /// What becomes of a packet at TC: of one that is, or claims to be, about a probe, it is counted; a foreign one passes.

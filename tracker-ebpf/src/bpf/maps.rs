@@ -40,13 +40,11 @@ pub static STREAMS: HashMap<abi::StreamKey, u32, 1, NO_PREALLOC> = HashMap::new(
 #[btf_map]
 pub static RTTS: Array<rtt::Rtts, 1, MMAPABLE> = Array::new();
 
-/// Indices of VERDICTS by name, for programs of others. No program here reads it, so that the linker has to be told to keep it.
-#[used]
+/// Indices of VERDICTS by name, for programs of others. See `trk_sock_public`.
 #[btf_map]
 pub static NAMES: HashMap<public::Name, u32, { public::CAPACITY as usize }, NO_PREALLOC> =
     HashMap::new();
 /// What counts of each service and member, for programs of others.
-#[used]
 #[btf_map]
 pub static VERDICTS: Array<public::PublicVerdict, { public::CAPACITY as usize }, MMAPABLE> =
     Array::new();
