@@ -4,6 +4,7 @@
 //! installed; [`detector`] sends, judges and decides on its own thread; [`state`] turns trackers' verdicts into those of members,
 //! services and chains; [`api`] shows them; [`app`] joins all.
 
+pub mod act;
 pub mod api;
 pub mod app;
 pub mod cli;

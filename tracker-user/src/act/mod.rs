@@ -1,0 +1,3 @@
+//! What follows from a verdict.
+
+pub mod frr;
