@@ -1,26 +1,40 @@
 //! FRR's distributed BFD: `bfdd --dplaneaddr unix:PATH` leaves the detection to a data plane, and this is one. A peer goes up and down
 //! with the verdict of the member or tracker of its address; BFD packets are not sent.
 //!
-//! `bfdd` listens. It tells a new connection of at most 58 sessions at once (FRR issue 22638: a buffer of 8,192 bytes), so there are as many
-//! connections as may be needed, and one more. When a connection ends, `bfdd` moves its sessions to another one without a word to its
-//! protocols, if there is one: so a successor connects before the predecessor's connections, which the service manager keeps
-//! (`FDSTORE=1`), are closed.
+//! `bfdd` listens. What FRR 8.4.4 does decides how connections are kept (`docs/internals/surprises.md`):
+//! - It tells a new connection of at most 58 sessions (FRR issue 22638: a buffer of 8,192 bytes) and the next connection of the next 58. So
+//!   one more connection is opened for as long as the newest is told of that many.
+//! - When a connection ends, its sessions move to the oldest one that is left, 58 of them at once. So a successor goes on with its
+//!   predecessor's connections, which the service manager keeps (`FDSTORE=1`); their sessions are kept in a file. Messages stay in the
+//!   socket's buffer until what follows from them is in that file.
 
 pub mod sessions;
 pub mod wire;
 
 use std::{
-    io,
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    os::unix::net::UnixStream as StdStream,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{net::UnixStream, sync::watch, task::JoinSet, time};
+use nix::sys::socket::{MsgFlags, recv};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time,
+};
 
 use self::{
     sessions::{Connection, Peers},
-    wire::WireError,
+    wire::{Session, WireError},
 };
 use crate::{
     error::full,
@@ -31,27 +45,32 @@ use crate::{
     },
 };
 
-/// Sessions that `bfdd` tells a new connection of at once: 58 messages of 140 bytes fill its buffer.
+/// Sessions that `bfdd` tells a new connection of: 58 messages of 140 bytes fill its buffer.
 const AT_ONCE: usize = 58;
 /// Connections to one `bfdd`, at most.
 const CONNECTIONS: usize = 64;
 /// Time between two attempts to connect.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Time between echo requests. `bfdd` reclaims the buffer of what it read only when it reads something that it did not wait for (FRR issue
-/// 22693): without them, repeated requests for counters end the connection.
+/// Time after which a new connection has been told of its sessions.
+const REGISTRATION: Duration = Duration::from_millis(500);
+/// Time between echo requests.
 const ECHO: Duration = Duration::from_secs(1);
+/// Time after the last request for counters after which an echo request follows. `bfdd` reclaims the buffer of what it read only when it
+/// reads something that it does not wait for (FRR issue 22693): without that, the second `show bfd peers counters` ends the connection, and
+/// 8.4.4 with it.
+const ASKED: Duration = Duration::from_millis(2);
 /// How long `bfdd` may take nothing before the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a predecessor's connections are kept beside new ones: `bfdd` accepts one at a turn of its loop.
-const OVERLAP: Duration = Duration::from_secs(1);
-/// Bytes that are read at once.
+/// How long the rest of a message may take.
+const REST: Duration = Duration::from_millis(10);
+/// Bytes that are read at once; more than the longest message.
 const READ: usize = 16 << 10;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum FrrError {
     /// There is none.
-    #[error("cannot connect to {}: start bfdd with `--dplaneaddr unix:{0}`", .path.display())]
+    #[error("cannot connect to {}; start bfdd with `--dplaneaddr unix:{}`", .path.display(), .path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -70,49 +89,134 @@ enum FrrError {
     /// It does not read.
     #[error("bfdd has taken nothing for {} s", PATIENCE.as_secs())]
     Stuck,
+    /// The sessions cannot be kept for the next process.
+    #[error("cannot write {}", .path.display())]
+    Keep {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
 }
 
-/// Keeps `bfdd` told, until dropped. `kept` are a predecessor's connections.
+/// The sessions of each connection, by the name under which the service manager keeps it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Saved {
+    connections: BTreeMap<String, Vec<Session>>,
+}
+
+/// What the tasks of one `bfdd` share.
+struct Shared {
+    socket: PathBuf,
+    file: PathBuf,
+    peers: watch::Receiver<Arc<Peers>>,
+    supervisor: Arc<Supervisor>,
+    saved: Mutex<Saved>,
+}
+
+impl Shared {
+    /// Keeps the sessions of a connection for the next process; none when the connection has ended.
+    fn save(&self, name: &str, connection: Option<&Connection>) -> Result<(), FrrError> {
+        let mut saved = self.saved.lock();
+        match connection {
+            Some(connection) => {
+                let sessions = connection.sessions().cloned().collect();
+                saved.connections.insert(name.to_owned(), sessions);
+            }
+            None => drop(saved.connections.remove(name)),
+        }
+        let failed = |source| FrrError::Keep {
+            path: self.file.clone(),
+            source,
+        };
+        let text = serde_json::to_vec(&*saved).map_err(|error| failed(error.into()))?;
+        let next = self.file.with_extension("next");
+        fs::write(&next, text).map_err(failed)?;
+        fs::rename(&next, &self.file).map_err(failed)
+    }
+}
+
+/// What a connection's task says.
+enum News {
+    /// A new connection has been told of so many sessions.
+    Registered(usize),
+    /// It has ended.
+    Ended,
+}
+
+/// Keeps `bfdd` told, until dropped. `kept` are a predecessor's connections, whose sessions are in `file`.
 pub async fn run(
     socket: PathBuf,
+    file: PathBuf,
     peers: watch::Receiver<Arc<Peers>>,
     supervisor: Arc<Supervisor>,
     kept: Vec<KeptFile>,
 ) {
+    let mut saved: Saved = fs::read(&file)
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default();
+    let mut resumed = Vec::new();
+    for KeptFile { name, file } in kept {
+        match (saved.connections.remove(&name), resume(file)) {
+            (Some(sessions), Ok(stream)) => resumed.push((name, sessions, stream)),
+            // What its sessions are is not known: `bfdd` moves them to another connection when the last copy is closed.
+            _ => supervisor.forget(&name),
+        }
+    }
+    let saved = resumed
+        .iter()
+        .map(|(name, sessions, _)| (name.clone(), sessions.clone()));
+    let saved = Saved {
+        connections: saved.collect(),
+    };
+    let mut wanted = peers.clone();
+    let shared = Arc::new(Shared {
+        socket,
+        file,
+        peers,
+        supervisor,
+        saved: Mutex::new(saved),
+    });
+    let (tell, mut news) = mpsc::unbounded_channel();
+    let mut tasks = JoinSet::new();
+    for (name, sessions, stream) in resumed {
+        let (shared, tell) = (shared.clone(), tell.clone());
+        tasks.spawn(async move {
+            stay(&shared, &name, stream, Connection::of(sessions), None).await;
+            // The receiver lives as long as the task.
+            let _ = tell.send(News::Ended);
+        });
+    }
     // Names of an earlier process are others.
     let begun = monotonic_ns();
-    let mut connections = JoinSet::new();
-    let (open, mut opened) = watch::channel(0usize);
-    let open = Arc::new(open);
-    let mut wanted = peers.clone();
-    let mut kept = (!kept.is_empty()).then_some(kept);
-    let mut release = None::<Instant>;
+    let mut opened = 0u64;
+    let mut open_at = Some(Instant::now());
     loop {
-        let count = wanted.borrow_and_update().len();
-        let count = match count {
-            0 => 0,
-            count => (count.div_ceil(AT_ONCE) + 1).min(CONNECTIONS),
-        };
-        while connections.len() < count {
-            let number = connections.len();
-            let (socket, peers, open) = (socket.clone(), peers.clone(), open.clone());
-            let supervisor = supervisor.clone();
-            connections.spawn(async move {
-                let name = format!("frr-{begun}-{number}");
-                stay(&name, number == 0, &socket, peers, &supervisor, &open).await;
-            });
-        }
-        if kept.is_some() && release.is_none() && *opened.borrow_and_update() >= count {
-            release = Some(Instant::now() + OVERLAP);
-        }
+        let is_wanted = !wanted.borrow_and_update().is_empty();
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
-            changed = opened.changed(), if kept.is_some() => if changed.is_err() { return },
-            () = until(release), if kept.is_some() => {
-                for KeptFile { name, .. } in kept.take().into_iter().flatten() {
-                    supervisor.forget(&name);
+            Some(news) = news.recv() => match news {
+                News::Registered(sessions) if sessions < AT_ONCE => {}
+                News::Registered(_) => open_at = Some(Instant::now()),
+                // Sessions that no connection has are told to the next new one.
+                News::Ended => open_at = Some(Instant::now() + AGAIN),
+            },
+            () = until(open_at), if is_wanted => {
+                open_at = None;
+                if tasks.len() >= CONNECTIONS {
+                    continue;
                 }
+                opened += 1;
+                let name = format!("frr-{begun}-{opened}");
+                let (shared, tell) = (shared.clone(), tell.clone());
+                tasks.spawn(async move {
+                    connect(&shared, &name, &tell).await;
+                    // The receiver lives as long as the task.
+                    let _ = tell.send(News::Ended);
+                });
             }
+            Some(_) = tasks.join_next() => {}
         }
     }
 }
@@ -124,97 +228,151 @@ async fn until(when: Option<Instant>) {
     }
 }
 
-/// Stays connected.
-async fn stay(
-    name: &str,
-    is_first: bool,
-    path: &Path,
-    peers: watch::Receiver<Arc<Peers>>,
-    supervisor: &Supervisor,
-    open: &watch::Sender<usize>,
-) {
-    loop {
-        let ended = match UnixStream::connect(path).await {
-            Err(source) => FrrError::Connect {
-                path: path.to_owned(),
-                source,
-            },
-            Ok(stream) => {
-                supervisor.keep(name, &stream);
-                open.send_modify(|open| *open += 1);
-                let ended = follow(stream, peers.clone()).await;
-                open.send_modify(|open| *open -= 1);
-                supervisor.forget(name);
-                ended
-            }
-        };
-        // Each of many connections would say the same.
-        if is_first {
-            let text = format_args!("FRR is not told of verdicts: {}", full(&ended));
-            repeats::warn("frr", text);
-        }
-        time::sleep(AGAIN).await;
+/// A connection that the service manager kept.
+fn resume(file: OwnedFd) -> io::Result<UnixStream> {
+    let stream = StdStream::from(file);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// Opens a connection, and stays until it ends.
+async fn connect(shared: &Shared, name: &str, tell: &mpsc::UnboundedSender<News>) {
+    match UnixStream::connect(&shared.socket).await {
+        Ok(stream) => stay(shared, name, stream, Connection::default(), Some(tell)).await,
+        Err(source) => failed(&FrrError::Connect {
+            path: shared.socket.clone(),
+            source,
+        }),
     }
 }
 
-/// Keeps one connection's sessions told, until it ends.
-async fn follow(stream: UnixStream, mut peers: watch::Receiver<Arc<Peers>>) -> FrrError {
-    let mut connection = Connection::default();
+fn failed(error: &FrrError) {
+    let text = format_args!("FRR is not told of verdicts: {}", full(error));
+    repeats::warn("frr", text);
+}
+
+/// Stays with a connection until it ends.
+async fn stay(
+    shared: &Shared,
+    name: &str,
+    stream: UnixStream,
+    mut connection: Connection,
+    registered: Option<&mpsc::UnboundedSender<News>>,
+) {
+    shared.supervisor.keep(name, &stream);
+    let result = match shared.save(name, Some(&connection)) {
+        Ok(()) => follow(shared, name, &stream, &mut connection, registered).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result {
+        failed(&error);
+    }
+    shared.supervisor.forget(name);
+    if let Err(error) = shared.save(name, None) {
+        failed(&error);
+    }
+}
+
+/// Keeps one connection's sessions told.
+async fn follow(
+    shared: &Shared,
+    name: &str,
+    stream: &UnixStream,
+    connection: &mut Connection,
+    mut registered: Option<&mpsc::UnboundedSender<News>>,
+) -> Result<(), FrrError> {
+    let mut peers = shared.peers.clone();
     let mut echo = time::interval(ECHO);
+    let registration = time::sleep(REGISTRATION);
+    tokio::pin!(registration);
+    let mut asked = None;
     let mut bytes = vec![0; READ];
-    let mut out = Vec::new();
+    let known = peers.borrow_and_update().clone();
+    send(stream, &connection.follow(&known)).await?;
     loop {
-        let result = tokio::select! {
-            readable = stream.readable() => match readable.and_then(|()| stream.try_read(&mut bytes)) {
-                Ok(0) => return FrrError::Closed,
-                Ok(len) => {
-                    let known = peers.borrow().clone();
-                    let read = bytes.get(..len).unwrap_or_default();
-                    connection.take(read, &known, &mut out).map_err(FrrError::from)
+        tokio::select! {
+            looked = look(stream, &mut bytes) => {
+                let known = peers.borrow().clone();
+                let waiting = bytes.get(..looked?).unwrap_or_default();
+                let taken = connection.take(waiting, &known)?;
+                // `bfdd` does nothing else until it has them.
+                send(stream, &taken.answers).await?;
+                if taken.has_changed {
+                    shared.save(name, Some(connection))?;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-                Err(error) => return FrrError::Broken(error),
-            },
-            changed = peers.changed() => match changed {
-                Ok(()) => {
-                    let known = peers.borrow_and_update().clone();
-                    connection.follow(&known, &mut out);
-                    Ok(())
+                send(stream, &taken.messages).await?;
+                consume(stream, &mut bytes, taken.read)?;
+                if taken.has_asked {
+                    asked = Some(Instant::now() + ASKED);
                 }
-                Err(_) => return FrrError::Closed,
-            },
-            _ = echo.tick() => {
-                out.push(wire::echo_request(monotonic_ns() / 1_000));
-                Ok(())
+                if taken.read == 0 {
+                    time::sleep(REST).await;
+                }
             }
-        };
+            changed = peers.changed() => {
+                changed.map_err(|_| FrrError::Closed)?;
+                let known = peers.borrow_and_update().clone();
+                send(stream, &connection.follow(&known)).await?;
+            }
+            _ = echo.tick() => send(stream, &[wire::echo_request(monotonic_ns() / 1_000)]).await?,
+            () = until(asked) => {
+                asked = None;
+                send(stream, &[wire::echo_request(monotonic_ns() / 1_000)]).await?;
+            }
+            () = &mut registration, if registered.is_some() => {
+                if let Some(tell) = registered.take() {
+                    // The receiver lives as long as the task.
+                    let _ = tell.send(News::Registered(connection.len()));
+                }
+            }
+        }
         for stranger in connection.take_strangers() {
             tracing::warn!(
                 "bfdd has a session with {stranger}, which is neither an endpoint nor a behind address of a service of this action: it is \
                  reported neither up nor down, and with --dplaneaddr bfdd runs no BFD of its own"
             );
         }
-        for message in out.drain(..) {
-            if let Err(error) = send(&stream, &message).await {
-                return error;
-            }
-        }
-        if let Err(error) = result {
-            return error;
-        }
     }
 }
 
-/// Sends a message by one call: `bfdd` waits for the rest of one that comes in pieces.
-async fn send(stream: &UnixStream, message: &[u8]) -> Result<(), FrrError> {
+/// Waits for messages, which stay in the socket's buffer: says how many bytes there are.
+async fn look(stream: &UnixStream, bytes: &mut [u8]) -> Result<usize, FrrError> {
+    let looked = stream.async_io(Interest::READABLE, || {
+        Ok(recv(stream.as_raw_fd(), bytes, MsgFlags::MSG_PEEK)?)
+    });
+    match looked.await {
+        Ok(0) => Err(FrrError::Closed),
+        Ok(len) => Ok(len),
+        Err(error) => Err(FrrError::Broken(error)),
+    }
+}
+
+/// Takes messages out of the socket's buffer.
+fn consume(stream: &UnixStream, bytes: &mut [u8], len: usize) -> Result<(), FrrError> {
+    let mut left = len;
+    while left > 0 {
+        let into = bytes.get_mut(..left).unwrap_or_default();
+        match recv(stream.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return Err(FrrError::Closed),
+            Ok(len) => left -= len.min(left),
+            Err(errno) => return Err(FrrError::Broken(errno.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Sends messages, each by one call: `bfdd` waits for the rest of one that comes in pieces.
+async fn send(stream: &UnixStream, messages: &[Vec<u8>]) -> Result<(), FrrError> {
     let sent = time::timeout(PATIENCE, async {
-        let mut left = message;
-        while !left.is_empty() {
-            stream.writable().await?;
-            match stream.try_write(left) {
-                Ok(len) => left = left.get(len..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+        for message in messages {
+            let mut left = message.as_slice();
+            while !left.is_empty() {
+                stream.writable().await?;
+                match stream.try_write(left) {
+                    Ok(len) => left = left.get(len..).unwrap_or_default(),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
@@ -223,4 +381,9 @@ async fn send(stream: &UnixStream, message: &[u8]) -> Result<(), FrrError> {
         Ok(result) => result.map_err(FrrError::Broken),
         Err(_) => Err(FrrError::Stuck),
     }
+}
+
+/// Where the sessions of an action's connections are kept.
+pub fn file(state: &Path, action: &str) -> PathBuf {
+    state.join(format!("frr-{action}.json"))
 }

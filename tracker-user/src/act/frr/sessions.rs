@@ -90,61 +90,76 @@ struct Known {
     last: Option<Told>,
 }
 
-/// What becomes of a connection's messages.
+/// The sessions of a connection, and what becomes of its messages.
 #[derive(Debug, Default)]
 pub struct Connection {
-    input: Vec<u8>,
     sessions: BTreeMap<u32, Known>,
-    /// Peers of sessions that nothing is known of, for the log: each is told once.
+    /// Addresses of sessions that are about nothing, for the log: each is told once.
     strangers: HashSet<IpAddr>,
     new_strangers: Vec<IpAddr>,
 }
 
+/// What a connection's messages lead to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes of whole messages that were read. The rest is the begin of a message.
+    pub read: usize,
+    /// Answers that `bfdd` waits for.
+    pub answers: Vec<Vec<u8>>,
+    /// Other messages for it.
+    pub messages: Vec<Vec<u8>>,
+    /// Whether there are other sessions than before.
+    pub has_changed: bool,
+    /// Whether it asked for counters.
+    pub has_asked: bool,
+}
+
 impl Connection {
-    /// Takes bytes that were received, and adds messages to be sent: answers that `bfdd` waits for come first.
+    /// A connection that an earlier process had, with its sessions.
+    pub fn of(sessions: impl IntoIterator<Item = Session>) -> Self {
+        let sessions = sessions.into_iter().map(|session| {
+            let lid = session.lid;
+            // What the earlier process told is not known here; to be told twice does no harm.
+            let known = Known {
+                session,
+                last: None,
+            };
+            (lid, known)
+        });
+        Self {
+            sessions: sessions.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The sessions.
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values().map(|known| &known.session)
+    }
+
+    /// Takes the messages that received bytes begin with.
     ///
     /// # Errors
     /// When the stream cannot be read on: the connection is of no use.
-    pub fn take(
-        &mut self,
-        bytes: &[u8],
-        peers: &Peers,
-        out: &mut Vec<Vec<u8>>,
-    ) -> Result<(), WireError> {
-        self.input.extend(bytes);
-        let mut read = 0;
-        let mut later = Vec::new();
-        let result = loop {
-            let rest = self.input.get(read..).unwrap_or_default();
-            match wire::parse(rest) {
-                Ok(Some((message, len))) => {
-                    read += len;
-                    self.take_message(message, peers, out, &mut later);
-                }
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-        };
-        self.input.drain(..read);
-        out.append(&mut later);
-        result
+    pub fn take(&mut self, bytes: &[u8], peers: &Peers) -> Result<Taken, WireError> {
+        let mut taken = Taken::default();
+        while let Some((message, len)) = wire::parse(bytes.get(taken.read..).unwrap_or_default())? {
+            taken.read += len;
+            self.take_message(message, peers, &mut taken);
+        }
+        Ok(taken)
     }
 
-    fn take_message(
-        &mut self,
-        message: Inbound,
-        peers: &Peers,
-        out: &mut Vec<Vec<u8>>,
-        later: &mut Vec<Vec<u8>>,
-    ) {
+    fn take_message(&mut self, message: Inbound, peers: &Peers, taken: &mut Taken) {
         match message {
             Inbound::Counters { id, lid } => {
                 let session = self.sessions.get(&lid);
                 let peer = session.and_then(|known| peers.find(&known.session));
                 let counters = peer.map(|peer| peer.counters).unwrap_or_default();
-                out.push(wire::counters(id, lid, counters));
+                taken.answers.push(wire::counters(id, lid, counters));
+                taken.has_asked = true;
             }
-            Inbound::Echo { id, times } => out.push(wire::echo_reply(id, times)),
+            Inbound::Echo { id, times } => taken.messages.push(wire::echo_reply(id, times)),
             Inbound::Add(session) => {
                 let address = session.peer;
                 if peers.find(&session).is_none() && self.strangers.insert(address) {
@@ -155,23 +170,19 @@ impl Connection {
                     // `bfdd` has set the session down, and tells its clients of nothing before it is told.
                     last: None,
                 };
-                later.extend(known.follow(peers));
+                taken.messages.extend(known.follow(peers));
                 self.sessions.insert(known.session.lid, known);
+                taken.has_changed = true;
             }
-            Inbound::Delete(lid) => {
-                self.sessions.remove(&lid);
-            }
+            Inbound::Delete(lid) => taken.has_changed |= self.sessions.remove(&lid).is_some(),
             Inbound::Other => {}
         }
     }
 
-    /// Adds messages for what has changed.
-    pub fn follow(&mut self, peers: &Peers, out: &mut Vec<Vec<u8>>) {
-        out.extend(
-            self.sessions
-                .values_mut()
-                .filter_map(|known| known.follow(peers)),
-        );
+    /// The messages for what has changed.
+    pub fn follow(&mut self, peers: &Peers) -> Vec<Vec<u8>> {
+        let known = self.sessions.values_mut();
+        known.filter_map(|known| known.follow(peers)).collect()
     }
 
     /// How many sessions the connection has.
@@ -240,15 +251,9 @@ mod tests {
     }
 
     fn taken(connection: &mut Connection, bytes: &[u8], peers: &Peers) -> Vec<Vec<u8>> {
-        let mut out = Vec::new();
-        connection.take(bytes, peers, &mut out).unwrap();
-        out
-    }
-
-    fn followed(connection: &mut Connection, peers: &Peers) -> Vec<Vec<u8>> {
-        let mut out = Vec::new();
-        connection.follow(peers, &mut out);
-        out
+        let taken = connection.take(bytes, peers).unwrap();
+        assert_eq!(taken.read, bytes.len());
+        [taken.answers, taken.messages].concat()
     }
 
     #[test]
@@ -264,26 +269,24 @@ mod tests {
             "unknown is not told"
         );
         let up = peers(&[("10.9.0.2", member("eth1", Some(UP)))]);
-        assert_eq!(followed(&mut connection, &up), [wire::state_change(7, &UP)]);
-        assert!(followed(&mut connection, &up).is_empty(), "told already");
-        assert!(followed(&mut connection, &unknown).is_empty(), "stalled");
-        assert!(
-            followed(&mut connection, &up).is_empty(),
-            "as it was before"
-        );
+        assert_eq!(connection.follow(&up), [wire::state_change(7, &UP)]);
+        assert!(connection.follow(&up).is_empty(), "told already");
+        assert!(connection.follow(&unknown).is_empty(), "stalled");
+        assert!(connection.follow(&up).is_empty(), "as it was before");
         let down = peers(&[("10.9.0.2", member("eth1", Some(DOWN)))]);
-        assert_eq!(
-            followed(&mut connection, &down),
-            [wire::state_change(7, &DOWN)]
-        );
+        assert_eq!(connection.follow(&down), [wire::state_change(7, &DOWN)]);
         // `bfdd` sets it down by itself when it wants it anew, so it is told again.
         assert_eq!(
             taken(&mut connection, &bytes, &up),
             [wire::state_change(7, &UP)]
         );
         assert!(taken(&mut connection, &delete(&session), &up).is_empty());
-        assert!(followed(&mut connection, &down).is_empty());
+        assert!(connection.follow(&down).is_empty());
         assert_eq!(connection.len(), 0);
+        // The next process goes on with the sessions, and tells them once.
+        let mut next = Connection::of([session]);
+        assert_eq!(next.follow(&up), [wire::state_change(7, &UP)]);
+        assert!(next.follow(&up).is_empty());
     }
 
     #[test]
@@ -365,7 +368,7 @@ mod tests {
             ..session.clone()
         };
         assert!(taken(&mut connection, &add(&shut), &up).is_empty());
-        assert!(followed(&mut connection, &up).is_empty());
+        assert!(connection.follow(&up).is_empty());
         assert_eq!(taken(&mut connection, &add(&session), &up).len(), 1);
     }
 
@@ -381,6 +384,6 @@ mod tests {
         assert!(connection.take_strangers().is_empty());
         // One that is named later is a stranger no more.
         let up = peers(&[("192.0.2.7", member("eth1", Some(UP)))]);
-        assert_eq!(followed(&mut connection, &up).len(), 2);
+        assert_eq!(connection.follow(&up).len(), 2);
     }
 }

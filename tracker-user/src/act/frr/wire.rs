@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 /// The only version of the protocol.
 const VERSION: u8 = 1;
 /// Bytes of the header: version, zero, type (2), id (2), length of the whole message (2).
@@ -36,7 +38,7 @@ mod session {
 }
 
 /// A session that `bfdd` wants, or no longer wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     /// The session's number: random, and unique within one run of `bfdd`.
     pub lid: u32,
