@@ -16,6 +16,9 @@ _tracker() {
             ",$1")
                 cmd="tracker"
                 ;;
+            tracker,act)
+                cmd="tracker__subcmd__act"
+                ;;
             tracker,check)
                 cmd="tracker__subcmd__check"
                 ;;
@@ -48,6 +51,9 @@ _tracker() {
                 ;;
             tracker,watch)
                 cmd="tracker__subcmd__watch"
+                ;;
+            tracker__subcmd__help,act)
+                cmd="tracker__subcmd__help__subcmd__act"
                 ;;
             tracker__subcmd__help,check)
                 cmd="tracker__subcmd__help__subcmd__check"
@@ -131,12 +137,34 @@ _tracker() {
 
     case "${cmd}" in
         tracker)
-            opts="-h -V --help --version run check status events watch service history log doctor cleanup help"
+            opts="-h -V --help --version run act check status events watch service history log doctor cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tracker__subcmd__act)
+            opts="-h --config --dry-run --withdraw --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -221,8 +249,22 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__help)
-            opts="run check status events watch service history log doctor cleanup help"
+            opts="run act check status events watch service history log doctor cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        tracker__subcmd__help__subcmd__act)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

@@ -27,6 +27,7 @@ end
 complete -c tracker -n "__fish_tracker_needs_command" -s h -l help -d 'Print help'
 complete -c tracker -n "__fish_tracker_needs_command" -s V -l version -d 'Print version'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "run" -d 'Run the daemon of this host, in the foreground'
+complete -c tracker -n "__fish_tracker_needs_command" -f -a "act" -d 'Carry out the actions of a configuration, in the foreground'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "check" -d 'Validate a configuration without touching the kernel'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "status" -d 'Show what is up and what is not'
 complete -c tracker -n "__fish_tracker_needs_command" -f -a "events" -d 'Print the ordered stream of verdict changes'
@@ -40,6 +41,11 @@ complete -c tracker -n "__fish_tracker_needs_command" -f -a "help" -d 'Print thi
 complete -c tracker -n "__fish_tracker_using_subcommand run" -l config -d 'The configuration, in TOML' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand run" -l keep -d 'On SIGTERM, leave everything in place: the next daemon of the instance goes on, or `tracker cleanup` removes it'
 complete -c tracker -n "__fish_tracker_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tracker -n "__fish_tracker_using_subcommand act" -l config -d 'The configuration, in TOML' -r -F
+complete -c tracker -n "__fish_tracker_using_subcommand act" -l socket -d 'The daemon\'s socket; that of the configuration if not given' -r -F
+complete -c tracker -n "__fish_tracker_using_subcommand act" -l dry-run -d 'Print what would be done now, and change nothing'
+complete -c tracker -n "__fish_tracker_using_subcommand act" -l withdraw -d 'Undo what was done: remove routes, next-hop groups and next hops that are this program\'s, and end'
+complete -c tracker -n "__fish_tracker_using_subcommand act" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand check" -l here -d 'Also read this host\'s links, addresses and routes, change nothing, and say what would be done'
 complete -c tracker -n "__fish_tracker_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand status" -l color -d 'When to use colours; `auto`: on a terminal, unless the environment variable NO_COLOR is set' -r -f -a "auto\t'On a terminal, unless `NO_COLOR` is set'
@@ -92,7 +98,7 @@ complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from remove" -l socket -d 'The daemon\'s socket' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l member -d 'Only this member, by its role or endpoint' -r
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l member -d 'Only this member, by its name, role or endpoint' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l state -d 'What to impose' -r -f -a "auto\t''
 maintenance\t''
 up\t''
@@ -128,17 +134,18 @@ complete -c tracker -n "__fish_tracker_using_subcommand doctor" -s h -l help -d 
 complete -c tracker -n "__fish_tracker_using_subcommand cleanup" -l instance -d 'The instance' -r
 complete -c tracker -n "__fish_tracker_using_subcommand cleanup" -l bpffs -d 'Where the BPF file system is mounted' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand cleanup" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "run" -d 'Run the daemon of this host, in the foreground'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "check" -d 'Validate a configuration without touching the kernel'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "status" -d 'Show what is up and what is not'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "events" -d 'Print the ordered stream of verdict changes'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "watch" -d 'Watch services live on the terminal'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "service" -d 'Add, remove and list services while the daemon runs'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "history" -d 'Show loss, round-trip times and events of a service over time'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "log" -d 'Show or change what the daemon logs'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "doctor" -d 'Say what this kernel and these interfaces can do, and which mode each would get'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "cleanup" -d 'Remove programs and pins that a killed daemon left'
-complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run check status events watch service history log doctor cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "run" -d 'Run the daemon of this host, in the foreground'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "act" -d 'Carry out the actions of a configuration, in the foreground'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "check" -d 'Validate a configuration without touching the kernel'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "status" -d 'Show what is up and what is not'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "events" -d 'Print the ordered stream of verdict changes'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "watch" -d 'Watch services live on the terminal'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "service" -d 'Add, remove and list services while the daemon runs'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "history" -d 'Show loss, round-trip times and events of a service over time'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "log" -d 'Show or change what the daemon logs'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "doctor" -d 'Say what this kernel and these interfaces can do, and which mode each would get'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "cleanup" -d 'Remove programs and pins that a killed daemon left'
+complete -c tracker -n "__fish_tracker_using_subcommand help; and not __fish_seen_subcommand_from run act check status events watch service history log doctor cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "add" -d 'Add a service; endpoint and behind are enough'
 complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "remove" -d 'Remove a service that was added'
 complete -c tracker -n "__fish_tracker_using_subcommand help; and __fish_seen_subcommand_from service" -f -a "set" -d 'Impose an admin state on a service, or on one of its members'

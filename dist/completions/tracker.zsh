@@ -36,6 +36,16 @@ _arguments "${_arguments_options[@]}" : \
 '--help[Print help (see more with '\''--help'\'')]' \
 && ret=0
 ;;
+(act)
+_arguments "${_arguments_options[@]}" : \
+'--config=[The configuration, in TOML]:FILE:_files' \
+'--socket=[The daemon'\''s socket; that of the configuration if not given]:PATH:_files' \
+'--dry-run[Print what would be done now, and change nothing]' \
+'(--dry-run)--withdraw[Undo what was done\: remove routes, next-hop groups and next hops that are this program'\''s, and end]' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+&& ret=0
+;;
 (check)
 _arguments "${_arguments_options[@]}" : \
 '--here[Also read this host'\''s links, addresses and routes, change nothing, and say what would be done]' \
@@ -135,7 +145,7 @@ _arguments "${_arguments_options[@]}" : \
 ;;
 (set)
 _arguments "${_arguments_options[@]}" : \
-'--member=[Only this member, by its role or endpoint]:M:_default' \
+'--member=[Only this member, by its name, role or endpoint]:M:_default' \
 '--state=[What to impose]:STATE:(auto maintenance up down)' \
 '--reason=[Why, in one line; shown by status and events]:TEXT:_default' \
 '--for=[How long it lasts, such as 2h; until it is changed if not given]:D:_default' \
@@ -249,6 +259,10 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(act)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (check)
 _arguments "${_arguments_options[@]}" : \
 && ret=0
@@ -330,6 +344,7 @@ esac
 _tracker_commands() {
     local commands; commands=(
 'run:Run the daemon of this host, in the foreground' \
+'act:Carry out the actions of a configuration, in the foreground' \
 'check:Validate a configuration without touching the kernel' \
 'status:Show what is up and what is not' \
 'events:Print the ordered stream of verdict changes' \
@@ -342,6 +357,11 @@ _tracker_commands() {
 'help:Print this message or the help of the given subcommand(s)' \
     )
     _describe -t commands 'tracker commands' commands "$@"
+}
+(( $+functions[_tracker__subcmd__act_commands] )) ||
+_tracker__subcmd__act_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker act commands' commands "$@"
 }
 (( $+functions[_tracker__subcmd__check_commands] )) ||
 _tracker__subcmd__check_commands() {
@@ -367,6 +387,7 @@ _tracker__subcmd__events_commands() {
 _tracker__subcmd__help_commands() {
     local commands; commands=(
 'run:Run the daemon of this host, in the foreground' \
+'act:Carry out the actions of a configuration, in the foreground' \
 'check:Validate a configuration without touching the kernel' \
 'status:Show what is up and what is not' \
 'events:Print the ordered stream of verdict changes' \
@@ -379,6 +400,11 @@ _tracker__subcmd__help_commands() {
 'help:Print this message or the help of the given subcommand(s)' \
     )
     _describe -t commands 'tracker help commands' commands "$@"
+}
+(( $+functions[_tracker__subcmd__help__subcmd__act_commands] )) ||
+_tracker__subcmd__help__subcmd__act_commands() {
+    local commands; commands=()
+    _describe -t commands 'tracker help act commands' commands "$@"
 }
 (( $+functions[_tracker__subcmd__help__subcmd__check_commands] )) ||
 _tracker__subcmd__help__subcmd__check_commands() {

@@ -332,6 +332,35 @@ impl Service {
         self.firewall.nft("flush chain inet firewall outage\n")
     }
 
+    /// Changes the MAC address of the firewall's interface to the hub without an announcement: until
+    /// [`Service::asks_for_neighbours`] the firewall solicits no neighbour. A reply that it is forwarding in the moment of the
+    /// change would make it solicit the hub, whose kernel learns the new address from the solicitation; so this is to last until
+    /// trackers are down.
+    ///
+    /// # Errors
+    /// Those of nft and `ip`.
+    pub fn change_mac_silently(&self, mac: &str) -> Result<()> {
+        self.firewall.nft(
+            "add table arp mute\n\
+             add chain arp mute out { type filter hook output priority 0; }\n\
+             add rule arp mute out arp operation request drop\n\
+             add table ip6 mute\n\
+             add chain ip6 mute out { type filter hook output priority 0; }\n\
+             add rule ip6 mute out icmpv6 type nd-neighbor-solicit drop\n",
+        )?;
+        self.firewall.ip(&format!("link set eth0 address {mac}\n"))
+    }
+
+    /// Lets the firewall solicit neighbours again after [`Service::change_mac_silently`]: it needs that to send replies to an IPv6
+    /// address that it has not heard from.
+    ///
+    /// # Errors
+    /// Those of nft.
+    pub fn asks_for_neighbours(&self) -> Result<()> {
+        self.firewall
+            .nft("delete table arp mute\ndelete table ip6 mute\n")
+    }
+
     /// How many packets the firewall has forwarded from the hub's side, by its own count.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use crate::{
     api::{
         answers::{Answers, Change, Known},
         listen::Listen,
-        sampler, socket, thread,
+        sampler, socket, thread, verdict_map,
     },
     config::{self, Config, Hub},
     datapath::{
@@ -29,6 +29,7 @@ use crate::{
         journal::Journal,
         loader::Kernel,
         pins::{self, Pins},
+        public::VerdictMaps,
         steering,
     },
     desired::{
@@ -148,7 +149,7 @@ async fn run_locked(
         () = watchdog.ended() => None,
         started = App::start(config, pins, changes, watchdog.health().clone()) => Some(started?),
     };
-    let Some((mut app, mut reports)) = started else {
+    let Some((mut app, mut reports, verdicts)) = started else {
         watchdog.phase(Phase::Ending);
         tracing::info!("ended while it started");
         if is_first || !keep {
@@ -159,6 +160,8 @@ async fn run_locked(
     let clients = thread::start(socket, app.hub.metrics, listen, app.answers.clone())?;
     let history = sampler::start(app.answers.clone())
         .context("cannot start the thread that writes the history")?;
+    let published = verdict_map::start(app.answers.clone(), verdicts)
+        .context("cannot start the thread that publishes verdicts")?;
     privileges::limit_to_run()?;
     tracing::info!("watching {}", app.extent());
     watchdog.status(format!("watching {}", app.extent()));
@@ -234,6 +237,7 @@ async fn run_locked(
     watchdog.phase(Phase::Ending);
     clients.stop();
     history.stop();
+    published.stop();
     let ended = app.stop(keep, pins).await;
     result.and(ended)
 }
@@ -261,7 +265,7 @@ impl App {
         pins: &Pins,
         changes: UnboundedSender<Change>,
         health: Arc<Health>,
-    ) -> Result<(Self, UnboundedReceiver<Report>)> {
+    ) -> Result<(Self, UnboundedReceiver<Report>, VerdictMaps)> {
         pins.mend()?;
         let is_first = !pins.journal().exists();
         let contents = store::read(&config.hub.state);
@@ -299,7 +303,7 @@ impl App {
         health: &Arc<Health>,
         (contents, store): (&Option<Contents>, &Store),
         maps: Option<Maps>,
-    ) -> Result<Option<(Self, UnboundedReceiver<Report>)>> {
+    ) -> Result<Option<(Self, UnboundedReceiver<Report>, VerdictMaps)>> {
         let mut netlink = Netlink::connect().await?;
         let namespace = namespace::identity()?;
         let now = clock::stamp();
@@ -341,7 +345,8 @@ impl App {
             _ => Vec::new(),
         };
         let tag = handover::tag(&config.hub.state, pins)?;
-        let (kernel, datapath) = Kernel::load(pins, maps, sizes, config.hub.mode, private, tag)?;
+        let (kernel, datapath, verdicts) =
+            Kernel::load(pins, maps, sizes, config.hub.mode, private, tag)?;
         let (sender, reports) =
             Sender::start(datapath, health.clone()).context("cannot start the sending thread")?;
         sender.command(Command::SetPorts(Arc::new(ports::read())));
@@ -377,6 +382,8 @@ impl App {
             api: _,
             history_size,
             defaults: _,
+            // `tracker act` carries them out.
+            actions: _,
         } = config;
         let mut app = Self {
             desired: before,
@@ -476,7 +483,7 @@ impl App {
         }
         app.next_hops.release_left(&left.paths);
         app.sender.command(Command::Begin);
-        Ok(Some((app, reports)))
+        Ok(Some((app, reports, verdicts)))
     }
 
     /// Takes the instance off the hub; with `keep`, leaves maps and links pinned.
@@ -536,6 +543,7 @@ impl App {
         let (namespace, mode) = (self.namespace, self.hub.mode);
         let mut known = answers.known();
         let changed = change(&mut known.tree);
+        let kept = known.tree.take_kept();
         let tree = &known.tree;
         // What is written if the journal has to begin anew.
         let snapshot = || {
@@ -553,6 +561,9 @@ impl App {
                 run: answers.feed().run().to_string(),
             }
         };
+        for (service, kept) in kept {
+            publisher.keep(&service, kept, &snapshot);
+        }
         let lines = publish(changed, tree, publisher, &snapshot);
         drop(known);
         lines.write();

@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tracker_user::{
+    act::actor,
     app,
     cli::{
         self,
-        args::{Cli, Command},
+        args::{ActArgs, Cli, Command},
         watch,
     },
-    config,
+    config::{self, Config},
     doctor::{self, By},
     host, reconcile,
 };
@@ -58,6 +59,13 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Command::Act(args) => match config::load(&args.config) {
+            Ok(config) => act(&args, config),
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Doctor(args) => match doctor::config(args.config.as_deref()) {
             Ok(config) => block_on(async move {
                 let report = doctor::report(config.as_ref(), By::Command).await?;
@@ -83,6 +91,22 @@ fn main() -> ExitCode {
             Ok(())
         }),
     }
+}
+
+/// `tracker act`.
+fn act(args: &ActArgs, mut config: Config) -> ExitCode {
+    if let Some(socket) = &args.socket {
+        config.hub.socket.clone_from(socket);
+    }
+    host::log::begin();
+    block_on(async {
+        match (args.withdraw, args.dry_run) {
+            (true, _) => actor::withdraw(&config).await?,
+            (_, true) => actor::dry_run(&args.config, config).await?,
+            _ => actor::run(&args.config, config, args.socket.as_deref()).await?,
+        }
+        Ok(())
+    })
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {

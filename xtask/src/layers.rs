@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["reconcile"],
     &["doctor"],
     &["api", "cli"],
-    &["app"],
+    &["app", "act"],
 ];
 
 /// Files that only wire or list.

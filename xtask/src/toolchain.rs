@@ -49,6 +49,9 @@ const TEST_TOOLS: &[Tool] = &[
     ("wg", "wireguard-tools"),
     // For programs from PyPI.
     ("python3", "python3-venv"),
+    // The example of an eBPF program that reads the verdict maps.
+    ("clang", "clang"),
+    ("/usr/include/bpf/bpf_helpers.h", "libbpf-dev"),
     // The web page is shown in a real browser.
     ("chromium", "chromium"),
     ("chromedriver", "chromium-driver"),
@@ -120,7 +123,7 @@ impl std::fmt::Display for Missing {
         match self {
             Self::Toolchain(why) => f.write_str(why),
             Self::Tool((program, package)) => {
-                write!(f, "program `{program}` (Debian package {package})")
+                write!(f, "`{program}` (Debian package {package})")
             }
             Self::Component(name) => write!(f, "rustup component {name}"),
         }

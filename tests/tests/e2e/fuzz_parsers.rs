@@ -83,6 +83,7 @@ policy = 2
 returns = ["eth1", "eth2"]
 return_hop = "endpoint"
 source = "10.9.0.1"
+mark = 7
 interval = "100ms"
 
 [[service]]
@@ -102,6 +103,22 @@ probe = "udp"
 port = 443
 flow = "rotate"
 
+[[service]]
+name = "fw-pool"
+members_up = 2
+preempt = false
+[[service.member]]
+name = "a"
+priority = 1
+weight = 3
+endpoint = "10.9.3.2"
+interface = "eth4"
+behind = ["10.20.3.9"]
+[[service.member]]
+endpoint = "10.9.4.2"
+interface = "eth5"
+behind = ["10.20.3.9"]
+
 [[chain]]
 name = "internet"
 services = ["fw-1", "fw-pair"]
@@ -110,6 +127,47 @@ services = ["fw-1", "fw-pair"]
 uplinks = ["eth0"]
 sources = ["192.0.2.0/24", "2001:db8::/32"]
 mark = 0x7472
+
+[[action]]
+name = "group"
+service = ["fw-*", "fw-pair"]
+kind = "nexthop-group"
+id = 4000
+resilient = true
+buckets = 64
+idle_timer = "30s"
+unbalanced_timer = "5m"
+when_all_down = "bypass"
+bypass_via = "192.0.2.1"
+at_start = "none"
+
+[[action]]
+kind = "route"
+prefix = "10.50.0.0/16"
+group = 4000
+metric = 10
+table = 100
+
+[[action]]
+service = "fw-1"
+kind = "nftables"
+map = "inet steer members"
+buckets = 64
+lease = "30s"
+
+[[action]]
+service = "fw-1"
+kind = "hook"
+command = ["/bin/true", "x"]
+user = "nobody"
+timeout = "5s"
+retries = 1
+
+[[action]]
+service = "fw-1"
+kind = "track-file"
+path = "/run/tracker-act/fw-1"
+values = { up = 0, down = -50 }
 "#;
 /// Values that a config or a request may have, in TOML and as they are written in JSON.
 const VALUES: [&str; 36] = [
@@ -353,7 +411,7 @@ fn addition(random: &mut Random) -> ServiceOptions {
                 let at = random.below(words.len());
                 Json::from(or(random, words[at]))
             }
-            (Value::Policy, _) => match random.is_one_in(2) {
+            (Value::Policy(_), _) => match random.is_one_in(2) {
                 true => Json::from(number(random)),
                 false => Json::from(or(random, "all")),
             },
@@ -465,7 +523,7 @@ fn event(random: &mut Random, service: &str) -> Event {
     Event {
         time: Timestamp::from_second(random.below(1 << 32) as i64).expect("in range"),
         service: (!random.is_one_in(8)).then(|| service.into()),
-        member: maybe(random, |_| config::Role::Active),
+        member: maybe(random, |random| (*random.pick(&["active", "a"])).into()),
         behind: maybe(random, |random| [10, 20, 0, random.byte()].into()),
         from: *random.pick(&VERDICTS),
         to: *random.pick(&VERDICTS),
@@ -517,6 +575,9 @@ fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
             recent_mono_ns: (0..random.below(4)).map(|_| random.word()).collect(),
             total: random.word(),
         },
+        kept: (0..random.below(3))
+            .map(|_| random.below(3) as u16)
+            .collect(),
     });
     let services: Vec<SavedService> = services.collect();
     let snapshot = Snapshot {
@@ -549,7 +610,11 @@ fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
                         tracker,
                         held: maybe(random, held),
                     },
-                    (2 | 3, _) => Record::Events(events),
+                    (2, None) => Record::Kept {
+                        service: "fw-pool".to_owned(),
+                        kept: vec![random.below(4) as u16],
+                    },
+                    (3, _) => Record::Events(events),
                     _ => Record::Told {
                         mono_ns: random.word(),
                         events,

@@ -225,13 +225,13 @@ fn a_silent_change_of_the_mac_address_is_found_soon() -> Result<()> {
     for last in ["a1", "a2"] {
         let from = firewall_mac(&lab)?;
         let to = format!("02:00:00:00:00:{last}");
-        let firewall = &service.firewall;
-        firewall.ip(&format!("link set eth0 address {to}\n"))?;
+        service.change_mac_silently(&to)?;
         let mut downs = Vec::new();
         for name in ["fw-1", "v6"] {
             tracker.wait_verdict(name, "down", "no-reply")?;
             downs.push((name, Instant::now()));
         }
+        service.asks_for_neighbours()?;
         for (name, since) in downs {
             tracker.wait_verdict_within(slow(Duration::from_secs(8)), name, "up", "replied")?;
             let took = since.elapsed();

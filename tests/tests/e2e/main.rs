@@ -1,6 +1,7 @@
 //! End-to-end tests: real daemons, services and traffic in network namespaces. A file of tests is a module: the tests of
 //! one file are run by its name, `cargo xtask test --test e2e -- route_moves::`.
 
+mod act;
 mod admin;
 mod api;
 mod bad_config;
@@ -38,6 +39,7 @@ mod next_hop;
 mod pair;
 mod pair_overrides;
 mod policies;
+mod pool;
 mod privileges;
 mod probe_stamp;
 mod probe_tcp;
@@ -64,6 +66,7 @@ mod tunnel_tun;
 mod tunnels;
 mod two_services;
 mod up_down_recovery;
+mod verdict_map;
 mod watch;
 mod web;
 mod wrong_path;

@@ -71,9 +71,9 @@ fn a_new_mac_that_is_not_announced_is_found() -> Result<()> {
     tracker.wait_verdict("fw-1", "up", "replied")?;
     // The second while the kernel has only just asked for the first.
     for mac in ["02:00:00:00:00:99", "02:00:00:00:00:98"] {
-        let change = format!("link set eth0 address {mac}\n");
-        service.firewall.ip(&change)?;
+        service.change_mac_silently(mac)?;
         tracker.wait_verdict("fw-1", "down", "no-reply")?;
+        service.asks_for_neighbours()?;
         tracker.wait_verdict_within(LATER, "fw-1", "up", "replied")?;
     }
     Ok(())

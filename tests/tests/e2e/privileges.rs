@@ -234,7 +234,15 @@ fn pins_and_socket_are_the_owner_s_alone() -> Result<()> {
         let metadata = fs::metadata(path).with_context(|| path.display().to_string())?;
         Ok(metadata.permissions().mode() & 0o777)
     };
-    assert_eq!(mode(&tracker.pins())?, 0o700);
+    // Only the maps for other programs can be reached by others.
+    assert_eq!(mode(&tracker.pins())?, 0o711);
+    for private in ["maps", "links"] {
+        assert_eq!(mode(&tracker.pins().join(private))?, 0o700);
+    }
+    assert_eq!(mode(&tracker.pins().join("public"))?, 0o755);
+    for map in tracker_ebpf::public::ALL {
+        assert_eq!(mode(&tracker.pins().join("public").join(map))?, 0o644);
+    }
     assert_eq!(mode(&tracker.socket())?, 0o600);
     for directory in ["maps", "links"] {
         for pin in fs::read_dir(tracker.pins().join(directory))? {

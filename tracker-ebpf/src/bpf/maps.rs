@@ -6,7 +6,7 @@ use aya_ebpf::{
     },
     macros::btf_map,
 };
-use tracker_ebpf::{abi, rtt};
+use tracker_ebpf::{abi, public, rtt};
 
 /// `BPF_F_MMAPABLE` (Linux 5.5): userspace reads and writes the array's memory itself.
 const MMAPABLE: usize = 1 << 10;
@@ -39,6 +39,17 @@ pub static STREAMS: HashMap<abi::StreamKey, u32, 1, NO_PREALLOC> = HashMap::new(
 /// Round-trip times of each member. Not pinned: the next daemon begins to count anew.
 #[btf_map]
 pub static RTTS: Array<rtt::Rtts, 1, MMAPABLE> = Array::new();
+
+/// Indices of VERDICTS by name, for programs of others. No program here reads it, so that the linker has to be told to keep it.
+#[used]
+#[btf_map]
+pub static NAMES: HashMap<public::Name, u32, { public::CAPACITY as usize }, NO_PREALLOC> =
+    HashMap::new();
+/// What counts of each service and member, for programs of others.
+#[used]
+#[btf_map]
+pub static VERDICTS: Array<public::PublicVerdict, { public::CAPACITY as usize }, MMAPABLE> =
+    Array::new();
 
 /// Interfaces on which replies are expected, or pass on their way to one of these, and private ones.
 #[btf_map]

@@ -53,6 +53,16 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// The daemon ended an answer that goes on.
+    pub fn ended(path: &Path) -> Self {
+        Self::Unreachable {
+            path: path.to_owned(),
+            source: io::Error::new(io::ErrorKind::UnexpectedEof, "it ended the connection"),
+        }
+    }
+}
+
 /// What to do about a daemon that cannot be reached.
 const fn remedy(why: io::ErrorKind) -> &'static str {
     match why {
@@ -202,8 +212,7 @@ impl<'c> Call<'c> {
             .build()
             .map_err(unreachable)?;
         runtime.block_on(async {
-            let late =
-                |_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+            let late = |_| unreachable(no_answer());
             let (status, mut body) = timeout(wait, self.send())
                 .await
                 .map_err(late)?
@@ -231,24 +240,16 @@ impl<'c> Call<'c> {
             }
             match is_refused {
                 false => Ok(()),
-                true => Err(match serde_json::from_slice(&refusal) {
-                    Ok(problem) => ClientError::Refused(Box::new(problem)),
-                    Err(_) => ClientError::Garbled {
-                        path: path.clone(),
-                        why: format!("it answers {status} to {}", self.path),
-                    },
-                }),
+                true => Err(refused(&refusal, &path, status, &self.path)),
             }
         })
     }
 
     async fn send(&self) -> io::Result<(StatusCode, Incoming)> {
-        let stream = UnixStream::connect(self.socket).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| of_hyper(&error))?;
-        // Ends with the connection.
-        tokio::spawn(connection);
+        self.send_by(&mut connect(self.socket).await?).await
+    }
+
+    async fn send_by(&self, sender: &mut Sender) -> io::Result<(StatusCode, Incoming)> {
         let mut request = Request::builder()
             .method(self.method.clone())
             .uri(&self.path)
@@ -261,6 +262,170 @@ impl<'c> Call<'c> {
         let response = sender.send_request(request).await;
         let (head, body) = response.map_err(|error| of_hyper(&error))?.into_parts();
         Ok((head.status, body))
+    }
+}
+
+type Sender = http1::SendRequest<Full<Bytes>>;
+
+async fn connect(socket: &Path) -> io::Result<Sender> {
+    let stream = UnixStream::connect(socket).await?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| of_hyper(&error))?;
+    // Ends with the connection.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// A client that asks again and again, in a runtime of its caller's: its connection stays open as long as the daemon lets it.
+pub struct Client {
+    path: PathBuf,
+    sender: Option<Sender>,
+}
+
+impl Client {
+    /// A client of the daemon at this socket, which is not connected yet.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            sender: None,
+        }
+    }
+
+    /// The answer to a request.
+    ///
+    /// # Errors
+    /// When there is no answer in time, or the daemon refuses. The next request begins with a new connection then.
+    pub async fn ask(&mut self, call: Call<'_>) -> Result<Bytes, ClientError> {
+        let asked = timeout(ANSWER_WAIT, self.try_ask(&call)).await;
+        let (status, body) = match asked {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(source)) => return Err(self.failed(source)),
+            Err(_) => return Err(self.failed(no_answer())),
+        };
+        match status.is_success() {
+            true => Ok(body),
+            false => Err(refused(&body, &self.path, status, &call.path)),
+        }
+    }
+
+    fn failed(&mut self, source: io::Error) -> ClientError {
+        self.sender = None;
+        ClientError::Unreachable {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    async fn try_ask(&mut self, call: &Call<'_>) -> io::Result<(StatusCode, Bytes)> {
+        // One that was idle for long may have been closed by the daemon, which shows only when it is used.
+        let (status, body) = match self.sender.take() {
+            Some(mut old) => match call.send_by(&mut old).await {
+                Ok(answer) => {
+                    self.sender = Some(old);
+                    answer
+                }
+                Err(_) => self.send_anew(call).await?,
+            },
+            None => self.send_anew(call).await?,
+        };
+        let body = body.collect().await.map_err(|error| of_hyper(&error))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    async fn send_anew(&mut self, call: &Call<'_>) -> io::Result<(StatusCode, Incoming)> {
+        let mut sender = connect(&self.path).await?;
+        let answer = call.send_by(&mut sender).await?;
+        self.sender = Some(sender);
+        Ok(answer)
+    }
+}
+
+/// An answer that goes on, line by line.
+pub struct Lines {
+    path: PathBuf,
+    body: Incoming,
+    rest: Vec<u8>,
+    /// How much of `rest` was given out.
+    read: usize,
+}
+
+impl Lines {
+    /// Sends a request and returns its answer.
+    ///
+    /// # Errors
+    /// When there is no answer in time, or the daemon refuses.
+    pub async fn of(call: Call<'_>) -> Result<Self, ClientError> {
+        let path = call.socket.to_owned();
+        let unreachable = |source| ClientError::Unreachable {
+            path: path.clone(),
+            source,
+        };
+        let (status, body) = timeout(ANSWER_WAIT, call.send())
+            .await
+            .map_err(|_| unreachable(no_answer()))?
+            .map_err(unreachable)?;
+        if !status.is_success() {
+            let body = timeout(ANSWER_WAIT, body.collect())
+                .await
+                .map_err(|_| unreachable(no_answer()))?
+                .map_err(|error| unreachable(of_hyper(&error)))?;
+            return Err(refused(&body.to_bytes(), &path, status, &call.path));
+        }
+        Ok(Self {
+            path,
+            body,
+            rest: Vec::new(),
+            read: 0,
+        })
+    }
+
+    /// The next line that is here already.
+    pub fn at_hand(&mut self) -> Option<String> {
+        let rest = &self.rest[self.read..];
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+            self.rest.drain(..self.read);
+            self.read = 0;
+            return None;
+        };
+        let line = String::from_utf8_lossy(&rest[..end]).trim_end().to_owned();
+        self.read += end + 1;
+        Some(line)
+    }
+
+    /// Waits until more is here, for any time; false at the end of the answer. Nothing is lost if it is dropped before that.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn more(&mut self) -> Result<bool, ClientError> {
+        match self.body.frame().await {
+            None => Ok(false),
+            Some(Ok(frame)) => {
+                if let Ok(piece) = frame.into_data() {
+                    self.rest.extend_from_slice(&piece);
+                }
+                Ok(true)
+            }
+            Some(Err(error)) => Err(ClientError::Unreachable {
+                path: self.path.clone(),
+                source: of_hyper(&error),
+            }),
+        }
+    }
+}
+
+fn no_answer() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
+}
+
+/// What a refusal says.
+fn refused(body: &[u8], path: &Path, status: StatusCode, asked: &str) -> ClientError {
+    match serde_json::from_slice(body) {
+        Ok(problem) => ClientError::Refused(Box::new(problem)),
+        Err(_) => ClientError::Garbled {
+            path: path.to_owned(),
+            why: format!("it answers {status} to {asked}"),
+        },
     }
 }
 

@@ -18,4 +18,5 @@ pub mod status;
 mod tests;
 pub mod thread;
 pub mod types;
+pub mod verdict_map;
 pub mod web;

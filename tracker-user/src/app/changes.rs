@@ -429,6 +429,8 @@ impl App {
             api: _,
             history_size,
             defaults: _,
+            // `tracker act` carries them out.
+            actions: _,
         } = config;
         let old = &self.hub;
         if (

@@ -35,6 +35,13 @@ pub enum Command {
     /// SIGHUP reloads the configuration; one that is not valid changes nothing. SIGTERM and SIGINT
     /// detach everything and leave nothing behind.
     Run(RunArgs),
+    /// Carry out the actions of a configuration, in the foreground
+    ///
+    /// Follows the daemon, and does what the `[[action]]` tables say: next-hop groups, routes, hooks, track files. What is not known
+    /// changes nothing, and what was done stays when it ends.
+    ///
+    /// SIGHUP reloads the configuration; one that is not valid changes nothing. SIGTERM and SIGINT end it.
+    Act(ActArgs),
     /// Validate a configuration without touching the kernel
     ///
     /// Reads and validates a configuration; needs no privileges.
@@ -110,6 +117,26 @@ pub struct RunArgs {
     /// On SIGTERM, leave everything in place: the next daemon of the instance goes on, or `tracker cleanup` removes it
     #[arg(long)]
     pub keep: bool,
+}
+
+/// Arguments of `tracker act`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 ended by a signal, or printed, or undone; 1 could not, standard error says why; 64 wrong usage."
+)]
+pub struct ActArgs {
+    /// The configuration, in TOML
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Print what would be done now, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Undo what was done: remove routes, next-hop groups and next hops that are this program's, and end
+    #[arg(long, conflicts_with = "dry_run")]
+    pub withdraw: bool,
+    /// The daemon's socket; that of the configuration if not given
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 /// Arguments of `tracker check`.
@@ -325,7 +352,7 @@ pub struct SetArgs {
     /// The service
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// Only this member, by its role or endpoint
+    /// Only this member, by its name, role or endpoint
     #[arg(long, value_name = "M")]
     pub member: Option<String>,
     /// What to impose

@@ -122,7 +122,7 @@ fn section<'t>(page: &'t str, heading: &str) -> &'t str {
 fn the_key_tables_have_each_key_and_its_default() {
     let page = page("docs/configuration.md");
     let is_of_service = |key: &&Key| !key.is_setting() && !matches!(key.value, Value::Tables(_));
-    let tables: [(&str, Vec<&Key>); 5] = [
+    let tables: [(&str, Vec<&Key>); 6] = [
         ("hub", keys::of(Table::Hub).collect()),
         ("api", keys::of(Table::Api).collect()),
         (
@@ -131,6 +131,7 @@ fn the_key_tables_have_each_key_and_its_default() {
         ),
         ("member and tracker", keys::settings().collect()),
         ("steering", keys::of(Table::Steering).collect()),
+        ("action", keys::of(Table::Action).collect()),
     ];
     for (heading, known) in tables {
         let rows: Vec<(&str, &str)> = section(&page, heading)

@@ -492,6 +492,23 @@ impl<'s> Entry<'s> {
         }
     }
 
+    /// A whole number with a sign, within the key's range.
+    pub(super) fn signed(&self) -> Option<At<i32>> {
+        let range = self.key.signed();
+        let wanted = format!("a whole number from {} to {}", range.start(), range.end());
+        let DeValue::Integer(integer) = self.value.get_ref() else {
+            self.wrong_type(&wanted);
+            return None;
+        };
+        match i32::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(value) if range.contains(&value) => self.found(value),
+            _ => {
+                self.refuse(format_args!("out of range; give {wanted}"));
+                None
+            }
+        }
+    }
+
     /// A whole number within the key's range, or a word for one.
     fn code(&self, words: &[(&str, u32)]) -> Option<At<u32>> {
         let DeValue::String(text) = self.value.get_ref() else {
@@ -629,6 +646,7 @@ fn elsewhere(name: &str) -> Option<String> {
         (Table::Hub, "[hub]"),
         (Table::Steering, "[steering]"),
         (Table::Api, "[api]"),
+        (Table::Action, "an [[action]]"),
         (Table::Root, "the top level of the file"),
     ];
     let (_, place) = places

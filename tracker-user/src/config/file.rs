@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use tracker_ebpf::abi;
 
 use super::{
-    Api, Config, Probe, Service, Tracker, api, chain, document::Section, history, hub, keys,
-    keys::Table, misplaced, service, settings::Settings, steering, values::Names,
+    Api, Config, Probe, Service, Tracker, action, api, chain, document::Section, history, hub,
+    keys, keys::Table, misplaced, service, settings::Settings, steering, values::Names,
 };
 
 /// Reads the file.
@@ -42,6 +42,8 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
         .map(|section| chain::read(&section, &names, &mut chain_names))
         .collect();
 
+    let actions = action::read(root.take_named(&keys::ACTION, &keys::ACTION_NAME));
+
     let trackers = services.iter().flat_map(|service| &service.members);
     if let Some(why) = crowded(trackers.flat_map(|member| &member.trackers)) {
         root.sink.problem(root.at, why);
@@ -57,6 +59,7 @@ pub(super) fn config(mut root: Section<'_>) -> Config {
         chains,
         steering: steering.map(|section| steering::read(&section)),
         defaults: Defaults(defaults),
+        actions,
     }
 }
 

@@ -8,7 +8,10 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use tracker_ebpf::{abi, probe::stamp};
 
-use super::{Expect, Flow, ModeChoice, PROBE_HEADER, Probe, Protocol, Refused, ReturnHop, Role};
+use super::{
+    ActionType, AtStart, Expect, Flow, ModeChoice, PROBE_HEADER, Probe, Protocol, Refused,
+    ReturnHop, Role, WhenAllDown,
+};
 
 /// A table of the file.
 ///
@@ -37,11 +40,15 @@ pub enum Table {
     Tls,
     /// `[history]`.
     History,
+    /// `[[action]]`.
+    Action,
+    /// `values` of `[[action]]`.
+    Values,
 }
 
 impl Table {
     /// Every table, in the order of the reference page.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Root,
         Self::Hub,
         Self::Defaults,
@@ -53,6 +60,8 @@ impl Table {
         Self::Api,
         Self::Tls,
         Self::History,
+        Self::Action,
+        Self::Values,
     ];
 
     /// How the file writes it.
@@ -69,6 +78,8 @@ impl Table {
             Self::Api => "[api]",
             Self::Tls => "[api.tls]",
             Self::History => "[history]",
+            Self::Action => "[[action]]",
+            Self::Values => "[action.values]",
         }
     }
 }
@@ -118,8 +129,8 @@ pub enum Value {
     },
     /// One of some words.
     Word(fn() -> Vec<&'static str>),
-    /// `any`, `all`, or a number of trackers.
-    Policy,
+    /// `any`, `all`, or a number of what this says.
+    Policy(&'static str),
     /// A name of so many bytes at most.
     Name(usize),
     /// A directory name of the BPF file system, of so many bytes at most.
@@ -142,8 +153,23 @@ pub enum Value {
     Interfaces(Option<usize>),
     /// A list of prefixes.
     Prefixes,
+    /// One prefix.
+    Prefix,
     /// A list of services.
     Services,
+    /// A name or pattern of services, or a list of them.
+    Selector,
+    /// Family, table and name of a map of nftables.
+    MapName,
+    /// A program and its arguments, as a list.
+    Command,
+    /// A whole number with a sign.
+    Signed {
+        /// The least.
+        least: i32,
+        /// The greatest.
+        most: i32,
+    },
     /// A table or a list of tables.
     Tables(Table),
 }
@@ -480,8 +506,53 @@ pub static ROLE: Key = Key {
     name: "role",
     tables: &[Table::Member],
     value: words!(Role),
-    default: Default::Text("`active`, of an only member"),
-    doc: "A member's part in a high-availability pair.",
+    default: Default::Text("`active`, of an only member without `priority`; else none"),
+    doc: "A member's part in a high-availability pair: the active one is in use while it is up, else the standby.",
+    ..PLAIN
+};
+/// `[[service.member]] name`
+pub static MEMBER_NAME: Key = Key {
+    name: "name",
+    tables: &[Table::Member],
+    value: Value::Name(NAME_MAX),
+    default: Default::Text("the role, else the endpoint"),
+    doc: "What the member is called; unique in its service.",
+    ..PLAIN
+};
+/// `priority`
+pub static PRIORITY: Key = Key {
+    name: "priority",
+    tables: &[Table::Member],
+    value: integer(0, u16::MAX as u32),
+    default: Default::Text("0; of a standby 1"),
+    doc: "Members with the lowest number that are up are in use, those of the next numbers while `members_up` are not reached.",
+    ..PLAIN
+};
+/// `weight`
+pub static WEIGHT: Key = Key {
+    name: "weight",
+    tables: &[Table::Member],
+    value: integer(1, 256),
+    default: Default::Is("1"),
+    doc: "A member's share among members of equal priority.",
+    ..PLAIN
+};
+/// `members_up`
+pub static MEMBERS_UP: Key = Key {
+    name: "members_up",
+    tables: &[Table::Service],
+    value: Value::Policy("members"),
+    default: Default::Is("any"),
+    doc: "How many of the service's members must be up: one, all, or at least so many.",
+    ..PLAIN
+};
+/// `preempt`
+pub static PREEMPT: Key = Key {
+    name: "preempt",
+    tables: &[Table::Service],
+    value: Value::Flag,
+    default: Default::Is("true"),
+    doc: "Whether a member with a lower priority number is in use again as soon as it is up; `false` leaves what is in use until it falls.",
     ..PLAIN
 };
 /// `endpoint`
@@ -515,7 +586,7 @@ pub static BEHIND: Key = Key {
 pub static POLICY: Key = Key {
     name: "policy",
     tables: OF_MEMBER,
-    value: Value::Policy,
+    value: Value::Policy("trackers"),
     default: Default::Is("any"),
     doc: "How many of a member's trackers must be up: one, all, or at least so many.",
     ..PLAIN
@@ -547,13 +618,22 @@ pub static SOURCE: Key = Key {
     doc: "The source address of probes of its family.",
     is_read_by_kernel: true,
 };
+/// `mark` of a member
+pub static MEMBER_MARK: Key = Key {
+    name: "mark",
+    tables: OF_MEMBER,
+    value: integer(0, u32::MAX),
+    default: Default::Text("none"),
+    doc: "The mark that a map of nftables has for the member (`[[action]]` of kind `nftables`).",
+    ..PLAIN
+};
 /// `[[service.member]]`
 pub static MEMBER: Key = Key {
     name: "member",
     tables: &[Table::Service],
     value: Value::Tables(Table::Member),
     default: Default::Text("one member, with the service's own keys"),
-    doc: "The members of the long form: an active and a standby one.",
+    doc: "The members of the long form: an active and a standby one, or any number of them.",
     ..PLAIN
 };
 /// `[[service.member.tracker]]`
@@ -773,6 +853,248 @@ pub static MARK_MASK: Key = Key {
     is_read_by_kernel: true,
 };
 
+/// `[[action]]`
+pub static ACTION: Key = Key {
+    name: "action",
+    tables: &[Table::Root],
+    value: Value::Tables(Table::Action),
+    default: Default::Text("none"),
+    doc: "What follows from verdicts; done by `tracker act`, never by the daemon.",
+    ..PLAIN
+};
+/// `[[action]] name`
+pub static ACTION_NAME: Key = Key {
+    name: "name",
+    tables: &[Table::Action],
+    value: Value::Name(NAME_MAX),
+    default: Default::Text("kind and service, as in `route:fw-1`"),
+    doc: "What the action is called; unique among actions.",
+    ..PLAIN
+};
+/// `[[action]] service`
+pub static ACTION_SERVICE: Key = Key {
+    name: "service",
+    tables: &[Table::Action],
+    value: Value::Selector,
+    default: Default::Text("must be given; of a `route` with `group`: that of the group"),
+    doc: "The services whose verdicts count: a name, a pattern with `*`, `?` or `[...]`, or a list of these.",
+    ..PLAIN
+};
+/// `[[action]] kind`
+pub static ACTION_KIND: Key = Key {
+    name: "kind",
+    tables: &[Table::Action],
+    value: words!(ActionType),
+    doc: "What is done.",
+    ..PLAIN
+};
+/// `[[action]] when_all_down`
+pub static WHEN_ALL_DOWN: Key = Key {
+    name: "when_all_down",
+    tables: &[Table::Action],
+    value: words!(WhenAllDown),
+    default: Default::Is("keep"),
+    doc: "What to do of a `nexthop-group` or a `route` while no member is up: leave it as it is, drop packets (`route`: remove it), \
+          or send them by `bypass_via`.",
+    ..PLAIN
+};
+/// `[[action]] bypass_via`
+pub static BYPASS_VIA: Key = Key {
+    name: "bypass_via",
+    tables: &[Table::Action],
+    value: Value::Host,
+    default: Default::Text("none; `bypass` needs it"),
+    doc: "The router on one of the hub's own networks that takes the traffic around the service.",
+    ..PLAIN
+};
+/// `[[action]] at_start`
+pub static AT_START: Key = Key {
+    name: "at_start",
+    tables: &[Table::Action],
+    value: words!(AtStart),
+    default: Default::Is("all"),
+    doc: "What is made before any verdict is known, if nothing is there: a group or route of all members that are not known to be \
+          down (`track-file`: the value of `up`), or nothing until a member is up (`track-file`: the value of `down`).",
+    ..PLAIN
+};
+/// `[[action]] id`
+pub static GROUP_ID: Key = Key {
+    name: "id",
+    tables: &[Table::Action],
+    value: integer(1, i32::MAX as u32),
+    default: Default::Text("none; `nexthop-group` needs it"),
+    doc: "Id of the next-hop group in the kernel; no other program may have an object of this id.",
+    ..PLAIN
+};
+/// `[[action]] resilient`
+pub static RESILIENT: Key = Key {
+    name: "resilient",
+    tables: &[Table::Action],
+    value: Value::Flag,
+    default: Default::Is("false"),
+    doc: "Whether only the flows of a member that goes move to others: a resilient next-hop group.",
+    ..PLAIN
+};
+/// `[[action]] buckets`
+pub static BUCKETS: Key = Key {
+    name: "buckets",
+    tables: &[Table::Action],
+    value: integer(1, u16::MAX as u32),
+    default: Default::Text("128 of a `resilient` group, 256 of `nftables`"),
+    doc: "Into how many parts flows fall by their hash, of a `resilient` group and of `nftables`; some times the number of members.",
+    ..PLAIN
+};
+/// `[[action]] idle_timer`
+pub static IDLE_TIMER: Key = Key {
+    name: "idle_timer",
+    tables: &[Table::Action],
+    value: duration(Duration::ZERO, DAY),
+    default: Default::Is("2m"),
+    doc: "How long a bucket of a `resilient` group must have no packet before it may move to a member that came back.",
+    ..PLAIN
+};
+/// `[[action]] unbalanced_timer`
+pub static UNBALANCED_TIMER: Key = Key {
+    name: "unbalanced_timer",
+    tables: &[Table::Action],
+    value: duration(Duration::ZERO, DAY),
+    default: Default::Is("0s"),
+    doc: "How long a `resilient` group may be out of balance before buckets in use move too; `0s`: for ever.",
+    ..PLAIN
+};
+/// `[[action]] prefix`
+pub static PREFIX: Key = Key {
+    name: "prefix",
+    tables: &[Table::Action],
+    value: Value::Prefix,
+    default: Default::Text("none; `route` needs it"),
+    doc: "The destination of the route.",
+    ..PLAIN
+};
+/// `[[action]] group`
+pub static ROUTE_GROUP: Key = Key {
+    name: "group",
+    tables: &[Table::Action],
+    value: integer(1, i32::MAX as u32),
+    default: Default::Text("the selected member"),
+    doc: "Id of the `nexthop-group` by which the route leads; without it, the route leads by the selected member.",
+    ..PLAIN
+};
+/// `[[action]] metric`
+pub static METRIC: Key = Key {
+    name: "metric",
+    tables: &[Table::Action],
+    value: integer(0, i32::MAX as u32),
+    default: Default::Text("the kernel's: 0 of IPv4, 1024 of IPv6"),
+    doc: "Metric of the route.",
+    ..PLAIN
+};
+/// `[[action]] table`
+pub static ROUTE_TABLE: Key = Key {
+    name: "table",
+    tables: &[Table::Action],
+    value: integer(1, i32::MAX as u32),
+    default: Default::Is("254"),
+    doc: "Number of the routing table; 254 is `main`.",
+    ..PLAIN
+};
+/// `[[action]] map`
+pub static MAP: Key = Key {
+    name: "map",
+    tables: &[Table::Action],
+    value: Value::MapName,
+    default: Default::Text("none; `nftables` needs it"),
+    doc: "The map of nftables whose elements are kept, one for each number below `buckets`: marks or addresses of members, by its type.",
+    ..PLAIN
+};
+/// `[[action]] lease`
+pub static LEASE: Key = Key {
+    name: "lease",
+    tables: &[Table::Action],
+    value: duration(Duration::from_secs(3), DAY),
+    default: Default::Text("elements stay"),
+    doc: "How long elements of the map live unless `tracker act` renews them; the map needs `flags timeout`.",
+    ..PLAIN
+};
+/// `[[action]] command`
+pub static COMMAND: Key = Key {
+    name: "command",
+    tables: &[Table::Action],
+    value: Value::Command,
+    default: Default::Text("none; `hook` needs it"),
+    doc: "The program, by its absolute path, and its arguments; no shell is involved.",
+    ..PLAIN
+};
+/// `[[action]] user`
+pub static USER: Key = Key {
+    name: "user",
+    tables: &[Table::Action],
+    value: Value::Name(32),
+    default: Default::Text("that of `tracker act`"),
+    doc: "The user whose rights the program of a `hook` has.",
+    ..PLAIN
+};
+/// `[[action]] timeout`
+pub static ACTION_TIMEOUT: Key = Key {
+    name: "timeout",
+    tables: &[Table::Action],
+    value: duration(Duration::from_millis(100), HOUR),
+    default: Default::Is("10s"),
+    doc: "How long a run of a `hook` may take before all of its processes are killed.",
+    ..PLAIN
+};
+/// `[[action]] retries`
+pub static RETRIES: Key = Key {
+    name: "retries",
+    tables: &[Table::Action],
+    value: integer(0, 100),
+    default: Default::Is("3"),
+    doc: "How often a run of a `hook` that failed is repeated, each time after a longer pause.",
+    ..PLAIN
+};
+/// `[[action]] path`
+pub static TRACK_PATH: Key = Key {
+    name: "path",
+    tables: &[Table::Action],
+    value: Value::Path,
+    default: Default::Text("none; `track-file` needs it"),
+    doc: "The file into which the number is written.",
+    ..PLAIN
+};
+/// `[[action]] values`
+pub static VALUES: Key = Key {
+    name: "values",
+    tables: &[Table::Action],
+    value: Value::Tables(Table::Values),
+    default: Default::Text("defaults"),
+    doc: "The numbers that a `track-file` has.",
+    ..PLAIN
+};
+/// `[action.values] up`
+pub static VALUE_UP: Key = Key {
+    name: "up",
+    tables: &[Table::Values],
+    value: Value::Signed {
+        least: i32::MIN,
+        most: i32::MAX,
+    },
+    default: Default::Is("0"),
+    doc: "The number while one of the services is up.",
+    ..PLAIN
+};
+/// `[action.values] down`
+pub static VALUE_DOWN: Key = Key {
+    name: "down",
+    tables: &[Table::Values],
+    value: Value::Signed {
+        least: i32::MIN,
+        most: i32::MAX,
+    },
+    default: Default::Is("-254"),
+    doc: "The number while none is; keepalived adds it, times its own `weight`, to the priority, and -254 is a fault.",
+    ..PLAIN
+};
+
 /// Units of sizes, the greatest first.
 const SIZE_UNITS: [(&str, u64); 4] = [
     ("TiB", 1 << 40),
@@ -814,6 +1136,7 @@ pub static ALL: &[&Key] = &[
     &STEERING,
     &API,
     &HISTORY,
+    &ACTION,
     &HUB_NAME,
     &INSTANCE,
     &SOCKET,
@@ -825,7 +1148,12 @@ pub static ALL: &[&Key] = &[
     &ROOM,
     &FLAP_WINDOW,
     &SERVICE_NAME,
+    &MEMBERS_UP,
+    &PREEMPT,
+    &MEMBER_NAME,
     &ROLE,
+    &PRIORITY,
+    &WEIGHT,
     &ENDPOINT,
     &INTERFACE,
     &BEHIND,
@@ -833,6 +1161,7 @@ pub static ALL: &[&Key] = &[
     &RETURNS,
     &RETURN_HOP,
     &SOURCE,
+    &MEMBER_MARK,
     &MEMBER,
     &TRACKER,
     &TRACKER_BEHIND,
@@ -864,6 +1193,31 @@ pub static ALL: &[&Key] = &[
     &CERTIFICATE,
     &TLS_KEY,
     &HISTORY_SIZE,
+    &ACTION_NAME,
+    &ACTION_SERVICE,
+    &ACTION_KIND,
+    &WHEN_ALL_DOWN,
+    &BYPASS_VIA,
+    &AT_START,
+    &GROUP_ID,
+    &RESILIENT,
+    &BUCKETS,
+    &IDLE_TIMER,
+    &UNBALANCED_TIMER,
+    &PREFIX,
+    &ROUTE_GROUP,
+    &METRIC,
+    &ROUTE_TABLE,
+    &MAP,
+    &LEASE,
+    &COMMAND,
+    &USER,
+    &ACTION_TIMEOUT,
+    &RETRIES,
+    &TRACK_PATH,
+    &VALUES,
+    &VALUE_UP,
+    &VALUE_DOWN,
 ];
 
 /// What a STAMP packet takes, and one with padding at least, bytes.
@@ -900,6 +1254,14 @@ impl Key {
         match self.value {
             Value::Integer { least, most, .. } => least..=most,
             Value::Code { most, .. } => 0..=most,
+            _ => RangeInclusive::new(1, 0),
+        }
+    }
+
+    /// The range of whole numbers with a sign, empty of another type.
+    pub const fn signed(&self) -> RangeInclusive<i32> {
+        match self.value {
+            Value::Signed { least, most } => least..=most,
             _ => RangeInclusive::new(1, 0),
         }
     }
@@ -945,6 +1307,16 @@ impl Key {
         self.default_text().parse().unwrap_or_default()
     }
 
+    /// The default of a whole number with a sign; 0 if there is none.
+    pub fn default_signed(&self) -> i32 {
+        self.default_text().parse().unwrap_or_default()
+    }
+
+    /// The default of a flag; false if there is none.
+    pub fn default_flag(&self) -> bool {
+        self.default_text() == "true"
+    }
+
     /// The default of a time; zero if there is none.
     pub fn default_duration(&self) -> Duration {
         humantime::parse_duration(self.default_text()).unwrap_or_default()
@@ -962,6 +1334,11 @@ impl Key {
         found.unwrap_or(&words[0]).1
     }
 
+    /// Whether it says something only of a service with more than one member.
+    pub fn is_of_several(&self) -> bool {
+        self.name == MEMBERS_UP.name || self.name == PREEMPT.name
+    }
+
     /// Whether inner tables inherit it.
     pub fn is_setting(&self) -> bool {
         self.tables.contains(&Table::Defaults)
@@ -975,19 +1352,23 @@ impl Key {
     /// What stands for its value in usage texts; `None` of tables.
     pub fn placeholder(&self) -> Option<String> {
         Some(match self.value {
-            Value::Integer { .. } => "N".to_owned(),
+            Value::Integer { .. } | Value::Signed { .. } => "N".to_owned(),
             Value::Code { .. } => "N|NAME".to_owned(),
             Value::Duration { .. } => "D".to_owned(),
             Value::Size { .. } => "SIZE".to_owned(),
             Value::Word(words) => words().join("|"),
-            Value::Policy => "any|all|N".to_owned(),
-            Value::Name(_) | Value::Instance(_) | Value::Services => "NAME".to_owned(),
+            Value::Policy(_) => "any|all|N".to_owned(),
+            Value::Name(_) | Value::Instance(_) | Value::Services | Value::Selector => {
+                "NAME".to_owned()
+            }
+            Value::MapName => "FAMILY TABLE MAP".to_owned(),
+            Value::Command => "PROGRAM".to_owned(),
             Value::Flag => "true|false".to_owned(),
             Value::Path | Value::Socket(_) => "PATH".to_owned(),
             Value::SocketAddress => "ADDRESS:PORT".to_owned(),
             Value::Host | Value::Hosts => "IP".to_owned(),
             Value::Interface(_) | Value::Interfaces(_) => "IF".to_owned(),
-            Value::Prefixes => "PREFIX".to_owned(),
+            Value::Prefix | Value::Prefixes => "PREFIX".to_owned(),
             Value::Tables(_) => return None,
         })
     }
@@ -996,7 +1377,11 @@ impl Key {
     pub const fn is_list(&self) -> bool {
         matches!(
             self.value,
-            Value::Hosts | Value::Interfaces(_) | Value::Prefixes | Value::Services
+            Value::Hosts
+                | Value::Interfaces(_)
+                | Value::Prefixes
+                | Value::Services
+                | Value::Command
         )
     }
 }
@@ -1056,13 +1441,14 @@ mod tests {
                 Value::Integer { .. } | Value::Code { .. } => {
                     text.parse().is_ok_and(|n| key.integers().contains(&n))
                 }
+                Value::Signed { .. } => text.parse().is_ok_and(|n| key.signed().contains(&n)),
                 Value::Duration { .. } => humantime::parse_duration(text)
                     .is_ok_and(|duration| key.durations().contains(&duration)),
                 Value::Size { .. } => {
                     parsed_size(text).is_some_and(|size| key.sizes().contains(&size))
                 }
                 Value::Word(words) => words().contains(&text),
-                Value::Policy => text == "any",
+                Value::Policy(_) => text == "any",
                 Value::Flag => matches!(text, "true" | "false"),
                 Value::Path => text.starts_with('/'),
                 Value::Instance(most) => (1..=most).contains(&text.len()),

@@ -4,6 +4,7 @@
 //! in range. Whatever is wrong with a file is found in one pass and reported as one self-contained
 //! line each, `FILE:LINE: ...`, that names the key, says why and what to do.
 
+mod action;
 mod api;
 #[cfg(test)]
 mod book;
@@ -40,6 +41,7 @@ pub(crate) use keys::NAME_MAX;
 pub use options::{ServiceOptions, options};
 pub use order::misplaced;
 pub use request::{Invalid, body, service as requested};
+pub use service::default_name;
 pub use values::checked_instance;
 
 /// What Tracker's own mark, sequence, time and token take of a probe, bytes.
@@ -65,10 +67,12 @@ pub struct Config {
     pub history_size: u64,
     /// What services that are added later inherit.
     pub defaults: Defaults,
+    /// What follows from verdicts, in the order of the file. Names are unique.
+    pub actions: Vec<Action>,
 }
 
 impl Config {
-    /// This configuration without services and chains.
+    /// This configuration without services, chains and actions.
     pub fn without_services(&self) -> Self {
         Self {
             hub: self.hub.clone(),
@@ -78,7 +82,14 @@ impl Config {
             api: self.api.clone(),
             history_size: self.history_size,
             defaults: self.defaults.clone(),
+            actions: Vec::new(),
         }
+    }
+
+    /// What actions name as a service and no service of the file is called, each with the action's name.
+    pub fn unnamed_services(&self) -> Vec<(&str, &str)> {
+        let names = self.services.iter().map(|service| service.name.as_str());
+        action::unknown(&self.actions, &names.collect())
     }
 
     /// The number of trackers of all services.
@@ -158,13 +169,27 @@ pub struct Service {
     pub name: String,
     /// What may change it.
     pub owner: Owner,
-    /// One, or an active and a standby one in either order.
+    /// One, an active and a standby one in either order, or a pool. Names are unique.
     pub members: Vec<Arc<Member>>,
+    /// How many members must be up.
+    pub members_up: Policy,
+    /// Whether a member with a lower priority number takes over when it comes up.
+    pub preempt: bool,
     /// Names of the services that it lies behind.
     pub after: Vec<String>,
 }
 
 impl Service {
+    /// Whether it is a high-availability pair: two members, both with a role.
+    pub fn is_pair(&self) -> bool {
+        self.members.len() == 2 && self.members.iter().all(|member| member.role.is_some())
+    }
+
+    /// Whether it is a pool: more than one member, and no pair.
+    pub fn is_pool(&self) -> bool {
+        self.members.len() > 1 && !self.is_pair()
+    }
+
     /// Whether the daemon can work with it, wherever it comes from.
     ///
     /// # Errors
@@ -187,8 +212,14 @@ pub enum Owner {
 /// One attachment of a service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
-    /// Its part in a high-availability pair.
-    pub role: Role,
+    /// What it is called; unique in its service.
+    pub name: Arc<str>,
+    /// Its part in a high-availability pair, if it has one.
+    pub role: Option<Role>,
+    /// Members with the lowest number are in use first.
+    pub priority: u16,
+    /// Its share among members of equal priority.
+    pub weight: u16,
     /// The service's own address on the hub's side; the next hop of every probe.
     pub endpoint: IpAddr,
     /// The only way out for its probes; `None`: found from the endpoint's own route.
@@ -201,6 +232,8 @@ pub struct Member {
     pub return_hop: ReturnHop,
     /// How the trackers decide.
     pub policy: Policy,
+    /// What a map of nftables has for it.
+    pub mark: Option<u32>,
     /// At least one.
     pub trackers: Vec<Tracker>,
 }
@@ -214,6 +247,16 @@ pub enum Role {
     Standby,
 }
 
+impl Role {
+    /// The priority of a member with this role.
+    pub const fn priority(self) -> u16 {
+        match self {
+            Self::Active => 0,
+            Self::Standby => 1,
+        }
+    }
+}
+
 /// Who may bring a reply on a member's own interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReturnHop {
@@ -223,16 +266,27 @@ pub enum ReturnHop {
     Endpoint,
 }
 
-/// How the verdicts of a member's trackers make the member's.
+/// How many must be up: of a member's trackers, or of a service's members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Policy {
-    /// One tracker that is up suffices.
+    /// One that is up suffices.
     #[default]
     Any,
-    /// Every tracker must be up.
+    /// Every one must be up.
     All,
-    /// So many trackers must be up; from 1 to their number.
+    /// So many must be up; from 1 to their number.
     AtLeast(u16),
+}
+
+impl Policy {
+    /// How many of `count` must be up, at least one.
+    pub fn needed(self, count: usize) -> usize {
+        match self {
+            Self::Any => 1,
+            Self::All => count.max(1),
+            Self::AtLeast(needed) => needed.into(),
+        }
+    }
 }
 
 /// One stream of probes from a member to a behind address.
@@ -382,6 +436,140 @@ pub struct Steering {
     pub mark_mask: u32,
 }
 
+/// What follows from the verdicts of services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Unique among actions.
+    pub name: String,
+    /// Names and patterns of services, each once; at least one.
+    pub services: Vec<String>,
+    /// What to do while no member is up.
+    pub when_all_down: WhenAllDown,
+    /// Present exactly if traffic is to go around the service while no member is up.
+    pub bypass_via: Option<IpAddr>,
+    /// What is made before any verdict is known.
+    pub at_start: AtStart,
+    /// What is done.
+    pub kind: ActionKind,
+}
+
+/// What an action does, with the settings of its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ActionKind {
+    /// Keeps a next-hop group of the kernel.
+    NexthopGroup {
+        /// Id of the group; unique among actions.
+        id: u32,
+        /// Present if only the flows of a member that goes are to move.
+        resilient: Option<ResilientGroup>,
+    },
+    /// Keeps a route.
+    Route {
+        /// The destination; prefix, table and metric are unique among actions.
+        prefix: IpNet,
+        /// Id of the group of another action, by which it leads; else it leads by the selected member.
+        group: Option<u32>,
+        /// Metric, as the kernel lists it.
+        metric: u32,
+        /// Number of the routing table.
+        table: u32,
+    },
+    /// Keeps the elements of a map of nftables.
+    Nftables {
+        /// The map; unique among actions.
+        map: MapName,
+        /// How many elements it has.
+        buckets: u16,
+        /// How long they live unless they are renewed; for ever if not given.
+        lease: Option<Duration>,
+    },
+    /// Runs a program for each event.
+    Hook {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// The user whose rights it has; that of this process if not given.
+        user: Option<String>,
+        /// How long a run may take.
+        timeout: Duration,
+        /// How often a run that failed is repeated.
+        retries: u32,
+    },
+    /// Writes a number into a file.
+    TrackFile {
+        /// The file; unique among actions.
+        path: PathBuf,
+        /// The number while a member is up.
+        up: i32,
+        /// The number while none is.
+        down: i32,
+    },
+}
+
+/// Settings of a resilient next-hop group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResilientGroup {
+    /// Number of buckets.
+    pub buckets: u16,
+    /// How long a bucket must be idle before it may move.
+    pub idle_timer: Duration,
+    /// How long the group may be out of balance; zero: for ever.
+    pub unbalanced_timer: Duration,
+}
+
+/// A map of nftables.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct MapName {
+    /// `inet`, `ip` or `ip6`.
+    pub family: String,
+    /// The table.
+    pub table: String,
+    /// The map.
+    pub name: String,
+}
+
+impl fmt::Display for MapName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.family, self.table, self.name)
+    }
+}
+
+/// The kind of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActionType {
+    /// A next-hop group.
+    NexthopGroup,
+    /// A route.
+    Route,
+    /// A map of nftables.
+    Nftables,
+    /// A program.
+    Hook,
+    /// A number in a file.
+    TrackFile,
+}
+
+/// What an action does while no member is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WhenAllDown {
+    /// It leaves everything as it is.
+    Keep,
+    /// Packets are dropped, or the route is removed.
+    Withdraw,
+    /// Packets go around the service.
+    Bypass,
+}
+
+/// What an action makes before any verdict is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AtStart {
+    /// A group or route of all members that are not known to be down.
+    All,
+    /// Nothing until a member is up.
+    None,
+}
+
 /// Of these names, the one that is most like `name`.
 pub fn likeliest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     document::likeliest(name, known)
@@ -446,6 +634,9 @@ words! {
     Expect { Reply = "reply", Silence = "silence" }
     Flow { Fixed = "fixed", Rotate = "rotate" }
     Refused { Down = "down", Up = "up" }
+    ActionType { NexthopGroup = "nexthop-group", Route = "route", Nftables = "nftables", Hook = "hook", TrackFile = "track-file" }
+    WhenAllDown { Keep = "keep", Withdraw = "withdraw", Bypass = "bypass" }
+    AtStart { All = "all", None = "none" }
 }
 
 /// One thing that is wrong with a configuration; prints as one line.

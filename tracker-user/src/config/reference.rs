@@ -25,6 +25,7 @@ pub fn page() -> String {
         );
         for key in keys {
             let reader = match key.is_read_by_kernel {
+                _ if matches!(table, Table::Action | Table::Values) => "`tracker act`",
                 true => "daemon, kernel",
                 false => "daemon",
             };
@@ -66,7 +67,7 @@ fn value_text(key: &Key) -> String {
             let words: Vec<_> = words().iter().map(|word| format!("`{word}`")).collect();
             words.join(", ")
         }
-        Value::Policy => "`any`, `all`, or a number of trackers".to_owned(),
+        Value::Policy(what) => format!("`any`, `all`, or a number of {what}"),
         Value::Name(most) => format!("text of 1 to {most} bytes, without spaces and `/`"),
         Value::Instance(most) => format!("1 to {most} letters, digits, `_` or `-`"),
         Value::Flag => "`true` or `false`".to_owned(),
@@ -79,7 +80,12 @@ fn value_text(key: &Key) -> String {
         Value::Interfaces(Some(most)) => format!("list of at most {most} interface names"),
         Value::Interfaces(None) => "list of interface names".to_owned(),
         Value::Prefixes => "list of IPv4 and IPv6 prefixes".to_owned(),
+        Value::Prefix => "IPv4 or IPv6 prefix".to_owned(),
         Value::Services => "list of service names".to_owned(),
+        Value::Selector => "name or pattern of services, or a list of them".to_owned(),
+        Value::MapName => "`inet`, `ip` or `ip6`, table and map, in one text".to_owned(),
+        Value::Command => "list of a program and its arguments".to_owned(),
+        Value::Signed { least, most } => format!("whole number, {least} to {most}"),
         Value::Tables(table) => format!("`{}`", table.title()),
     }
 }
@@ -152,7 +158,7 @@ fn key_schema(key: &Key) -> Json {
         Value::Duration { .. } => json!({"type": "string", "pattern": "^[0-9].*[a-z]$"}),
         Value::Size { .. } => json!({"type": "string", "pattern": "^(0|[0-9]+ ?[KMGT]iB)$"}),
         Value::Word(words) => json!({"enum": words()}),
-        Value::Policy => {
+        Value::Policy(_) => {
             json!({"anyOf": [{"enum": ["any", "all"]}, {"type": "integer", "minimum": 1}]})
         }
         Value::Name(most)
@@ -172,7 +178,18 @@ fn key_schema(key: &Key) -> Json {
             }
             names
         }
+        Value::Prefix => json!({"type": "string"}),
+        Value::MapName => json!({"type": "string", "pattern": "^(inet|ip|ip6) [^ ]+ [^ ]+$"}),
         Value::Prefixes | Value::Services => list(json!({"type": "string"})),
+        Value::Selector => json!({"anyOf": [
+            {"type": "string", "minLength": 1},
+            list(json!({"type": "string", "minLength": 1})),
+        ]}),
+        // Arguments may be equal.
+        Value::Command => json!({"type": "array", "items": {"type": "string"}, "minItems": 1}),
+        Value::Signed { least, most } => {
+            json!({"type": "integer", "minimum": least, "maximum": most})
+        }
         Value::Tables(table) => {
             let tables = Json::Object(table_schema(table));
             match table.title().starts_with("[[") {
@@ -186,7 +203,7 @@ fn key_schema(key: &Key) -> Json {
         if let Default::Is(text) = key.default {
             let default = match key.value {
                 Value::Flag => json!(text == "true"),
-                _ => (text.parse::<u32>()).map_or_else(|_| json!(text), |number| json!(number)),
+                _ => (text.parse::<i64>()).map_or_else(|_| json!(text), |number| json!(number)),
             };
             schema.insert("default".to_owned(), default);
         }

@@ -27,6 +27,7 @@ use super::{
     mmap::Mapped,
     object::{fill_segments, fill_watched, load, mapped, program, take},
     pins::{Pins, fast_pin, is_fast_pin},
+    public::{self, VerdictMaps},
     watch::Watch,
 };
 use crate::{
@@ -145,7 +146,7 @@ impl Kernel {
         mode: ModeChoice,
         private_ifindex: u32,
         tag: u32,
-    ) -> Result<(Self, KernelDatapath), DatapathError> {
+    ) -> Result<(Self, KernelDatapath, VerdictMaps), DatapathError> {
         let has_generic = mode == ModeChoice::XdpGeneric;
         pins.create()?;
         let entries = |count: u32| count.max(1);
@@ -172,8 +173,9 @@ impl Kernel {
             .map_max_entries(abi::map::DEVICES, devices)
             .map_max_entries(abi::map::EXPECTING, abi::EXPECTING_MAX)
             .map_max_entries(abi::map::EVENTS, events);
-        for (name, path) in &paths {
-            loader.map_pin_path(name, path.clone());
+        let paths = paths.into_iter().chain(public::paths(pins)?);
+        for (name, path) in paths {
+            loader.map_pin_path(name, path);
         }
         let mut ebpf = loader.load(OBJECT).map_err(DatapathError::Maps)?;
 
@@ -183,6 +185,7 @@ impl Kernel {
         for name in abi::map::STEERING_ALL {
             drop(take(&mut ebpf, name)?);
         }
+        let verdicts = VerdictMaps::take(&mut ebpf, pins)?;
 
         for name in abi::program::ALL {
             load(&mut ebpf, name)?;
@@ -275,7 +278,7 @@ impl Kernel {
             tc_send,
             watch,
         };
-        Ok((kernel, datapath))
+        Ok((kernel, datapath, verdicts))
     }
 
     /// The pins of the instance.

@@ -11,6 +11,7 @@ pub mod loader;
 pub mod mmap;
 pub mod object;
 pub mod pins;
+pub mod public;
 pub mod steering;
 mod watch;
 

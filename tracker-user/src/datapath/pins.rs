@@ -83,7 +83,7 @@ impl PinsError {
     }
 }
 
-/// The pins of one instance: `<bpffs>/tracker/<instance>/{maps,links}`, and the journal beside them.
+/// The pins of one instance: `<bpffs>/tracker/<instance>/{maps,links,public}`, and the journal beside them.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -110,6 +110,11 @@ impl Pins {
     /// Where a link is pinned.
     pub fn link(&self, name: &str) -> PathBuf {
         self.root.join("links").join(name)
+    }
+
+    /// Where the maps that other programs read are pinned.
+    pub fn public(&self, name: &str) -> PathBuf {
+        self.root.join("public").join(name)
     }
 
     /// Where the journal is pinned.
@@ -139,6 +144,8 @@ impl Pins {
         let next = self.next_maps();
         remove_all(&next)?;
         fs::create_dir_all(&next).map_err(PinsError::file("make the pin directory", &next))?;
+        fs::set_permissions(&next, fs::Permissions::from_mode(0o700))
+            .map_err(PinsError::file("set the mode of", &next))?;
         Ok(next)
     }
 
@@ -194,21 +201,28 @@ impl Pins {
         self.root.exists()
     }
 
-    /// Makes the directories, for the owner only.
+    /// Makes the directories. Only the owner may enter them, but for the one of the maps that other programs read; the
+    /// directories above are only passed through.
     ///
     /// # Errors
     /// As the file system answers.
     pub fn create(&self) -> Result<(), PinsError> {
-        for directory in [self.root.join("maps"), self.root.join("links")] {
-            fs::create_dir_all(&directory)
-                .map_err(PinsError::file("make the pin directory", &directory))?;
+        let [maps, links, public] = ["maps", "links", "public"].map(|name| self.root.join(name));
+        for directory in [&maps, &links, &public] {
+            fs::create_dir_all(directory)
+                .map_err(PinsError::file("make the pin directory", directory))?;
         }
-        for directory in [self.root.parent(), Some(self.root.as_path())]
-            .into_iter()
-            .flatten()
-        {
-            fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
-                .map_err(PinsError::file("restrict", directory))?;
+        // What is private is closed before the way to it is opened.
+        let modes = [
+            (maps.as_path(), 0o700),
+            (&links, 0o700),
+            (&public, 0o755),
+            (&self.root, 0o711),
+        ];
+        let above = self.root.parent().map(|parent| (parent, 0o711));
+        for (directory, mode) in modes.into_iter().chain(above) {
+            fs::set_permissions(directory, fs::Permissions::from_mode(mode))
+                .map_err(PinsError::file("set the mode of", directory))?;
         }
         Ok(())
     }
@@ -216,8 +230,9 @@ impl Pins {
     /// Removes the directories that hold nothing.
     pub fn remove_empty(&self) {
         let parent = self.root.parent().map(Path::to_owned);
-        let below = [self.root.join("links"), self.maps(), self.root.clone()];
-        for directory in below.into_iter().chain(parent) {
+        let below = ["links", "maps", "public"].map(|name| self.root.join(name));
+        let below = below.into_iter().chain([self.root.clone()]);
+        for directory in below.chain(parent) {
             // Fails if there is something, as it should.
             let _ = fs::remove_dir(directory);
         }
@@ -259,6 +274,7 @@ impl Pins {
         for directory in [
             self.root.join("links"),
             self.root.join("maps"),
+            self.root.join("public"),
             self.next_maps(),
             self.last_maps(),
             self.root.clone(),

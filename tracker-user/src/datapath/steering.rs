@@ -17,7 +17,7 @@ use aya::{
     },
     programs::xdp::XdpMode,
 };
-use tracker_ebpf::abi;
+use tracker_ebpf::{abi, public};
 
 use super::{
     OBJECT,
@@ -144,7 +144,8 @@ impl Steering {
             .map_max_entries(abi::map::SOURCES, room.sources)
             .map_max_entries(abi::map::UPLINKS, room.uplinks)
             .map_max_entries(abi::map::FLOWS, abi::FLOWS_MAX)
-            .map_max_entries(abi::map::STEERED, paths_count);
+            .map_max_entries(abi::map::STEERED, paths_count)
+            .map_max_entries(public::VERDICTS, 1);
         let mut ebpf = loader.load(OBJECT).map_err(DatapathError::SteeringMaps)?;
         for name in abi::program::STEERING_ALL {
             object::load(&mut ebpf, name)?;

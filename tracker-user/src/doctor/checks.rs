@@ -17,7 +17,7 @@ use tracker_ebpf::{abi, probe};
 use super::{By, Check, Interface, State};
 use crate::{
     config::Config,
-    datapath::{OBJECT, error::DatapathError, object, pins},
+    datapath::{OBJECT, error::DatapathError, object, pins, public},
     error::full,
     host::{preflight, privileges, realtime, trial},
     net::{ethtool, rtnetlink::Netlink, sysfs::Sysfs},
@@ -48,6 +48,9 @@ pub(super) fn of_host(config: Option<&Config>, by: By, netlink: &Netlink) -> Vec
     checks.extend(throttling());
     let default_bpffs = PathBuf::from("/sys/fs/bpf");
     checks.push(bpffs(
+        config.map_or(&default_bpffs, |config| &config.hub.bpffs),
+    ));
+    checks.extend(verdict_maps(
         config.map_or(&default_bpffs, |config| &config.hub.bpffs),
     ));
     if let Some(config) = config {
@@ -143,6 +146,8 @@ fn programs() -> Vec<Check> {
 /// compiled it.
 fn try_programs() -> Result<bool, DatapathError> {
     let mut ebpf = EbpfLoader::new()
+        // Large, and of no use to a trial.
+        .map_max_entries(tracker_ebpf::public::VERDICTS, 1)
         .load(OBJECT)
         .map_err(DatapathError::Maps)?;
     let generic = [abi::program::RECEIVE_GENERIC, abi::program::STEER_GENERIC];
@@ -248,6 +253,26 @@ fn bpffs(path: &Path) -> Check {
             &format!("not mounted at {shown}, and the directory cannot be made; mount it there"),
         ),
     }
+}
+
+/// Whether programs of other users can open the verdict maps.
+fn verdict_maps(bpffs: &Path) -> Option<Check> {
+    const NAME: &str = "verdict maps";
+    if !pins::is_mounted(bpffs) {
+        return None;
+    }
+    let shown = bpffs.display();
+    Some(match public::closed_above(bpffs) {
+        Ok(None) => Check::ok(NAME, format!("every user can read those below {shown}")),
+        Ok(Some((directory, mode))) => Check::ok(
+            NAME,
+            format!(
+                "only root can read those below {shown}: {} has mode {mode:04o}; mode 0711 lets others read them",
+                directory.display()
+            ),
+        ),
+        Err(error) => Check::ok(NAME, format!("it is not known who can read them ({error})")),
+    })
 }
 
 /// The directory of the socket, without which the daemon does not start.

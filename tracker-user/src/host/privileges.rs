@@ -149,6 +149,36 @@ pub fn limit_thread(thread: &str) {
     }
 }
 
+/// What `tracker act` keeps of the capabilities that it has.
+pub const ACT: [Capability; 4] = [
+    // Next hops and routes.
+    Capability::CAP_NET_ADMIN,
+    // The user of a hook, and the end of a hook that runs as another user.
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_KILL,
+];
+
+/// Gives up, for this thread and those that it starts later, whatever `tracker act` does not need, and the ways to get anything
+/// back; logs a failure.
+pub fn limit_to_act() {
+    let give_up = || -> Result<(), GiveUpError> {
+        nix::sys::prctl::set_no_new_privs()?;
+        caps::clear(None, CapSet::Ambient)?;
+        if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
+            for capability in caps::read(None, CapSet::Bounding)? {
+                if !ACT.contains(&capability) {
+                    caps::drop(None, CapSet::Bounding, capability)?;
+                }
+            }
+        }
+        keep(|capability| ACT.contains(&capability))
+    };
+    if let Err(error) = give_up() {
+        tracing::error!("{}", full(&PrivilegesError::GiveUp(error)));
+    }
+}
+
 fn keep(is_kept: impl Fn(Capability) -> bool) -> Result<(), GiveUpError> {
     let held = caps::read(None, CapSet::Permitted)?;
     let kept: CapsHashSet = held.into_iter().filter(|held| is_kept(*held)).collect();

@@ -86,6 +86,19 @@ impl RequestSocket {
         setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
         Ok(Self(socket))
     }
+
+    /// From now on the kernel checks requests for lists strictly, and filters the lists by what their headers say
+    /// (NETLINK_GET_STRICT_CHK).
+    pub(crate) fn set_strict(&self) -> io::Result<()> {
+        self.0.set_netlink_get_strict_chk(true)
+    }
+
+    /// The port by which the kernel names this socket.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.0.get_address(&mut address)?;
+        Ok(address.port_number())
+    }
 }
 
 impl Transport for RequestSocket {
@@ -130,7 +143,7 @@ where
 }
 
 /// The messages of a datagram, each with its header; what is cut short ends it.
-pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let len = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
@@ -147,7 +160,7 @@ pub(crate) fn u16_at(message: &[u8], at: usize) -> Option<u16> {
 }
 
 /// A number of four bytes at an offset of a message.
-pub(super) fn u32_at(message: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(message: &[u8], at: usize) -> Option<u32> {
     let bytes = message.get(at..at + 4)?;
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }

@@ -29,6 +29,18 @@ pub fn remarks(config: &Config) -> Vec<String> {
         ));
     }
     remarks.extend(soon_again(config));
+    let unnamed = config.unnamed_services();
+    remarks.extend(unnamed.iter().take(NAMED).map(|(action, service)| {
+        format!(
+            "action {action}: no [[service]] is called {service:?}; it does nothing until the API adds one, or correct the name"
+        )
+    }));
+    if let Some(more) = unnamed.len().checked_sub(NAMED + 1) {
+        let more = more + 1;
+        remarks.push(format!(
+            "actions name {more} more services that the file does not have"
+        ));
+    }
     remarks
 }
 

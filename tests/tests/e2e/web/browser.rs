@@ -159,20 +159,24 @@ impl<'lab> Browser<'lab> {
             .with_context(|| format!("run {}", script.get(..200).unwrap_or(script)))
     }
 
-    /// Waits until an expression is true in the page.
+    /// Waits until an expression is true in the page. One that throws is not true: what it is about may not be in the page yet.
     ///
     /// # Errors
     /// When it is not soon; the error has the text of the page and what the console says.
     pub fn wait_for(&self, what: &str, expression: &str) -> Result<Duration> {
         let begun = Instant::now();
+        let script = format!(
+            "try {{ return Boolean({expression}) }} catch (error) {{ return String(error) }}"
+        );
         loop {
             interrupt::check()?;
-            if self.run(&format!("return Boolean({expression})"))? == true {
+            let value = self.run(&script)?;
+            if value == true {
                 return Ok(begun.elapsed());
             }
             if begun.elapsed() > slow(LATER) {
                 bail!(
-                    "waited in vain for {what}: {expression}\nthe page:\n{}\nthe console: {:?}",
+                    "waited in vain for {what}: {expression} is {value}\nthe page:\n{}\nthe console: {:?}",
                     self.text()?,
                     self.console()?
                 );
