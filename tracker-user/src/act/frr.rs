@@ -31,11 +31,14 @@ use tokio::{
     task::JoinSet,
     time,
 };
+use tracker_ebpf::verdict::{Cause, Verdict};
 
+pub use self::sessions::Peers;
 use self::{
-    sessions::{Connection, Peers},
-    wire::{Session, WireError},
+    sessions::{By, Connection, Peer},
+    wire::{Counters, Diagnostic, Session, State, Told, WireError},
 };
+use super::view::{Member, Service, Tracker};
 use crate::{
     error::full,
     host::{
@@ -43,6 +46,7 @@ use crate::{
         notify::{KeptFile, Supervisor},
         repeats,
     },
+    state::admin::AdminState,
 };
 
 /// Sessions that `bfdd` tells a new connection of: 58 messages of 140 bytes fill its buffer.
@@ -144,14 +148,99 @@ enum News {
     Ended,
 }
 
-/// Keeps `bfdd` told, until dropped. `kept` are a predecessor's connections, whose sessions are in `file`.
+/// What names of connections of one `bfdd` begin with, and its file is called.
+fn name_of(socket: &Path) -> String {
+    let socket = crc32fast::hash(socket.as_os_str().as_encoded_bytes());
+    format!("frr-{socket:08x}")
+}
+
+/// Takes the connections of one `bfdd` out of the files that the supervisor kept.
+pub fn of_socket(socket: &Path, passed: &mut Vec<KeptFile>) -> Vec<KeptFile> {
+    let name = name_of(socket);
+    passed
+        .extract_if(.., |kept| kept.name.starts_with(&name))
+        .collect()
+}
+
+/// What sessions of `bfdd` may be about: the members of services and their trackers.
+pub fn peers<'s>(services: impl IntoIterator<Item = &'s Service>) -> Peers {
+    let mut peers = Peers::default();
+    for service in services {
+        for member in &service.members {
+            let count = |count: fn(&Tracker) -> u64| member.trackers.iter().map(count).sum();
+            peers.add(
+                member.endpoint,
+                Peer {
+                    by: By::Interface(member.interface.clone()),
+                    told: told(member.effective, member.cause, service, member),
+                    counters: Counters {
+                        received: count(|tracker| tracker.received),
+                        sent: count(|tracker| tracker.sent),
+                    },
+                },
+            );
+            for tracker in &member.trackers {
+                let is_imposed = |state| [service.admin, member.admin].contains(&state);
+                // What counts of a tracker: nothing new during maintenance.
+                let verdict = match tracker.verdict {
+                    _ if is_imposed(AdminState::Maintenance) => Verdict::Unknown,
+                    _ if is_imposed(AdminState::Down) => Verdict::Down,
+                    _ if is_imposed(AdminState::Up) => Verdict::Up,
+                    verdict => verdict,
+                };
+                peers.add(
+                    tracker.behind,
+                    Peer {
+                        by: By::Source(None),
+                        told: told(verdict, tracker.cause, service, member),
+                        counters: Counters {
+                            received: tracker.received,
+                            sent: tracker.sent,
+                        },
+                    },
+                );
+            }
+        }
+    }
+    peers
+}
+
+/// What `bfdd` is told of a verdict that counts; nothing of one that is not known.
+fn told(verdict: Verdict, cause: Cause, service: &Service, member: &Member) -> Option<Told> {
+    let is_imposed = [service.admin, member.admin].contains(&AdminState::Down);
+    match verdict {
+        Verdict::Unknown => None,
+        Verdict::Up => Some(Told {
+            state: State::Up,
+            diagnostic: Diagnostic::None,
+        }),
+        Verdict::Down => Some(Told {
+            state: State::Down,
+            diagnostic: match cause {
+                _ if is_imposed => Diagnostic::AdministrativelyDown,
+                Cause::InterfaceDown | Cause::InterfaceMissing | Cause::NextHopUnresolved => {
+                    Diagnostic::PathDown
+                }
+                Cause::WrongPath | Cause::Corrupt | Cause::UnexpectedReply => {
+                    Diagnostic::ForwardingReset
+                }
+                Cause::Unreachable | Cause::Refused => Diagnostic::ConcatenatedPathDown,
+                _ => Diagnostic::ControlTimeExpired,
+            },
+        }),
+    }
+}
+
+/// Keeps `bfdd` told, until dropped. `kept` are a predecessor's connections, whose sessions are in a file of the state directory.
 pub async fn run(
     socket: PathBuf,
-    file: PathBuf,
+    state: PathBuf,
     peers: watch::Receiver<Arc<Peers>>,
     supervisor: Arc<Supervisor>,
     kept: Vec<KeptFile>,
 ) {
+    let prefix = name_of(&socket);
+    let file = state.join(format!("{prefix}.json"));
     let mut saved: Saved = fs::read(&file)
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
@@ -208,7 +297,7 @@ pub async fn run(
                     continue;
                 }
                 opened += 1;
-                let name = format!("frr-{begun}-{opened}");
+                let name = format!("{prefix}-{begun}-{opened}");
                 let (shared, tell) = (shared.clone(), tell.clone());
                 tasks.spawn(async move {
                     connect(&shared, &name, &tell).await;
@@ -381,9 +470,4 @@ async fn send(stream: &UnixStream, messages: &[Vec<u8>]) -> Result<(), FrrError>
         Ok(result) => result.map_err(FrrError::Broken),
         Err(_) => Err(FrrError::Stuck),
     }
-}
-
-/// Where the sessions of an action's connections are kept.
-pub fn file(state: &Path, action: &str) -> PathBuf {
-    state.join(format!("frr-{action}.json"))
 }

@@ -207,7 +207,7 @@ impl Known {
             return None;
         }
         self.last = Some(told);
-        Some(wire::state_change(self.session.lid, &told))
+        Some(wire::state_change(&self.session, &told))
     }
 }
 
@@ -222,13 +222,10 @@ mod tests {
     const UP: Told = Told {
         state: State::Up,
         diagnostic: Diagnostic::None,
-        interval_us: 100_000,
-        multiplier: 3,
     };
     const DOWN: Told = Told {
         state: State::Down,
         diagnostic: Diagnostic::ControlTimeExpired,
-        ..UP
     };
 
     fn member(interface: &str, told: Option<Told>) -> Peer {
@@ -269,23 +266,26 @@ mod tests {
             "unknown is not told"
         );
         let up = peers(&[("10.9.0.2", member("eth1", Some(UP)))]);
-        assert_eq!(connection.follow(&up), [wire::state_change(7, &UP)]);
+        assert_eq!(connection.follow(&up), [wire::state_change(&session, &UP)]);
         assert!(connection.follow(&up).is_empty(), "told already");
         assert!(connection.follow(&unknown).is_empty(), "stalled");
         assert!(connection.follow(&up).is_empty(), "as it was before");
         let down = peers(&[("10.9.0.2", member("eth1", Some(DOWN)))]);
-        assert_eq!(connection.follow(&down), [wire::state_change(7, &DOWN)]);
+        assert_eq!(
+            connection.follow(&down),
+            [wire::state_change(&session, &DOWN)]
+        );
         // `bfdd` sets it down by itself when it wants it anew, so it is told again.
         assert_eq!(
             taken(&mut connection, &bytes, &up),
-            [wire::state_change(7, &UP)]
+            [wire::state_change(&session, &UP)]
         );
         assert!(taken(&mut connection, &delete(&session), &up).is_empty());
         assert!(connection.follow(&down).is_empty());
         assert_eq!(connection.len(), 0);
         // The next process goes on with the sessions, and tells them once.
-        let mut next = Connection::of([session]);
-        assert_eq!(next.follow(&up), [wire::state_change(7, &UP)]);
+        let mut next = Connection::of([session.clone()]);
+        assert_eq!(next.follow(&up), [wire::state_change(&session, &UP)]);
         assert!(next.follow(&up).is_empty());
     }
 
@@ -302,7 +302,10 @@ mod tests {
         };
         assert_eq!(
             taken(&mut connection, &both, &up),
-            [wire::counters(9, 7, counters), wire::state_change(7, &UP)]
+            [
+                wire::counters(9, 7, counters),
+                wire::state_change(&session, &UP)
+            ]
         );
         // A session that is not known gets an answer too: `bfdd` waits for it.
         let request = [&[1, 0, 0, 5, 0, 10, 0, 12][..], &8u32.to_be_bytes()].concat();

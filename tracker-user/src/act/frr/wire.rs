@@ -30,6 +30,9 @@ mod session {
     pub const SRC: usize = 4;
     pub const DST: usize = 20;
     pub const LID: usize = 36;
+    pub const MIN_TX: usize = 40;
+    pub const MIN_RX: usize = 44;
+    pub const MULTIPLIER: usize = 61;
     pub const IFNAME: usize = 68;
     pub const LEN: usize = 132;
     pub const MULTIHOP: u32 = 1;
@@ -52,6 +55,10 @@ pub struct Session {
     pub is_multihop: bool,
     /// Whether an operator has shut the session down.
     pub is_shut_down: bool,
+    /// Time between packets that the session's configuration asks for, and that it takes, microseconds.
+    pub timers_us: [u32; 2],
+    /// Its detection multiplier.
+    pub multiplier: u8,
 }
 
 /// What `bfdd` sends.
@@ -164,6 +171,8 @@ fn read_session(body: &[u8]) -> Option<Session> {
         interface: (!name.is_empty()).then_some(name),
         is_multihop: flags & session::MULTIHOP != 0,
         is_shut_down: flags & session::SHUTDOWN != 0,
+        timers_us: [be32(body, session::MIN_TX)?, be32(body, session::MIN_RX)?],
+        multiplier: *body.get(session::MULTIPLIER)?,
     })
 }
 
@@ -200,10 +209,6 @@ pub struct Told {
     pub state: State,
     /// Why.
     pub diagnostic: Diagnostic,
-    /// Time between probes, microseconds.
-    pub interval_us: u32,
-    /// Consecutive losses that make it down.
-    pub multiplier: u8,
 }
 
 /// `CPI` of `enum bfddp_remote_flags`: the session does not share the fate of the control plane (RFC 5882, section 4.3), so that a protocol
@@ -220,22 +225,29 @@ fn message(kind: u16, id: u16, body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// Tells the state of a session.
-pub fn state_change(lid: u32, told: &Told) -> Vec<u8> {
+/// Tells the state of a session. Its timers come back as they are configured: `bfdd` only shows them, and what counts are interval and
+/// `fall` of the tracker.
+pub fn state_change(session: &Session, told: &Told) -> Vec<u8> {
+    let Session {
+        lid,
+        timers_us: [tx, rx],
+        multiplier,
+        ..
+    } = *session;
     let mut body = Vec::with_capacity(28);
     // Any number but 0 may stand for the peer, which speaks no BFD.
     for word in [
         lid,
         lid | 1,
         REMOTE_CPI,
-        told.interval_us,
-        told.interval_us,
+        tx,
+        rx,
         // No echo packets.
         0,
     ] {
         body.extend(word.to_be_bytes());
     }
-    body.extend([told.state as u8, told.diagnostic as u8, told.multiplier, 0]);
+    body.extend([told.state as u8, told.diagnostic as u8, multiplier, 0]);
     message(kind::STATE_CHANGE, 0, &body)
 }
 
@@ -301,7 +313,15 @@ pub(super) mod tests {
             flags |= session::SHUTDOWN;
         }
         body[..4].copy_from_slice(&flags.to_be_bytes());
-        body[session::LID..session::LID + 4].copy_from_slice(&session.lid.to_be_bytes());
+        let words = [
+            (session::LID, session.lid),
+            (session::MIN_TX, session.timers_us[0]),
+            (session::MIN_RX, session.timers_us[1]),
+        ];
+        for (at, word) in words {
+            body[at..at + 4].copy_from_slice(&word.to_be_bytes());
+        }
+        body[session::MULTIPLIER] = session.multiplier;
         if let Some(name) = &session.interface {
             body[session::IFNAME..session::IFNAME + name.len()].copy_from_slice(name.as_bytes());
         }
@@ -326,6 +346,8 @@ pub(super) mod tests {
             interface: interface.map(str::to_owned),
             is_multihop: false,
             is_shut_down: false,
+            timers_us: [100_000, 200_000],
+            multiplier: 3,
         }
     }
 
@@ -362,15 +384,13 @@ pub(super) mod tests {
         let told = Told {
             state: State::Up,
             diagnostic: Diagnostic::None,
-            interval_us: 100_000,
-            multiplier: 3,
         };
-        let up = state_change(0x0102_0304, &told);
+        let up = state_change(&single("10.9.0.2", None, 0x0102_0304), &told);
         assert_eq!(up.len(), 36);
         assert_eq!(up[..8], [1, 0, 0, 4, 0, 0, 0, 36]);
         assert_eq!(up[8..16], [1, 2, 3, 4, 1, 2, 3, 5]);
         assert_eq!(up[16..20], [0, 0, 0, 1]);
-        assert_eq!(up[20..28], [0, 1, 0x86, 0xa0, 0, 1, 0x86, 0xa0]);
+        assert_eq!(up[20..28], [0, 1, 0x86, 0xa0, 0, 3, 0x0d, 0x40]);
         assert_eq!(up[28..], [0, 0, 0, 0, 3, 0, 3, 0]);
 
         let answer = counters(
