@@ -23,6 +23,7 @@ pub mod clock;
 pub mod daemon;
 pub mod flood;
 pub mod foreign;
+pub mod frr;
 pub mod hang;
 pub mod hog;
 pub mod http;

@@ -99,11 +99,13 @@ fn act(args: &ActArgs, mut config: Config) -> ExitCode {
         config.hub.socket.clone_from(socket);
     }
     host::log::begin();
+    // SAFETY: called once, and nothing else here knows descriptors that were passed to the process.
+    let passed = unsafe { host::notify::kept_files() };
     block_on(async {
         match (args.withdraw, args.dry_run) {
             (true, _) => actor::withdraw(&config).await?,
             (_, true) => actor::dry_run(&args.config, config).await?,
-            _ => actor::run(&args.config, config, args.socket.as_deref()).await?,
+            _ => actor::run(&args.config, config, args.socket.as_deref(), passed).await?,
         }
         Ok(())
     })

@@ -123,6 +123,7 @@ fn native(args: &Args) -> Result<Outcome> {
         true => Some(prometheus()?),
         false => None,
     };
+    let frr = has_e2e.then(frr).transpose()?;
     // Without it the tests of the web page report what they leave out.
     let axe = has_e2e.then(toolchain::axe).and_then(|axe| {
         axe.inspect_err(|error| sh::say(format_args!("cannot fetch axe-core: {error:#}")))
@@ -146,6 +147,7 @@ fn native(args: &Args) -> Result<Outcome> {
                 .iter()
                 .map(|path| (python::SCHEMATHESIS_VARIABLE, path)),
         );
+        command.envs(frr.iter().map(|path| ("TRACKER_FRR", path)));
         if let Some(axe) = &axe {
             command.env("TRACKER_AXE", axe);
         }
@@ -198,6 +200,15 @@ fn prometheus() -> Result<PathBuf> {
         toolchain::unpack_package("prometheus", &tree)?;
     }
     Ok(programs)
+}
+
+/// Where FRR is, which only tests need: unpacked into the cache, not installed.
+fn frr() -> Result<PathBuf> {
+    let tree = bpf::cache_dir().map_err(|why| anyhow!(why))?.join("frr");
+    if !tree.join("usr/lib/frr/bfdd").is_file() {
+        toolchain::unpack_with_dependencies("frr", &tree)?;
+    }
+    Ok(tree)
 }
 
 /// The binary of end-to-end tests, which need programs of others.

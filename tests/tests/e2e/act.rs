@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::PathBuf,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
@@ -188,17 +188,21 @@ fn id_of(hub: &Namespace, gateway: &str) -> Result<u64> {
 }
 
 /// A running `tracker act`.
-struct Actor {
+pub struct Actor {
     child: Child,
     log: PathBuf,
 }
 
 impl Actor {
-    fn start(tracker: &Tracker<'_>, hub: &Namespace) -> Result<Self> {
+    pub fn start(tracker: &Tracker<'_>, hub: &Namespace) -> Result<Self> {
+        Self::start_by(hub.command(binary()), tracker)
+    }
+
+    /// Starts it by a command to which its arguments are given.
+    pub fn start_by(mut command: Command, tracker: &Tracker<'_>) -> Result<Self> {
         let log = tracker.config().with_extension("act.log");
         let file = File::options().create(true).append(true).open(&log)?;
-        let child = hub
-            .command(binary())
+        let child = command
             .args(["act", "--config"])
             .arg(tracker.config())
             .stdout(file.try_clone()?)
@@ -207,11 +211,11 @@ impl Actor {
         Ok(Self { child, log })
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    fn wait_log(&self, text: &str) -> Result<()> {
+    pub fn wait_log(&self, text: &str) -> Result<()> {
         let begun = Instant::now();
         while !self.log().contains(text) {
             ensure!(
@@ -224,11 +228,11 @@ impl Actor {
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(Pid::from_raw(self.child.id().try_into()?), signal)?)
     }
 
-    fn end(mut self, signal: Signal) -> Result<()> {
+    pub fn end(mut self, signal: Signal) -> Result<()> {
         self.signal(signal)?;
         let status = self.child.wait()?;
         ensure!(

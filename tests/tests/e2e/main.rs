@@ -17,6 +17,7 @@ mod forced_path;
 mod foreign_traffic;
 mod forge;
 mod forgery;
+mod frr;
 mod fuzz_daemon;
 mod fuzz_parsers;
 mod harness;

@@ -7,6 +7,7 @@ use std::{
     io::{self, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,7 @@ use tracker_ebpf::verdict::Verdict;
 use super::{
     choice::{Choice, Selector},
     feed::{self, Happened, Told},
+    frr,
     hook::{HookError, Hooks},
     kernel::{Interest, Kernel, KernelError, Monitor, News, Touched},
     nexthop::{Entry, Group, Hop, NextHop, Put, What},
@@ -40,7 +42,7 @@ use crate::{
     error::full,
     host::{
         instance::{self, InstanceError},
-        notify::Supervisor,
+        notify::{KeptFile, Supervisor},
         privileges, repeats,
     },
 };
@@ -119,11 +121,16 @@ fn lock(hub: &Hub) -> Result<instance::InstanceLock, ActError> {
 }
 
 /// Carries out the actions of a configuration until a signal ends it; `socket` is the daemon's, if it is not to be that of the
-/// configuration.
+/// configuration. `passed` are files that the supervisor kept.
 ///
 /// # Errors
 /// When it cannot begin; afterwards it goes on whatever happens.
-pub async fn run(path: &Path, mut config: Config, socket: Option<&Path>) -> Result<(), ActError> {
+pub async fn run(
+    path: &Path,
+    mut config: Config,
+    socket: Option<&Path>,
+    mut passed: Vec<KeptFile>,
+) -> Result<(), ActError> {
     if let Some(socket) = socket {
         socket.clone_into(&mut config.hub.socket);
     }
@@ -135,11 +142,13 @@ pub async fn run(path: &Path, mut config: Config, socket: Option<&Path>) -> Resu
         tracing::warn!("cannot reach the supervisor that NOTIFY_SOCKET names: {error}");
         Supervisor::default()
     });
+    let supervisor = Arc::new(supervisor);
     let mut signals = Signals::new().map_err(ActError::Signals)?;
     let mut actor = Actor::new(path, config)?;
     actor.socket = socket.map(Path::to_owned);
     privileges::limit_to_act();
     actor.begin()?;
+    actor.keep_sessions(&supervisor, &mut passed);
     supervisor.ready();
     let mut feed = Feed::start(&actor);
     loop {
@@ -159,6 +168,7 @@ pub async fn run(path: &Path, mut config: Config, socket: Option<&Path>) -> Resu
             done = actor.hooks.done() => done.log(),
             signal = signals.next() => match signal {
                 Signal::Reload => if actor.reload(&supervisor) {
+                    actor.keep_sessions(&supervisor, &mut Vec::new());
                     feed = Feed::start(&actor);
                 },
                 Signal::End => break,
@@ -274,6 +284,23 @@ impl KeptMap {
     }
 }
 
+/// Sessions of a `bfdd`.
+struct KeptSessions {
+    selector: Selector,
+    socket: PathBuf,
+    peers: watch::Sender<Arc<frr::Peers>>,
+    /// The task that keeps them; absent of a dry run.
+    task: Option<JoinHandle<()>>,
+}
+
+impl Drop for KeptSessions {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
 fn map_of(action: &Action) -> Option<Map> {
     let ActionKind::Nftables {
         map,
@@ -301,6 +328,7 @@ struct Actor {
     rules: Vec<Rule>,
     tracks: BTreeMap<String, Track>,
     maps: BTreeMap<String, KeptMap>,
+    sessions: BTreeMap<String, KeptSessions>,
     /// Addresses around services.
     ways: BTreeSet<IpAddr>,
     state: State,
@@ -343,6 +371,7 @@ impl Actor {
             rules: Vec::new(),
             tracks: BTreeMap::new(),
             maps: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             ways: BTreeSet::new(),
             state,
             kernel,
@@ -406,6 +435,23 @@ impl Actor {
             Some((action.name.clone(), kept))
         });
         self.maps = maps.collect();
+        let mut before = std::mem::take(&mut self.sessions);
+        for action in &actions {
+            let ActionKind::Frr { socket } = &action.kind else {
+                continue;
+            };
+            // `bfdd` would take the end of its connections for the end of its sessions.
+            let kept = before.remove(&action.name);
+            let kept = kept.filter(|kept| kept.socket == *socket);
+            let mut kept = kept.unwrap_or_else(|| KeptSessions {
+                selector: Selector::of(action),
+                socket: socket.clone(),
+                peers: watch::Sender::default(),
+                task: None,
+            });
+            kept.selector = Selector::of(action);
+            self.sessions.insert(action.name.clone(), kept);
+        }
         self.ways = actions
             .iter()
             .filter_map(|action| action.bypass_via)
@@ -431,6 +477,7 @@ impl Actor {
                 false => self.hooks.seen(),
             },
             has_hooks: !self.hooks.is_empty(),
+            has_trackers: !self.sessions.is_empty(),
         }
     }
 
@@ -461,6 +508,40 @@ impl Actor {
                 let keep = nftables::keep(kept.map.clone(), kept.wanted.subscribe());
                 kept.task = Some(tokio::spawn(keep));
             }
+        }
+    }
+
+    /// Has the sessions of `bfdd` kept from now on; `passed` are connections of an earlier process.
+    fn keep_sessions(&mut self, supervisor: &Arc<Supervisor>, passed: &mut Vec<KeptFile>) {
+        for kept in self.sessions.values_mut() {
+            if kept.task.is_some() {
+                continue;
+            }
+            let run = frr::run(
+                kept.socket.clone(),
+                self.hub.state.clone(),
+                kept.peers.subscribe(),
+                supervisor.clone(),
+                frr::of_socket(&kept.socket, passed),
+            );
+            kept.task = Some(tokio::spawn(run));
+        }
+    }
+
+    /// Tells `bfdd` what members and trackers are like.
+    fn tell_sessions(&self) {
+        let Some(view) = &self.view else {
+            return;
+        };
+        for kept in self.sessions.values() {
+            let peers = frr::peers(kept.selector.select(view));
+            kept.peers.send_if_modified(|now| {
+                let is_new = **now != peers;
+                if is_new {
+                    *now = Arc::new(peers);
+                }
+                is_new
+            });
         }
     }
 
@@ -701,6 +782,7 @@ impl Actor {
             self.carry_out(plan, now);
             self.write_tracks(now);
             self.tell_maps();
+            self.tell_sessions();
             self.changed.clear();
             self.is_changed = false;
         }

@@ -114,6 +114,8 @@ pub struct Wanted {
     pub cursor: Option<Cursor>,
     /// Whether there is any hook.
     pub has_hooks: bool,
+    /// Whether anything follows single trackers.
+    pub has_trackers: bool,
 }
 
 /// Follows the daemon for ever, whatever happens to it; ends when nothing takes what is told.
@@ -183,7 +185,7 @@ async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), C
             if event.reset || event.missed.is_some() {
                 news.is_all = true;
             } else {
-                news.take(&event, &patterns);
+                news.take(&event, &patterns, wanted.has_trackers);
                 wanted.cursor = Some(Cursor {
                     run: event.run.clone(),
                     seq: event.seq,
@@ -238,11 +240,14 @@ struct News {
 }
 
 impl News {
-    fn take(&mut self, event: &EventLine, patterns: &[Pattern]) {
-        // What a tracker's own change does to its member or service is an event of that.
-        let (Some(service), None) = (&event.service, &event.behind) else {
+    fn take(&mut self, event: &EventLine, patterns: &[Pattern], has_trackers: bool) {
+        let Some(service) = &event.service else {
             return;
         };
+        // What a tracker's own change does to its member or service is an event of that.
+        if event.behind.is_some() && !has_trackers {
+            return;
+        }
         if !patterns.iter().any(|pattern| pattern.matches(service)) {
             return;
         }
@@ -301,7 +306,12 @@ async fn request(
 ) -> Result<View, ClientError> {
     let patterns: Vec<String> = patterns.into_iter().collect();
     let call = Call::new(&wanted.socket, Method::GET, &["v1", "status"]).names(&patterns);
-    let body = client.ask(call.query("trackers", "false")).await?;
+    let body = client
+        .ask(call.query(
+            "trackers",
+            if wanted.has_trackers { "true" } else { "false" },
+        ))
+        .await?;
     View::read(&body).map_err(|error| ClientError::Garbled {
         path: wanted.socket.clone(),
         why: error.to_string(),

@@ -3,6 +3,7 @@
 pub mod actor;
 pub mod choice;
 pub mod feed;
+pub mod frr;
 pub mod hook;
 pub mod kernel;
 pub mod nexthop;

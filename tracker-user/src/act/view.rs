@@ -10,7 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use tracker_ebpf::verdict::Verdict;
+use tracker_ebpf::verdict::{Cause, Verdict};
 
 use crate::state::admin::{Admin, AdminState};
 
@@ -56,6 +56,29 @@ pub struct Member {
     pub weight: u16,
     /// The mark of packets that go to it, if it has one.
     pub mark: Option<u32>,
+    /// The measured cause.
+    pub cause: Cause,
+    /// What an operator imposes on it.
+    pub admin: AdminState,
+    /// Its trackers, if they were asked for.
+    pub trackers: Vec<Tracker>,
+}
+
+/// A tracker of a member.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Tracker {
+    /// The behind address.
+    pub behind: IpAddr,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The cause.
+    pub cause: Cause,
+    /// Probes.
+    #[serde(default)]
+    pub sent: u64,
+    /// Replies.
+    #[serde(default)]
+    pub received: u64,
 }
 
 #[derive(Deserialize)]
@@ -102,6 +125,12 @@ struct ToldMember {
     priority: Option<u32>,
     weight: Option<u16>,
     mark: Option<u32>,
+    #[serde(default)]
+    cause: Cause,
+    #[serde(default)]
+    admin: Admin,
+    #[serde(default)]
+    trackers: Vec<Tracker>,
 }
 
 impl View {
@@ -188,6 +217,9 @@ impl Service {
                 priority,
                 weight: told.weight.unwrap_or(1).max(1),
                 mark: told.mark,
+                cause: told.cause,
+                admin: told.admin.state,
+                trackers: told.trackers,
             }
         });
         Self {

@@ -17,7 +17,7 @@ use super::{
 
 /// Keys that only some kinds of actions have, with these kinds.
 static OF_KINDS: &[(&Key, &[ActionType])] = {
-    use ActionType::{Hook, NexthopGroup, Nftables, Route, TrackFile};
+    use ActionType::{Frr, Hook, NexthopGroup, Nftables, Route, TrackFile};
     &[
         (&keys::WHEN_ALL_DOWN, &[NexthopGroup, Route, Nftables]),
         (&keys::BYPASS_VIA, &[NexthopGroup, Route, Nftables]),
@@ -39,6 +39,7 @@ static OF_KINDS: &[(&Key, &[ActionType])] = {
         (&keys::RETRIES, &[Hook]),
         (&keys::TRACK_PATH, &[TrackFile]),
         (&keys::VALUES, &[TrackFile]),
+        (&keys::FRR_SOCKET, &[Frr]),
     ]
 };
 
@@ -126,6 +127,9 @@ fn complete(actions: &mut [(&Section<'_>, Action)]) {
             ActionKind::TrackFile { path, .. } => {
                 (format!("file {}", path.display()), &keys::TRACK_PATH)
             }
+            ActionKind::Frr { socket } => {
+                (format!("socket {}", socket.display()), &keys::FRR_SOCKET)
+            }
             ActionKind::Hook { .. } => continue,
         };
         match owned.get(&what) {
@@ -150,6 +154,7 @@ fn default_name(action: &Action) -> String {
         ActionKind::Nftables { .. } => ActionType::Nftables,
         ActionKind::Hook { .. } => ActionType::Hook,
         ActionKind::TrackFile { .. } => ActionType::TrackFile,
+        ActionKind::Frr { .. } => ActionType::Frr,
     };
     let mut name = format!("{kind}:{}", action.services.join(","));
     let mut most = keys::ACTION_NAME.most().min(name.len());
@@ -205,6 +210,7 @@ fn action(section: &mut Section<'_>) -> Option<Action> {
         ActionType::Nftables => nftables(section),
         ActionType::Hook => hook(section),
         ActionType::TrackFile => track_file(section, values.as_ref()),
+        ActionType::Frr => frr(section),
     };
     if let (Some(ActionKind::Route { prefix, .. }), Some(At { value: bypass, .. })) =
         (&kind, &bypass_via)
@@ -437,6 +443,26 @@ fn track_file(section: &Section<'_>, values: Option<&Section<'_>>) -> Option<Act
         path: path?.value,
         up: up?,
         down: down?,
+    })
+}
+
+fn frr(section: &Section<'_>) -> Option<ActionKind> {
+    let socket = section
+        .required(&keys::FRR_SOCKET, "\"/run/frr/bfdd_dplane.sock\"")
+        .and_then(|entry| {
+            entry.parsed("a path", |text| {
+                let path = absolute(text)?;
+                match text.len() <= keys::FRR_SOCKET.most() {
+                    true => Ok(path),
+                    false => Err(format!(
+                        "longer than {} bytes, which bfdd cuts off; choose a shorter path for --dplaneaddr",
+                        keys::FRR_SOCKET.most()
+                    )),
+                }
+            })
+        })?;
+    Some(ActionKind::Frr {
+        socket: socket.value,
     })
 }
 

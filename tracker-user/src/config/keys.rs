@@ -260,6 +260,8 @@ pub(crate) const NAME_MAX: usize = 255;
 const INTERFACE_MAX: usize = 127;
 /// `sun_path` less the terminating zero (unix(7)).
 const SOCKET_MAX: usize = 107;
+/// `bfdd` cuts longer ones (`char addr[64]` in its `distributed_bfd_init`).
+const FRR_SOCKET_MAX: usize = 63;
 /// An IPv4 packet of 65,535 bytes less its header (20) and that of ICMP or UDP (8).
 const PAYLOAD_MAX: u32 = 65_507;
 
@@ -1061,6 +1063,15 @@ pub static TRACK_PATH: Key = Key {
     doc: "The file into which the number is written.",
     ..PLAIN
 };
+/// `[[action]] socket`
+pub static FRR_SOCKET: Key = Key {
+    name: "socket",
+    tables: &[Table::Action],
+    value: Value::Socket(FRR_SOCKET_MAX),
+    default: Default::Text("none; `frr` needs it"),
+    doc: "The socket of FRR's `bfdd --dplaneaddr unix:PATH`.",
+    ..PLAIN
+};
 /// `[[action]] values`
 pub static VALUES: Key = Key {
     name: "values",
@@ -1215,6 +1226,7 @@ pub static ALL: &[&Key] = &[
     &ACTION_TIMEOUT,
     &RETRIES,
     &TRACK_PATH,
+    &FRR_SOCKET,
     &VALUES,
     &VALUE_UP,
     &VALUE_DOWN,

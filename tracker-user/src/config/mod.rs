@@ -503,6 +503,11 @@ pub enum ActionKind {
         /// The number while none is.
         down: i32,
     },
+    /// Tells FRR's `bfdd` what becomes of its sessions.
+    Frr {
+        /// Its socket; unique among actions.
+        socket: PathBuf,
+    },
 }
 
 /// Settings of a resilient next-hop group.
@@ -548,6 +553,8 @@ pub enum ActionType {
     Hook,
     /// A number in a file.
     TrackFile,
+    /// BFD sessions of FRR.
+    Frr,
 }
 
 /// What an action does while no member is up.
@@ -634,7 +641,7 @@ words! {
     Expect { Reply = "reply", Silence = "silence" }
     Flow { Fixed = "fixed", Rotate = "rotate" }
     Refused { Down = "down", Up = "up" }
-    ActionType { NexthopGroup = "nexthop-group", Route = "route", Nftables = "nftables", Hook = "hook", TrackFile = "track-file" }
+    ActionType { NexthopGroup = "nexthop-group", Route = "route", Nftables = "nftables", Hook = "hook", TrackFile = "track-file", Frr = "frr" }
     WhenAllDown { Keep = "keep", Withdraw = "withdraw", Bypass = "bypass" }
     AtStart { All = "all", None = "none" }
 }

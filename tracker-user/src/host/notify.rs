@@ -6,8 +6,9 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    io::{self, IoSlice},
     os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         linux::net::SocketAddrExt as _,
         unix::{
             ffi::OsStrExt as _,
@@ -15,6 +16,11 @@ use std::{
         },
     },
     time::Duration,
+};
+
+use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    sys::socket::{ControlMessage, MsgFlags, sendmsg},
 };
 
 /// The supervisor, if there is one.
@@ -66,6 +72,30 @@ impl Supervisor {
         self.say(&format!("STATUS={}", line.replace('\n', " ")));
     }
 
+    /// Has the supervisor keep an open file for the next process (`FDSTORE=1`). It is forgotten when its other end closes.
+    pub fn keep(&self, name: &str, file: &impl AsFd) {
+        let Some(socket) = &self.socket else {
+            return;
+        };
+        let message = format!("FDSTORE=1\nFDNAME={name}");
+        let files = [file.as_fd().as_raw_fd()];
+        let sent = sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(message.as_bytes())],
+            &[ControlMessage::ScmRights(&files)],
+            MsgFlags::MSG_DONTWAIT,
+            None,
+        );
+        if let Err(errno) = sent {
+            tracing::debug!("cannot have the supervisor keep {name}: {errno}");
+        }
+    }
+
+    /// Has the supervisor keep the files of this name no longer (`FDSTOREREMOVE=1`).
+    pub fn forget(&self, name: &str) {
+        self.say(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    }
+
     fn say(&self, message: &str) {
         if let Some(socket) = &self.socket
             && let Err(error) = socket.send(message.as_bytes())
@@ -73,6 +103,49 @@ impl Supervisor {
             tracing::debug!("cannot tell the supervisor {message}: {error}");
         }
     }
+}
+
+/// A file that the supervisor kept, with the name by which an earlier process had it kept.
+#[derive(Debug)]
+pub struct KeptFile {
+    /// The name.
+    pub name: String,
+    /// The file.
+    pub file: OwnedFd,
+}
+
+/// The first descriptor that a supervisor passes (`SD_LISTEN_FDS_START`).
+const FIRST_PASSED: RawFd = 3;
+
+/// The files that the supervisor passes to this process (`sd_listen_fds_with_names(3)`), which own their descriptors from now on.
+///
+/// # Safety
+/// To be called once, before anything else in the process opens a file.
+pub unsafe fn kept_files() -> Vec<KeptFile> {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return Vec::new();
+    }
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.split(':').chain(std::iter::repeat(""));
+    let count = number("LISTEN_FDS").unwrap_or_default();
+    let passed = (FIRST_PASSED..).take(count as usize).zip(names);
+    passed
+        .filter_map(|(descriptor, name)| {
+            // Not for programs that this process may start.
+            fcntl(
+                // SAFETY: only looked at; a descriptor that is not open is refused.
+                unsafe { BorrowedFd::borrow_raw(descriptor) },
+                FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC),
+            )
+            .ok()?;
+            Some(KeptFile {
+                name: name.to_owned(),
+                // SAFETY: open, and by the caller's promise no one else's.
+                file: unsafe { OwnedFd::from_raw_fd(descriptor) },
+            })
+        })
+        .collect()
 }
 
 fn connect(name: &OsStr) -> io::Result<UnixDatagram> {

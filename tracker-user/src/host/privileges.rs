@@ -150,13 +150,15 @@ pub fn limit_thread(thread: &str) {
 }
 
 /// What `tracker act` keeps of the capabilities that it has.
-pub const ACT: [Capability; 4] = [
+pub const ACT: [Capability; 5] = [
     // Next hops and routes.
     Capability::CAP_NET_ADMIN,
     // The user of a hook, and the end of a hook that runs as another user.
     Capability::CAP_SETUID,
     Capability::CAP_SETGID,
     Capability::CAP_KILL,
+    // The socket of FRR's bfdd, which only the user frr may write to.
+    Capability::CAP_DAC_OVERRIDE,
 ];
 
 /// Gives up, for this thread and those that it starts later, whatever `tracker act` does not need, and the ways to get anything
