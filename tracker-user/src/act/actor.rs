@@ -50,13 +50,15 @@ const READ_AGAIN: Duration = Duration::from_millis(50);
 /// How often what the kernel has is read although nothing was told.
 const AUDIT: Duration = Duration::from_secs(5);
 /// How long a next hop that the kernel refused is not tried again.
-const REFUSED: Duration = Duration::from_secs(5);
+const REFUSED: Duration = Duration::from_millis(500);
 /// A change of a verdict may be the reason for a change of an action for so long.
 const RECENT: SignedDuration = SignedDuration::from_secs(30);
 /// How long hooks that run may go on at the end.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often the place in the event stream is written.
 const CURSOR: Duration = Duration::from_millis(200);
+/// How many times notifications are read before something else has its turn.
+const BATCHES: usize = 16;
 /// How many messages of the daemon's wait at most.
 const TOLD_MAX: usize = 256;
 /// So many members are named by a line of the log.
@@ -567,6 +569,10 @@ impl Actor {
                 }
                 true
             }
+            Some(Told::Place(cursor)) => {
+                self.hooks.begin(cursor);
+                true
+            }
             Some(Told::Event(happened)) => {
                 let happened: Happened = *happened;
                 self.hooks.take(happened);
@@ -627,11 +633,15 @@ impl Actor {
     /// Takes notifications of the kernel.
     fn listen(&mut self) {
         let mut news = News::default();
-        loop {
+        let mut is_more = true;
+        for _ in 0..BATCHES {
             let monitor = self.monitor.get_mut();
             match monitor.read(&self.seen, &self.interest, &mut news) {
                 Ok(true) => {}
-                Ok(false) => break,
+                Ok(false) => {
+                    is_more = false;
+                    break;
+                }
                 Err(error) => {
                     repeats::warn(
                         "notifications",
@@ -642,6 +652,10 @@ impl Actor {
                     break;
                 }
             }
+        }
+        if is_more {
+            // What waits is not told again; other work has its turn first.
+            self.due = Some(Instant::now());
         }
         self.is_stale |= news.is_stale;
         let touched: BTreeSet<String> = news
