@@ -195,10 +195,22 @@ struct Actor {
 
 impl Actor {
     fn start(tracker: &Tracker<'_>, hub: &Namespace) -> Result<Self> {
+        Self::start_as(tracker, hub, &[])
+    }
+
+    /// Starts it by another program, as `setpriv`.
+    fn start_as(tracker: &Tracker<'_>, hub: &Namespace, by: &[&str]) -> Result<Self> {
         let log = tracker.config().with_extension("act.log");
         let file = File::options().create(true).append(true).open(&log)?;
-        let child = hub
-            .command(binary())
+        let mut command = match by {
+            [] => hub.command(binary()),
+            [program, arguments @ ..] => {
+                let mut command = hub.command(program);
+                command.args(arguments).arg(binary());
+                command
+            }
+        };
+        let child = command
             .args(["act", "--config"])
             .arg(tracker.config())
             .stdout(file.try_clone()?)
@@ -1070,4 +1082,52 @@ fn flows_follow_a_map_of_nftables() -> Result<()> {
     actor.wait_log("element 5 is another program's")?;
     wait(&[(9, 1)])?;
     actor.end(Signal::SIGTERM)
+}
+
+/// With the rights of its unit it does all that needs rights, and it keeps no more of what it is given.
+#[test]
+fn the_rights_of_its_unit_are_enough() -> Result<()> {
+    let net = Net::new(2)?;
+    let hub = &net.lab.hub;
+    hub.nft("table inet steer {\n  map members { type mark : ipv4_addr; }\n}\n")?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("track");
+    let more = format!(
+        "{GROUP}[[action]]\nservice = \"fw-*\"\nkind = \"nftables\"\nmap = \"inet steer members\"\n\
+         [[action]]\nservice = \"fw-*\"\nkind = \"track-file\"\npath = \"{}\"\n",
+        file.display()
+    );
+    let tracker = net.tracker(&more)?;
+    for by in [&["setpriv", "--bounding-set=-all,+net_admin"][..], &[]] {
+        let actor = Actor::start_as(&tracker, hub, by)?;
+        net.wait_group(4_000, &["10.9.0.2", "10.9.1.2"], SOON)?;
+        let begun = Instant::now();
+        while !file.exists()
+            || hub
+                .run("nft list map inet steer members")?
+                .matches("10.9.1.2")
+                .count()
+                != 128
+        {
+            ensure!(begun.elapsed() < slow(SOON), "{}", actor.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        let status = fs::read_to_string(format!("/proc/{}/status", actor.child.id()))?;
+        let field = |name: &str| {
+            let lines = status.lines().filter_map(|line| line.split_once(':'));
+            let mut lines = lines.filter(|(known, _)| *known == name);
+            lines.next().map(|(_, value)| value.trim().to_owned())
+        };
+        // CAP_NET_ADMIN is bit 12; CAP_KILL, CAP_SETGID and CAP_SETUID are 5, 6 and 7.
+        let held = u64::from_str_radix(&field("CapEff").context("CapEff")?, 16)?;
+        let wanted = if by.is_empty() { 0x10e0 } else { 0x1000 };
+        ensure!(held == wanted, "{held:#x}, not {wanted:#x}");
+        assert_eq!(field("NoNewPrivs").as_deref(), Some("1"));
+        let log = actor.log();
+        ensure!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+        actor.end(Signal::SIGTERM)?;
+        act(&tracker, hub, "--withdraw")?;
+        fs::remove_file(&file)?;
+    }
+    Ok(())
 }
