@@ -829,7 +829,7 @@ impl Actor {
             let first = services
                 .filter_map(|member| {
                     let told = self.changed.get(&member.service).copied();
-                    told.or_else(|| since(&member.service))
+                    told.or_else(|| old.and_then(|_| since(&member.service)))
                 })
                 .min();
             if let Some(first) = first {
