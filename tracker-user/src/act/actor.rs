@@ -22,7 +22,7 @@ use tracing::Level;
 use tracker_ebpf::verdict::Verdict;
 
 use super::{
-    choice::{Choice, Selector},
+    choice::{Choice, Chosen, Selector},
     feed::{self, Happened, Told},
     hook::{HookError, Hooks},
     kernel::{Interest, Kernel, KernelError, Monitor, News, Touched},
@@ -816,22 +816,25 @@ impl Actor {
         let mut times = HashMap::new();
         for (name, choice) in &plan.choices {
             let old = before.get(name).and_then(Option::as_ref);
-            let services = [Some(choice), old].into_iter().flatten();
-            let services = services.flat_map(|choice| match choice {
-                Choice::Members(members) => &members[..],
-                Choice::Withdraw | Choice::Bypass => &[],
-            });
-            // Of many events at once, the state may be known before each of them was read.
-            let since = |service: &str| {
-                let known = self.view.as_ref()?.get(service)?.since?;
-                (now.duration_since(known) < RECENT).then_some(known)
+            let members = |choice: &Choice| match choice {
+                Choice::Members(members) => members.clone(),
+                Choice::Withdraw | Choice::Bypass => Vec::new(),
             };
-            let first = services
-                .filter_map(|member| {
-                    let told = self.changed.get(&member.service).copied();
-                    told.or_else(|| old.and_then(|_| since(&member.service)))
-                })
-                .min();
+            let members: Vec<Chosen> = [Some(choice), old]
+                .into_iter()
+                .flatten()
+                .flat_map(members)
+                .collect();
+            let told = members.iter().filter_map(|member| {
+                let time = self.changed.get(&member.service);
+                time.copied()
+            });
+            // Of many events at once, the state may be known before each of them was read: then it is the last change that did it.
+            let since = members.iter().filter_map(|member| {
+                let known = self.view.as_ref()?.get(&member.service)?.since?;
+                (old.is_some() && now.duration_since(known) < RECENT).then_some(known)
+            });
+            let first = told.min().or_else(|| since.max());
             if let Some(first) = first {
                 times.insert(name.clone(), first);
             }
