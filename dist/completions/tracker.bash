@@ -567,7 +567,7 @@ _tracker() {
             return 0
             ;;
         tracker__subcmd__service__subcmd__add)
-            opts="-h --endpoint --interface --behind --policy --returns --return-hop --source --probe --port --protocol --interval --timeout --fall --rise --payload --expect --flow --dscp --refused --hold-down --return-ttl --after --socket --help"
+            opts="-h --endpoint --interface --behind --policy --returns --return-hop --source --mark --probe --port --protocol --interval --timeout --fall --rise --payload --expect --flow --dscp --refused --hold-down --return-ttl --after --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -598,6 +598,10 @@ _tracker() {
                     return 0
                     ;;
                 --source)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --mark)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -79,6 +79,7 @@ complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l returns -d 'Interfaces on which a reply may arrive [default: the outgoing interface]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l return-hop -d 'Which MAC address may bring a reply on the member\'s own interface: any, or the endpoint\'s [default: any]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l source -d 'The source address of probes of its family [default: the address that the kernel would take for this next hop]' -r
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l mark -d 'The mark that a map of nftables has for the member (`[[action]]` of kind `nftables`) [default: none]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l probe -d 'The kind of probe [default: icmp]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l port -d 'The destination port of probes that have one [default: 862 of `stamp`; `tcp` and `udp` with `echo` need it]' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -l protocol -d 'What the datagrams of `udp` are: those of an echo service (RFC 862) or of STAMP (RFC 8762) [default: echo]' -r

@@ -114,6 +114,7 @@ _arguments "${_arguments_options[@]}" : \
 '*--returns=[Interfaces on which a reply may arrive \[default\: the outgoing interface\]]:IF:_default' \
 '--return-hop=[Which MAC address may bring a reply on the member'\''s own interface\: any, or the endpoint'\''s \[default\: any\]]:any|endpoint:_default' \
 '--source=[The source address of probes of its family \[default\: the address that the kernel would take for this next hop\]]:IP:_default' \
+'--mark=[The mark that a map of nftables has for the member (\`\[\[action\]\]\` of kind \`nftables\`) \[default\: none\]]:N:_default' \
 '--probe=[The kind of probe \[default\: icmp\]]:icmp|udp|tcp:_default' \
 '--port=[The destination port of probes that have one \[default\: 862 of \`stamp\`; \`tcp\` and \`udp\` with \`echo\` need it\]]:N:_default' \
 '--protocol=[What the datagrams of \`udp\` are\: those of an echo service (RFC 862) or of STAMP (RFC 8762) \[default\: echo\]]:echo|stamp:_default' \

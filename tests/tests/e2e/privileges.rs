@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use tracker_lab::daemon::{SOON, binary};
 use tracker_lab::{Config, Lab, Tracker, skip};
-use tracker_user::host::privileges::{RUN, START, UNIT_LACKS};
+use tracker_user::host::privileges::{ACT, RUN, START, UNIT_LACKS};
 
 /// What `/proc/PID/task/TID/status` says of each thread, by its name and number.
 fn threads(pid: u32) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
@@ -311,10 +311,48 @@ fn the_units_differ_only_in_the_instance() -> Result<()> {
     Ok(())
 }
 
+/// All units: of the daemon, and of `tracker act`.
+const UNITS: [&str; 4] = [
+    "tracker.service",
+    "tracker@.service",
+    "tracker-act.service",
+    "tracker-act@.service",
+];
+
+#[test]
+fn the_units_of_the_actor_grant_what_it_needs_and_no_more() -> Result<()> {
+    let [one, many] = ["tracker-act.service", "tracker-act@.service"]
+        .map(|name| fs::read_to_string(unit_path().with_file_name(name)));
+    let (one, many) = (one?, many?);
+    let many = many
+        .replace("Tracker, instance %i:", "Tracker:")
+        .replace("tracker@%i.service", "tracker.service")
+        .replace("/etc/tracker/%i.toml", "/etc/tracker/tracker.toml");
+    assert_eq!(many, one);
+    let granted = |line: &str| one.lines().any(|known| known == line);
+    for line in [
+        "CapabilityBoundingSet=CAP_NET_ADMIN",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "StateDirectory=tracker",
+        "Type=notify",
+        "ExecStart=/usr/bin/tracker act --config /etc/tracker/tracker.toml",
+    ] {
+        ensure!(granted(line), "{line} is not in the unit");
+    }
+    // What hooks with a user need is named where it is looked for.
+    let comment = ACT.map(|capability| capability.to_string()).join(" ");
+    ensure!(
+        one.contains(&format!("CapabilityBoundingSet={comment}")),
+        "the comment does not name {comment}"
+    );
+    Ok(())
+}
+
 /// The units in a directory of their own, with the program that is tested.
 fn units() -> Result<tempfile::TempDir> {
     let directory = tempfile::tempdir()?;
-    for name in ["tracker.service", "tracker@.service"] {
+    for name in UNITS {
         let text = fs::read_to_string(unit_path().with_file_name(name))?;
         // It looks whether the program is there.
         let text = text.replace("/usr/bin/tracker", &binary().display().to_string());
@@ -326,7 +364,7 @@ fn units() -> Result<tempfile::TempDir> {
 #[test]
 fn systemd_takes_the_units() -> Result<()> {
     let units = units()?;
-    for unit in ["tracker.service", "tracker@.service"] {
+    for unit in UNITS {
         let output = Command::new("systemd-analyze")
             .args(["verify", "--man=no", "--recursive-errors=no"])
             .arg(units.path().join(unit))
@@ -344,7 +382,7 @@ fn systemd_takes_the_units() -> Result<()> {
 #[test]
 fn the_sandbox_is_as_tight_as_promised() -> Result<()> {
     let units = units()?;
-    for unit in ["tracker.service", "tracker@.service"] {
+    for unit in UNITS {
         let output = Command::new("systemd-analyze")
             .args(["security", "--no-pager", "--offline=true", "--threshold=30"])
             .arg(units.path().join(unit))

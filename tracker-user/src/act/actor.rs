@@ -23,7 +23,7 @@ use tracing::Level;
 use tracker_ebpf::verdict::Verdict;
 
 use super::{
-    choice::{Choice, Selector},
+    choice::{Choice, Chosen, Selector},
     feed::{self, Happened, Told},
     frr,
     hook::{HookError, Hooks},
@@ -52,13 +52,15 @@ const READ_AGAIN: Duration = Duration::from_millis(50);
 /// How often what the kernel has is read although nothing was told.
 const AUDIT: Duration = Duration::from_secs(5);
 /// How long a next hop that the kernel refused is not tried again.
-const REFUSED: Duration = Duration::from_secs(5);
+const REFUSED: Duration = Duration::from_millis(500);
 /// A change of a verdict may be the reason for a change of an action for so long.
 const RECENT: SignedDuration = SignedDuration::from_secs(30);
 /// How long hooks that run may go on at the end.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often the place in the event stream is written.
 const CURSOR: Duration = Duration::from_millis(200);
+/// How many times notifications are read before something else has its turn.
+const BATCHES: usize = 16;
 /// How many messages of the daemon's wait at most.
 const TOLD_MAX: usize = 256;
 /// So many members are named by a line of the log.
@@ -648,6 +650,10 @@ impl Actor {
                 }
                 true
             }
+            Some(Told::Place(cursor)) => {
+                self.hooks.begin(cursor);
+                true
+            }
             Some(Told::Event(happened)) => {
                 let happened: Happened = *happened;
                 self.hooks.take(happened);
@@ -708,11 +714,15 @@ impl Actor {
     /// Takes notifications of the kernel.
     fn listen(&mut self) {
         let mut news = News::default();
-        loop {
+        let mut is_more = true;
+        for _ in 0..BATCHES {
             let monitor = self.monitor.get_mut();
             match monitor.read(&self.seen, &self.interest, &mut news) {
                 Ok(true) => {}
-                Ok(false) => break,
+                Ok(false) => {
+                    is_more = false;
+                    break;
+                }
                 Err(error) => {
                     repeats::warn(
                         "notifications",
@@ -723,6 +733,10 @@ impl Actor {
                     break;
                 }
             }
+        }
+        if is_more {
+            // What waits is not told again; other work has its turn first.
+            self.due = Some(Instant::now());
         }
         self.is_stale |= news.is_stale;
         let touched: BTreeSet<String> = news
@@ -884,22 +898,25 @@ impl Actor {
         let mut times = HashMap::new();
         for (name, choice) in &plan.choices {
             let old = before.get(name).and_then(Option::as_ref);
-            let services = [Some(choice), old].into_iter().flatten();
-            let services = services.flat_map(|choice| match choice {
-                Choice::Members(members) => &members[..],
-                Choice::Withdraw | Choice::Bypass => &[],
-            });
-            // Of many events at once, the state may be known before each of them was read.
-            let since = |service: &str| {
-                let known = self.view.as_ref()?.get(service)?.since?;
-                (now.duration_since(known) < RECENT).then_some(known)
+            let members = |choice: &Choice| match choice {
+                Choice::Members(members) => members.clone(),
+                Choice::Withdraw | Choice::Bypass => Vec::new(),
             };
-            let first = services
-                .filter_map(|member| {
-                    let told = self.changed.get(&member.service).copied();
-                    told.or_else(|| since(&member.service))
-                })
-                .min();
+            let members: Vec<Chosen> = [Some(choice), old]
+                .into_iter()
+                .flatten()
+                .flat_map(members)
+                .collect();
+            let told = members.iter().filter_map(|member| {
+                let time = self.changed.get(&member.service);
+                time.copied()
+            });
+            // Of many events at once, the state may be known before each of them was read: then it is the last change that did it.
+            let since = members.iter().filter_map(|member| {
+                let known = self.view.as_ref()?.get(&member.service)?.since?;
+                (old.is_some() && now.duration_since(known) < RECENT).then_some(known)
+            });
+            let first = told.min().or_else(|| since.max());
             if let Some(first) = first {
                 times.insert(name.clone(), first);
             }

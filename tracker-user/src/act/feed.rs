@@ -52,6 +52,8 @@ pub enum Told {
         /// The time of the first event of each that this follows.
         times: BTreeMap<String, Timestamp>,
     },
+    /// Where hooks begin: after the last event that there was.
+    Place(Cursor),
     /// An event that a hook may run for.
     Event(Box<Happened>),
     /// The daemon does not answer.
@@ -150,6 +152,14 @@ pub async fn look(wanted: &Wanted) -> Result<View, ClientError> {
 
 /// One connection to the daemon. Ends without an error when nothing takes what is told.
 async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), ClientError> {
+    if wanted.has_hooks && wanted.cursor.is_none() {
+        wanted.cursor = last(wanted).await?;
+        if let Some(cursor) = wanted.cursor.clone()
+            && told.send(Told::Place(cursor)).await.is_err()
+        {
+            return Ok(());
+        }
+    }
     // Followed before the state is asked for, so that nothing falls between the two.
     let call = Call::new(&wanted.socket, Method::GET, &["v1", "events"]);
     let call = call.query("follow", "true");
@@ -157,7 +167,14 @@ async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), C
         Some(Cursor { run, seq }) => call.query("since", &format!("{run}:{seq}")),
         None => call.query("last", "0"),
     };
-    let mut lines = Lines::of(call).await?;
+    let mut lines = match Lines::of(call).await {
+        Err(ClientError::Refused(problem)) => {
+            // It has not so many events, and never had them: what was kept is of no use.
+            wanted.cursor = None;
+            return Err(ClientError::Refused(problem));
+        }
+        lines => lines?,
+    };
     let mut client = Client::new(&wanted.socket);
     let view = ask_all(wanted, &mut client).await?;
     let times = BTreeMap::new();
@@ -226,6 +243,25 @@ async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), C
         };
         if told.send(message).await.is_err() {
             return Ok(());
+        }
+    }
+}
+
+/// The place of the last event that there is.
+async fn last(wanted: &Wanted) -> Result<Option<Cursor>, ClientError> {
+    let call = Call::new(&wanted.socket, Method::GET, &["v1", "events"]).query("last", "1");
+    let mut lines = Lines::of(call).await?;
+    let mut place = None;
+    loop {
+        while let Some(line) = lines.at_hand() {
+            let event = read(&line, &wanted.socket)?;
+            place = (!event.run.is_empty()).then_some(Cursor {
+                run: event.run,
+                seq: event.seq,
+            });
+        }
+        if !lines.more().await? {
+            return Ok(place);
         }
     }
 }

@@ -227,6 +227,13 @@ impl Hooks {
         self.seen = cursor.seq;
     }
 
+    /// Begins at this place in the event stream, unless it goes on from another one.
+    pub fn begin(&mut self, cursor: Cursor) {
+        if self.run.is_empty() {
+            self.resume(&cursor);
+        }
+    }
+
     /// Up to which event everything is done; `None` if none was seen.
     pub fn cursor(&self) -> Option<Cursor> {
         let seq = match self.open.first() {

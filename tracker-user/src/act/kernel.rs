@@ -548,6 +548,13 @@ mod tests {
                 assert_eq!(seen.objects[&id].what, What::Group(group.clone()));
                 assert_eq!(seen.routes.len(), leads.len());
             }
+            let drops = Group {
+                entries: vec![entry(5, 1)],
+                ..resilient.clone()
+            };
+            kernel
+                .put_group(4_001, &drops, Put::Replace)
+                .expect("a resilient group drops too");
             let fewer = Group {
                 entries: vec![entry(3, 1)],
                 ..resilient

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::{self, Display},
     net::IpAddr,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -21,6 +22,12 @@ use crate::config::{Action, ActionKind, MapName, ResilientGroup, WhenAllDown};
 
 /// Protocol number of the routes and next hops of `tracker act` (`RTPROT_*`), by which others can tell them.
 pub const PROTOCOL: u8 = 116;
+
+/// The most that two conversions between milliseconds, `clock_t` and jiffies lose (HZ is 100 at least).
+const TICK: Duration = Duration::from_millis(20);
+
+/// The most next hops of a group: their attribute has 16 bits for its length.
+const GROUP_MAX: usize = 4_096;
 
 /// An interface, as far as next hops need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -376,7 +383,7 @@ impl Planner<'_> {
                 .collect();
             wanted.sort_unstable();
             there.sort_unstable();
-            wanted == there && current.resilient == resilient
+            wanted == there && is_like(current.resilient, resilient)
         });
         draft.needed.extend(entries.iter().map(|(hop, _)| *hop));
         if !is_same {
@@ -444,6 +451,14 @@ impl Planner<'_> {
                             entries.push((hop, member.weight.clamp(1, WEIGHT_MAX)));
                         }
                     }
+                }
+                if entries.len() > GROUP_MAX {
+                    let text = format!(
+                        "{} members, of which {GROUP_MAX} are used: a group has no more; make several groups",
+                        entries.len()
+                    );
+                    draft.trouble(&rule.action, text);
+                    entries.truncate(GROUP_MAX);
                 }
                 (!entries.is_empty()).then_some(entries)
             }
@@ -659,6 +674,20 @@ impl Planner<'_> {
             !is_needed && !used.contains(id)
         });
         unused.map(|(id, _)| Operation::DeleteHop(id)).collect()
+    }
+}
+
+/// Whether a group has these settings, as far as the kernel can: it counts timers in ticks of its own.
+fn is_like(current: Option<Resilient>, wanted: Option<Resilient>) -> bool {
+    match (current, wanted) {
+        (None, None) => true,
+        (Some(current), Some(wanted)) => {
+            let near = |one: Duration, other: Duration| one.abs_diff(other) <= TICK;
+            current.buckets == wanted.buckets
+                && near(current.idle_timer, wanted.idle_timer)
+                && near(current.unbalanced_timer, wanted.unbalanced_timer)
+        }
+        _ => false,
     }
 }
 
@@ -1169,6 +1198,20 @@ mod tests {
         assert_eq!(run(&rules, [Up, Up], &mut kernel), Some(2));
         assert_eq!(run(&rules, [Down, Down], &mut kernel), Some(2));
         assert_eq!(run(&[], [Down, Down], &mut kernel), None);
+    }
+
+    #[test]
+    fn timers_are_equal_within_the_kernels_ticks() {
+        let of = |idle, unbalanced| {
+            Some(Resilient {
+                buckets: 64,
+                idle_timer: Duration::from_millis(idle),
+                unbalanced_timer: Duration::from_millis(unbalanced),
+            })
+        };
+        assert!(is_like(of(20, 1_000), of(35, 1_005)));
+        assert!(!is_like(of(20, 1_000), of(20, 1_100)));
+        assert!(!is_like(None, of(20, 1_000)) && is_like(None, None));
     }
 
     #[test]

@@ -126,7 +126,7 @@ fn the_key_tables_have_each_key_and_its_default() {
         ("hub", keys::of(Table::Hub).collect()),
         ("api", keys::of(Table::Api).collect()),
         (
-            "service",
+            keys::SERVICE.name,
             keys::of(Table::Service).filter(is_of_service).collect(),
         ),
         ("member and tracker", keys::settings().collect()),
@@ -168,7 +168,7 @@ fn the_key_tables_have_each_key_and_its_default() {
         }
     }
     let member = section(&page, "member and tracker");
-    let both = [section(&page, "service"), member].concat();
+    let both = [section(&page, keys::SERVICE.name), member].concat();
     let named = |text: &str, key: &Key| {
         let name = key.name;
         ["`", " = "]

@@ -19,7 +19,7 @@ use super::{
 /// Reads one service.
 pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Names) -> Service {
     section.only(Table::Service);
-    let name = names.read(&section, &keys::SERVICE_NAME, "service");
+    let name = names.read(&section, &keys::SERVICE_NAME, keys::SERVICE.name);
     let settings = Settings::read(&section, Table::Service).within(defaults);
     let long = section.has(&keys::MEMBER);
     let after = section.entry(&keys::AFTER).map(|entry| {
