@@ -562,7 +562,7 @@ impl App {
             }
         };
         for (service, kept) in kept {
-            publisher.keep(&service, kept, &snapshot);
+            publisher.keep(&service, kept, snapshot);
         }
         let lines = publish(changed, tree, publisher, &snapshot);
         drop(known);

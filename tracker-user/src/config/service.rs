@@ -138,7 +138,7 @@ fn distinct_name(section: &Section<'_>, member: &Member, named: &mut HashMap<Arc
             format_args!(
                 "a member without `name` is called by its {}, {name:?}, which is the name of the member of {first} too; give \
                  each its own {}",
-                if member.role.is_some() { "role" } else { "endpoint" },
+                if member.role.is_some() { keys::ROLE.name } else { keys::ENDPOINT.name },
                 section.sink.setting(&keys::MEMBER_NAME, "\"NAME\""),
             ),
         ),

@@ -235,8 +235,8 @@ mod tests {
                 if used.iter().filter(|used| **used).count() >= needed {
                     break;
                 }
-                for at in 0..self.members.len() {
-                    used[at] |= self.is_up(at) && self.members[at].priority == number;
+                for (used, member) in used.iter_mut().zip(&self.members) {
+                    *used |= member.effective == Verdict::Up && member.priority == number;
                 }
             }
             used

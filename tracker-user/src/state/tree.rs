@@ -2611,8 +2611,8 @@ behind = ["10.20.2.9"]
                     if expected.iter().filter(|used| **used).count() >= policy.needed(count) {
                         break;
                     }
-                    for at in 0..count {
-                        expected[at] |= priorities[at] == priority && counts[at] == Verdict::Up;
+                    for (at, expected) in expected.iter_mut().enumerate() {
+                        *expected |= priorities[at] == priority && counts[at] == Verdict::Up;
                     }
                 }
                 let expected: Vec<_> = (0..count).filter(|at| expected[*at]).map(|at| format!("m{at}")).collect();
