@@ -1,6 +1,7 @@
 //! FRR's real `bfdd` and `bgpd`: BFD sessions and what hangs on them follow the verdicts, and see no restart.
 
 use std::{
+    cell::RefCell,
     io::IoSliceMut,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -173,7 +174,7 @@ fn has_route(frr: &Frr) -> Result<bool> {
 /// A hub whose `bgpd` has a neighbour behind the firewall, watched by `bfdd`.
 struct Routers {
     lab: Lab,
-    hub: Frr,
+    hub: RefCell<Frr>,
     _behind: Frr,
     behind: String,
 }
@@ -217,7 +218,7 @@ impl Routers {
             &[],
         )?;
         Ok(Self {
-            hub,
+            hub: RefCell::new(hub),
             _behind: other,
             behind,
             lab,
@@ -233,17 +234,17 @@ impl Routers {
         Config::new(format!(
             "{}[[action]]\nservice = \"fw-1\"\nkind = \"frr\"\nsocket = \"{}\"\n",
             self.lab.service().toml("fw-1"),
-            self.hub.path("dp.sock").display()
+            self.hub.borrow().path("dp.sock").display()
         ))
     }
 
     fn wait_established(&self) -> Result<()> {
         wait("an established session with the route", LATER, || {
-            let neighbour = neighbour(&self.hub, &self.behind)?;
-            let is_it = neighbour["bgpState"] == "Established" && has_route(&self.hub)?;
+            let neighbour = neighbour(&self.hub.borrow(), &self.behind)?;
+            let is_it = neighbour["bgpState"] == "Established" && has_route(&self.hub.borrow())?;
             Ok(is_it.then_some(()))
         })
-        .with_context(|| self.hub.log("bgpd"))
+        .with_context(|| self.hub.borrow().log("bgpd"))
     }
 }
 
@@ -255,33 +256,32 @@ fn a_bgp_session_and_its_routes_fall_and_return_with_the_verdict() -> Result<()>
     tracker.wait_verdict("fw-1", "up", "replied")?;
     let actor = Actor::start(&tracker, &routers.lab.hub)?;
     routers.wait_established()?;
-    wait_sessions(&routers.hub, 1, "up")?;
+    wait_sessions(&routers.hub.borrow(), 1, "up")?;
 
     service.break_forwarding()?;
     tracker.wait_verdict("fw-1", "down", "no-reply")?;
-    wait_sessions(&routers.hub, 1, "down")?;
+    wait_sessions(&routers.hub.borrow(), 1, "down")?;
     // Long before BGP's own hold time of three minutes.
     wait("the route to be gone", SOON, || {
-        let is_up = neighbour(&routers.hub, &routers.behind)?["bgpState"] == "Established";
-        Ok((!is_up && !has_route(&routers.hub)?).then_some(()))
+        let is_up = neighbour(&routers.hub.borrow(), &routers.behind)?["bgpState"] == "Established";
+        Ok((!is_up && !has_route(&routers.hub.borrow())?).then_some(()))
     })?;
 
     service.mend()?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
-    wait_sessions(&routers.hub, 1, "up")?;
+    wait_sessions(&routers.hub.borrow(), 1, "up")?;
     routers.wait_established()?;
 
     // An operator's word counts as a verdict does.
     tracker.service("set fw-1 --state down --reason drill")?;
-    wait_sessions(&routers.hub, 1, "down")?;
+    wait_sessions(&routers.hub.borrow(), 1, "down")?;
     tracker.service("set fw-1 --state auto")?;
-    wait_sessions(&routers.hub, 1, "up")?;
+    wait_sessions(&routers.hub.borrow(), 1, "up")?;
 
     // `bfdd` starts anew: the actor finds it again.
-    let mut routers = routers;
-    routers.hub.kill("bfdd")?;
-    Routers::start_bfdd(&routers.lab, &mut routers.hub, "")?;
-    wait_sessions(&routers.hub, 1, "up")?;
+    routers.hub.borrow_mut().kill("bfdd")?;
+    Routers::start_bfdd(&routers.lab, &mut routers.hub.borrow_mut(), "")?;
+    wait_sessions(&routers.hub.borrow(), 1, "up")?;
     routers.wait_established()?;
     actor.end(Signal::SIGTERM)
 }
@@ -291,19 +291,22 @@ fn a_restart_of_actor_or_daemon_is_seen_by_no_protocol() -> Result<()> {
     let routers = Routers::new()?;
     let mut tracker = Tracker::start(&routers.lab.hub, routers.config())?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
-    let notify = routers.hub.path("notify");
+    let notify = routers.hub.borrow().path("notify");
     let mut manager = Manager::new(&notify)?;
     let start = |manager: &mut Manager, tracker: &Tracker<'_>| -> Result<Actor> {
         Actor::start_by(manager.command(&routers.lab, &notify)?, tracker)
     };
     let mut actor = start(&mut manager, &tracker)?;
     routers.wait_established()?;
-    wait_sessions(&routers.hub, 1, "up")?;
+    wait_sessions(&routers.hub.borrow(), 1, "up")?;
     let dropped = || -> Result<Value> {
-        Ok(neighbour(&routers.hub, &routers.behind)?["connectionsDropped"].clone())
+        Ok(neighbour(&routers.hub.borrow(), &routers.behind)?["connectionsDropped"].clone())
     };
     let downs = || -> Result<Value> {
-        let counters = routers.hub.json("bfdd", "show bfd peers counters json")?;
+        let counters = routers
+            .hub
+            .borrow()
+            .json("bfdd", "show bfd peers counters json")?;
         Ok(counters[0]["session-down"].clone())
     };
     let before = (dropped()?, downs()?);
@@ -316,7 +319,10 @@ fn a_restart_of_actor_or_daemon_is_seen_by_no_protocol() -> Result<()> {
         actor = start(&mut manager, &tracker)?;
         actor.wait_log("follows the daemon")?;
         // Answered by the new process.
-        let counters = routers.hub.json("bfdd", "show bfd peers counters json")?;
+        let counters = routers
+            .hub
+            .borrow()
+            .json("bfdd", "show bfd peers counters json")?;
         ensure!(
             counters[0]["control-packet-output"].as_u64() > Some(0),
             "{counters}"
@@ -327,10 +333,10 @@ fn a_restart_of_actor_or_daemon_is_seen_by_no_protocol() -> Result<()> {
     tracker.run()?;
     tracker.wait_verdict("fw-1", "up", "replied")?;
     assert_eq!((dropped()?, downs()?), before, "{}", actor.log());
-    wait_sessions(&routers.hub, 1, "up")?;
+    wait_sessions(&routers.hub.borrow(), 1, "up")?;
     // And it is not deaf.
     routers.lab.service().break_forwarding()?;
-    wait_sessions(&routers.hub, 1, "down")?;
+    wait_sessions(&routers.hub.borrow(), 1, "down")?;
     Ok(())
 }
 
