@@ -99,7 +99,7 @@ complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from remove" -l socket -d 'The daemon\'s socket' -r -F
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l member -d 'Only this member, by its role or endpoint' -r
+complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l member -d 'Only this member, by its name, role or endpoint' -r
 complete -c tracker -n "__fish_tracker_using_subcommand service; and __fish_seen_subcommand_from set" -l state -d 'What to impose' -r -f -a "auto\t''
 maintenance\t''
 up\t''

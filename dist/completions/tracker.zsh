@@ -146,7 +146,7 @@ _arguments "${_arguments_options[@]}" : \
 ;;
 (set)
 _arguments "${_arguments_options[@]}" : \
-'--member=[Only this member, by its role or endpoint]:M:_default' \
+'--member=[Only this member, by its name, role or endpoint]:M:_default' \
 '--state=[What to impose]:STATE:(auto maintenance up down)' \
 '--reason=[Why, in one line; shown by status and events]:TEXT:_default' \
 '--for=[How long it lasts, such as 2h; until it is changed if not given]:D:_default' \

@@ -28,17 +28,25 @@ impl Status {
         text(&self.service(service)["cause"])
     }
 
-    /// The role of the member in use.
+    /// The name of the member in use, of a service with one member or a pair.
     #[must_use]
     pub fn selected(&self, service: &str) -> &str {
         text(&self.service(service)["selected"])
     }
 
-    /// A member of a service by its role.
+    /// The names of the members in use of a pool.
     #[must_use]
-    pub fn member(&self, service: &str, role: &str) -> &Value {
+    pub fn in_use(&self, service: &str) -> Vec<&str> {
+        let names = self.service(service)["selected"].as_array();
+        names.into_iter().flatten().map(text).collect()
+    }
+
+    /// A member of a service by its name.
+    #[must_use]
+    pub fn member(&self, service: &str, name: &str) -> &Value {
         find(&self.service(service)["members"], |member| {
-            member["role"] == role
+            // Builds before this one have roles only.
+            member["name"] == name || (member["name"].is_null() && member["role"] == name)
         })
     }
 
@@ -93,7 +101,7 @@ pub struct Event {
     pub seq: u64,
     /// The service it is about; none for a change of a chain.
     pub service: Option<String>,
-    /// The role of the member; none for a change of the service itself.
+    /// The name of the member; none for a change of the service itself.
     pub member: Option<String>,
     /// The address behind; none for a change of the service or of the member itself.
     pub behind: Option<String>,

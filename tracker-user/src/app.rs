@@ -538,6 +538,7 @@ impl App {
         let (namespace, mode) = (self.namespace, self.hub.mode);
         let mut known = answers.known();
         let changed = change(&mut known.tree);
+        let kept = known.tree.take_kept();
         let tree = &known.tree;
         // What is written if the journal has to begin anew.
         let snapshot = || {
@@ -555,6 +556,9 @@ impl App {
                 run: answers.feed().run().to_string(),
             }
         };
+        for (service, kept) in kept {
+            publisher.keep(&service, kept, snapshot);
+        }
         let lines = publish(changed, tree, publisher, &snapshot);
         drop(known);
         lines.write();

@@ -268,7 +268,7 @@ pub async fn here(config: &Config) -> Result<Vec<String>, NetlinkError> {
     let owners = observed.owners();
     let lines = members.map(|(service, member)| {
         let plan = member::plan(member, observed, &owners, ways);
-        let subject = format!("{service}/{}", member.role);
+        let subject = format!("{service}/{}", member.name);
         let missing = |name: &&String| observed.by_name(name).is_none();
         let returns = member.returns.iter().find(missing);
         let sources = plan.probings.iter();

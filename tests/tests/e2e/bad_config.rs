@@ -92,6 +92,31 @@ const CASES: &[(&str, &str, Option<u32>, &[&str])] = &[
         Some(11),
         &["a-name-of-more-than-127-bytes"],
     ),
+    (
+        "endpoint = \"10.9.0.2\"",
+        "members_up = 2\nendpoint = \"10.9.0.2\"",
+        Some(10),
+        &["members_up", "more than the 1 members"],
+    ),
+    (
+        "endpoint = \"10.9.0.2\"\ninterface = \"eth1\"\nbehind = [\"10.20.0.9\"]\n",
+        "[[service.member]]\nname = \"a\"\nendpoint = \"10.9.0.2\"\nbehind = [\"10.20.0.9\"]\n\
+         [[service.member]]\nname = \"a\"\nendpoint = \"10.9.1.2\"\nbehind = [\"10.20.1.9\"]\n",
+        Some(15),
+        &["name", "line 11 has this name"],
+    ),
+    (
+        "endpoint = \"10.9.0.2\"\ninterface = \"eth1\"\nbehind = [\"10.20.0.9\"]\n",
+        "[[service.member]]\nrole = \"active\"\npriority = 3\nendpoint = \"10.9.0.2\"\nbehind = [\"10.20.0.9\"]\n",
+        Some(12),
+        &["priority", "a role is a priority already"],
+    ),
+    (
+        "endpoint = \"10.9.0.2\"\ninterface = \"eth1\"\nbehind = [\"10.20.0.9\"]\n",
+        "[[service.member]]\nweight = 300\nendpoint = \"10.9.0.2\"\nbehind = [\"10.20.0.9\"]\n",
+        Some(11),
+        &["weight", "1 to 256"],
+    ),
     ("name = \"fw-1\"\n", "", Some(8), &["name"]),
     ("name = \"fw-1\"", "name = \"\"", Some(9), &["name"]),
     ("\"100ms\"", "\"0ms\"", Some(6), &["interval", "1ms"]),

@@ -103,6 +103,22 @@ probe = "udp"
 port = 443
 flow = "rotate"
 
+[[service]]
+name = "fw-pool"
+members_up = 2
+preempt = false
+[[service.member]]
+name = "a"
+priority = 1
+weight = 3
+endpoint = "10.9.3.2"
+interface = "eth4"
+behind = ["10.20.3.9"]
+[[service.member]]
+endpoint = "10.9.4.2"
+interface = "eth5"
+behind = ["10.20.3.9"]
+
 [[chain]]
 name = "internet"
 services = ["fw-1", "fw-pair"]
@@ -395,7 +411,7 @@ fn addition(random: &mut Random) -> ServiceOptions {
                 let at = random.below(words.len());
                 Json::from(or(random, words[at]))
             }
-            (Value::Policy, _) => match random.is_one_in(2) {
+            (Value::Policy(_), _) => match random.is_one_in(2) {
                 true => Json::from(number(random)),
                 false => Json::from(or(random, "all")),
             },
@@ -507,7 +523,7 @@ fn event(random: &mut Random, service: &str) -> Event {
     Event {
         time: Timestamp::from_second(random.below(1 << 32) as i64).expect("in range"),
         service: (!random.is_one_in(8)).then(|| service.into()),
-        member: maybe(random, |_| config::Role::Active),
+        member: maybe(random, |random| (*random.pick(&["active", "a"])).into()),
         behind: maybe(random, |random| [10, 20, 0, random.byte()].into()),
         from: *random.pick(&VERDICTS),
         to: *random.pick(&VERDICTS),
@@ -559,6 +575,9 @@ fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
             recent_mono_ns: (0..random.below(4)).map(|_| random.word()).collect(),
             total: random.word(),
         },
+        kept: (0..random.below(3))
+            .map(|_| random.below(3) as u16)
+            .collect(),
     });
     let services: Vec<SavedService> = services.collect();
     let snapshot = Snapshot {
@@ -591,7 +610,11 @@ fn journal(random: &mut Random, config: &Config) -> Vec<u8> {
                         tracker,
                         held: maybe(random, held),
                     },
-                    (2 | 3, _) => Record::Events(events),
+                    (2, None) => Record::Kept {
+                        service: "fw-pool".to_owned(),
+                        kept: vec![random.below(4) as u16],
+                    },
+                    (3, _) => Record::Events(events),
                     _ => Record::Told {
                         mono_ns: random.word(),
                         events,

@@ -39,6 +39,7 @@ mod next_hop;
 mod pair;
 mod pair_overrides;
 mod policies;
+mod pool;
 mod privileges;
 mod probe_stamp;
 mod probe_tcp;

@@ -38,7 +38,7 @@ fn endpoint_and_behind_are_enough() -> Result<()> {
     assert_eq!(status.member("fw-2", "active")["interface"], "eth2");
     let list = tracker.services()?;
     let expected = json!({"name":"fw-2","owner":"api","verdict":"up","cause":"replied","members":[
-        {"role":"active","endpoint":"10.9.1.2","interface":"eth2","behind":["10.20.1.9","2001:db8:20:1::9"]}]});
+        {"role":"active","endpoint":"10.9.1.2","interface":"eth2","behind":["10.20.1.9","2001:db8:20:1::9"],"name":"active"}]});
     assert_eq!(list["services"][1], expected);
     assert_eq!(list["free"], 1022);
     let table = tracker.service("list")?;

@@ -338,6 +338,54 @@ fn keys_search_filter_and_open() -> Result<()> {
     quiet(&browser)
 }
 
+/// A pool opened: each member by its name, which are in use, and how many must be up.
+#[test]
+fn a_pool_shows_its_members_in_use() -> Result<()> {
+    let lab = Lab::with_services(3)?;
+    let members = ["a", "b", "c"].iter().zip(lab.services());
+    let members: String = members
+        .map(|(name, service)| {
+            format!(
+                "[[service.member]]\nname = \"{name}\"\nweight = 2\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{}\"]\n",
+                service.endpoint, service.interface, service.behind
+            )
+        })
+        .collect();
+    let services = format!("[[service]]\nname = \"fw-pool\"\nmembers_up = 2\n{members}");
+    let tracker = Tracker::start(&lab.hub, config(&services, "web = true"))?;
+    tracker.wait_for("all in use", LATER, |status| {
+        status.in_use("fw-pool") == ["a", "b", "c"]
+    })?;
+    let browser = Browser::start(&lab.hub, 1400, 900)?;
+    browser.open(URL)?;
+    browser.wait_for("the pool", &row("fw-pool", "up"))?;
+    browser.run("document.querySelector('.row .open').click()")?;
+    let says = |text: &str| {
+        format!(
+            "document.getElementById('detail').innerText.replace(/\\s+/g, ' ').includes('{text}')"
+        )
+    };
+    browser.wait_for(
+        "the members in use",
+        &says("In use: a, b, c; 2 of 3 members must be up."),
+    )?;
+    lab.services()[0].break_forwarding()?;
+    browser.wait_for(
+        "a out of use",
+        &says("In use: b, c; 2 of 3 members must be up."),
+    )?;
+    browser.wait_for("a", &says("Member a"))?;
+    browser.wait_for(
+        "its place among the others",
+        &says("down, not in use, priority 0, weight 2"),
+    )?;
+    lab.services()[1].break_forwarding()?;
+    lab.services()[2].break_forwarding()?;
+    browser.wait_for("the pool", &row("fw-pool", "down"))?;
+    browser.wait_for("none in use", &says("In use: none; 2 of 3"))?;
+    quiet(&browser)
+}
+
 #[test]
 fn the_token_is_asked_for_and_kept_in_memory() -> Result<()> {
     let lab = Lab::new()?;

@@ -83,7 +83,7 @@ pub enum Wanted {
     Admin {
         /// Name of the service.
         service: String,
-        /// Role or endpoint of the member.
+        /// Name, role or endpoint of the member.
         member: Option<String>,
         /// The admin state.
         admin: Admin,

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::Refused;
 use crate::{
-    config::Role,
     error::full,
     host::history::{Found, FoundMember, History, HistoryError, Point, Tier},
     state::events::{EventFeed, Numbered},
@@ -35,8 +34,8 @@ pub struct ServiceHistory {
 /// Loss and round-trip times of a member over time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemberHistory {
-    /// Role of the member.
-    pub member: Role,
+    /// Name of the member.
+    pub member: String,
     /// Its endpoint.
     pub endpoint: IpAddr,
     /// The oldest first; steps in which the daemon did not run have none.
@@ -165,14 +164,13 @@ pub fn read(
     })
 }
 
-/// A member that has points; what is no role or address is of a later version.
+/// A member that has points; what is no address is of a later version.
 fn member(found: FoundMember) -> Option<MemberHistory> {
     if found.points.is_empty() {
         return None;
     }
-    let role = Role::WORDS.iter().find(|(word, _)| *word == found.role);
     Some(MemberHistory {
-        member: role?.1,
+        member: found.name,
         endpoint: found.endpoint.parse().ok()?,
         points: found.points.iter().map(point).collect(),
     })

@@ -2,7 +2,11 @@
 //!
 //! Series are bounded by the number of services and members; those of trackers are written for the services that a request names.
 
-use std::{collections::HashMap, fmt, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    net::IpAddr,
+};
 
 use axum::http::HeaderValue;
 use glob::Pattern;
@@ -109,6 +113,8 @@ pub enum Of {
     Rtts,
     /// One sample a member: the sum over its trackers.
     Sum(fn(&TrackerStatus) -> u64),
+    /// One sample a member: whether it is in use.
+    Selected,
     /// One sample a service.
     Service(fn(&ServiceStatus) -> f64),
     /// One sample a service and state, of services and members with an admin state.
@@ -132,7 +138,9 @@ impl Of {
     pub const fn labels(&self) -> &'static str {
         match self {
             Self::Tracker(_) => "service, member, endpoint, behind, probe, port, protocol, tracker",
-            Self::Member(_) | Self::Sum(_) | Self::Rtts => "service, member, endpoint",
+            Self::Member(_) | Self::Sum(_) | Self::Selected | Self::Rtts => {
+                "service, member, endpoint"
+            }
             Self::Service(_) => "service",
             Self::Admin => "service, member, state",
             Self::Transitions(_) => "service, verdict, cause",
@@ -326,6 +334,18 @@ pub const METRICS: &[Metric] = &[
         kind: Kind::Gauge,
         help: "1 if the member counts as neither up nor down.",
         of: Of::Member(|m| Some(unknown(m.effective))),
+    },
+    Metric {
+        name: "tracker_member_selected",
+        kind: Kind::Gauge,
+        help: "1 if the member is in use: the service's `selected` names it.",
+        of: Of::Selected,
+    },
+    Metric {
+        name: "tracker_member_weight",
+        kind: Kind::Gauge,
+        help: "Share of the member of a pool among members of equal priority.",
+        of: Of::Member(|m| m.weight.map(f64::from)),
     },
     Metric {
         name: "tracker_member_trackers",
@@ -567,6 +587,19 @@ impl Collector for Page {
                         family.sample(|| member_labels(service, member), value(member));
                     }
                 }
+                Of::Selected => {
+                    for service in services {
+                        let selected = service.selected.names().iter();
+                        let selected: HashSet<&str> = selected.map(|name| &**name).collect();
+                        for member in &service.members {
+                            let is_selected = selected.contains(member.name());
+                            family.sample(
+                                || member_labels(service, member),
+                                Some(f64::from(u8::from(is_selected))),
+                            );
+                        }
+                    }
+                }
                 // The samples of the others are single values.
                 Of::Rtts => {
                     self.encode_rtts(&mut encoder, metric)?;
@@ -587,7 +620,7 @@ impl Collector for Page {
                     for service in services {
                         family.admin(service, "", &service.admin);
                         for member in &service.members {
-                            family.admin(service, member.role.as_str(), &member.admin);
+                            family.admin(service, member.name(), &member.admin);
                         }
                     }
                 }
@@ -770,7 +803,7 @@ fn named(kind: &'static str, name: &str) -> Labels {
 fn member_labels(service: &ServiceStatus, member: &MemberStatus) -> Labels {
     vec![
         ("service", service.name.clone()),
-        ("member", member.role.to_string()),
+        ("member", member.name().to_owned()),
         ("endpoint", member.endpoint.to_string()),
     ]
 }

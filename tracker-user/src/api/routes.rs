@@ -485,7 +485,7 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
         ),
         get(
             "/v1/services/{name}/members/{member}/admin",
-            "What an operator imposes on a member, which is named by its role or endpoint",
+            "What an operator imposes on a member, which is named by its name, role or endpoint",
             &[],
             &[(200, Content::Admin)],
             &[404],
@@ -493,11 +493,11 @@ pub fn table<A: Api>() -> Vec<Route<A>> {
         ),
         put_admin(
             "/v1/services/{name}/members/{member}/admin",
-            "Impose an admin state on a member, which is named by its role or endpoint",
+            "Impose an admin state on a member, which is named by its name, role or endpoint",
         ),
         delete_admin(
             "/v1/services/{name}/members/{member}/admin",
-            "Let the verdict of a member count, which is named by its role or endpoint",
+            "Let the verdict of a member count, which is named by its name, role or endpoint",
         ),
         get(
             "/v1/events",

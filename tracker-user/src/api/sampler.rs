@@ -441,7 +441,7 @@ fn slice(
             columns.push(Column {
                 key: history::key(
                     &service.name,
-                    member.settings.role.as_str(),
+                    &member.settings.name,
                     member.settings.endpoint,
                 ),
                 number: 0,

@@ -2,7 +2,7 @@
 //!
 //! A large status is made in slices, so that what it is read from is never locked for more than a few trackers.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, net::IpAddr};
 
 use glob::Pattern;
 use tracker_ebpf::abi;
@@ -12,7 +12,7 @@ use super::types::{
     RttUs, ServiceStatus, Status, SteeringStatus, TrackerStatus, Transition,
 };
 use crate::{
-    config::{self, Protocol, Tracker},
+    config::{self, Protocol, Role, Tracker},
     desired::model::{MemberId, ServiceId, TrackerRef},
     detector::lateness::Health,
     plan::address::mac_text,
@@ -270,6 +270,7 @@ pub fn list(tree: &StateTree, services: &[ServiceId]) -> Vec<ListedService> {
 
 fn listed(service: &ServiceState) -> ListedService {
     let members = service.members.iter().map(|member| ListedMember {
+        name: member.settings.name.to_string(),
         role: member.settings.role,
         endpoint: member.settings.endpoint,
         interface: member.interface().cloned(),
@@ -315,7 +316,7 @@ pub fn no_such_service(tree: &StateTree, name: &str) -> String {
     }
 }
 
-/// What an admin state is imposed on: a service, or one of its members by its role or endpoint.
+/// What an admin state is imposed on: a service, or one of its members by its name, else by its role or endpoint.
 ///
 /// # Errors
 /// When nothing has this name.
@@ -325,21 +326,15 @@ pub fn admin_of(tree: &StateTree, service: &str, member: Option<&str>) -> Result
     let member = match member {
         None => None,
         Some(name) => {
+            let mut members = state.members.iter();
+            let named = members.find(|member| &*member.settings.name == name);
+            let endpoint: Option<IpAddr> = name.parse().ok();
             let is_it = |member: &&MemberState| {
-                member.settings.role.as_str() == name
-                    || member.settings.endpoint.to_string() == name
+                let role = member.settings.role.map(Role::as_str);
+                role == Some(name) || endpoint == Some(member.settings.endpoint)
             };
-            let found = state.members.iter().find(is_it).ok_or_else(|| {
-                let members = state
-                    .members
-                    .iter()
-                    .map(|member| member.settings.role.as_str());
-                let members: Vec<_> = members.collect();
-                format!(
-                    "service {service:?} has no member {name:?}; it has {}",
-                    members.join(" and ")
-                )
-            })?;
+            let found = named.or_else(|| state.members.iter().find(is_it));
+            let found = found.ok_or_else(|| no_such_member(state, name))?;
             Some(found.id)
         }
     };
@@ -349,6 +344,29 @@ pub fn admin_of(tree: &StateTree, service: &str, member: Option<&str>) -> Result
     })
 }
 
+/// So many members are named when none has a name; the others are counted.
+const NAMED: usize = 10;
+
+/// What to say if no member of a service has this name.
+fn no_such_member(service: &ServiceState, name: &str) -> String {
+    let names = || service.members.iter().map(|member| &*member.settings.name);
+    let mut known: Vec<String> = names().take(NAMED).map(str::to_owned).collect();
+    if let more @ 1.. = service.members.len().saturating_sub(NAMED) {
+        known.push(format!("{more} more"));
+    }
+    let last = known.pop().unwrap_or_default();
+    let list = match known.is_empty() {
+        true => last,
+        false => format!("{} and {last}", known.join(", ")),
+    };
+    let service_name = &service.name;
+    let text = format!("service {service_name:?} has no member {name:?}; it has {list}");
+    match config::likeliest(name, names()) {
+        Some(nearest) if service.is_pool() => format!("{text}; did you mean {nearest:?}?"),
+        _ => text,
+    }
+}
+
 /// The status of a service, whose trackers are still to be added.
 fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
     service: &ServiceState,
@@ -356,13 +374,17 @@ fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
     now: Stamp,
     steered: Option<&S>,
 ) -> ServiceStatus {
+    let is_pool = service.is_pool();
     let members: Vec<MemberStatus> = service
         .members
         .iter()
         .map(|member| {
             let steered = steered.map(|steered| steered(member.slot));
             MemberStatus {
+                name: member.settings.name.to_string(),
                 role: member.settings.role,
+                priority: is_pool.then_some(member.settings.priority),
+                weight: is_pool.then_some(member.settings.weight),
                 endpoint: member.settings.endpoint,
                 interface: member.interface().cloned(),
                 mode: member.path.mode,
@@ -399,6 +421,7 @@ fn service_status<S: Fn(Option<u32>) -> abi::Steered>(
             .map(|&((to, cause), count)| Transition { to, cause, count })
             .collect(),
         last_verdict: None,
+        members_up: is_pool.then(|| service.needed()),
     }
 }
 

@@ -13,7 +13,10 @@ use tracker_ebpf::{
 use crate::config::{Owner, Probe, Protocol, Role};
 use crate::detector::lateness::{Health as Keeping, Lateness, STALLED_NS};
 use crate::plan::mode::{Mode, SendWay};
-use crate::state::admin::{Admin, AdminState};
+use crate::state::{
+    admin::{Admin, AdminState},
+    selection::Selected,
+};
 
 /// What is known of a hub's services and chains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -148,15 +151,16 @@ impl Status {
 pub struct ServiceStatus {
     /// Name of the service.
     pub name: String,
-    /// Verdict: `up` if any member is.
+    /// Verdict: `up` if as many members are as must be, any of them by default.
     pub verdict: Verdict,
     /// Cause of the member that decides.
     pub cause: Cause,
     /// When the verdict last changed.
     pub since: Timestamp,
-    /// Member in use: the active one while it is up, else the standby while that is up.
-    pub selected: Role,
-    /// One member, or two.
+    /// Name of the member in use. Of a pair the active one while it is up, else the standby while that is up. Of a pool a list: the
+    /// members that are up with the lowest priority number, and with the next ones until `members_up` are reached.
+    pub selected: Selected,
+    /// Members, in the order of the configuration.
     pub members: Vec<MemberStatus>,
     /// Packets of others that were sent through its members; absent if none are steered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,6 +189,9 @@ pub struct ServiceStatus {
     /// Last verdict that was known; present only while the daemon stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
+    /// How many members must be up; present of a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members_up: Option<usize>,
 }
 
 fn stall(verdict: &mut Verdict, last: &mut Option<Verdict>) {
@@ -213,8 +220,9 @@ impl ServiceStatus {
 /// A member of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemberStatus {
-    /// Part in a high-availability pair.
-    pub role: Role,
+    /// Part in a high-availability pair; absent if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// Next hop of its probes.
     pub endpoint: IpAddr,
     /// Way out; null until known.
@@ -244,12 +252,35 @@ pub struct MemberStatus {
     /// Last verdict that was known; present only while the daemon stalls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_verdict: Option<Verdict>,
+    /// Name: unique among the members of the service, and its role or else its endpoint if none is configured.
+    #[serde(default)]
+    pub name: String,
+    /// Priority number; present of a member of a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
+    /// Share among members of equal priority; present of a member of a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
     /// What a map of nftables has for it; absent if it has no mark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<u32>,
     /// Its place in the kernel's maps, for metrics.
     #[serde(skip)]
     pub path: Option<u32>,
+}
+
+impl MemberStatus {
+    /// The name; the role if the daemon is of a version without names.
+    pub fn name(&self) -> &str {
+        named(&self.name, self.role)
+    }
+}
+
+fn named(name: &str, role: Option<Role>) -> &str {
+    match (name, role) {
+        ("", Some(role)) => role.as_str(),
+        (name, _) => name,
+    }
 }
 
 /// The services of a hub, as `tracker service list --json` prints them.
@@ -338,25 +369,36 @@ pub struct ListedService {
     pub name: String,
     /// What may change it: the file, or the API.
     pub owner: Owner,
-    /// Verdict: `up` if any member is.
+    /// Verdict: `up` if as many members are as must be, any of them by default.
     pub verdict: Verdict,
     /// Cause of the member that decides.
     pub cause: Cause,
-    /// One member, or two.
+    /// Members, in the order of the configuration.
     pub members: Vec<ListedMember>,
 }
 
 /// What a member is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ListedMember {
-    /// Part in a high-availability pair.
-    pub role: Role,
+    /// Part in a high-availability pair; absent if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// Next hop of its probes.
     pub endpoint: IpAddr,
     /// Way out; null until known.
     pub interface: Option<String>,
     /// Behind address of each tracker.
     pub behind: Vec<IpAddr>,
+    /// Name: unique among the members of the service.
+    #[serde(default)]
+    pub name: String,
+}
+
+impl ListedMember {
+    /// The name; the role if the daemon is of a version without names.
+    pub fn name(&self) -> &str {
+        named(&self.name, self.role)
+    }
 }
 
 /// One stream of probes.
@@ -532,7 +574,7 @@ pub(crate) mod tests {
         r#""sent":120,"received":120,"lost":0,"duplicate":0,"rtt_us":{"last":41,"min":35,"avg":44,"max":90}"#,
         r#","late":0,"corrupt":0,"wrong_path":0,"elsewhere":0,"icmp_errors":0,"skipped":0,"proof":"reply","void":0"#,
         r#","return_ttl":62,"return_mac":"02:00:00:00:00:01"}]"#,
-        r#","send":"xdp-redirect","effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null}"#,
+        r#","send":"xdp-redirect","effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null},"name":"active""#,
         r#"}],"flaps":0,"flaps_total":2,"#,
         r#""effective":"up","admin":{"state":"auto","reason":null,"until":null,"by":null},"owner":"file"}],"#,
         r#""chains":[{"name":"internet","verdict":"up","services":["fw-1"]}]"#,
@@ -548,9 +590,9 @@ pub(crate) mod tests {
                 verdict: Verdict::Up,
                 cause: Cause::Replied,
                 since: "2026-01-01T00:00:00Z".parse().unwrap(),
-                selected: Role::Active,
+                selected: Selected::One("active".into()),
                 members: vec![MemberStatus {
-                    role: Role::Active,
+                    role: Some(Role::Active),
                     endpoint: "10.9.0.2".parse().unwrap(),
                     interface: Some("eth1".to_owned()),
                     mode: Some(Mode::XdpNative),
@@ -589,6 +631,9 @@ pub(crate) mod tests {
                         last_verdict: None,
                     }],
                     send: Some(SendWay::XdpRedirect),
+                    name: "active".to_owned(),
+                    priority: None,
+                    weight: None,
                     steered: None,
                     replied: None,
                     effective: Verdict::Up,
@@ -601,6 +646,7 @@ pub(crate) mod tests {
                 replied: None,
                 flaps: 0,
                 flaps_total: 2,
+                members_up: None,
                 effective: Verdict::Up,
                 admin: Admin::default(),
                 owner: Owner::File,

@@ -1,5 +1,10 @@
 //! Admin states: imposed by clients, ended by time, kept in the state directory.
 
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
 use crate::{
     api::{answers::Done, problem::Refused, status},
     config::Service,
@@ -27,19 +32,21 @@ fn key(service: &str, member: Option<&str>) -> String {
 /// The keys of all that an admin state can be imposed on in a service.
 fn keys(service: &Service) -> impl Iterator<Item = String> {
     let members = service.members.iter();
-    let members = members.map(|member| key(&service.name, Some(member.role.as_str())));
+    let members = members.map(|member| key(&service.name, Some(&member.name)));
     std::iter::once(key(&service.name, None)).chain(members)
 }
 
 /// Takes from the state directory what was imposed on what is no longer desired.
 pub(super) fn gone(old: &Desired, new: &Desired) -> Vec<Edit> {
     let mut edits = Vec::new();
-    let stays = |service: &Service| new.named(&service.name);
+    let named: HashMap<&str, &Arc<_>> = (new.services().iter())
+        .map(|service| (service.settings.name.as_str(), service))
+        .collect();
     for service in old.services() {
-        let left: Vec<String> = match stays(&service.settings) {
-            Some(new) if new.settings.members.len() >= service.settings.members.len() => continue,
+        let left: HashSet<String> = match named.get(service.settings.name.as_str()) {
+            Some(new) if Arc::ptr_eq(new, service) => continue,
             Some(new) => keys(&new.settings).collect(),
-            None => Vec::new(),
+            None => HashSet::new(),
         };
         let gone = keys(&service.settings).filter(|key| !left.contains(key));
         edits.extend(gone.map(|key| Edit::remove(ADMIN, key)));
@@ -131,7 +138,7 @@ impl App {
         });
         Some(key(
             &service.name,
-            member.map(|member| member.settings.role.as_str()),
+            member.map(|member| &*member.settings.name),
         ))
     }
 }

@@ -200,7 +200,7 @@ impl App {
                 "{}/{} {}: {corrupt} packets with its mark fail the token (corrupt), {duplicate} replies came again \
                  (duplicate); none counts",
                 service.settings.name,
-                member.settings.role,
+                member.settings.name,
                 tracker.behind
             );
         } else if stale > 0 {

@@ -352,7 +352,7 @@ pub struct SetArgs {
     /// The service
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// Only this member, by its role or endpoint
+    /// Only this member, by its name, role or endpoint
     #[arg(long, value_name = "M")]
     pub member: Option<String>,
     /// What to impose

@@ -413,7 +413,7 @@ mod tests {
     use std::{os::unix::fs::symlink, path::PathBuf};
 
     use super::*;
-    use crate::config::{self, Role};
+    use crate::config;
 
     fn history(points: impl IntoIterator<Item = HistoryPoint>) -> ServiceHistory {
         ServiceHistory {
@@ -421,7 +421,7 @@ mod tests {
             since: "2026-01-01T00:00:00Z".parse().unwrap(),
             step_s: 1,
             members: vec![MemberHistory {
-                member: Role::Active,
+                member: "active".to_owned(),
                 endpoint: "10.0.0.2".parse().unwrap(),
                 points: points.into_iter().collect(),
             }],

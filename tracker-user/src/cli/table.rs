@@ -285,7 +285,7 @@ pub fn list(list: &List, layout: &Layout) -> String {
             table.add_row([
                 once(&service.name),
                 once(service.owner.as_str()),
-                Cell::new(member.role),
+                Cell::new(member.name()),
                 Cell::new(member.endpoint),
                 Cell::new(member.interface.as_deref().unwrap_or("-")),
                 Cell::new(behind.join(" ")),
@@ -378,7 +378,7 @@ fn rows(service: &ServiceStatus, more: &[More], layout: &Layout) -> Vec<Line> {
         } else {
             "selected:"
         };
-        cells[MEMBER] = format!("{word} {}", service.selected);
+        cells[MEMBER] = format!("{word} {}", text::selected(&service.selected));
     }
     cells[VERDICT] = noted(service.verdict, &[&service.admin]);
     cells[CAUSE] = cause(service.cause, service.last_verdict);
@@ -386,7 +386,7 @@ fn rows(service: &ServiceStatus, more: &[More], layout: &Layout) -> Vec<Line> {
     for member in &service.members {
         let text = imposed(&member.admin, member.effective);
         if !text.is_empty() {
-            cells[CAUSE].push_str(&format!("; {}{text}", member.role));
+            cells[CAUSE].push_str(&format!("; {}{text}", member.name()));
         }
     }
     cells[SINCE] = since;
@@ -429,7 +429,7 @@ fn tracker_cells(member: &MemberStatus, tracker: &TrackerStatus) -> [String; 13]
     };
     [
         String::new(),
-        member.role.to_string(),
+        member.name().to_owned(),
         member.endpoint.to_string(),
         member.interface.clone().unwrap_or_else(|| "-".to_owned()),
         member.mode.map_or("-", |mode| mode.as_str()).to_owned(),
@@ -490,7 +490,7 @@ pub fn event(numbered: &Numbered) -> String {
     if let Some(service) = &event.service {
         let _ = write!(text, "{service}");
     }
-    if let Some(member) = event.member {
+    if let Some(member) = &event.member {
         let _ = write!(text, "/{member}");
     }
     if let Some(behind) = event.behind {
@@ -575,7 +575,7 @@ mod tests {
         let mut pair = whole.clone();
         pair.name = "fw-pair".to_owned();
         let mut standby = pair.members[0].clone();
-        standby.role = Role::Standby;
+        (standby.role, standby.name) = (Some(Role::Standby), "standby".to_owned());
         (standby.verdict, standby.effective) = (Verdict::Down, Verdict::Down);
         (standby.trackers[0].verdict, standby.trackers[0].cause) = (Verdict::Down, Cause::NoReply);
         pair.members.push(standby);
@@ -693,7 +693,7 @@ internet  up
         let service = &mut example.services[0];
         service.since = "2026-01-01T00:00:00.987654321Z".parse().unwrap();
         let mut standby = service.members[0].clone();
-        standby.role = Role::Standby;
+        (standby.role, standby.name) = (Some(Role::Standby), "standby".to_owned());
         (standby.interface, standby.mode) = (None, None);
         let tracker = &mut standby.trackers[0];
         (tracker.verdict, tracker.cause) = (Verdict::Down, Cause::Unreachable);

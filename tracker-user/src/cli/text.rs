@@ -7,7 +7,10 @@ use tracker_ebpf::verdict::{Cause, Verdict};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::api::types::{ServiceStatus, Status};
-use crate::state::admin::{Admin, AdminState};
+use crate::state::{
+    admin::{Admin, AdminState},
+    selection::Selected,
+};
 
 /// Stands for what was cut off.
 const ELLIPSIS: char = '…';
@@ -87,6 +90,18 @@ pub fn cause(cause: Cause, last: Option<Verdict>) -> String {
     match last {
         Some(last) => format!("{} (was {})", cause.as_str(), last.as_str()),
         None => cause.as_str().to_owned(),
+    }
+}
+
+/// So many names of members in use are shown; the others are counted.
+const SELECTED: usize = 3;
+
+/// The members in use.
+pub fn selected(selected: &Selected) -> String {
+    let names = selected.names();
+    match names.len().saturating_sub(SELECTED) {
+        0 => selected.to_string(),
+        more => format!("{} +{more}", names[..SELECTED].join(", ")),
     }
 }
 
@@ -211,6 +226,18 @@ pub fn summary(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::api::types::tests::example;
+
+    #[test]
+    fn many_members_in_use_are_counted() {
+        let of = |count: usize| {
+            let names = (1..=count).map(|number| format!("fw-{number}").into());
+            selected(&Selected::Several(names.collect()))
+        };
+        assert_eq!(selected(&Selected::One("active".into())), "active");
+        assert_eq!((of(0), of(2)), ("none".to_owned(), "fw-1, fw-2".to_owned()));
+        assert_eq!(of(3), "fw-1, fw-2, fw-3");
+        assert_eq!(of(50), "fw-1, fw-2, fw-3 +47");
+    }
 
     #[test]
     fn what_is_cut_has_an_ellipsis_and_the_width() {

@@ -129,8 +129,8 @@ pub enum Value {
     },
     /// One of some words.
     Word(fn() -> Vec<&'static str>),
-    /// `any`, `all`, or a number of trackers.
-    Policy,
+    /// `any`, `all`, or a number of what this says.
+    Policy(&'static str),
     /// A name of so many bytes at most.
     Name(usize),
     /// A directory name of the BPF file system, of so many bytes at most.
@@ -506,8 +506,53 @@ pub static ROLE: Key = Key {
     name: "role",
     tables: &[Table::Member],
     value: words!(Role),
-    default: Default::Text("`active`, of an only member"),
-    doc: "A member's part in a high-availability pair.",
+    default: Default::Text("`active`, of an only member without `priority`; else none"),
+    doc: "A member's part in a high-availability pair: the active one is in use while it is up, else the standby.",
+    ..PLAIN
+};
+/// `[[service.member]] name`
+pub static MEMBER_NAME: Key = Key {
+    name: "name",
+    tables: &[Table::Member],
+    value: Value::Name(NAME_MAX),
+    default: Default::Text("the role, else the endpoint"),
+    doc: "What the member is called; unique in its service.",
+    ..PLAIN
+};
+/// `priority`
+pub static PRIORITY: Key = Key {
+    name: "priority",
+    tables: &[Table::Member],
+    value: integer(0, u16::MAX as u32),
+    default: Default::Text("0; of a standby 1"),
+    doc: "Members with the lowest number that are up are in use, those of the next numbers while `members_up` are not reached.",
+    ..PLAIN
+};
+/// `weight`
+pub static WEIGHT: Key = Key {
+    name: "weight",
+    tables: &[Table::Member],
+    value: integer(1, 256),
+    default: Default::Is("1"),
+    doc: "A member's share among members of equal priority.",
+    ..PLAIN
+};
+/// `members_up`
+pub static MEMBERS_UP: Key = Key {
+    name: "members_up",
+    tables: &[Table::Service],
+    value: Value::Policy("members"),
+    default: Default::Is("any"),
+    doc: "How many of the service's members must be up: one, all, or at least so many.",
+    ..PLAIN
+};
+/// `preempt`
+pub static PREEMPT: Key = Key {
+    name: "preempt",
+    tables: &[Table::Service],
+    value: Value::Flag,
+    default: Default::Is("true"),
+    doc: "Whether a member with a lower priority number is in use again as soon as it is up; `false` leaves what is in use until it falls.",
     ..PLAIN
 };
 /// `endpoint`
@@ -541,7 +586,7 @@ pub static BEHIND: Key = Key {
 pub static POLICY: Key = Key {
     name: "policy",
     tables: OF_MEMBER,
-    value: Value::Policy,
+    value: Value::Policy("trackers"),
     default: Default::Is("any"),
     doc: "How many of a member's trackers must be up: one, all, or at least so many.",
     ..PLAIN
@@ -588,7 +633,7 @@ pub static MEMBER: Key = Key {
     tables: &[Table::Service],
     value: Value::Tables(Table::Member),
     default: Default::Text("one member, with the service's own keys"),
-    doc: "The members of the long form: an active and a standby one.",
+    doc: "The members of the long form: an active and a standby one, or any number of them.",
     ..PLAIN
 };
 /// `[[service.member.tracker]]`
@@ -1103,7 +1148,12 @@ pub static ALL: &[&Key] = &[
     &ROOM,
     &FLAP_WINDOW,
     &SERVICE_NAME,
+    &MEMBERS_UP,
+    &PREEMPT,
+    &MEMBER_NAME,
     &ROLE,
+    &PRIORITY,
+    &WEIGHT,
     &ENDPOINT,
     &INTERFACE,
     &BEHIND,
@@ -1284,6 +1334,11 @@ impl Key {
         found.unwrap_or(&words[0]).1
     }
 
+    /// Whether it says something only of a service with more than one member.
+    pub fn is_of_several(&self) -> bool {
+        self.name == MEMBERS_UP.name || self.name == PREEMPT.name
+    }
+
     /// Whether inner tables inherit it.
     pub fn is_setting(&self) -> bool {
         self.tables.contains(&Table::Defaults)
@@ -1302,7 +1357,7 @@ impl Key {
             Value::Duration { .. } => "D".to_owned(),
             Value::Size { .. } => "SIZE".to_owned(),
             Value::Word(words) => words().join("|"),
-            Value::Policy => "any|all|N".to_owned(),
+            Value::Policy(_) => "any|all|N".to_owned(),
             Value::Name(_) | Value::Instance(_) | Value::Services | Value::Selector => {
                 "NAME".to_owned()
             }
@@ -1393,7 +1448,7 @@ mod tests {
                     parsed_size(text).is_some_and(|size| key.sizes().contains(&size))
                 }
                 Value::Word(words) => words().contains(&text),
-                Value::Policy => text == "any",
+                Value::Policy(_) => text == "any",
                 Value::Flag => matches!(text, "true" | "false"),
                 Value::Path => text.starts_with('/'),
                 Value::Instance(most) => (1..=most).contains(&text.len()),

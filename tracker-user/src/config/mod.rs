@@ -41,6 +41,7 @@ pub(crate) use keys::NAME_MAX;
 pub use options::{ServiceOptions, options};
 pub use order::misplaced;
 pub use request::{Invalid, body, service as requested};
+pub use service::default_name;
 pub use values::checked_instance;
 
 /// What Tracker's own mark, sequence, time and token take of a probe, bytes.
@@ -168,13 +169,27 @@ pub struct Service {
     pub name: String,
     /// What may change it.
     pub owner: Owner,
-    /// One, or an active and a standby one in either order.
+    /// One, an active and a standby one in either order, or a pool. Names are unique.
     pub members: Vec<Arc<Member>>,
+    /// How many members must be up.
+    pub members_up: Policy,
+    /// Whether a member with a lower priority number takes over when it comes up.
+    pub preempt: bool,
     /// Names of the services that it lies behind.
     pub after: Vec<String>,
 }
 
 impl Service {
+    /// Whether it is a high-availability pair: two members, both with a role.
+    pub fn is_pair(&self) -> bool {
+        self.members.len() == 2 && self.members.iter().all(|member| member.role.is_some())
+    }
+
+    /// Whether it is a pool: more than one member, and no pair.
+    pub fn is_pool(&self) -> bool {
+        self.members.len() > 1 && !self.is_pair()
+    }
+
     /// Whether the daemon can work with it, wherever it comes from.
     ///
     /// # Errors
@@ -197,8 +212,14 @@ pub enum Owner {
 /// One attachment of a service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
-    /// Its part in a high-availability pair.
-    pub role: Role,
+    /// What it is called; unique in its service.
+    pub name: Arc<str>,
+    /// Its part in a high-availability pair, if it has one.
+    pub role: Option<Role>,
+    /// Members with the lowest number are in use first.
+    pub priority: u16,
+    /// Its share among members of equal priority.
+    pub weight: u16,
     /// The service's own address on the hub's side; the next hop of every probe.
     pub endpoint: IpAddr,
     /// The only way out for its probes; `None`: found from the endpoint's own route.
@@ -226,6 +247,16 @@ pub enum Role {
     Standby,
 }
 
+impl Role {
+    /// The priority of a member with this role.
+    pub const fn priority(self) -> u16 {
+        match self {
+            Self::Active => 0,
+            Self::Standby => 1,
+        }
+    }
+}
+
 /// Who may bring a reply on a member's own interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReturnHop {
@@ -235,16 +266,27 @@ pub enum ReturnHop {
     Endpoint,
 }
 
-/// How the verdicts of a member's trackers make the member's.
+/// How many must be up: of a member's trackers, or of a service's members.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Policy {
-    /// One tracker that is up suffices.
+    /// One that is up suffices.
     #[default]
     Any,
-    /// Every tracker must be up.
+    /// Every one must be up.
     All,
-    /// So many trackers must be up; from 1 to their number.
+    /// So many must be up; from 1 to their number.
     AtLeast(u16),
+}
+
+impl Policy {
+    /// How many of `count` must be up, at least one.
+    pub fn needed(self, count: usize) -> usize {
+        match self {
+            Self::Any => 1,
+            Self::All => count.max(1),
+            Self::AtLeast(needed) => needed.into(),
+        }
+    }
 }
 
 /// One stream of probes from a member to a behind address.

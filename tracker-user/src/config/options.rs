@@ -19,7 +19,7 @@ pub struct ServiceOptions {
 /// The keys that have an option.
 pub fn options() -> impl Iterator<Item = &'static Key> {
     let keys = keys::of(Table::Service).filter(|key| key.name != SERVICE_NAME.name);
-    keys.filter(|key| !matches!(key.value, Value::Tables(_)))
+    keys.filter(|key| !matches!(key.value, Value::Tables(_)) && !key.is_of_several())
 }
 
 fn option(key: &'static Key) -> Arg {
@@ -77,7 +77,7 @@ fn given(matches: &ArgMatches, key: &Key) -> Option<Json> {
     let text = || matches.get_one::<String>(key.name).cloned();
     match key.value {
         Value::Integer { .. } => matches.get_one::<i64>(key.name).copied().map(Json::from),
-        Value::Policy | Value::Code { .. } => {
+        Value::Policy(_) | Value::Code { .. } => {
             let text = text()?;
             let number = text.parse::<i64>().map(Json::from);
             Some(number.unwrap_or(Json::String(text)))

@@ -80,6 +80,8 @@ mod tests {
             name: (*name).to_owned(),
             owner: super::super::Owner::File,
             members: Vec::new(),
+            members_up: crate::config::Policy::Any,
+            preempt: true,
             after: after.iter().map(|name| (*name).to_owned()).collect(),
         };
         of.iter().map(service).collect()
@@ -124,6 +126,8 @@ mod tests {
                     name: names[at].clone(),
                     owner: super::super::Owner::File,
                     members: Vec::new(),
+                    members_up: crate::config::Policy::Any,
+                    preempt: true,
                     after: names.get(at + 1).cloned().into_iter().collect(),
                 })
                 .collect();

@@ -67,7 +67,7 @@ fn value_text(key: &Key) -> String {
             let words: Vec<_> = words().iter().map(|word| format!("`{word}`")).collect();
             words.join(", ")
         }
-        Value::Policy => "`any`, `all`, or a number of trackers".to_owned(),
+        Value::Policy(what) => format!("`any`, `all`, or a number of {what}"),
         Value::Name(most) => format!("text of 1 to {most} bytes, without spaces and `/`"),
         Value::Instance(most) => format!("1 to {most} letters, digits, `_` or `-`"),
         Value::Flag => "`true` or `false`".to_owned(),
@@ -158,7 +158,7 @@ fn key_schema(key: &Key) -> Json {
         Value::Duration { .. } => json!({"type": "string", "pattern": "^[0-9].*[a-z]$"}),
         Value::Size { .. } => json!({"type": "string", "pattern": "^(0|[0-9]+ ?[KMGT]iB)$"}),
         Value::Word(words) => json!({"enum": words()}),
-        Value::Policy => {
+        Value::Policy(_) => {
             json!({"anyOf": [{"enum": ["any", "all"]}, {"type": "integer", "minimum": 1}]})
         }
         Value::Name(most)

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    Defaults, Member, Owner, Policy, Probe, ReturnHop, Service, Tracker, document, file, keys,
+    Defaults, Member, Owner, Policy, Probe, ReturnHop, Role, Service, Tracker, document, file,
+    keys, service,
 };
 
 /// One thing that is wrong with a request.
@@ -191,23 +192,69 @@ pub fn body(service: &Service) -> Json {
     if !service.after.is_empty() {
         object.insert(keys::AFTER.name.to_owned(), json!(service.after));
     }
+    match service.members_up {
+        Policy::Any => {}
+        wanted => {
+            object.insert(keys::MEMBERS_UP.name.to_owned(), policy(wanted));
+        }
+    }
+    if !service.preempt {
+        object.insert(keys::PREEMPT.name.to_owned(), json!(false));
+    }
     let trackers = service.members.iter().flat_map(|member| &member.trackers);
     let common = common(trackers);
     object.extend(common.clone());
     match &service.members[..] {
-        [member] if of_behinds(member, &common).is_some() => {
+        [member] if has_short_form(member) && of_behinds(member, &common).is_some() => {
             object.extend(attachment(member, &common));
         }
         members => {
             let members = members.iter().map(|member| {
-                let mut inner = attachment(member, &common);
-                inner.insert(keys::ROLE.name.to_owned(), json!(member.role));
+                let mut inner = rank(member);
+                inner.extend(attachment(member, &common));
                 Json::Object(inner)
             });
             object.insert(keys::MEMBER.name.to_owned(), members.collect());
         }
     }
     Json::Object(object)
+}
+
+/// How many must be up.
+fn policy(policy: Policy) -> Json {
+    match policy {
+        Policy::Any => json!("any"),
+        Policy::All => json!("all"),
+        Policy::AtLeast(count) => json!(count),
+    }
+}
+
+/// Whether the only member of a service is as the short form makes it.
+fn has_short_form(member: &Member) -> bool {
+    let name = service::default_name(member.role, member.endpoint);
+    member.role == Some(Role::Active) && member.name == name && member.weight == default_weight()
+}
+
+fn default_weight() -> u16 {
+    keys::WEIGHT.default_integer() as u16
+}
+
+/// The keys of a member that tell it from the others.
+fn rank(member: &Member) -> Map<String, Json> {
+    let mut object = Map::new();
+    let mut set = |key: &keys::Key, value: Json| object.insert(key.name.to_owned(), value);
+    if member.name != service::default_name(member.role, member.endpoint) {
+        set(&keys::MEMBER_NAME, json!(&*member.name));
+    }
+    match member.role {
+        Some(role) => set(&keys::ROLE, json!(role)),
+        // Without it, an only member would have a role.
+        None => set(&keys::PRIORITY, json!(member.priority)),
+    };
+    if member.weight != default_weight() {
+        set(&keys::WEIGHT, json!(member.weight));
+    }
+    object
 }
 
 /// The behind addresses of a member whose trackers differ in nothing else.
@@ -224,16 +271,19 @@ fn of_behinds<'m>(
     is_plain.then(|| member.trackers.iter().map(|tracker| tracker.behind))
 }
 
-/// A member's keys, its trackers with the settings that `common` has not.
+/// The other keys of a member, its trackers with the settings that `common` has not.
 fn attachment(member: &Member, common: &Map<String, Json>) -> Map<String, Json> {
     let Member {
+        name: _,
         role: _,
+        priority: _,
+        weight: _,
         endpoint,
         interface,
         source,
         returns,
         return_hop,
-        policy,
+        policy: wanted,
         mark,
         trackers,
     } = member;
@@ -252,10 +302,8 @@ fn attachment(member: &Member, common: &Map<String, Json>) -> Map<String, Json> 
     if *return_hop != keys::RETURN_HOP.default_word(ReturnHop::WORDS) {
         set(&keys::RETURN_HOP, json!(return_hop));
     }
-    match policy {
-        Policy::Any => {}
-        Policy::All => drop(set(&keys::POLICY, json!("all"))),
-        Policy::AtLeast(count) => drop(set(&keys::POLICY, json!(count))),
+    if *wanted != Policy::Any {
+        set(&keys::POLICY, policy(*wanted));
     }
     if let Some(mark) = mark {
         set(&keys::MEMBER_MARK, json!(mark));

@@ -27,11 +27,29 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
             element.parsed("the name of a service", checked_name)
         })
     });
-    let after = after.unwrap_or_default();
     let service_title = section.title.clone();
     let member_sections = section.take_tables(&keys::MEMBER, "service.member", |index, _| {
         format!("[[service.member]] {} of {service_title}", index + 1)
     });
+    let count = if long {
+        member_sections.len() as u32
+    } else {
+        1
+    };
+    let members_up = section
+        .entry(&keys::MEMBERS_UP)
+        .and_then(|entry| policy(&entry, count, &section.title, "members"));
+    let preempt = section
+        .entry(&keys::PREEMPT)
+        .and_then(|entry| entry.boolean());
+    let service = Service {
+        name,
+        owner: Owner::File,
+        members: Vec::new(),
+        members_up: members_up.unwrap_or_default(),
+        preempt: preempt.is_none_or(|preempt| preempt.value),
+        after: after.unwrap_or_default(),
+    };
 
     if !long {
         let parts = Parts {
@@ -39,15 +57,11 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
             outer: None,
             trackers: Vec::new(),
         };
-        let members = member(parts, Role::Active, settings)
-            .map(Arc::new)
-            .into_iter()
-            .collect();
+        let rank = Rank::of_role(Role::Active);
+        let members = member(parts, rank, settings).map(Arc::new);
         return Service {
-            name,
-            owner: Owner::File,
-            members,
-            after,
+            members: members.into_iter().collect(),
+            ..service
         };
     }
 
@@ -59,22 +73,19 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
     if member_sections.is_empty() {
         section.problem(section.at, "no member: add a [[service.member]]");
     }
-    if member_sections.len() > 2 {
-        section.problem(
-            member_sections[2].at,
-            format_args!(
-                "{} members, but a service has at most one active and one standby; make the others services of their own",
-                member_sections.len()
-            ),
-        );
-    }
-    let pair = member_sections.len() > 1;
-    let mut roles: HashMap<Role, usize> = HashMap::new();
-    let mut attachments = HashSet::new();
+    let has_role = |member: &Section<'_>| member.has(&keys::ROLE);
+    let mut ranks = Ranks {
+        count: member_sections.len(),
+        some_have_roles: member_sections.iter().any(has_role),
+        roles: HashMap::new(),
+        is_twice: false,
+    };
+    let mut named: HashMap<Arc<str>, usize> = HashMap::new();
+    let mut attachments = HashMap::new();
     let mut members = Vec::new();
     for mut inner in member_sections {
         inner.only(Table::Member);
-        let role = role(&inner, pair, &mut roles);
+        let rank = ranks.read(&inner);
         let member_title = inner.title.clone();
         let trackers = inner.take_tables(&keys::TRACKER, "service.member.tracker", |index, _| {
             format!("[[service.member.tracker]] {} of {member_title}", index + 1)
@@ -85,45 +96,137 @@ pub(super) fn read(mut section: Section<'_>, defaults: &Settings, names: &mut Na
             outer: Some(&section),
             trackers,
         };
-        let Some(member) = member(parts, role, settings) else {
+        let Some(member) = member(parts, rank, settings) else {
             continue;
         };
-        if !attachments.insert((member.endpoint, member.interface.clone())) {
-            inner.problem(
+        let attachment = (member.endpoint, member.interface.clone());
+        match attachments.get(&attachment) {
+            Some(other) => inner.problem(
                 inner.at,
-                "same endpoint and interface as the other member; give this member its own",
-            );
+                format_args!(
+                    "same endpoint and interface as member {other:?}; give this member its own"
+                ),
+            ),
+            None => {
+                attachments.insert(attachment, member.name.clone());
+                if !ranks.is_twice {
+                    distinct_name(&inner, &member, &mut named);
+                }
+            }
         }
         members.push(Arc::new(member));
     }
-    Service {
-        name,
-        owner: Owner::File,
-        members,
-        after,
+    Service { members, ..service }
+}
+
+/// Reports a member whose name another one of the service has already.
+fn distinct_name(section: &Section<'_>, member: &Member, named: &mut HashMap<Arc<str>, usize>) {
+    let name = &member.name;
+    let entry = section.entry(&keys::MEMBER_NAME);
+    let at = entry.as_ref().map_or(section.at, Entry::at);
+    let Some(first) = named.get(name) else {
+        named.insert(name.clone(), at);
+        return;
+    };
+    let first = section.sink.place(*first);
+    match entry {
+        Some(entry) => entry.refuse(format_args!(
+            "the member of {first} has this name; give each its own"
+        )),
+        None => section.problem(
+            at,
+            format_args!(
+                "a member without `name` is called by its {}, {name:?}, which is the name of the member of {first} too; give \
+                 each its own {}",
+                if member.role.is_some() { keys::ROLE.name } else { keys::ENDPOINT.name },
+                section.sink.setting(&keys::MEMBER_NAME, "\"NAME\""),
+            ),
+        ),
     }
 }
 
-fn role(section: &Section<'_>, pair: bool, seen: &mut HashMap<Role, usize>) -> Role {
-    let Some(entry) = section.entry(&keys::ROLE) else {
-        if pair {
-            let _ = section.required(&keys::ROLE, "\"active\" or \"standby\"");
+/// Where a member stands among those of its service.
+#[derive(Clone, Copy)]
+struct Rank {
+    role: Option<Role>,
+    priority: u16,
+}
+
+impl Rank {
+    const fn of_role(role: Role) -> Self {
+        Self {
+            role: Some(role),
+            priority: role.priority(),
         }
-        return Role::Active;
-    };
-    let Some(At { value: role, at }) = entry.word(Role::WORDS) else {
-        return Role::Active;
-    };
-    if !pair && role == Role::Standby {
-        entry.refuse("the only member of a service is its active one; delete the key, or add the active member");
     }
-    if let Some(first) = seen.insert(role, at) {
-        entry.refuse(format_args!(
-            "{} has it already; a service has one active and one standby member",
-            section.sink.place(first)
-        ));
+}
+
+/// What is known of a service's members before and while their roles and priorities are read.
+struct Ranks {
+    count: usize,
+    some_have_roles: bool,
+    /// The roles that were read, and where.
+    roles: HashMap<Role, usize>,
+    /// Whether the role that was read last is another member's too.
+    is_twice: bool,
+}
+
+impl Ranks {
+    fn read(&mut self, section: &Section<'_>) -> Rank {
+        self.is_twice = false;
+        let priority = section.entry(&keys::PRIORITY);
+        let Some(entry) = section.entry(&keys::ROLE) else {
+            return self.without_role(section, priority);
+        };
+        let Some(At { value: role, at }) = entry.word(Role::WORDS) else {
+            return Rank::of_role(Role::Active);
+        };
+        if let Some(priority) = priority {
+            priority.refuse(
+                "a role is a priority already: active is 0, standby is 1; delete one of the two",
+            );
+        }
+        if self.count == 1 && role == Role::Standby {
+            entry.refuse("the only member of a service is its active one; delete the key, or add the active member");
+        }
+        if let Some(first) = self.roles.insert(role, at) {
+            self.is_twice = true;
+            entry.refuse(format_args!(
+                "{} has it already; a service has one active and one standby member, and members of a pool have `priority` \
+                 instead of a role",
+                section.sink.place(first)
+            ));
+        }
+        Rank::of_role(role)
     }
-    role
+
+    fn without_role(&self, section: &Section<'_>, priority: Option<Entry<'_>>) -> Rank {
+        let Some(entry) = priority else {
+            match self.count {
+                1 => return Rank::of_role(Role::Active),
+                2 if self.some_have_roles => section.missing(
+                    &keys::ROLE,
+                    "\"active\" or \"standby\"",
+                    ", because the other member has one",
+                ),
+                _ if self.some_have_roles => section.missing(
+                    &keys::PRIORITY,
+                    "N",
+                    ", because other members have roles: active is 0, standby is 1",
+                ),
+                _ => {}
+            }
+            return Rank {
+                role: None,
+                priority: 0,
+            };
+        };
+        let priority = entry.integer().map_or(0, |priority| priority.value);
+        Rank {
+            role: None,
+            priority: priority as u16,
+        }
+    }
 }
 
 /// What a member is made of.
@@ -144,7 +247,7 @@ impl<'p> Parts<'p, '_> {
 }
 
 /// `None` when the endpoint, without which nothing can be made, is missing or wrong.
-fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member> {
+fn member(parts: Parts<'_, '_>, rank: Rank, settings: Settings) -> Option<Member> {
     let section = parts.section;
     let endpoint = section
         .required(&keys::ENDPOINT, "\"ADDRESS\", the service's own address")
@@ -246,13 +349,34 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
     });
     let policy = parts
         .inherited(&keys::POLICY)
-        .and_then(|entry| policy(&entry, written, &section.title));
+        .and_then(|entry| policy(&entry, written, &section.title, "trackers"));
+    // In the short form both are the service's.
+    let is_long = parts.outer.is_some();
+    let name = section
+        .entry(&keys::MEMBER_NAME)
+        .filter(|_| is_long)
+        .and_then(|entry| entry.parsed("a name", checked_name));
+    let weight = section
+        .entry(&keys::WEIGHT)
+        .filter(|_| is_long)
+        .and_then(|entry| entry.integer());
     let mark = parts
         .inherited(&keys::MEMBER_MARK)
         .and_then(|entry| entry.integer());
+    let Rank { role, priority } = rank;
+    let endpoint = endpoint?.value;
     Some(Member {
+        name: name.map_or_else(
+            || default_name(role, endpoint),
+            |name| name.value.as_str().into(),
+        ),
         role,
-        endpoint: endpoint?.value,
+        priority,
+        weight: weight.map_or_else(
+            || keys::WEIGHT.default_integer() as u16,
+            |weight| weight.value as u16,
+        ),
+        endpoint,
         interface,
         source,
         returns: returns.unwrap_or_default(),
@@ -266,8 +390,16 @@ fn member(parts: Parts<'_, '_>, role: Role, settings: Settings) -> Option<Member
     })
 }
 
-fn policy(entry: &Entry<'_>, trackers: u32, member: &str) -> Option<Policy> {
-    let number = || format!("a number of trackers from 1 to {trackers}");
+/// What a member is called that has no name: its role, else its endpoint.
+pub fn default_name(role: Option<Role>, endpoint: IpAddr) -> Arc<str> {
+    match role {
+        Some(role) => role.as_str().into(),
+        None => endpoint.to_string().into(),
+    }
+}
+
+fn policy(entry: &Entry<'_>, count: u32, title: &str, what: &str) -> Option<Policy> {
+    let number = || format!("a number of {what} from 1 to {count}");
     if entry.is_string() {
         let wanted = format!("\"any\", \"all\" or {} without quotes", number());
         return entry
@@ -279,9 +411,9 @@ fn policy(entry: &Entry<'_>, trackers: u32, member: &str) -> Option<Policy> {
             .map(|policy| policy.value);
     }
     let wanted = entry.integer_of(1..=u16::MAX.into())?.value;
-    if trackers > 0 && wanted > trackers {
+    if count > 0 && wanted > count {
         entry.refuse(format_args!(
-            "more than the {trackers} trackers of {member}; give \"any\", \"all\" or {}",
+            "more than the {count} {what} of {title}; give \"any\", \"all\" or {}",
             number()
         ));
         return None;
@@ -293,15 +425,38 @@ fn policy(entry: &Entry<'_>, trackers: u32, member: &str) -> Option<Policy> {
 /// ranges and rules that a document is held to.
 pub(super) fn check(service: &Service) -> Result<(), String> {
     checked_name(&service.name)?;
-    let roles: Vec<Role> = service.members.iter().map(|member| member.role).collect();
-    match roles[..] {
-        [Role::Active] | [Role::Active, Role::Standby] | [Role::Standby, Role::Active] => {}
-        _ => return Err(format!("members {roles:?}")),
+    let members = &service.members;
+    let roles = || members.iter().filter_map(|member| member.role);
+    let distinct: HashSet<Role> = roles().collect();
+    let is_lone_standby = members.len() == 1 && distinct.contains(&Role::Standby);
+    if members.is_empty() || distinct.len() != roles().count() || is_lone_standby {
+        let roles: Vec<Role> = roles().collect();
+        return Err(format!("{} members with roles {roles:?}", members.len()));
     }
-    service
-        .members
-        .iter()
-        .try_for_each(|member| checked_member(member))
+    let mut names = HashSet::new();
+    for member in members {
+        let name = &*member.name;
+        checked_name(name)?;
+        if !names.insert(name) {
+            return Err(format!("member {name:?} is there twice"));
+        }
+        let rank = (member.role, member.priority);
+        let is_ranked = member
+            .role
+            .is_none_or(|role| role.priority() == member.priority);
+        let weights = keys::WEIGHT.integers();
+        if !is_ranked || !weights.contains(&member.weight.into()) {
+            return Err(format!(
+                "member {name:?} {rank:?}, weight {}",
+                member.weight
+            ));
+        }
+    }
+    let needed = service.members_up.needed(members.len());
+    if !(1..=members.len()).contains(&needed) {
+        return Err(format!("{needed} of {} members", members.len()));
+    }
+    members.iter().try_for_each(|member| checked_member(member))
 }
 
 fn checked_member(member: &Member) -> Result<(), String> {
@@ -316,10 +471,7 @@ fn checked_member(member: &Member) -> Result<(), String> {
         checked_interface(interface)?;
     }
     let count = member.trackers.len();
-    let needed = match member.policy {
-        Policy::Any | Policy::All => 1,
-        Policy::AtLeast(needed) => needed.into(),
-    };
+    let needed = member.policy.needed(count);
     if !(1..=count).contains(&needed) || member.returns.len() > keys::RETURNS.most() {
         let returns = member.returns.len();
         return Err(format!("{needed} of {count} trackers, {returns} returns"));

@@ -131,8 +131,13 @@ fn contract_example_is_valid() {
                 name: "fw-1".to_owned(),
                 owner: Owner::File,
                 after: Vec::new(),
+                members_up: Policy::Any,
+                preempt: true,
                 members: vec![Arc::new(Member {
-                    role: Role::Active,
+                    name: "active".into(),
+                    role: Some(Role::Active),
+                    priority: 0,
+                    weight: 1,
                     endpoint: "10.9.0.2".parse().unwrap(),
                     interface: Some("eth1".to_owned()),
                     source: Some("10.9.0.1".parse().unwrap()),
@@ -147,9 +152,14 @@ fn contract_example_is_valid() {
                 name: "fw-pair".to_owned(),
                 owner: Owner::File,
                 after: Vec::new(),
+                members_up: Policy::Any,
+                preempt: true,
                 members: vec![
                     Arc::new(Member {
-                        role: Role::Active,
+                        name: "active".into(),
+                        role: Some(Role::Active),
+                        priority: 0,
+                        weight: 1,
                         endpoint: "10.9.1.2".parse().unwrap(),
                         interface: Some("eth2".to_owned()),
                         source: None,
@@ -160,7 +170,10 @@ fn contract_example_is_valid() {
                         trackers: vec![tracker("10.20.1.9")],
                     }),
                     Arc::new(Member {
-                        role: Role::Standby,
+                        name: "standby".into(),
+                        role: Some(Role::Standby),
+                        priority: 1,
+                        weight: 1,
                         endpoint: "10.9.2.2".parse().unwrap(),
                         interface: Some("eth3".to_owned()),
                         source: None,
@@ -248,7 +261,10 @@ behind = ["10.20.0.9"]
     let [standby, active] = config.services[0].members.as_slice() else {
         panic!("{config:?}");
     };
-    assert_eq!((standby.role, active.role), (Role::Standby, Role::Active));
+    assert_eq!(
+        (standby.role, active.role),
+        (Some(Role::Standby), Some(Role::Active))
+    );
     let seen: Vec<_> = standby
         .trackers
         .iter()
@@ -689,9 +705,9 @@ fn pairs_are_checked() {
         assert!(error.starts_with(start), "{error}");
         assert!(error.contains(expected), "{error}");
     }
-    let three = read(&pair(active, standby, third)).unwrap_err().to_string();
+    let three = problem(&pair(active, standby, third));
     assert!(
-        three.contains("3 members, but a service has at most one active and one standby"),
+        three.contains("line 8 has it already; a service has one active and one standby member, and members of a pool have"),
         "{three}"
     );
     let same = problem(&pair(active, standby, "").replace("10.9.2.2", "10.9.1.2"));
@@ -699,7 +715,7 @@ fn pairs_are_checked() {
     let lone = "[[service]]\nname = \"p\"\n[[service.member]]\nrole = \"standby\"\nendpoint = \"10.9.1.2\"\nbehind = [\"10.20.1.9\"]\n";
     assert!(problem(lone).starts_with("hub.toml:4: role"));
     let lone = valid(&lone.replace("role = \"standby\"\n", ""));
-    assert_eq!(lone.services[0].members[0].role, Role::Active);
+    assert_eq!(lone.services[0].members[0].role, Some(Role::Active));
     let mixed = problem(&format!(
         "[[service]]\nname = \"p\"\nendpoint = \"10.9.0.2\"\n{}",
         "[[service.member]]\nendpoint = \"10.9.1.2\"\nbehind = [\"10.20.1.9\"]\n"
@@ -1348,8 +1364,8 @@ fn any_tracker() -> impl Strategy<Value = Tracker> {
     })
 }
 
-/// A member with some of these trackers.
-fn any_member(role: Role) -> impl Strategy<Value = Member> {
+/// A member of this number with some of these trackers.
+fn any_member(number: u8) -> impl Strategy<Value = Member> {
     let trackers = prop_oneof![
         // Those of the short form, which differ in nothing but the address behind.
         any_tracker().prop_map(|tracker| vec![tracker]),
@@ -1368,46 +1384,81 @@ fn any_member(role: Role) -> impl Strategy<Value = Member> {
     let source = prop::option::of(Just("10.9.0.1".parse().unwrap()));
     let returns = prop::sample::subsequence(vec!["eth1".to_owned(), "eth2".to_owned()], 0..=2);
     let words = (any::<bool>(), 0usize..3);
-    (trackers, text("eth1"), source, returns, words).prop_map(
-        move |(trackers, interface, source, returns, (is_endpoint, policy))| Member {
-            role,
-            endpoint: match role {
-                Role::Active => "10.9.0.2".parse().unwrap(),
-                Role::Standby => "10.9.1.2".parse().unwrap(),
-            },
-            interface,
-            source,
-            returns,
-            mark: is_endpoint.then_some(7),
-            return_hop: if is_endpoint {
-                ReturnHop::Endpoint
-            } else {
-                ReturnHop::Any
-            },
-            policy: match policy {
-                0 => Policy::Any,
-                1 => Policy::All,
-                _ => Policy::AtLeast(trackers.len() as u16),
-            },
-            trackers,
+    let rank = (any::<bool>(), any::<u16>(), 1u16..=256);
+    (trackers, text("eth1"), source, returns, words, rank).prop_map(
+        move |(trackers, interface, source, returns, (is_endpoint, policy), rank)| {
+            let (is_named, priority, weight) = rank;
+            let endpoint = Ipv4Addr::new(10, 9, number, 2).into();
+            Member {
+                name: match is_named {
+                    true => format!("fw-{number}").into(),
+                    false => default_name(None, endpoint),
+                },
+                role: None,
+                priority,
+                weight,
+                endpoint,
+                interface,
+                source,
+                returns,
+                mark: is_endpoint.then_some(7),
+                return_hop: if is_endpoint {
+                    ReturnHop::Endpoint
+                } else {
+                    ReturnHop::Any
+                },
+                policy: match policy {
+                    0 => Policy::Any,
+                    1 => Policy::All,
+                    _ => Policy::AtLeast(trackers.len() as u16),
+                },
+                trackers,
+            }
         },
     )
+}
+
+/// Members of which the first have these roles, the names that go with them, and the usual weight.
+fn with_roles(mut members: Vec<Member>, roles: &[Role]) -> Vec<Member> {
+    for (member, role) in members.iter_mut().zip(roles) {
+        if member.name == default_name(None, member.endpoint) {
+            member.name = default_name(Some(*role), member.endpoint);
+            member.weight = 1;
+        }
+        (member.role, member.priority) = (Some(*role), role.priority());
+    }
+    members
+}
+
+/// A service with one member, a pair or a pool.
+fn any_service() -> impl Strategy<Value = Service> {
+    let members = (any_member(0), any_member(1), any_member(2), any_member(3));
+    let shape = (1usize..=4, 0usize..=2, any::<bool>(), 0usize..4);
+    (members, shape).prop_map(|(members, (count, roles, preempt, up))| {
+        let (one, two, three, four) = members;
+        let mut members = vec![one, two, three, four];
+        members.truncate(count);
+        let members = with_roles(members, &[Role::Active, Role::Standby][..roles]);
+        Service {
+            name: "fw-9".to_owned(),
+            owner: Owner::Api,
+            after: Vec::new(),
+            members_up: match up {
+                0 => Policy::Any,
+                1 => Policy::All,
+                up => Policy::AtLeast(up.min(members.len()) as u16),
+            },
+            preempt,
+            members: members.into_iter().map(Arc::new).collect(),
+        }
+    })
 }
 
 proptest! {
     /// What is kept of a service makes the same one, whatever the file's [defaults] are then.
     #[test]
-    fn a_service_survives_as_the_body_of_a_request(
-        active in any_member(Role::Active),
-        standby in prop::option::of(any_member(Role::Standby)),
-    ) {
-        let members = std::iter::once(active).chain(standby).map(Arc::new);
-        let service = Service {
-            name: "fw-9".to_owned(),
-            owner: Owner::Api,
-            after: Vec::new(),
-            members: members.collect(),
-        };
+    fn a_service_survives_as_the_body_of_a_request(service in any_service()) {
+        prop_assert_eq!(service.check(), Ok(()));
         let body = body(&service);
         let other = "[defaults]\nprobe = \"udp\"\nport = 9\ninterval = \"7s\"\ntimeout = \"6s\"\nfall = 9\nrise = 9\npayload = 99\n\
                      expect = \"silence\"\nflow = \"rotate\"\ndscp = 9\nrefused = \"up\"\nhold_down = \"9s\"\n";
@@ -1423,6 +1474,220 @@ proptest! {
             prop_assert_eq!(again.as_ref(), Ok(&service), "{}", body);
         }
     }
+}
+
+/// A pool of members with these lines, on lines 4, 9, ... of the file; and lines of the service on line 3.
+fn pool(service: &str, members: &[&str]) -> String {
+    let mut text = format!("[[service]]\nname = \"p\"\n{service}\n");
+    for (number, lines) in members.iter().enumerate() {
+        text.push_str(&format!(
+            "[[service.member]]\nendpoint = \"10.9.{number}.2\"\ninterface = \"eth{number}\"\nbehind = [\"10.20.{number}.9\"]\n{lines}\n"
+        ));
+    }
+    text
+}
+
+#[test]
+fn members_of_a_pool_have_names_priorities_and_weights() {
+    let text = pool(
+        "members_up = 2\npreempt = false",
+        &["name = \"a\"\nweight = 256", "priority = 65535", ""],
+    );
+    let config = valid(&text);
+    let service = &config.services[0];
+    assert_eq!(
+        (service.members_up, service.preempt, service.is_pool()),
+        (Policy::AtLeast(2), false, true)
+    );
+    let ranks: Vec<_> = (service.members.iter())
+        .map(|member| (&*member.name, member.role, member.priority, member.weight))
+        .collect();
+    assert_eq!(
+        ranks,
+        [
+            ("a", None, 0, 256),
+            ("10.9.1.2", None, 65_535, 1),
+            ("10.9.2.2", None, 0, 1)
+        ]
+    );
+    // A role is a priority, with names or without; a pair has roles alone.
+    let mixed = pool(
+        "members_up = \"all\"",
+        &[
+            "role = \"standby\"",
+            "role = \"active\"\nname = \"x\"",
+            "priority = 2",
+        ],
+    );
+    let mixed = &valid(&mixed).services[0];
+    let ranks: Vec<_> = (mixed.members.iter())
+        .map(|member| (&*member.name, member.priority))
+        .collect();
+    assert_eq!(ranks, [("standby", 1), ("x", 0), ("10.9.2.2", 2)]);
+    assert!(mixed.is_pool() && !mixed.is_pair());
+    let pair = pool(
+        "",
+        &["role = \"standby\"\nname = \"b\"", "role = \"active\""],
+    );
+    assert!(valid(&pair).services[0].is_pair());
+    // An only member has a role unless it has a priority.
+    let lone = |lines: &str| {
+        let config = valid(&pool("members_up = 1", &[lines]));
+        let member = &config.services[0].members[0];
+        (member.name.to_string(), member.role)
+    };
+    assert_eq!(lone(""), ("active".to_owned(), Some(Role::Active)));
+    assert_eq!(lone("name = \"a\""), ("a".to_owned(), Some(Role::Active)));
+    assert_eq!(lone("priority = 0"), ("10.9.0.2".to_owned(), None));
+    // The endpoint is a name, in the form in which it is printed.
+    let six = pool("", &["", ""]).replace("10.9.1.2", "2001:DB8::0:1");
+    assert_eq!(&*valid(&six).services[0].members[1].name, "2001:db8::1");
+}
+
+#[test]
+fn pools_are_checked() {
+    let cases = [
+        (
+            pool("", &["name = \"a\"", "name = \"a\""]),
+            "hub.toml:13: name = \"a\" in [[service.member]] 2 of [[service]] \"p\"",
+            "the member of line 8 has this name; give each its own",
+        ),
+        (
+            pool("", &["name = \"10.9.1.2\"", ""]),
+            "hub.toml:9: a member without `name` is called by its endpoint, \"10.9.1.2\"",
+            "the name of the member of line 8 too; give each its own name = \"NAME\" in [[service.member]] 2",
+        ),
+        (
+            pool("", &["", ""]).replace("10.9.1.2", "10.9.0.2"),
+            "hub.toml:9: a member without `name` is called by its endpoint, \"10.9.0.2\"",
+            "the member of line 4 too",
+        ),
+        (
+            pool("", &["name = \"x\"", "role = \"active\"", "priority = 1"]),
+            "hub.toml:4: missing key `priority`",
+            "add priority = N, because other members have roles",
+        ),
+        (
+            pool(
+                "",
+                &["name = \"active\"\npriority = 3", "role = \"active\""],
+            ),
+            "hub.toml:10: a member without `name` is called by its role, \"active\"",
+            "the member of line 8 too",
+        ),
+        (
+            pool(
+                "",
+                &["role = \"active\"\npriority = 0", "role = \"standby\""],
+            ),
+            "hub.toml:9: priority = 0",
+            "a role is a priority already: active is 0, standby is 1; delete one of the two",
+        ),
+        (
+            pool("", &["name = \"a/b\"", ""]),
+            "hub.toml:8: name = \"a/b\"",
+            "no spaces, control characters or '/'",
+        ),
+        (
+            pool("", &["priority = 65536", ""]),
+            "hub.toml:8: priority = 65536",
+            "give a whole number from 0 to 65535",
+        ),
+        (
+            pool("", &["weight = 0", ""]),
+            "hub.toml:8: weight = 0",
+            "give a whole number from 1 to 256",
+        ),
+        (
+            pool("", &["weight = 257", ""]),
+            "hub.toml:8:",
+            "give a whole number from 1 to 256",
+        ),
+        (
+            pool("members_up = 3", &["", ""]),
+            "hub.toml:3: members_up = 3 in [[service]] \"p\"",
+            "more than the 2 members of [[service]] \"p\"; give \"any\", \"all\" or a number of members from 1 to 2",
+        ),
+        (
+            pool("members_up = 0", &["", ""]),
+            "hub.toml:3: members_up = 0",
+            "out of range; give a whole number from 1 to",
+        ),
+        (
+            pool("members_up = \"most\"", &["", ""]),
+            "hub.toml:3: members_up = \"most\"",
+            "not a policy; give \"any\", \"all\" or a number of members from 1 to 2",
+        ),
+        (
+            pool("preempt = \"no\"", &["", ""]),
+            "hub.toml:3: preempt = \"no\"",
+            "must be true or false",
+        ),
+        (
+            pool("weight = 2", &["", ""]),
+            "hub.toml:3: unknown key `weight`",
+            "(`weight` belongs in a [[service.member]])",
+        ),
+        (
+            pool("", &["members_up = 2", ""]),
+            "hub.toml:8: unknown key `members_up`",
+            "(`members_up` belongs in a [[service]])",
+        ),
+        (
+            format!("{SERVICE}members_up = 2\n"),
+            "hub.toml:6: members_up = 2",
+            "more than the 1 members of [[service]] \"fw-1\"",
+        ),
+    ];
+    for (text, start, expected) in cases {
+        let error = problem(&text);
+        assert!(error.starts_with(start), "{error}\nnot {start}");
+        assert!(error.contains(expected), "{error}\nnot {expected}");
+    }
+    let same = pool("", &["name = \"a\"", ""])
+        .replace("10.9.1.2", "10.9.0.2")
+        .replace("eth1", "eth0");
+    let same = problem(&same);
+    assert!(
+        same.starts_with("hub.toml:9: same endpoint and interface as member \"a\""),
+        "{same}"
+    );
+    // A request says where, too.
+    let member = |name: &str, net: u8| json!({"name": name, "endpoint": format!("10.9.{net}.2"), "interface": "eth1", "behind": ["10.20.0.9"]});
+    let body = json!({"member": [member("a", 0), member("b", 1), member("a", 2)], "members_up": 4});
+    let invalid = super::requested(Some("p"), &body, &valid("").defaults).unwrap_err();
+    let found: Vec<_> = (invalid.iter())
+        .map(|invalid| (invalid.pointer.as_str(), invalid.key.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [("/member/2/name", "name"), ("/members_up", "members_up")]
+    );
+    assert!(
+        invalid[0]
+            .problem
+            .contains("the member of /member/0/name has this name"),
+        "{invalid:?}"
+    );
+}
+
+#[test]
+fn a_pool_of_many_members_is_read_soon() {
+    let text = |count: usize| {
+        let member = |at: usize| {
+            format!(
+                "[[service.member]]\nname = \"fw-{at}\"\nendpoint = \"{}\"\nbehind = [\"10.20.0.9\"]\n",
+                Ipv4Addr::from(0x0a1e_0000 + at as u32)
+            )
+        };
+        let members: String = (0..count).map(member).collect();
+        format!("[[service]]\nname = \"p\"\n{members}")
+    };
+    assert_eq!(valid(&text(5_000)).services[0].members.len(), 5_000);
+    crate::growth::assert_linear("members", 2_000, |count| {
+        let text = text(count);
+        crate::growth::processor_time(|| parse(&text, Path::new("test.toml")).unwrap())
+    });
 }
 
 #[test]

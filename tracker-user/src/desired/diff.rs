@@ -29,8 +29,8 @@ pub struct ServiceDiff {
     pub old: Option<Arc<Service>>,
     /// What it is from now on.
     pub new: Arc<Service>,
-    /// Members that end.
-    pub removed: Vec<MemberId>,
+    /// Members that end, with their settings.
+    pub removed: Vec<(MemberId, Arc<config::Member>)>,
     /// Its members from now on, in the order of the settings.
     pub members: Vec<MemberDiff>,
 }
@@ -61,12 +61,8 @@ impl Diff {
     /// All members that end, with their settings.
     pub fn removed_members(&self) -> impl Iterator<Item = (MemberId, &Arc<config::Member>)> {
         let of_services = self.removed.iter().flat_map(|service| service.members());
-        let of_changed = self.changed.iter().flat_map(|service| {
-            let old = service.old.as_ref();
-            let removed = service.removed.iter();
-            removed.filter_map(move |id| Some((*id, old?.member(*id)?)))
-        });
-        of_services.chain(of_changed)
+        let of_changed = self.changed.iter().flat_map(|service| &service.removed);
+        of_services.chain(of_changed.map(|(id, member)| (*id, member)))
     }
 
     /// All members that come or change, in the order in which they are reported.
@@ -129,11 +125,11 @@ fn service(old: Option<&Arc<Service>>, new: &Arc<Service>) -> ServiceDiff {
     });
     let members = members.collect();
     let ids = old.into_iter().flat_map(|old| old.members());
-    let removed = ids.map(|(id, _)| id).filter(|id| before.contains_key(id));
+    let removed = ids.filter(|(id, _)| before.contains_key(id));
     ServiceDiff {
         old: old.cloned(),
         new: new.clone(),
-        removed: removed.collect(),
+        removed: removed.map(|(id, member)| (id, member.clone())).collect(),
         members,
     }
 }
@@ -202,7 +198,7 @@ mod tests {
         super::model::{Used, goes_on},
         *,
     };
-    use crate::config::{Owner, Policy, ReturnHop, Role};
+    use crate::config::{Owner, Policy, ReturnHop};
 
     fn service(lines: &str) -> Vec<config::Service> {
         let text = format!(
@@ -275,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn another_service_role_or_endpoint_is_another_member() {
+    fn another_service_name_or_endpoint_is_another_member() {
         let before = service("");
         let ends = |after: &[config::Service]| {
             let (_, _, diff) = step(&before, after, &Used::default());
@@ -288,8 +284,18 @@ mod tests {
             change(Arc::make_mut(&mut after.members[0]));
         };
         let mut after = before.clone();
-        member(&mut after[0], |member| member.role = Role::Standby);
+        member(&mut after[0], |member| member.name = "standby".into());
         assert!(ends(&after));
+        // Where it stands among others changes no probe.
+        let mut after = before.clone();
+        member(&mut after[0], |member| {
+            (member.role, member.priority, member.weight) = (None, 7, 9);
+        });
+        after[0].preempt = false;
+        after[0].members_up = Policy::All;
+        assert!(!ends(&after));
+        let diff = step(&before, &after, &Used::default()).2;
+        assert_eq!(diff.changed.len(), 1);
         let mut after = before.clone();
         member(&mut after[0], |member| {
             member.endpoint = "10.9.0.3".parse().unwrap();
@@ -378,57 +384,70 @@ mod tests {
         assert!(Arc::ptr_eq(after.chains(), again.chains()));
     }
 
-    /// Services by name: their members by role, endpoint, interface and source, and these members' trackers by behind address
-    /// and `fall`.
-    type Wanted = Vec<(u8, Vec<(bool, u8, Option<u8>, Option<u8>, Vec<(u8, u8)>)>)>;
+    /// Services by name: their members by name, endpoint, interface and source, by priority and weight, and these members' trackers by
+    /// behind address and `fall`.
+    type Wanted = Vec<(u8, Vec<WantedMember>)>;
+    type WantedMember = ((u8, u8, Option<u8>, Option<u8>), (u16, u16), Vec<(u8, u8)>);
 
     fn wanted() -> impl Strategy<Value = Wanted> {
         let trackers = prop::collection::vec((0u8..4, 1u8..4), 1..5);
         let optional = || prop::option::of(0u8..3);
-        let member = (any::<bool>(), 0u8..3, optional(), optional(), trackers);
-        prop::collection::vec((0u8..5, prop::collection::vec(member, 1..5)), 0..6)
+        let member = (
+            (0u8..5, 0u8..3, optional(), optional()),
+            (0u16..3, 1u16..3),
+            trackers,
+        );
+        prop::collection::vec((0u8..5, prop::collection::vec(member, 1..7)), 0..6)
     }
 
     fn address(network: u8, last: u8) -> IpAddr {
         IpAddr::from([10, network, 0, last])
     }
 
-    /// The services; of those that have one name, the first.
+    /// The services; of those, and of members, that have one name, the first.
     fn services(wanted: &Wanted) -> Vec<config::Service> {
         let mut names = HashSet::new();
         let first = wanted.iter().filter(|(name, _)| names.insert(*name));
-        let services = first.map(|(name, members)| config::Service {
-            name: format!("fw-{name}"),
-            owner: Owner::File,
-            after: Vec::new(),
-            members: members
+        let services = first.map(|(name, members)| {
+            let mut names = HashSet::new();
+            let first = members
                 .iter()
-                .map(|(active, endpoint, interface, source, trackers)| {
-                    Arc::new(config::Member {
-                        role: match active {
-                            true => Role::Active,
-                            false => Role::Standby,
-                        },
-                        endpoint: address(9, *endpoint),
-                        interface: interface.map(|number| format!("eth{number}")),
-                        source: source.map(|last| address(8, last)),
-                        returns: Vec::new(),
-                        return_hop: ReturnHop::Any,
-                        policy: Policy::Any,
-                        mark: None,
-                        trackers: trackers
-                            .iter()
-                            .map(|&(behind, fall)| Tracker {
-                                behind: address(20, behind),
-                                fall,
-                                ..Tracker::default()
-                            })
-                            .collect(),
-                    })
-                })
-                .collect(),
+                .filter(|((name, ..), ..)| names.insert(*name));
+            config::Service {
+                name: format!("fw-{name}"),
+                owner: Owner::File,
+                after: Vec::new(),
+                members_up: Policy::Any,
+                preempt: true,
+                members: first.map(member).map(Arc::new).collect(),
+            }
         });
         services.collect()
+    }
+
+    fn member(wanted: &WantedMember) -> config::Member {
+        let ((name, endpoint, interface, source), (priority, weight), trackers) = wanted;
+        config::Member {
+            name: format!("m-{name}").into(),
+            role: None,
+            priority: *priority,
+            weight: *weight,
+            endpoint: address(9, *endpoint),
+            interface: interface.map(|number| format!("eth{number}")),
+            source: source.map(|last| address(8, last)),
+            returns: Vec::new(),
+            return_hop: ReturnHop::Any,
+            policy: Policy::Any,
+            mark: None,
+            trackers: trackers
+                .iter()
+                .map(|&(behind, fall)| Tracker {
+                    behind: address(20, behind),
+                    fall,
+                    ..Tracker::default()
+                })
+                .collect(),
+        }
     }
 
     /// What the members that leave it open use: the same for all, so that any may go on as any.
@@ -516,9 +535,8 @@ mod tests {
                     prop_assert_eq!(&old.settings.name, &service.new.settings.name);
                     let came = service.members.iter().filter(|member| member.old.is_none());
                     for came in came {
-                        for ended in &service.removed {
-                            let ended = old.member(*ended).unwrap();
-                            let key = |member: &config::Member| (member.role, member.endpoint);
+                        for (_, ended) in &service.removed {
+                            let key = |member: &config::Member| (member.name.clone(), member.endpoint);
                             let one = key(ended) == key(&came.new) && goes_on(ended, &came.new, &used());
                             prop_assert!(!one, "{:?} ended and {:?} came", ended, came.new);
                         }
@@ -529,6 +547,40 @@ mod tests {
                 prop_assert_eq!(super::diff(&new, &again), Diff::default());
                 desired = new;
             }
+        }
+
+        /// A change of some members of a service ends nothing of the others, and priorities and weights end nothing at all.
+        #[test]
+        fn a_change_of_one_member_disturbs_no_other(
+            wanted in wanted(),
+            changed in any::<prop::sample::Index>(),
+            endpoint in 3u8..5,
+            ranks in prop::collection::vec((any::<u16>(), 1u16..=256), 7),
+        ) {
+            let services = services(&wanted);
+            prop_assume!(!services.is_empty());
+            let old = Desired::new(services.clone(), Vec::new());
+            let mut moved = services;
+            let at = changed.index(moved.len());
+            let service = &mut moved[at];
+            for (member, rank) in service.members.iter_mut().zip(&ranks) {
+                let member = Arc::make_mut(member);
+                (member.priority, member.weight) = *rank;
+            }
+            let last = service.members.len() - 1;
+            Arc::make_mut(&mut service.members[last]).endpoint = address(9, endpoint);
+            let new = old.next(moved, Vec::new(), |_| used());
+            let diff = super::diff(&old, &new);
+            let ended: Vec<_> = diff.removed_members().map(|(id, _)| id).collect();
+            let name = |desired: &Desired, id: MemberId| {
+                let mut members = desired.members();
+                members.find(|(known, _)| *known == id).map(|(_, member)| member.name.clone())
+            };
+            prop_assert_eq!(ended.len(), 1);
+            prop_assert_eq!(name(&old, ended[0]), old.services()[at].settings.members.last().map(|member| member.name.clone()));
+            let came: Vec<_> = diff.members().filter(|member| member.trackers.contains(&None)).collect();
+            prop_assert!(came.iter().all(|member| member.old.is_none()));
+            prop_assert_eq!(came.len(), 1);
         }
 
         /// The order of services and members ends nothing.

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::config::{self, Chain, Owner, Role, Tracker};
+use crate::config::{self, Chain, Owner, Tracker};
 
 /// A service's number. No other service of the same daemon ever has it.
 pub type ServiceId = u32;
@@ -88,13 +88,6 @@ impl Service {
         });
         ids.zip(&self.settings.members)
     }
-
-    /// The settings of a member.
-    pub fn member(&self, id: MemberId) -> Option<&Arc<config::Member>> {
-        self.members()
-            .find(|(known, _)| *known == id)
-            .map(|(_, member)| member)
-    }
 }
 
 /// What a member uses that its settings may leave open.
@@ -153,7 +146,7 @@ impl Desired {
     }
 
     /// The desired state that follows this one when the configuration is replaced. A service goes on if its name stays, a
-    /// member if its probes leave as before (`goes_on`); `used` says what a present member uses. Settings that did not
+    /// member if its name stays and its probes leave as before (`goes_on`); `used` says what a present member uses. Settings that did not
     /// change stay the same allocation. Linear in the number of members.
     #[must_use]
     pub fn next(
@@ -224,46 +217,34 @@ impl Desired {
     }
 }
 
-/// A service in a new configuration, with the numbers of the members that go on.
+/// A service in a new configuration, with the numbers of the members that go on. Names are unique in a service, and a member that
+/// goes on has the name that it had.
 fn followed(
     old: &Service,
     mut settings: config::Service,
     used: &impl Fn(MemberId) -> Used,
 ) -> Service {
-    // Members may have one role and endpoint in common, on interfaces of their own.
-    let mut candidates: HashMap<(Role, IpAddr), Vec<_>> = HashMap::new();
-    for (id, member) in old.members() {
-        let key = (member.role, member.endpoint);
-        candidates.entry(key).or_default().push((id, member));
-    }
+    let before: HashMap<&str, (MemberId, &Arc<config::Member>)> = old
+        .members()
+        .map(|(id, member)| (&*member.name, (id, member)))
+        .collect();
     let mut next = old.next;
     let mut members = Vec::with_capacity(settings.members.len());
-    // Equal members first: none of them goes on as another one.
-    let mut found: Vec<Option<u32>> = vec![None; settings.members.len()];
-    for is_equal in [true, false] {
-        for (found, member) in found.iter_mut().zip(&mut settings.members) {
-            let key = (member.role, member.endpoint);
-            let Some(left) = candidates.get_mut(&key).filter(|_| found.is_none()) else {
-                continue;
-            };
-            let is_same = |(id, old): &(MemberId, &Arc<config::Member>)| match is_equal {
-                true => **old == *member,
-                false => goes_on(old, member, &used(*id)),
-            };
-            if let Some(at) = left.iter().position(is_same) {
-                let (id, old) = left.remove(at);
-                *found = Some(id.member);
-                if is_equal {
-                    *member = old.clone();
-                }
-            }
-        }
-    }
-    for found in found {
-        members.push(found.unwrap_or_else(|| {
+    for member in &mut settings.members {
+        let found = before.get(&*member.name).copied();
+        let found = found.filter(|(id, old)| {
+            **old == *member
+                || (old.endpoint == member.endpoint && goes_on(old, member, &used(*id)))
+        });
+        let Some((id, old)) = found else {
+            members.push(next);
             next += 1;
-            next - 1
-        }));
+            continue;
+        };
+        if *old == *member {
+            *member = old.clone();
+        }
+        members.push(id.member);
     }
     Service {
         id: old.id,
@@ -273,8 +254,9 @@ fn followed(
     }
 }
 
-/// Whether a member of the same service, role and endpoint is the same one: its probes leave by the same interface, from the
-/// same source address. `returns` are only where replies may arrive: they change no probe.
+/// Whether a member of the same service, name and endpoint is the same one: its probes leave by the same interface, from the
+/// same source address. `returns` are only where replies may arrive: they change no probe. Role, priority and weight change none
+/// either.
 pub(super) fn goes_on(old: &config::Member, new: &config::Member, used: &Used) -> bool {
     let same_interface = old.interface == new.interface
         || (new.interface.as_ref()).is_none_or(|name| used.interface.contains(name));

@@ -1411,6 +1411,7 @@ pub(super) mod tests {
                     })
                     .collect(),
                 flaps: Default::default(),
+                kept: Vec::new(),
             })
             .collect();
         let moved = old.slot("a", 1);

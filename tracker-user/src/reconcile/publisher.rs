@@ -113,6 +113,15 @@ impl<S: Store> Publisher<S> {
         self.write(&record, snapshot);
     }
 
+    /// Writes down which priority numbers of a service are kept in use from here on.
+    pub fn keep(&mut self, service: &str, kept: Vec<u16>, snapshot: impl FnOnce() -> Snapshot) {
+        let record = Record::Kept {
+            service: service.to_owned(),
+            kept,
+        };
+        self.write(&record, snapshot);
+    }
+
     /// Writes everything down anew, and reports events, which the snapshot has the effects of.
     pub fn begin(
         &mut self,

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracker_ebpf::verdict::{Cause, Verdict};
 
 use super::admin::Admin;
-use crate::config::{Role, words};
+use crate::config::words;
 
 /// So many events are kept for those who ask later.
 pub const CAPACITY: usize = 65_536;
@@ -40,8 +40,8 @@ pub struct Event {
     pub time: Timestamp,
     /// Name of the service; null for a chain's own change.
     pub service: Option<Arc<str>>,
-    /// Role of the member; null for a service's own change. A member's own change is reported only if the service has two.
-    pub member: Option<Role>,
+    /// Name of the member; null for a service's own change. A member's own change is reported only if the service has several.
+    pub member: Option<Arc<str>>,
     /// Behind address of the tracker; null for a member's or a service's own change.
     pub behind: Option<IpAddr>,
     /// Verdict before.
@@ -407,7 +407,7 @@ pub(crate) mod tests {
         Event {
             time: "2026-01-01T00:00:00Z".parse().unwrap(),
             service: Some("fw-1".into()),
-            member: Some(Role::Active),
+            member: Some("active".into()),
             behind: Some("10.20.0.9".parse().unwrap()),
             from: Verdict::Up,
             to: Verdict::Down,

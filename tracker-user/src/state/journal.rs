@@ -60,6 +60,9 @@ pub struct SavedService {
     /// When it left a verdict of `up` or `down`.
     #[serde(default)]
     pub flaps: SavedFlaps,
+    /// The priority numbers that are kept in use without preemption.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<u16>,
 }
 
 /// How often a service left a verdict of `up` or `down`.
@@ -142,6 +145,7 @@ impl SavedService {
                 recent_mono_ns: state.flaps.recent_mono_ns.clone().into(),
                 total: state.flaps.total,
             },
+            kept: state.kept(),
         })
     }
 
@@ -160,6 +164,7 @@ impl SavedService {
                 total: self.flaps.total,
             },
             trackers: trackers.collect(),
+            kept: self.kept.clone(),
         }
     }
 }
@@ -230,6 +235,13 @@ pub enum Record {
         tracker: (u32, u32),
         /// The change, if there is one.
         held: Option<SavedHeld>,
+    },
+    /// The priority numbers of a service that are kept in use without preemption from here on.
+    Kept {
+        /// The service's name.
+        service: String,
+        /// The numbers.
+        kept: Vec<u16>,
     },
     /// A service that came.
     Added(SavedService),
@@ -338,6 +350,11 @@ impl Snapshot {
                     saved.held = held;
                 }
             }
+            Record::Kept { service, kept } => {
+                if let Some(saved) = self.service(&service) {
+                    saved.kept = kept;
+                }
+            }
             Record::Added(added) => {
                 let name = &added.service.name;
                 self.services.retain(|saved| saved.service.name != *name);
@@ -443,6 +460,7 @@ mod tests {
                 trackers: vec![tracker(7), tracker(9)],
             }],
             flaps: SavedFlaps::default(),
+            kept: Vec::new(),
         }
     }
 
@@ -612,6 +630,98 @@ mod tests {
         assert_eq!(members[1], config.services[0].members[1]);
         let written = Record::Snapshot(read.clone()).line();
         assert_eq!(Snapshot::read(&written).unwrap(), read);
+    }
+
+    /// A snapshot with a pool in place of the first service.
+    fn with_pool() -> Snapshot {
+        let config = "[[service]]\nname = \"fw-1\"\nmembers_up = 2\npreempt = false\n[[service.member]]\nname = \"a\"\n\
+            weight = 7\npriority = 0\nendpoint = \"10.9.0.2\"\nbehind = [\"10.20.0.9\", \"10.20.0.8\"]\n\
+            [[service.member]]\npriority = 9\nendpoint = \"10.9.0.3\"\nbehind = [\"10.20.0.9\"]\n\
+            [[service.member]]\nrole = \"standby\"\nname = \"c\"\nendpoint = \"10.9.0.4\"\nbehind = [\"10.20.0.9\"]\n";
+        let mut services = config::parse(config, Path::new("test.toml"))
+            .unwrap()
+            .services;
+        let mut snapshot = snapshot();
+        snapshot.services[0].service = services.remove(0);
+        snapshot
+    }
+
+    #[test]
+    fn a_pool_and_what_is_kept_in_use_of_it_are_read() {
+        let left = with_pool();
+        let mut journal = Record::Snapshot(left.clone()).line();
+        assert_eq!(Snapshot::read(&journal).unwrap(), left);
+        let kept = |service: &str, kept: &[u16]| Record::Kept {
+            service: service.to_owned(),
+            kept: kept.to_vec(),
+        };
+        journal.extend(kept("fw-1", &[0, 9]).line());
+        journal.extend(kept("gone", &[1]).line());
+        let read = Snapshot::read(&journal).unwrap();
+        assert_eq!(read.services[0].kept, [0, 9]);
+        assert_eq!(read.services[0].shown().kept, [0, 9]);
+        // It stays when the journal begins anew, and can end.
+        let mut anew = Record::Snapshot(read).line();
+        assert_eq!(Snapshot::read(&anew).unwrap().services[0].kept, [0, 9]);
+        anew.extend(kept("fw-1", &[]).line());
+        assert_eq!(Snapshot::read(&anew).unwrap().services[0].kept, [0u16; 0]);
+        // What has no pool is written as before there were any.
+        let text = String::from_utf8(Record::Snapshot(snapshot()).line()).unwrap();
+        for new in [
+            "name\":\"active",
+            "priority",
+            "weight",
+            "members_up",
+            "keeps",
+            "kept",
+        ] {
+            assert!(!text.contains(new), "{new} in {text}");
+        }
+        assert!(text.contains("\"role\":\"active\""), "{text}");
+    }
+
+    #[test]
+    fn a_pool_that_no_document_has_is_refused() {
+        let with = |change: &dyn Fn(&mut Service)| {
+            let mut left = with_pool();
+            change(&mut left.services[0].service);
+            Snapshot::read(&Record::Snapshot(left).line())
+        };
+        let member = |service: &mut Service, at: usize, change: fn(&mut config::Member)| {
+            change(std::sync::Arc::make_mut(&mut service.members[at]));
+        };
+        assert!(with(&|_| {}).is_ok());
+        type Change<'c> = &'c dyn Fn(&mut Service);
+        let changes: [(&str, Change<'_>); 6] = [
+            ("member \"a\" is there twice", &|service| {
+                member(service, 1, |member| member.name = "a".into());
+            }),
+            ("a name has no spaces", &|service| {
+                member(service, 0, |member| member.name = "a b".into());
+            }),
+            ("weight 0", &|service| {
+                member(service, 0, |member| member.weight = 0);
+            }),
+            ("weight 257", &|service| {
+                member(service, 0, |member| member.weight = 257);
+            }),
+            ("4 of 3 members", &|service| {
+                service.members_up = config::Policy::AtLeast(4);
+            }),
+            ("0 of 3 members", &|service| {
+                service.members_up = config::Policy::AtLeast(0);
+            }),
+        ];
+        for (what, change) in changes {
+            let why = with(change).unwrap_err();
+            assert!(why.contains(what), "{what}: {why}");
+        }
+        let twice = with(&|service| {
+            member(service, 0, |member| {
+                (member.role, member.priority) = (Some(config::Role::Standby), 1);
+            });
+        });
+        assert!(twice.unwrap_err().contains("roles [Standby, Standby]"));
     }
 
     #[test]

@@ -6,5 +6,6 @@ pub mod flaps;
 pub mod hold_down;
 pub mod journal;
 pub mod policy;
+pub mod selection;
 pub mod tree;
 pub mod verdict_log;

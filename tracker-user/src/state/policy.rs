@@ -8,7 +8,8 @@ use crate::config::Policy;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     unknown: usize,
-    up: usize,
+    /// How many are up.
+    pub up: usize,
     down: usize,
 }
 

@@ -3,7 +3,7 @@
 //! The tree has no clock and does no input or output. It follows the desired state, is told of changes with the time at which
 //! they were seen, and answers with the events that they cause. `api::status` makes the status of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,8 @@ use super::events::{Event, EventKind, Fault};
 use super::flaps::Flaps;
 use super::hold_down::{Held, TrackerState};
 use super::policy::Tally;
-use crate::config::{Hub, Member, Owner, Role};
+use super::selection::{Choice, Selected, Selection, Standing};
+use crate::config::{Hub, Member, Owner, Policy};
 use crate::desired::diff::{Diff, MemberDiff, ServiceDiff};
 use crate::desired::model::{Desired, MemberId, Service, ServiceId, TrackerRef};
 use crate::plan::mode::{Mode, SendWay};
@@ -67,10 +68,16 @@ pub struct StateTree {
     behind: HashMap<ServiceId, Vec<ServiceId>>,
     /// When each change that is held down becomes due, by the monotonic clock.
     due: BTreeSet<(u64, TrackerRef)>,
+    /// Services whose members in use are others than were written down.
+    unkept: BTreeSet<ServiceId>,
 }
 
 /// A wall clock that is off by so much was set, and did not just run a little faster or slower.
 const CLOCK_STEP_NS: i128 = 1_000_000_000;
+
+/// Beside the time of `rise` replies, a member has so long until its first verdict: its next hop has to be found. A service
+/// without preemption keeps the member in use from then on.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// What is reported of a service.
 #[derive(Clone, Debug)]
@@ -83,6 +90,18 @@ pub struct ServiceState {
     pub owner: Owner,
     /// Its members, in the order of the settings.
     pub members: Vec<MemberState>,
+    /// The positions of its members by their numbers, if those are not the positions.
+    positions: HashMap<u32, usize>,
+    /// How many members must be up.
+    members_up: Policy,
+    /// Whether it is a high-availability pair.
+    is_pair: bool,
+    /// Whether a member with a lower priority number takes over when it comes up.
+    preempt: bool,
+    /// How many members there are of each verdict that counts.
+    tally: Tally,
+    /// Which members are in use.
+    selection: Selection,
     /// Its verdict, by what counts of its members.
     pub verdict: Verdict,
     /// What counts of it, by its admin state.
@@ -121,6 +140,8 @@ pub struct MemberState {
     pub verdict: Verdict,
     /// What counts of it, by its admin state.
     pub effective: Verdict,
+    /// Whether something else than `unknown` ever counted of it.
+    is_decided: bool,
     /// What an operator imposes on it.
     pub admin: Arc<Admin>,
     /// The verdict that was last reported, if maintenance held back a change.
@@ -156,6 +177,8 @@ pub struct Shown {
     pub flaps: Flaps,
     /// By member and tracker.
     pub trackers: Vec<Vec<(TrackerState, Option<Held>)>>,
+    /// The priority numbers that are kept in use without preemption.
+    pub kept: Vec<u16>,
 }
 
 /// What is reported of a chain.
@@ -184,24 +207,80 @@ impl MemberState {
             .find(|slot| slot.shown.verdict == self.verdict);
         slot.map(|slot| slot.shown.clone()).unwrap_or_default()
     }
+
+    /// What decides whether it is in use.
+    fn standing(&self) -> Standing {
+        Standing {
+            priority: self.settings.priority,
+            effective: self.effective,
+            is_decided: self.is_decided,
+        }
+    }
 }
 
 impl ServiceState {
-    /// The member in use: the active one while up, else the standby one while up.
-    pub fn selected(&self) -> Role {
-        let up = |role| {
-            self.members
-                .iter()
-                .any(|member| member.settings.role == role && member.effective == Verdict::Up)
-        };
-        if !up(Role::Active) && up(Role::Standby) {
-            Role::Standby
-        } else {
-            Role::Active
+    /// Whether it has several members and is no high-availability pair.
+    pub fn is_pool(&self) -> bool {
+        self.members.len() > 1 && !self.is_pair
+    }
+
+    /// How many members must be up.
+    pub fn needed(&self) -> usize {
+        self.members_up.needed(self.members.len())
+    }
+
+    fn choice(&self) -> Choice {
+        Choice {
+            // A pair has one member in use.
+            needed: if self.is_pair { 1 } else { self.needed() },
+            preempt: self.preempt,
         }
     }
 
-    /// What decides: the selected member while up, else the first with the service's own verdict.
+    /// The members that are up and in use.
+    fn in_use(&self) -> impl Iterator<Item = &MemberState> {
+        let used = self.selection.used(self.choice());
+        self.members.iter().filter(move |member| {
+            member.effective == Verdict::Up && used.contains(&member.settings.priority)
+        })
+    }
+
+    /// The member in use of a pair, or the only one; of a pool those that are up and have the priority numbers in use.
+    pub fn selected(&self) -> Selected {
+        let name = |member: &MemberState| member.settings.name.clone();
+        if self.is_pool() {
+            return Selected::Several(self.in_use().map(name).collect());
+        }
+        // If none is up, it is the active one.
+        let first = || {
+            self.members
+                .iter()
+                .min_by_key(|member| member.settings.priority)
+        };
+        let one = self.in_use().next().or_else(first);
+        Selected::One(one.map_or_else(|| "".into(), name))
+    }
+
+    /// The priority numbers that are kept in use without preemption.
+    pub fn kept(&self) -> Vec<u16> {
+        self.selection.kept()
+    }
+
+    /// Has something else count of a member.
+    fn set_effective(&mut self, index: usize, effective: Verdict) {
+        let member = &mut self.members[index];
+        let from = member.standing();
+        member.effective = effective;
+        member.is_decided |= effective != Verdict::Unknown;
+        let to = member.standing();
+        if from != to {
+            *self.tally.of(from.effective) -= 1;
+            *self.tally.of(to.effective) += 1;
+            self.selection.change(from, to);
+        }
+    }
+
+    /// What decides: the first selected member while up, else the first with the service's own verdict.
     pub fn deciding(&self) -> TrackerState {
         if let Some(before) = &self.depends {
             return TrackerState {
@@ -210,26 +289,40 @@ impl ServiceState {
                 detail: Some(format!("{before} is down")),
             };
         }
-        let selected = self.selected();
-        let decides = |member: &&MemberState| {
-            member.effective == self.verdict
-                && (self.verdict != Verdict::Up || member.settings.role == selected)
+        let mut members = self.members.iter();
+        let member = match self.verdict {
+            Verdict::Up => self.in_use().next(),
+            verdict => members.find(|member| member.effective == verdict),
         };
-        let member = self.members.iter().find(decides);
         let Some(member) = member else {
             return TrackerState::default();
         };
-        match member.admin.is_auto() {
-            true => member.deciding(),
-            false => TrackerState {
-                detail: Some(format!(
-                    "{} is in admin state {}",
-                    member.settings.role,
-                    member.admin.text()
-                )),
-                ..member.deciding()
+        let name = &member.settings.name;
+        let of_member = member.deciding();
+        let is_lacking = self.is_pool() && self.verdict != Verdict::Up;
+        let detail = match (member.admin.is_auto(), of_member.detail) {
+            (false, _) => Some(format!("{name} is in admin state {}", member.admin.text())),
+            (true, Some(detail)) if is_lacking => Some(format!("{name}: {detail}")),
+            (true, detail) => detail,
+        };
+        TrackerState {
+            detail: match is_lacking {
+                true => Some(self.lack(detail)),
+                false => detail,
             },
+            ..of_member
         }
+    }
+
+    /// How many members of a pool that is not up are, and more about the first that is not.
+    fn lack(&self, detail: Option<String>) -> String {
+        let Tally { up, .. } = self.tally;
+        let (count, needed) = (self.members.len(), self.needed());
+        let more = detail.map(|detail| format!("; {detail}"));
+        format!(
+            "{up} of {count} members up, {needed} needed{}",
+            more.unwrap_or_default()
+        )
     }
 
     /// Whether events of this member and its trackers are held back.
@@ -292,11 +385,11 @@ impl ServiceState {
 
     /// The member of a number, and its position.
     fn member(&self, id: u32) -> Option<(usize, &MemberState)> {
-        // Numbers are positions until the first change.
-        let is_it = |at: &usize| self.members.get(*at).is_some_and(|member| member.id == id);
-        let at = Some(id as usize).filter(is_it);
-        let at = at.or_else(|| self.members.iter().position(|member| member.id == id))?;
-        Some((at, &self.members[at]))
+        let at = match self.positions.is_empty() {
+            true => id as usize,
+            false => *self.positions.get(&id)?,
+        };
+        Some((at, self.members.get(at)?))
     }
 
     fn member_mut(&mut self, id: u32) -> Option<&mut MemberState> {
@@ -307,34 +400,46 @@ impl ServiceState {
     /// Reports the end of what was known of a service: a reader of the events is not left with a verdict that will never
     /// change again.
     fn retire(&self, seen: Seen, events: &mut Vec<Event>) {
-        let mut end = |member, behind, from| {
-            if from != Verdict::Unknown {
-                let subject = Subject {
-                    service: Some(&self.name),
-                    member,
-                    behind,
-                    chain: None,
-                };
-                let why = TrackerState {
-                    detail: Some("removed".to_owned()),
-                    ..Default::default()
-                };
-                events.push(Event {
-                    kind: EventKind::Removed,
-                    ..seen.event(subject, from, why, Verdict::Unknown)
-                });
-            }
-        };
         for member in &self.members {
-            let role = Some(member.settings.role);
-            for (config, slot) in member.settings.trackers.iter().zip(&member.trackers) {
-                end(role, Some(config.behind), slot.told());
-            }
-            if self.members.len() > 1 {
-                end(role, None, member.told.unwrap_or(member.verdict));
-            }
+            self.retire_member(member, seen, events);
         }
-        end(None, None, self.told.unwrap_or(self.verdict));
+        let told = self.told.unwrap_or(self.verdict);
+        events.extend(self.end(None, None, told, seen));
+    }
+
+    /// Reports the end of what was known of a member.
+    fn retire_member(&self, member: &MemberState, seen: Seen, events: &mut Vec<Event>) {
+        let trackers = member.settings.trackers.iter().zip(&member.trackers);
+        events.extend(trackers.filter_map(|(config, slot)| {
+            self.end(Some(member), Some(config.behind), slot.told(), seen)
+        }));
+        if self.members.len() > 1 {
+            let told = member.told.unwrap_or(member.verdict);
+            events.extend(self.end(Some(member), None, told, seen));
+        }
+    }
+
+    fn end(
+        &self,
+        member: Option<&MemberState>,
+        behind: Option<IpAddr>,
+        from: Verdict,
+        seen: Seen,
+    ) -> Option<Event> {
+        let subject = Subject {
+            service: Some(&self.name),
+            member: member.map(|member| &member.settings.name),
+            behind,
+            chain: None,
+        };
+        let why = TrackerState {
+            detail: Some("removed".to_owned()),
+            ..Default::default()
+        };
+        (from != Verdict::Unknown).then(|| Event {
+            kind: EventKind::Removed,
+            ..seen.event(subject, from, why, Verdict::Unknown)
+        })
     }
 }
 
@@ -350,7 +455,7 @@ pub struct AdminOf {
 /// What an event is about; everything else about it is its cause.
 struct Subject<'a> {
     service: Option<&'a Arc<str>>,
-    member: Option<Role>,
+    member: Option<&'a Arc<str>>,
     behind: Option<IpAddr>,
     chain: Option<&'a Arc<str>>,
 }
@@ -367,7 +472,7 @@ impl Seen {
         Event {
             time: self.now.wall,
             service: subject.service.cloned(),
-            member: subject.member,
+            member: subject.member.cloned(),
             behind: subject.behind,
             from,
             to,
@@ -434,6 +539,7 @@ impl StateTree {
             self.update(service, seen, &mut told);
             if let Some(state) = self.services.get_mut(&service) {
                 (state.since, state.flaps) = (known.since, known.flaps);
+                state.selection.resume(&known.kept);
                 // It was counted by the earlier daemon.
                 state.transitions.clear();
             }
@@ -454,6 +560,7 @@ impl StateTree {
             since: service.since,
             flaps: service.flaps.clone(),
             trackers: members.collect(),
+            kept: service.kept(),
         })
     }
 
@@ -478,8 +585,28 @@ impl StateTree {
         }
         for service in &diff.changed {
             let old = self.take(service.new.id);
+            if let Some(old) = &old {
+                let names: HashSet<&str> = (service.members.iter())
+                    .map(|member| &*member.new.name)
+                    .collect();
+                for (id, member) in &service.removed {
+                    // An only member that is replaced shows in the service's own verdict.
+                    let is_gone = old.members.len() > 1 || !names.contains(&*member.name);
+                    if let Some((_, member)) = old.member(id.member).filter(|_| is_gone) {
+                        old.retire_member(member, seen, &mut events);
+                    }
+                }
+            }
             let new = service_state(service, old, now);
             self.due.extend(new.due());
+            let ends = new.members.iter().filter_map(|member| {
+                let of = AdminOf {
+                    service: new.id,
+                    member: Some(member.id),
+                };
+                Some((member.admin.until?, of))
+            });
+            self.ends.extend(ends);
             self.services.insert(new.id, new);
         }
         self.desired = desired.clone();
@@ -765,7 +892,7 @@ impl StateTree {
                 if member.admin == admin {
                     return events;
                 }
-                subject.member = Some(member.settings.role);
+                subject.member = Some(&member.settings.name);
                 let effective = admin.effective(member.verdict, member.effective);
                 let counts = (member.effective, effective);
                 events.push(admin_event(
@@ -775,8 +902,8 @@ impl StateTree {
                     member.deciding(),
                     counts,
                 ));
-                let member = &mut service.members[index];
-                (member.admin, member.effective) = (admin, effective);
+                service.members[index].admin = admin;
+                service.set_effective(index, effective);
             }
         }
         service.tell_held(seen, &mut events);
@@ -803,12 +930,14 @@ impl StateTree {
                 service.admin = Arc::new(admin);
             }
             Some(id) => {
-                if let Some(member) = service.member_mut(id) {
-                    member.effective = admin.effective(member.verdict, effective);
-                    member.admin = Arc::new(admin);
+                if let Some((index, member)) = service.member(id) {
+                    let effective = admin.effective(member.verdict, effective);
+                    service.members[index].admin = Arc::new(admin);
+                    service.set_effective(index, effective);
                 }
             }
         }
+        let kept = service.kept();
         let seen = Seen {
             now,
             detection_ns: None,
@@ -816,6 +945,12 @@ impl StateTree {
         // What follows was reported by the earlier daemon.
         let mut told = Vec::new();
         self.update_service(of.service, seen, &mut told);
+        if let Some(service) = self.services.get_mut(&of.service)
+            && !kept.is_empty()
+        {
+            // What is kept in use is so by all admin states together, and others may follow.
+            service.selection.resume(&kept);
+        }
         self.update_chains(self.alone(of.service), seen, &mut told);
     }
 
@@ -856,6 +991,15 @@ impl StateTree {
     /// A number that is different after each [`Self::apply`], which may give positions another meaning.
     pub const fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Takes off the services of which other priority numbers are kept in use since this was last asked, with these numbers.
+    pub fn take_kept(&mut self) -> Vec<(Arc<str>, Vec<u16>)> {
+        let services = std::mem::take(&mut self.unkept).into_iter();
+        let services = services.filter_map(|id| self.services.get(&id));
+        services
+            .map(|service| (service.name.clone(), service.kept()))
+            .collect()
     }
 
     /// The services by their numbers, in the order in which they are reported.
@@ -917,7 +1061,9 @@ impl StateTree {
         let member = &mut service.members[index];
         let (from, to) = (member.verdict, member.tally.by(member.settings.policy));
         member.verdict = to;
-        member.effective = member.admin.effective(to, member.effective);
+        let effective = member.admin.effective(to, member.effective);
+        service.set_effective(index, effective);
+        let member = &mut service.members[index];
         if from == to {
             return;
         }
@@ -962,7 +1108,14 @@ impl StateTree {
             return false;
         };
         let from = service.verdict;
-        let measured = Tally::count(service.members.iter().map(|member| member.effective)).any();
+        let measured = service.tally.by(service.members_up);
+        if !service.preempt {
+            let before = service.kept();
+            service.selection.settle(service.choice(), seen.now.mono_ns);
+            if service.kept() != before {
+                self.unkept.insert(service.id);
+            }
+        }
         // A `down` that was told before is not taken back.
         service.depends = before.filter(|_| (from, measured) != (Verdict::Down, Verdict::Down));
         let to = match service.depends {
@@ -1039,7 +1192,7 @@ fn tracker_event(
     let state = member.trackers[tracker as usize].shown.clone();
     let subject = Subject {
         service: Some(service),
-        member: Some(member.settings.role),
+        member: Some(&member.settings.name),
         behind: Some(member.settings.trackers[tracker as usize].behind),
         chain: None,
     };
@@ -1062,7 +1215,7 @@ fn tracker_event(
 fn member_event(service: &Arc<str>, member: &MemberState, seen: Seen, from: Verdict) -> Event {
     let subject = Subject {
         service: Some(service),
-        member: Some(member.settings.role),
+        member: Some(&member.settings.name),
         behind: None,
         chain: None,
     };
@@ -1113,6 +1266,12 @@ fn service_state(service: &ServiceDiff, old: Option<ServiceState>, now: Stamp) -
         name: settings.name.as_str().into(),
         owner: settings.owner,
         members: Vec::new(),
+        positions: HashMap::new(),
+        members_up: settings.members_up,
+        is_pair: false,
+        preempt: settings.preempt,
+        tally: Tally::default(),
+        selection: Selection::default(),
         verdict: Verdict::Unknown,
         effective: Verdict::Unknown,
         admin: Arc::default(),
@@ -1122,16 +1281,71 @@ fn service_state(service: &ServiceDiff, old: Option<ServiceState>, now: Stamp) -
         transitions: Vec::new(),
         depends: None,
     });
-    let mut before: HashMap<u32, MemberState> = old
-        .members
-        .into_iter()
-        .map(|member| (member.id, member))
+    // What is in use when preemption is switched off stays in use.
+    let kept: HashSet<u32> = match (settings.preempt, old.preempt) {
+        (true, _) => HashSet::new(),
+        (false, true) => old.in_use().map(|member| member.id).collect(),
+        (false, false) => {
+            let kept: BTreeSet<u16> = old.kept().into_iter().collect();
+            let in_use = old.in_use();
+            in_use
+                .filter(|member| kept.contains(&member.settings.priority))
+                .map(|member| member.id)
+                .collect()
+        }
+    };
+    let mut imposed: HashMap<Arc<str>, (Arc<Admin>, Verdict)> = HashMap::new();
+    let mut before: HashMap<u32, MemberState> = HashMap::new();
+    for member in old.members {
+        if !member.admin.is_auto() {
+            let name = member.settings.name.clone();
+            imposed.insert(name, (member.admin.clone(), member.effective));
+        }
+        before.insert(member.id, member);
+    }
+    let members: Vec<MemberState> = (service.members.iter())
+        .map(|member| {
+            let old = before.remove(&member.id.member);
+            let is_new = old.is_none();
+            let mut state = member_state(member, old);
+            // An operator names a member: what is imposed stays when it is connected in another way.
+            if let Some((admin, effective)) = imposed.get(&state.settings.name).filter(|_| is_new) {
+                state.admin = admin.clone();
+                state.effective = admin.effective(state.verdict, *effective);
+                state.is_decided |= state.effective != Verdict::Unknown;
+            }
+            state
+        })
         .collect();
-    let members = service.members.iter();
-    let members = members.map(|member| member_state(member, before.remove(&member.id.member)));
+    let has_positions = (0..).zip(&members).all(|(at, member)| member.id == at);
+    let positions = (0..).zip(&members).filter(|_| !has_positions);
+    let came = service.members.iter().filter(|member| member.old.is_none());
+    let grace = came.flat_map(|member| &member.new.trackers).map(|tracker| {
+        let first = tracker.interval.saturating_mul(tracker.rise.into());
+        first.saturating_add(tracker.timeout).saturating_add(GRACE)
+    });
+    let grace_ns = |grace: Duration| u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+    let grace_ends_ns = grace
+        .max()
+        .map(|grace| now.mono_ns.saturating_add(grace_ns(grace)));
+    let selection = Selection::new(
+        members.iter().map(MemberState::standing),
+        (members.iter())
+            .filter(|member| kept.contains(&member.id))
+            .map(|member| member.settings.priority),
+        grace_ends_ns.map_or(old.selection.grace_ends_ns(), |ends| {
+            ends.max(old.selection.grace_ends_ns())
+        }),
+    );
     ServiceState {
         owner: settings.owner,
-        members: members.collect(),
+        positions: positions.map(|(at, member)| (member.id, at)).collect(),
+        members_up: settings.members_up,
+        is_pair: settings.is_pair(),
+        preempt: settings.preempt,
+        tally: Tally::count(members.iter().map(|member| member.effective)),
+        selection,
+        members,
         ..old
     }
 }
@@ -1146,6 +1360,7 @@ fn member_state(member: &MemberDiff, old: Option<MemberState>) -> MemberState {
         tally: Tally::default(),
         verdict: Verdict::Unknown,
         effective: Verdict::Unknown,
+        is_decided: false,
         admin: Arc::default(),
         told: None,
     });
@@ -1345,7 +1560,7 @@ behind = ["10.20.2.9"]
             None => format!(
                 "{} {} {}",
                 part(event.service.as_ref().map(|name| name.to_string())),
-                part(event.member.map(|member| member.to_string())),
+                part(event.member.as_ref().map(|member| member.to_string())),
                 part(event.behind.map(|behind| behind.to_string()))
             ),
         };
@@ -1511,8 +1726,13 @@ behind = ["10.20.2.9"]
         let chain = "[[chain]]\nname = \"net\"\nservices = [\"pair\", \"fw\"]\n";
         let text = format!("{PAIR}{}{chain}", single("fw", "\"any\"", 1));
         let mut tree = StateTree::of(&read(&text), at(0));
-        let selected = |tree: &StateTree| tree.status(|_| Counters::default()).services[0].selected;
-        assert_eq!(selected(&tree), Role::Active);
+        let selected = |tree: &StateTree| {
+            tree.status(|_| Counters::default()).services[0]
+                .selected
+                .clone()
+        };
+        let one = |name: &str| Selected::One(name.into());
+        assert_eq!(selected(&tree), one("active"));
         let mut tell = |service, member, verdict| {
             let events =
                 tree.tracker_changed(place(service, member, 0), state(verdict), at(1), None);
@@ -1532,7 +1752,7 @@ behind = ["10.20.2.9"]
                     "pair standby - unknown>up replied",
                     "pair - - unknown>up replied",
                 ]),
-                Role::Standby
+                one("standby")
             )
         );
         assert_eq!(
@@ -1542,7 +1762,7 @@ behind = ["10.20.2.9"]
                     "pair active 10.20.1.9 unknown>up replied",
                     "pair active - unknown>up replied",
                 ]),
-                Role::Active
+                one("active")
             )
         );
         assert_eq!(
@@ -1553,7 +1773,7 @@ behind = ["10.20.2.9"]
                     "fw - - unknown>up replied",
                     "chain net unknown>up replied",
                 ]),
-                Role::Active
+                one("active")
             )
         );
         assert_eq!(
@@ -1563,7 +1783,7 @@ behind = ["10.20.2.9"]
                     "pair active 10.20.1.9 up>down no-reply",
                     "pair active - up>down no-reply",
                 ]),
-                Role::Standby
+                one("standby")
             )
         );
         assert_eq!(
@@ -1575,7 +1795,7 @@ behind = ["10.20.2.9"]
                     "pair - - up>down no-reply",
                     "chain net up>down no-reply",
                 ]),
-                Role::Active
+                one("active")
             )
         );
         // A chain with a service that is down is down, whatever is unknown of the others.
@@ -1913,6 +2133,344 @@ behind = ["10.20.2.9"]
         );
     }
 
+    /// A pool with lines of the service, and of each of its members, which have one tracker each.
+    fn pool(lines: &str, members: &[&str]) -> String {
+        let mut text = format!("[[service]]\nname = \"pool\"\n{lines}\n");
+        for (number, lines) in members.iter().enumerate() {
+            text.push_str(&format!(
+                "[[service.member]]\nendpoint = \"10.9.{number}.2\"\nbehind = [\"10.20.{number}.9\"]\n{lines}\n"
+            ));
+        }
+        text
+    }
+
+    fn named(names: &[&str]) -> Vec<String> {
+        names
+            .iter()
+            .map(|name| format!("name = \"{name}\""))
+            .collect()
+    }
+
+    /// The names of the members in use.
+    fn in_use(tree: &StateTree) -> Vec<String> {
+        let status = tree.status(|_| Counters::default());
+        let names = status.services[0].selected.names().iter();
+        names.map(ToString::to_string).collect()
+    }
+
+    fn lines_of(lines: &[String]) -> Vec<&str> {
+        lines.iter().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_pool_is_up_while_enough_of_its_members_are() {
+        let names = named(&["a", "b", "c"]);
+        let text = pool("members_up = 2", &lines_of(&names));
+        let mut tree = StateTree::of(&read(&text), at(0));
+        let mut tell = |member, verdict| {
+            let events = tree.tracker_changed(place(0, member, 0), state(verdict), at(1), None);
+            let details: Vec<_> = (events.iter())
+                .filter(|event| event.member.is_none())
+                .map(|event| event.detail.as_deref().unwrap_or_default().to_owned())
+                .collect();
+            (shorts(&events), details, in_use(&tree))
+        };
+        let of_member = |name: &str, number: u8, change: &str| {
+            vec![
+                format!("pool {name} 10.20.{number}.9 {change}"),
+                format!("pool {name} - {change}"),
+            ]
+        };
+        let with = |mut lines: Vec<String>, service: &str| {
+            lines.push(format!("pool - - {service}"));
+            lines
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(
+            tell(0, Verdict::Up),
+            (
+                of_member("a", 0, "unknown>up replied"),
+                vec![],
+                vec!["a".to_owned()]
+            )
+        );
+        let (lines, details, used) = tell(1, Verdict::Up);
+        assert_eq!(
+            lines,
+            with(
+                of_member("b", 1, "unknown>up replied"),
+                "unknown>up replied"
+            )
+        );
+        assert_eq!(
+            (details, used),
+            (vec![String::new()], vec!["a".to_owned(), "b".to_owned()])
+        );
+        tell(2, Verdict::Up);
+        let (lines, _, used) = tell(0, Verdict::Down);
+        assert_eq!(lines, of_member("a", 0, "up>down no-reply"));
+        assert_eq!(used, ["b", "c"]);
+        let (lines, details, used) = tell(2, Verdict::Down);
+        assert_eq!(
+            lines,
+            with(of_member("c", 2, "up>down no-reply"), "up>down no-reply")
+        );
+        assert_eq!(details, ["1 of 3 members up, 2 needed"]);
+        assert_eq!(used, ["b"]);
+        // One that is unknown may still be up.
+        let (lines, ..) = tell(2, Verdict::Unknown);
+        assert_eq!(
+            lines,
+            with(
+                of_member("c", 2, "down>unknown no-reply"),
+                "down>unknown no-reply"
+            )
+        );
+        tell(1, Verdict::Down);
+        let (.., used) = tell(2, Verdict::Down);
+        assert_eq!(used, none);
+        let status = tree.status(|_| Counters::default());
+        let service = &status.services[0];
+        assert_eq!(
+            (service.members_up, &service.selected),
+            (Some(2), &Selected::Several(vec![]))
+        );
+        let member = &service.members[1];
+        assert_eq!(
+            (
+                member.name.as_str(),
+                member.role,
+                member.priority,
+                member.weight
+            ),
+            ("b", None, Some(0), Some(1))
+        );
+    }
+
+    #[test]
+    fn priority_numbers_are_used_from_the_lowest_on_and_admin_states_count() {
+        let lines = [
+            "name = \"a\"",
+            "name = \"b\"\npriority = 1",
+            "name = \"c\"\npriority = 1",
+            "name = \"d\"\npriority = 2",
+        ];
+        let mut tree = StateTree::of(&read(&pool("members_up = 2", &lines)), at(0));
+        for member in 0..4 {
+            tree.tracker_changed(place(0, member, 0), state(Verdict::Up), at(1), None);
+        }
+        assert_eq!(in_use(&tree), ["a", "b", "c"]);
+        let impose = |tree: &mut StateTree, member, word: &str| {
+            let admin: Admin = serde_json::from_str(&format!(
+                "{{\"state\":\"{word}\",\"reason\":null,\"until\":null,\"by\":null}}"
+            ))
+            .unwrap();
+            let of = AdminOf {
+                service: 0,
+                member: Some(member),
+            };
+            shorts(&tree.set_admin(of, admin, at(2)))
+        };
+        assert_eq!(impose(&mut tree, 1, "down"), ["pool b - up>down replied"]);
+        assert_eq!(in_use(&tree), ["a", "c"]);
+        impose(&mut tree, 0, "down");
+        assert_eq!(in_use(&tree), ["c", "d"]);
+        // One in maintenance counts as before, whatever its probes say.
+        impose(&mut tree, 2, "maintenance");
+        tree.tracker_changed(place(0, 2, 0), state(Verdict::Down), at(3), None);
+        assert_eq!(in_use(&tree), ["c", "d"]);
+        let told = impose(&mut tree, 3, "down");
+        assert_eq!(
+            told,
+            ["pool d - up>down replied", "pool - - up>down replied"]
+        );
+        impose(&mut tree, 0, "auto");
+        assert_eq!(in_use(&tree), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_pair_without_preemption_keeps_its_standby_until_that_falls() {
+        let text = PAIR.replacen("name = \"pair\"", "name = \"pair\"\npreempt = false", 1);
+        let config = read(&text);
+        let mut tree = StateTree::of(&config, at(0));
+        let tell = |tree: &mut StateTree, member, verdict, ms| {
+            tree.tracker_changed(place(0, member, 0), state(verdict), at(ms), None);
+            in_use(tree).concat()
+        };
+        // The order of first verdicts decides nothing.
+        assert_eq!(tell(&mut tree, 1, Verdict::Up, 1), "standby");
+        assert_eq!(tell(&mut tree, 0, Verdict::Up, 2), "active");
+        assert_eq!(tree.take_kept(), [("pair".into(), vec![0])]);
+        assert_eq!(tell(&mut tree, 0, Verdict::Down, 3), "standby");
+        assert_eq!(tree.take_kept(), [("pair".into(), vec![1])]);
+        assert_eq!(tell(&mut tree, 0, Verdict::Up, 4), "standby");
+        assert_eq!(tree.take_kept(), []);
+
+        // The next daemon goes on with it.
+        let mut next = StateTree::of(&config, at(5));
+        next.restore([(0, tree.shown(0).unwrap())], at(5));
+        assert_eq!(in_use(&next), ["standby"]);
+        assert_eq!(tell(&mut next, 1, Verdict::Down, 6), "active");
+        assert_eq!(tell(&mut next, 1, Verdict::Up, 7), "active");
+
+        // With preemption the active one is back at once; without it again, what is in use stays.
+        let preempting = read(PAIR);
+        tree.replace(&preempting, at(8), unused);
+        assert_eq!(in_use(&tree), ["active"]);
+        tell(&mut tree, 0, Verdict::Down, 9);
+        tree.replace(&config, at(10), unused);
+        assert_eq!(tell(&mut tree, 0, Verdict::Up, 11), "standby");
+        // None is up: the active one has the name, and the first that comes is in use.
+        assert_eq!(tell(&mut tree, 0, Verdict::Down, 12), "standby");
+        assert_eq!(tell(&mut tree, 1, Verdict::Down, 13), "active");
+        assert_eq!(tell(&mut tree, 1, Verdict::Up, 14), "standby");
+        assert_eq!(tell(&mut tree, 0, Verdict::Up, 15), "standby");
+    }
+
+    #[test]
+    fn an_active_that_comes_late_leaves_the_standby_in_use() {
+        let text = PAIR.replacen("name = \"pair\"", "name = \"pair\"\npreempt = false", 1);
+        let mut tree = StateTree::of(&read(&text), at(0));
+        tree.tracker_changed(place(0, 1, 0), state(Verdict::Up), at(1), None);
+        assert_eq!(in_use(&tree), ["standby"]);
+        tree.tracker_changed(place(0, 0, 0), state(Verdict::Up), at(60_000), None);
+        assert_eq!(in_use(&tree), ["standby"]);
+    }
+
+    #[test]
+    fn a_change_of_one_member_of_a_pool_leaves_the_others_alone() {
+        let text = |b: &str, more: &str| {
+            pool("members_up = 2", &["name = \"a\"", b, "name = \"c\""]) + more
+        };
+        let config = read(&text("name = \"b\"", ""));
+        let mut tree = StateTree::of(&config, at(0));
+        for member in 0..3 {
+            tree.tracker_changed(place(0, member, 0), state(Verdict::Up), at(1), None);
+        }
+        let slots = [(0u32, 7u32), (1, 8), (2, 9)];
+        for (member, slot) in slots {
+            tree.place_tracker(place(0, member, 0), slot);
+        }
+        let known = |tree: &StateTree| {
+            let service = tree.services().next().unwrap();
+            let members = service.members.iter();
+            let members = members.map(|member| {
+                let name = member.settings.name.to_string();
+                (name, member.verdict, member.trackers[0].slot)
+            });
+            (service.since, members.collect::<Vec<_>>())
+        };
+        let before = known(&tree);
+        // Weights, priorities and the order change what is in use, and nothing else.
+        let events = tree.replace(
+            &read(&text("name = \"b\"\nweight = 9\npriority = 3", "")),
+            at(2),
+            unused,
+        );
+        assert_eq!((events, known(&tree)), (vec![], before.clone()));
+        assert_eq!(in_use(&tree), ["a", "c"]);
+
+        // Another endpoint is another member, which is told; the service stays up by the others.
+        let moved = text("name = \"b\"", "").replace("10.9.1.2", "10.9.9.2");
+        let events = tree.replace(&read(&moved), at(3), unused);
+        assert_eq!(
+            shorts(&events),
+            [
+                "pool b 10.20.1.9 up>unknown no-reply",
+                "pool b - up>unknown no-reply"
+            ]
+        );
+        assert!(events.iter().all(|event| event.kind == EventKind::Removed));
+        let (since, members) = known(&tree);
+        assert_eq!(since, before.0);
+        assert_eq!([&members[0], &members[2]], [&before.1[0], &before.1[2]]);
+        assert_eq!(members[1], ("b".to_owned(), Verdict::Unknown, None));
+        // Its number is a new one: what is found of the old one changes nothing.
+        assert_eq!(
+            tree.tracker_changed(place(0, 1, 0), state(Verdict::Down), at(4), None),
+            []
+        );
+        tree.tracker_changed(place(0, 3, 0), state(Verdict::Up), at(4), None);
+        assert_eq!(in_use(&tree), ["a", "b", "c"]);
+
+        // Without its last members but one, too few are up.
+        let fewer = read(&pool("members_up = 2", &["name = \"c\"", "name = \"z\""]));
+        let fewer = Config {
+            services: vec![Service {
+                members: vec![
+                    config.services[0].members[2].clone(),
+                    fewer.services[0].members[1].clone(),
+                ],
+                ..fewer.services[0].clone()
+            }],
+            ..fewer
+        };
+        let events = tree.replace(&fewer, at(5), unused);
+        assert_eq!(
+            shorts(&events),
+            [
+                "pool a 10.20.0.9 up>unknown no-reply",
+                "pool a - up>unknown no-reply",
+                "pool b 10.20.1.9 up>unknown no-reply",
+                "pool b - up>unknown no-reply",
+                "pool - - up>unknown no-reply",
+            ]
+        );
+    }
+
+    /// Each change of a member of a large pool costs the same.
+    #[test]
+    fn a_pool_that_falls_takes_linear_time() {
+        for lines in ["", "preempt = false"] {
+            crate::growth::assert_linear("changes of members", 1_000, |count| {
+                let ranks: Vec<_> = (0..count)
+                    .map(|at| format!("name = \"m{at}\"\npriority = {at}"))
+                    .collect();
+                let mut text = format!("[[service]]\nname = \"pool\"\n{lines}\n");
+                for (at, rank) in ranks.iter().enumerate() {
+                    let endpoint = std::net::Ipv4Addr::from(0x0a1e_0000 + at as u32);
+                    text.push_str(&format!(
+                        "[[service.member]]\n{rank}\nendpoint = \"{endpoint}\"\nbehind = [\"10.20.0.9\"]\n"
+                    ));
+                }
+                let config = read(&text);
+                let mut tree = StateTree::of(&config, at(0));
+                // Other numbers than positions, as after a change.
+                let mut turned = config.clone();
+                turned.services[0].members.rotate_left(1);
+                tree.replace(&turned, at(1), unused);
+                crate::growth::processor_time(|| {
+                    for verdict in [Verdict::Up, Verdict::Down] {
+                        for member in 0..count as u32 {
+                            tree.tracker_changed(place(0, member, 0), state(verdict), at(2), None);
+                        }
+                    }
+                })
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_imposed_on_a_member_stays_with_its_name() {
+        let names = named(&["a", "b"]);
+        let text = pool("", &lines_of(&names));
+        let mut tree = StateTree::of(&read(&text), at(0));
+        let until = at(60_000).wall;
+        let admin: Admin = serde_json::from_str(&format!(
+            "{{\"state\":\"down\",\"reason\":null,\"until\":\"{until}\",\"by\":null}}"
+        ))
+        .unwrap();
+        let of = |member| AdminOf {
+            service: 0,
+            member: Some(member),
+        };
+        tree.set_admin(of(1), admin.clone(), at(1));
+        tree.replace(&read(&text.replace("10.9.1.2", "10.9.7.2")), at(2), unused);
+        let (kept, effective) = tree.admin(of(2)).unwrap();
+        assert_eq!((&**kept, effective), (&admin, Verdict::Down));
+        assert_eq!(tree.admin_due(at(60_000)), [of(2)]);
+    }
+
     fn naive(policy: Policy, verdicts: &[Verdict]) -> Verdict {
         let up = verdicts
             .iter()
@@ -1991,6 +2549,75 @@ behind = ["10.20.2.9"]
             let expected = naive(Policy::All, &services);
             prop_assert_eq!(status.chains[0].verdict, expected);
             prop_assert_eq!(last.get("chain net").copied().unwrap_or_default(), expected);
+        }
+
+        /// Against a model without memory: whatever changes of a pool, its verdict is that of the rules over what counts of its
+        /// members, and what is in use follows from their priorities.
+        #[test]
+        fn a_pool_agrees_with_the_rules(
+            priorities in prop::collection::vec(0u16..3, 2..6),
+            members_up in prop::sample::select(&["\"any\"", "\"all\"", "1", "2"][..]),
+            changes in prop::collection::vec((0u32..6, 0usize..3, 0usize..4), 0..60),
+        ) {
+            let lines: Vec<_> = (priorities.iter().enumerate())
+                .map(|(at, priority)| format!("name = \"m{at}\"\npriority = {priority}"))
+                .collect();
+            let config = read(&pool(&format!("members_up = {members_up}"), &lines_of(&lines)));
+            let policy = config.services[0].members_up;
+            let mut tree = StateTree::of(&config, at(0));
+            let count = priorities.len();
+            let mut measured = vec![Verdict::Unknown; count];
+            let mut counts = measured.clone();
+            let mut imposed = vec![0; count];
+            let mut last = Verdict::Unknown;
+            for (step, (member, verdict, admin)) in (1..).zip(changes) {
+                let at_member = member as usize % count;
+                let mut events = Vec::new();
+                if admin == imposed[at_member] {
+                    let verdict = [Verdict::Unknown, Verdict::Up, Verdict::Down][verdict];
+                    measured[at_member] = verdict;
+                    let place = place(0, at_member as u32, 0);
+                    events.extend(tree.tracker_changed(place, state(verdict), at(step), None));
+                } else {
+                    imposed[at_member] = admin;
+                    let word = ["auto", "maintenance", "up", "down"][admin];
+                    let admin = serde_json::json!({"state": word, "reason": null, "until": null, "by": null});
+                    let of = AdminOf { service: 0, member: Some(at_member as u32) };
+                    events.extend(tree.set_admin(of, serde_json::from_value(admin).unwrap(), at(step)));
+                }
+                counts[at_member] = match imposed[at_member] {
+                    0 => measured[at_member],
+                    1 => counts[at_member],
+                    2 => Verdict::Up,
+                    _ => Verdict::Down,
+                };
+                let verdict = naive(policy, &counts);
+                let own = events.iter().filter(|event| event.member.is_none());
+                for event in own {
+                    prop_assert_eq!((event.from, event.to), (last, verdict));
+                    last = verdict;
+                }
+                prop_assert_eq!(last, verdict);
+                let status = tree.status(|_| Counters::default());
+                prop_assert_eq!(status.services[0].verdict, verdict);
+                let found: Vec<_> = status.services[0].members.iter().map(|member| member.effective).collect();
+                prop_assert_eq!(&found, &counts);
+
+                let mut order: Vec<u16> = priorities.clone();
+                order.sort_unstable();
+                order.dedup();
+                let mut expected = vec![false; count];
+                for priority in order {
+                    if expected.iter().filter(|used| **used).count() >= policy.needed(count) {
+                        break;
+                    }
+                    for (at, expected) in expected.iter_mut().enumerate() {
+                        *expected |= priorities[at] == priority && counts[at] == Verdict::Up;
+                    }
+                }
+                let expected: Vec<_> = (0..count).filter(|at| expected[*at]).map(|at| format!("m{at}")).collect();
+                prop_assert_eq!(in_use(&tree), expected);
+            }
         }
 
         /// A change is reported not before it lasted, and at the first tick after.

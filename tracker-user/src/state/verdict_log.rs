@@ -41,7 +41,7 @@ impl Line {
                         kind = event.kind.as_str(),
                         chain = event.chain.as_deref(),
                         service = event.service.as_deref(),
-                        member = event.member.map(|member| member.as_str()),
+                        member = event.member.as_deref(),
                         behind = event.behind.map(tracing::field::display),
                         from = event.from.as_str(),
                         to = event.to.as_str(),
@@ -139,7 +139,7 @@ fn line(event: &Event) -> String {
     if let Some(service) = &event.service {
         let _ = write!(text, "{service}");
     }
-    if let Some(member) = event.member {
+    if let Some(member) = &event.member {
         let _ = write!(text, "/{member}");
     }
     if let Some(behind) = event.behind {

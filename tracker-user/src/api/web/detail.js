@@ -105,9 +105,12 @@ export class Detail {
   async #read(name) {
     try {
       const body = await this.#source.get(`v1/services/${encodeURIComponent(name)}`);
-      const members = body.member ?? [body];
+      // The member of the short form has the name "active"; so has an only member without a name, a role and a priority.
+      const members = body.member ?? [{ ...body, name: "active" }];
+      const is_active = members.length === 1 && members[0].priority === undefined;
       for (const member of members) {
-        if (member.returns && member.endpoint) this.#returns.set(member.endpoint, member.returns);
+        const of = is_active ? { role: "active", ...member } : member;
+        if (member.returns) this.#returns.set(memberName(of), member.returns);
       }
       if (this.name === name) this.#parts.keys.clear();
     } catch {
@@ -127,7 +130,9 @@ export class Detail {
     const since = age(Math.max((Date.now() - Date.parse(service.since)) / 1000, 0));
     const flaps = service.flaps ? ` ${count(service.flaps)} recent ${service.flaps === 1 ? "flap" : "flaps"}.` : "";
     const steered = service.steered ? ` ${count(service.steered)} packets steered.` : "";
-    const selected = service.members.length > 1 ? ` In use: ${[service.selected].flat().join(", ")}.` : "";
+    const used = [service.selected].flat().join(", ") || "none";
+    const needed = service.members_up === undefined ? "" : `; ${service.members_up} of ${service.members.length} members must be up`;
+    const selected = service.members.length > 1 ? ` In use: ${used}${needed}.` : "";
     setText(facts, `For ${since}, since ${service.since.replace("T", " ").replace(/\.\d+Z$/, "Z")}.${selected}${flaps}${steered}`);
     const shape = service.members.map((member) => [memberName(member), member.endpoint, (member.trackers ?? []).length]);
     this.#renew("members", this.#parts.members, shape, () => {
@@ -175,11 +180,11 @@ export class Detail {
     if (path === null || body === null) return;
     const trackers = member.trackers ?? [];
     const where = broken(member.verdict, member.cause);
-    const returns = this.#returns.get(member.endpoint) ?? [member.interface ?? "its interface"];
+    const returns = this.#returns.get(memberName(member)) ?? [member.interface ?? "its interface"];
     const behind = trackers.map((tracker) => [tracker.behind, tracker.verdict]);
     const detail = trackers.find((tracker) => tracker.detail && tracker.verdict !== "up")?.detail ?? null;
     const shown = [hub, member.interface, member.endpoint, member.verdict, member.cause, member.mode, member.send, member.admin,
-      isSelected(service, member), returns, behind, detail, trackers[0]?.proof];
+      isSelected(service, member), member.priority, member.weight, returns, behind, detail, trackers[0]?.proof];
     this.#renew(`way ${at}`, path, shown, () => {
       const stop = (part, kind, name, note) => make(
         "li",
@@ -190,8 +195,9 @@ export class Detail {
         where === part ? make("strong", { class: "fault", text: detail ? `${member.cause}: ${detail}` : member.cause }) : null,
       );
       const used = service.members.length > 1 ? (isSelected(service, member) ? ", in use" : ", not in use") : "";
+      const rank = member.priority === undefined ? "" : `, priority ${member.priority}, weight ${member.weight}`;
       const imposed = adminText(member.admin);
-      const shown = [" ", verdict(member.verdict), `${used}${imposed ? `, ${imposed}` : ""}`];
+      const shown = [" ", verdict(member.verdict), `${used}${rank}${imposed ? `, ${imposed}` : ""}`];
       const addresses = [...new Set(trackers.map((tracker) => tracker.behind).filter((address) => address))];
       path.dataset.where = where;
       path.dataset.verdict = member.verdict;
@@ -282,7 +288,9 @@ export class Detail {
         const from = Math.max(now - LIVE_S, Math.min(points[0]?.[0] ?? now, now - 60));
         return chart(points, from, now, title);
       }
-      const of = this.#history?.members?.find((one) => one.member === name || one.endpoint === member.endpoint);
+      const members = this.#history?.members ?? [];
+      const of = members.findLast((one) => one.member === name && one.endpoint === member.endpoint)
+        ?? members.findLast((one) => one.member === name);
       return chart(of?.points ?? [], now - span, now, title);
     });
     charts.replaceChildren(...figures);

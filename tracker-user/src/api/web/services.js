@@ -339,7 +339,8 @@ export class Services {
       if (before !== null) {
         service.members.forEach((member, at) => {
           const old = before.members[at];
-          if (member.trackers.length === 0 && old?.endpoint === member.endpoint) member.trackers = old.trackers;
+          const is_same = old?.endpoint === member.endpoint && memberName(old) === memberName(member);
+          if (member.trackers.length === 0 && is_same) member.trackers = old.trackers;
         });
       }
       is_moved = row.take(service, at) || is_moved;

@@ -397,15 +397,17 @@ fn listed(model: &Model, status: &Status, row: Row, is_narrow: bool) -> Option<L
         Row::Member(position, number) => {
             let service = status.services.get(position)?;
             let member = service.members.get(number)?;
-            let mark = if member.role == service.selected {
+            let mark = if service.selected.has(member.name()) {
                 '*'
             } else {
                 ' '
             };
             Some(Listed {
                 name: match is_narrow {
-                    true => format!(" {mark}{}", member.role),
-                    false => format!(" {mark}{} {}", member.role, member.endpoint),
+                    false if is_named(member) => {
+                        format!(" {mark}{} {}", member.name(), member.endpoint)
+                    }
+                    _ => format!(" {mark}{}", member.name()),
                 },
                 verdict: text::verdict(member.verdict, [&member.admin]),
                 counts: member.effective,
@@ -417,12 +419,17 @@ fn listed(model: &Model, status: &Status, row: Row, is_narrow: bool) -> Option<L
     }
 }
 
-/// The cause of a service, and the member in use of a pair.
+/// Whether a member has another name than its endpoint.
+fn is_named(member: &MemberStatus) -> bool {
+    member.name().parse() != Ok(member.endpoint)
+}
+
+/// The cause of a service, and the members in use of several.
 fn cause(service: &ServiceStatus) -> String {
     let cause = text::cause(service.cause, service.last_verdict);
     match service.members.len() {
         1 => cause,
-        _ => format!("{cause}, on {}", service.selected),
+        _ => format!("{cause}, on {}", text::selected(&service.selected)),
     }
 }
 
@@ -615,7 +622,7 @@ fn draw_opened(model: &Model, opened: &Opened, theme: Theme, lines: &mut Lines<'
             .take(model.lines())
     };
     let name = |member: &MemberStatus, tracker: &TrackerStatus| {
-        format!("{} {} {}", member.role, tracker.behind, probe(tracker))
+        format!("{} {} {}", member.name(), tracker.behind, probe(tracker))
     };
     let why = |tracker: &TrackerStatus| text::cause(tracker.cause, tracker.last_verdict);
     let widest = |of: &dyn Fn(&MemberStatus, &TrackerStatus) -> String, least: &str| {
@@ -781,10 +788,10 @@ mod tests {
     use super::*;
     use crate::api::types::{ChainStatus, tests::example};
     use crate::cli::snapshot::assert_snapshot;
-    use crate::config::Role;
     use crate::growth::{assert_linear, processor_time};
     use crate::state::admin::{Admin, AdminState};
     use crate::state::events::tests::example as example_event;
+    use crate::{config::Role, state::selection::Selected};
 
     /// So many seconds after the services of the example came up.
     fn at(seconds: i64) -> Timestamp {
@@ -819,7 +826,7 @@ mod tests {
         long.members[0].trackers[0].received = 120;
         let mut pair = named("fw-pair");
         let mut standby = pair.members[0].clone();
-        standby.role = Role::Standby;
+        (standby.role, standby.name) = (Some(Role::Standby), "standby".to_owned());
         standby.endpoint = "10.9.2.2".parse().unwrap();
         (pair.members[0].verdict, pair.members[0].effective) = (Verdict::Down, Verdict::Down);
         pair.members[0].cause = Cause::Unreachable;
@@ -827,7 +834,7 @@ mod tests {
         (tracker.verdict, tracker.cause) = (Verdict::Down, Cause::Unreachable);
         tracker.lost += answers;
         pair.members.push(standby);
-        pair.selected = Role::Standby;
+        pair.selected = Selected::One("standby".into());
         let mut maintained = named("vpn");
         maintained.admin = Admin {
             state: AdminState::Maintenance,

@@ -347,12 +347,13 @@ impl Model {
         rows
     }
 
-    /// The figures of a service: those of the member in use.
+    /// The figures of a service: those of the first member in use.
     pub fn of_service(&self, service: &ServiceStatus) -> Option<&Series> {
+        let first = service.selected.names().first();
         let used = service
             .members
             .iter()
-            .position(|member| member.role == service.selected);
+            .position(|member| Some(member.name()) == first.map(|name| &**name));
         self.of_member(service, used.unwrap_or(0))
     }
 

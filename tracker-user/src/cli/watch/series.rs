@@ -113,6 +113,7 @@ pub struct ServiceSeries {
 
 #[derive(Clone, Debug)]
 struct MemberSeries {
+    name: String,
     endpoint: IpAddr,
     whole: Series,
     trackers: Vec<Series>,
@@ -122,7 +123,8 @@ impl ServiceSeries {
     /// Adds an answer about the service, with its trackers.
     pub fn add(&mut self, service: &ServiceStatus) {
         let is_same = |series: &MemberSeries, member: &MemberStatus| {
-            series.endpoint == member.endpoint && series.trackers.len() == member.trackers.len()
+            (series.name.as_str(), series.endpoint) == (member.name(), member.endpoint)
+                && series.trackers.len() == member.trackers.len()
         };
         let members = &service.members;
         let are_same = members.len() == self.members.len()
@@ -133,6 +135,7 @@ impl ServiceSeries {
                 .all(|(series, member)| is_same(series, member));
         if !are_same {
             let new = members.iter().map(|member| MemberSeries {
+                name: member.name().to_owned(),
                 endpoint: member.endpoint,
                 whole: Series::default(),
                 trackers: vec![Series::default(); member.trackers.len()],

@@ -26,8 +26,8 @@ pub struct Found {
 /// What was found of a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FoundMember {
-    /// Its role.
-    pub role: String,
+    /// Its name.
+    pub name: String,
     /// Its endpoint.
     pub endpoint: String,
     /// Its rows, the oldest first.
@@ -44,9 +44,9 @@ pub struct Point {
 }
 
 /// The name of a member's column.
-pub fn key(service: &str, role: &str, endpoint: impl std::fmt::Display) -> String {
+pub fn key(service: &str, member: &str, endpoint: impl std::fmt::Display) -> String {
     // No name has a slash.
-    format!("{service}/{role}/{endpoint}")
+    format!("{service}/{member}/{endpoint}")
 }
 
 pub(super) fn read(
@@ -104,10 +104,10 @@ fn read_rows(
                     let rest = key
                         .strip_prefix(service)
                         .and_then(|rest| rest.strip_prefix('/'));
-                    if let Some((role, endpoint)) = rest.and_then(|rest| rest.split_once('/')) {
+                    if let Some((name, endpoint)) = rest.and_then(|rest| rest.split_once('/')) {
                         let member = *known.entry(key.to_owned()).or_insert_with(|| {
                             members.push(FoundMember {
-                                role: role.to_owned(),
+                                name: name.to_owned(),
                                 endpoint: endpoint.to_owned(),
                                 ..FoundMember::default()
                             });

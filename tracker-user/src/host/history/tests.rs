@@ -110,7 +110,7 @@ fn what_is_written_is_read_by_service_and_tier() {
     assert_eq!(since.members[0].points.len(), 10);
     assert_eq!(
         (
-            since.members[0].role.as_str(),
+            since.members[0].name.as_str(),
             since.members[0].endpoint.as_str()
         ),
         ("active", "10.0.0.2")

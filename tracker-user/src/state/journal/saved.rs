@@ -23,11 +23,27 @@ struct Service {
     members: Vec<Member>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     after: Vec<String>,
+    #[serde(default, skip_serializing_if = "Policy::is_any")]
+    members_up: Policy,
+    /// The opposite of `preempt`, so that a journal without it means what it meant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    keeps: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Member {
-    role: Role,
+    /// What a version before pools wrote is always there; such a version does not read a member without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    role: Option<Role>,
+    /// Absent if it is the role, else the endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// Absent if the role says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    priority: Option<u16>,
+    /// Absent if it is 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<u16>,
     endpoint: IpAddr,
     interface: Option<String>,
     source: Option<IpAddr>,
@@ -39,11 +55,38 @@ struct Member {
     trackers: Vec<Tracker>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 enum Policy {
+    #[default]
     Any,
     All,
     AtLeast(u16),
+}
+
+impl Policy {
+    const fn is_any(&self) -> bool {
+        matches!(self, Self::Any)
+    }
+}
+
+impl From<config::Policy> for Policy {
+    fn from(policy: config::Policy) -> Self {
+        match policy {
+            config::Policy::Any => Self::Any,
+            config::Policy::All => Self::All,
+            config::Policy::AtLeast(count) => Self::AtLeast(count),
+        }
+    }
+}
+
+impl From<Policy> for config::Policy {
+    fn from(saved: Policy) -> Self {
+        match saved {
+            Policy::Any => Self::Any,
+            Policy::All => Self::All,
+            Policy::AtLeast(count) => Self::AtLeast(count),
+        }
+    }
 }
 
 /// A tracker's settings, and both conversions: each setting is named once.
@@ -108,10 +151,14 @@ impl From<&config::Service> for Service {
             name,
             owner,
             members,
+            members_up,
+            preempt,
             after,
         } = service;
         Self {
             name: name.clone(),
+            members_up: (*members_up).into(),
+            keeps: !preempt,
             origin: match owner {
                 Owner::File => Origin::Config,
                 Owner::Api => Origin::RunTime,
@@ -132,10 +179,14 @@ impl From<Service> for config::Service {
             origin,
             members,
             after,
+            members_up,
+            keeps,
         } = saved;
         Self {
             name,
             after,
+            members_up: members_up.into(),
+            preempt: !keeps,
             owner: match origin {
                 Origin::Config => Owner::File,
                 Origin::RunTime => Owner::Api,
@@ -151,7 +202,10 @@ impl From<Service> for config::Service {
 impl From<&config::Member> for Member {
     fn from(member: &config::Member) -> Self {
         let config::Member {
+            name,
             role,
+            priority,
+            weight,
             endpoint,
             interface,
             source,
@@ -161,18 +215,18 @@ impl From<&config::Member> for Member {
             mark,
             trackers,
         } = member;
+        let is_default = *name == config::default_name(*role, *endpoint);
         Self {
             role: *role,
+            name: (!is_default).then(|| name.to_string()),
+            priority: role.is_none().then_some(*priority),
+            weight: Some(*weight).filter(|weight| *weight != 1),
             endpoint: *endpoint,
             interface: interface.clone(),
             source: *source,
             returns: returns.clone(),
             return_hop: *return_hop,
-            policy: match policy {
-                config::Policy::Any => Policy::Any,
-                config::Policy::All => Policy::All,
-                config::Policy::AtLeast(count) => Policy::AtLeast(*count),
-            },
+            policy: (*policy).into(),
             mark: *mark,
             trackers: trackers.iter().map(Tracker::from).collect(),
         }
@@ -183,6 +237,9 @@ impl From<Member> for config::Member {
     fn from(saved: Member) -> Self {
         let Member {
             role,
+            name,
+            priority,
+            weight,
             endpoint,
             interface,
             source,
@@ -193,17 +250,19 @@ impl From<Member> for config::Member {
             trackers,
         } = saved;
         Self {
+            name: match name {
+                Some(name) => name.into(),
+                None => config::default_name(role, endpoint),
+            },
             role,
+            priority: priority.unwrap_or_else(|| role.map_or(0, Role::priority)),
+            weight: weight.unwrap_or(1),
             endpoint,
             interface,
             source,
             returns,
             return_hop,
-            policy: match policy {
-                Policy::Any => config::Policy::Any,
-                Policy::All => config::Policy::All,
-                Policy::AtLeast(count) => config::Policy::AtLeast(count),
-            },
+            policy: policy.into(),
             mark,
             trackers: trackers.into_iter().map(config::Tracker::from).collect(),
         }
