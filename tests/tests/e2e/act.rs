@@ -940,6 +940,7 @@ fn a_thousand_services_fall_at_once() -> Result<()> {
         lab.service().mend()?;
         wait(0)?;
     }
+    fs::write("/tmp/actor.log", actor.log())?;
     let ages = ages(&actor.log());
     ensure!(ages.len() >= COUNT, "{} changes are in the log", ages.len());
     ensure!(ages[ages.len() - 1] < 1_000.0 * slow(SOON).as_secs_f64());
@@ -1225,6 +1226,48 @@ fn a_pool_shares_by_weight_and_has_a_spare() -> Result<()> {
     net.wait_group(4_000, &["10.9.0.2", "10.9.2.2"], SOON)?;
     tracker.service("set pool --member b --state auto")?;
     net.wait_group(4_000, &["10.9.0.2", "10.9.1.2"], SOON)?;
+    let log = actor.log();
+    ensure!(!log.contains("ERROR"), "{log}");
+    actor.end(Signal::SIGTERM)
+}
+
+/// By IPv6 next hops: IPv6 traffic, IPv4 traffic too, and a group that drops both while nothing is up.
+#[test]
+fn ipv6_members_take_both_families() -> Result<()> {
+    let net = Net::new(2)?;
+    let hub = &net.lab.hub;
+    serve(&net.server)?;
+    let services = (1..).zip(net.lab.services()).map(|(number, service): (u8, _)| {
+        format!(
+            "[[service]]\nname = \"fw-{number}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{}\"]\n",
+            service.endpoint6, service.interface, service.behind6
+        )
+    });
+    let text = format!(
+        "{}{}[[action]]\nname = \"six\"\nkind = \"route\"\nprefix = \"2001:db8:50::/48\"\ngroup = 4000\n",
+        services.collect::<String>(),
+        GROUP.replace("id = 4000\n", "id = 4000\nwhen_all_down = \"withdraw\"\n")
+    );
+    let tracker = Tracker::start(hub, Config::new(text))?;
+    for number in 1..=2 {
+        tracker.wait_verdict(&format!("fw-{number}"), "up", "replied")?;
+    }
+    let actor = Actor::start(&tracker, hub)?;
+    let [one, two] = [0, 1].map(|at: usize| net.lab.services()[at].endpoint6.to_string());
+    net.wait_group(4_000, &[&one, &two], SOON)?;
+    let route = || hub.run("ip -6 route show 2001:db8:50::/48");
+    ensure!(route()?.contains("nhid 4000"), "{}", route()?);
+    let mut all = flows(hub, 20)?;
+    net.lab.services()[0].break_forwarding()?;
+    net.wait_group(4_000, &[&two], SOON)?;
+    for (port, flow) in &mut all {
+        ensure!(lives(flow), "flow {port} is dead");
+    }
+    net.lab.services()[1].break_forwarding()?;
+    net.wait_group(4_000, &["blackhole"], SOON)?;
+    ensure!(route()?.contains("nhid 4000"), "{}", route()?);
+    net.lab.services()[1].mend()?;
+    net.wait_group(4_000, &[&two], SOON)?;
     let log = actor.log();
     ensure!(!log.contains("ERROR"), "{log}");
     actor.end(Signal::SIGTERM)

@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    choice::Selector,
     store::Cursor,
     view::{Service, View},
 };
@@ -179,10 +180,7 @@ async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), C
     if told.send(Told::Whole { view, times }).await.is_err() {
         return Ok(());
     }
-    let patterns = wanted.services.iter();
-    let patterns: Vec<Pattern> = patterns
-        .filter_map(|text| Pattern::new(text).ok())
-        .collect();
+    let selector = Selector::new(&wanted.services);
     let mut look = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -200,7 +198,7 @@ async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), C
             if event.reset || event.missed.is_some() {
                 news.is_all = true;
             } else {
-                news.take(&event, &patterns);
+                news.take(&event, &selector);
                 wanted.cursor = Some(Cursor {
                     run: event.run.clone(),
                     seq: event.seq,
@@ -274,12 +272,12 @@ struct News {
 }
 
 impl News {
-    fn take(&mut self, event: &EventLine, patterns: &[Pattern]) {
+    fn take(&mut self, event: &EventLine, selector: &Selector) {
         // What a tracker's own change does to its member or service is an event of that.
         let (Some(service), None) = (&event.service, &event.behind) else {
             return;
         };
-        if !patterns.iter().any(|pattern| pattern.matches(service)) {
+        if !selector.matches(service) {
             return;
         }
         let time = event.time.unwrap_or_else(Timestamp::now);
@@ -312,10 +310,9 @@ async fn ask_all(wanted: &Wanted, client: &mut Client) -> Result<View, ClientErr
         }
         false => request(wanted, [], client).await?,
     };
-    let patterns = names.iter().filter_map(|text| Pattern::new(text).ok());
-    let patterns: Vec<Pattern> = patterns.collect();
+    let selector = Selector::new(&wanted.services);
     let mut services = view.into_services();
-    services.retain(|one| patterns.iter().any(|pattern| pattern.matches(&one.name)));
+    services.retain(|one| selector.matches(&one.name));
     Ok(View::of(services))
 }
 
