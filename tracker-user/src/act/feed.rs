@@ -41,7 +41,7 @@ pub enum Told {
     Whole {
         /// As they are.
         view: View,
-        /// The time of the first event of each that this follows.
+        /// The time of the last event of each that this follows.
         times: BTreeMap<String, Timestamp>,
     },
     /// Some services.
@@ -50,7 +50,7 @@ pub enum Told {
         services: Vec<Service>,
         /// Names of those that there are no longer.
         gone: Vec<String>,
-        /// The time of the first event of each that this follows.
+        /// The time of the last event of each that this follows.
         times: BTreeMap<String, Timestamp>,
     },
     /// Where hooks begin: after the last event that there was.
@@ -267,7 +267,7 @@ async fn last(wanted: &Wanted) -> Result<Option<Cursor>, ClientError> {
 struct News {
     /// Anything may have changed.
     is_all: bool,
-    /// Services that changed, each with the time of its first event.
+    /// Services that changed, each with the time of its last event.
     times: BTreeMap<String, Timestamp>,
 }
 
@@ -281,8 +281,8 @@ impl News {
             return;
         }
         let time = event.time.unwrap_or_else(Timestamp::now);
-        let first = self.times.entry(service.clone()).or_insert(time);
-        *first = time.min(*first);
+        let last = self.times.entry(service.clone()).or_insert(time);
+        *last = time.max(*last);
     }
 }
 
