@@ -1167,3 +1167,111 @@ fn the_rights_of_its_unit_are_enough() -> Result<()> {
     }
     Ok(())
 }
+
+/// The members of one pool: those in use share by their weights, a spare takes part while too few are up, and an admin state of one
+/// member moves its traffic.
+#[test]
+fn a_pool_shares_by_weight_and_has_a_spare() -> Result<()> {
+    let net = Net::new(3)?;
+    let hub = &net.lab.hub;
+    serve(&net.server)?;
+    let members = [
+        "name = \"a\"\nweight = 3\n",
+        "name = \"b\"\n",
+        "name = \"spare\"\npriority = 7\n",
+    ];
+    let members = members.iter().zip(net.lab.services()).map(|(lines, service)| {
+        format!(
+            "[[service.member]]\n{lines}endpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{}\"]\n",
+            service.endpoint, service.interface, service.behind
+        )
+    });
+    let text = format!(
+        "[[service]]\nname = \"pool\"\nmembers_up = 2\n{}{}",
+        members.collect::<String>(),
+        GROUP.replace("fw-*", "pool")
+    );
+    let tracker = Tracker::start(hub, Config::new(text))?;
+    tracker.wait_for("all members to be up", SOON, |status| {
+        let members = status.0["services"][0]["members"].as_array();
+        members.is_some_and(|all| all.iter().all(|one| one["verdict"] == "up"))
+    })?;
+    let actor = Actor::start(&tracker, hub)?;
+    net.wait_group(4_000, &["10.9.0.2", "10.9.1.2"], SOON)?;
+    let shown = hub.run("ip nexthop show id 4000")?;
+    ensure!(shown.contains(",3/") || shown.contains(",3 "), "{shown}");
+    let mut all = flows(hub, 40)?;
+    let (a, b) = (net.seen(1)?.len(), net.seen(2)?.len());
+    ensure!(
+        a > b && b > 0 && net.seen(3)?.is_empty(),
+        "{a} and {b} flows"
+    );
+
+    net.lab.services()[0].break_forwarding()?;
+    net.wait_group(4_000, &["10.9.1.2", "10.9.2.2"], SOON)?;
+    for (port, flow) in &mut all {
+        ensure!(lives(flow), "flow {port} is dead");
+    }
+    // With one member the service is down, for it needs two; the one takes the traffic all the same.
+    net.lab.services()[2].break_forwarding()?;
+    net.wait_group(4_000, &["10.9.1.2"], SOON)?;
+    tracker.wait_for("the pool to be down", SOON, |status| {
+        status.verdict("pool") == "down"
+    })?;
+    for (port, flow) in &mut all {
+        ensure!(lives(flow), "flow {port} is dead");
+    }
+    for service in net.lab.services() {
+        service.mend()?;
+    }
+    net.wait_group(4_000, &["10.9.0.2", "10.9.1.2"], SOON)?;
+    tracker.service("set pool --member b --state down --reason drain")?;
+    net.wait_group(4_000, &["10.9.0.2", "10.9.2.2"], SOON)?;
+    tracker.service("set pool --member b --state auto")?;
+    net.wait_group(4_000, &["10.9.0.2", "10.9.1.2"], SOON)?;
+    let log = actor.log();
+    ensure!(!log.contains("ERROR"), "{log}");
+    actor.end(Signal::SIGTERM)
+}
+
+/// By IPv6 next hops: IPv6 traffic, IPv4 traffic too, and a group that drops both while nothing is up.
+#[test]
+fn ipv6_members_take_both_families() -> Result<()> {
+    let net = Net::new(2)?;
+    let hub = &net.lab.hub;
+    serve(&net.server)?;
+    let services = (1..).zip(net.lab.services()).map(|(number, service): (u8, _)| {
+        format!(
+            "[[service]]\nname = \"fw-{number}\"\nendpoint = \"{}\"\ninterface = \"{}\"\nbehind = [\"{}\"]\n",
+            service.endpoint6, service.interface, service.behind6
+        )
+    });
+    let text = format!(
+        "{}{}[[action]]\nname = \"six\"\nkind = \"route\"\nprefix = \"2001:db8:50::/48\"\ngroup = 4000\n",
+        services.collect::<String>(),
+        GROUP.replace("id = 4000\n", "id = 4000\nwhen_all_down = \"withdraw\"\n")
+    );
+    let tracker = Tracker::start(hub, Config::new(text))?;
+    for number in 1..=2 {
+        tracker.wait_verdict(&format!("fw-{number}"), "up", "replied")?;
+    }
+    let actor = Actor::start(&tracker, hub)?;
+    let [one, two] = [0, 1].map(|at: usize| net.lab.services()[at].endpoint6.to_string());
+    net.wait_group(4_000, &[&one, &two], SOON)?;
+    let route = || hub.run("ip -6 route show 2001:db8:50::/48");
+    ensure!(route()?.contains("nhid 4000"), "{}", route()?);
+    let mut all = flows(hub, 20)?;
+    net.lab.services()[0].break_forwarding()?;
+    net.wait_group(4_000, &[&two], SOON)?;
+    for (port, flow) in &mut all {
+        ensure!(lives(flow), "flow {port} is dead");
+    }
+    net.lab.services()[1].break_forwarding()?;
+    net.wait_group(4_000, &["blackhole"], SOON)?;
+    ensure!(route()?.contains("nhid 4000"), "{}", route()?);
+    net.lab.services()[1].mend()?;
+    net.wait_group(4_000, &[&two], SOON)?;
+    let log = actor.log();
+    ensure!(!log.contains("ERROR"), "{log}");
+    actor.end(Signal::SIGTERM)
+}

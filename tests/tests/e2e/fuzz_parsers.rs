@@ -165,6 +165,12 @@ retries = 1
 
 [[action]]
 service = "fw-1"
+kind = "webhook"
+url = "https://example.net/x"
+headers_file = "/etc/tracker/headers"
+
+[[action]]
+service = "fw-1"
 kind = "track-file"
 path = "/run/tracker-act/fw-1"
 values = { up = 0, down = -50 }

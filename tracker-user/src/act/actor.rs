@@ -342,7 +342,7 @@ struct Actor {
     hooks: Hooks,
     paces: HashMap<String, Pace>,
     refused: HashMap<Hop, Instant>,
-    /// The services that changed since the last plan, each with the time of the first event.
+    /// The services that changed since the last plan, each with the time of the last event.
     changed: BTreeMap<String, Timestamp>,
     /// Anything may have changed since the last plan.
     is_changed: bool,
@@ -646,7 +646,8 @@ impl Actor {
                 // One that went may have been the reason for a next hop.
                 self.is_changed |= !gone.is_empty();
                 for (name, time) in times {
-                    self.changed.entry(name).or_insert(time);
+                    let last = self.changed.entry(name).or_insert(time);
+                    *last = time.max(*last);
                 }
                 true
             }
@@ -888,7 +889,7 @@ impl Actor {
         }
     }
 
-    /// The time of the first event behind each action's change.
+    /// The time of the last event behind each action's change.
     fn times(
         &self,
         plan: &Plan,
@@ -911,14 +912,13 @@ impl Actor {
                 let time = self.changed.get(&member.service);
                 time.copied()
             });
-            // Of many events at once, the state may be known before each of them was read: then it is the last change that did it.
+            // Of many events at once, the state may be known before each of them was read.
             let since = members.iter().filter_map(|member| {
                 let known = self.view.as_ref()?.get(&member.service)?.since?;
                 (old.is_some() && now.duration_since(known) < RECENT).then_some(known)
             });
-            let first = told.min().or_else(|| since.max());
-            if let Some(first) = first {
-                times.insert(name.clone(), first);
+            if let Some(last) = told.chain(since).max() {
+                times.insert(name.clone(), last);
             }
         }
         times

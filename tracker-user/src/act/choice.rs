@@ -58,9 +58,13 @@ pub struct Selector {
 impl Selector {
     /// The selector of an action.
     pub fn of(action: &Action) -> Self {
-        let (names, patterns): (Vec<&String>, Vec<&String>) = action
-            .services
-            .iter()
+        Self::new(&action.services)
+    }
+
+    /// A selector of these names and patterns.
+    pub fn new<'t>(services: impl IntoIterator<Item = &'t String>) -> Self {
+        let (names, patterns): (Vec<&String>, Vec<&String>) = services
+            .into_iter()
             .partition(|text| Pattern::escape(text) == **text);
         // The configuration has checked the patterns.
         let patterns = patterns.iter().filter_map(|text| Pattern::new(text).ok());

@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    choice::Selector,
     store::Cursor,
     view::{Service, View},
 };
@@ -40,7 +41,7 @@ pub enum Told {
     Whole {
         /// As they are.
         view: View,
-        /// The time of the first event of each that this follows.
+        /// The time of the last event of each that this follows.
         times: BTreeMap<String, Timestamp>,
     },
     /// Some services.
@@ -49,7 +50,7 @@ pub enum Told {
         services: Vec<Service>,
         /// Names of those that there are no longer.
         gone: Vec<String>,
-        /// The time of the first event of each that this follows.
+        /// The time of the last event of each that this follows.
         times: BTreeMap<String, Timestamp>,
     },
     /// Where hooks begin: after the last event that there was.
@@ -181,10 +182,7 @@ async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), C
     if told.send(Told::Whole { view, times }).await.is_err() {
         return Ok(());
     }
-    let patterns = wanted.services.iter();
-    let patterns: Vec<Pattern> = patterns
-        .filter_map(|text| Pattern::new(text).ok())
-        .collect();
+    let selector = Selector::new(&wanted.services);
     let mut look = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -202,7 +200,7 @@ async fn session(wanted: &mut Wanted, told: &mpsc::Sender<Told>) -> Result<(), C
             if event.reset || event.missed.is_some() {
                 news.is_all = true;
             } else {
-                news.take(&event, &patterns, wanted.has_trackers);
+                news.take(&event, &selector, wanted.has_trackers);
                 wanted.cursor = Some(Cursor {
                     run: event.run.clone(),
                     seq: event.seq,
@@ -271,12 +269,12 @@ async fn last(wanted: &Wanted) -> Result<Option<Cursor>, ClientError> {
 struct News {
     /// Anything may have changed.
     is_all: bool,
-    /// Services that changed, each with the time of its first event.
+    /// Services that changed, each with the time of its last event.
     times: BTreeMap<String, Timestamp>,
 }
 
 impl News {
-    fn take(&mut self, event: &EventLine, patterns: &[Pattern], has_trackers: bool) {
+    fn take(&mut self, event: &EventLine, selector: &Selector, has_trackers: bool) {
         let Some(service) = &event.service else {
             return;
         };
@@ -284,12 +282,12 @@ impl News {
         if event.behind.is_some() && !has_trackers {
             return;
         }
-        if !patterns.iter().any(|pattern| pattern.matches(service)) {
+        if !selector.matches(service) {
             return;
         }
         let time = event.time.unwrap_or_else(Timestamp::now);
-        let first = self.times.entry(service.clone()).or_insert(time);
-        *first = time.min(*first);
+        let last = self.times.entry(service.clone()).or_insert(time);
+        *last = time.max(*last);
     }
 }
 
@@ -317,10 +315,9 @@ async fn ask_all(wanted: &Wanted, client: &mut Client) -> Result<View, ClientErr
         }
         false => request(wanted, [], client).await?,
     };
-    let patterns = names.iter().filter_map(|text| Pattern::new(text).ok());
-    let patterns: Vec<Pattern> = patterns.collect();
+    let selector = Selector::new(&wanted.services);
     let mut services = view.into_services();
-    services.retain(|one| patterns.iter().any(|pattern| pattern.matches(&one.name)));
+    services.retain(|one| selector.matches(&one.name));
     Ok(View::of(services))
 }
 

@@ -1,4 +1,5 @@
-//! Hooks: a program that is run for each event of a service, one after the other, with a time limit and repetitions.
+//! Hooks and webhooks: a program that is run, or a server that is asked, for each event of a service, one after the other, with a time
+//! limit and repetitions.
 //!
 //! A hook never delays a change of the kernel: programs run beside the loop that makes those. What is not done when this process is
 //! killed is done again by the next one, so a hook sees each event at least once; `seq` tells repetitions.
@@ -28,6 +29,7 @@ use super::{
     choice::Selector,
     feed::{EventLine, Happened},
     store::Cursor,
+    webhook::{Webhook, WebhookError},
 };
 use crate::config::{Action, ActionKind};
 
@@ -60,6 +62,14 @@ pub enum HookError {
         action: String,
         /// The user.
         user: String,
+    },
+    /// A webhook cannot be set up.
+    #[error("action {action}")]
+    Webhook {
+        /// Name of the action.
+        action: String,
+        /// Why.
+        source: WebhookError,
     },
     /// The user is not known.
     #[error("action {action}: cannot look up user {user:?}")]
@@ -110,13 +120,21 @@ impl Account {
     }
 }
 
+/// What a hook does.
+#[derive(Debug)]
+enum Target {
+    /// It runs a program.
+    Program(Vec<String>, Option<Account>),
+    /// It asks a server.
+    Server(Webhook),
+}
+
 /// A hook of the configuration.
 #[derive(Debug)]
 struct Hook {
     name: String,
     selector: Selector,
-    command: Vec<String>,
-    account: Option<Account>,
+    target: Target,
     timeout: Duration,
     retries: u32,
 }
@@ -181,24 +199,39 @@ impl Hooks {
     pub fn set(&mut self, actions: &[Action]) -> Result<(), HookError> {
         let mut hooks = HashMap::new();
         for action in actions {
-            let ActionKind::Hook {
-                command,
-                user,
-                timeout,
-                retries,
-            } = &action.kind
-            else {
-                continue;
+            let (target, timeout, retries) = match &action.kind {
+                ActionKind::Hook {
+                    command,
+                    user,
+                    timeout,
+                    retries,
+                } => {
+                    let account = user.as_deref();
+                    let account = account.map(|user| Account::of(&action.name, user));
+                    let target = Target::Program(command.clone(), account.transpose()?);
+                    (target, *timeout, *retries)
+                }
+                ActionKind::Webhook {
+                    url,
+                    headers_file,
+                    timeout,
+                    retries,
+                } => {
+                    let webhook = Webhook::of(url, headers_file.as_deref());
+                    let webhook = webhook.map_err(|source| HookError::Webhook {
+                        action: action.name.clone(),
+                        source,
+                    })?;
+                    (Target::Server(webhook), *timeout, *retries)
+                }
+                _ => continue,
             };
-            let account = user.as_deref();
-            let account = account.map(|user| Account::of(&action.name, user));
             let hook = Hook {
                 name: action.name.clone(),
                 selector: Selector::of(action),
-                command: command.clone(),
-                account: account.transpose()?,
-                timeout: *timeout,
-                retries: *retries,
+                target,
+                timeout,
+                retries,
             };
             hooks.insert(action.name.clone(), Arc::new(hook));
         }
@@ -399,12 +432,17 @@ fn is_for_hooks(event: &EventLine) -> bool {
     is_known_kind && event.behind.is_none() && event.service.is_some() && counts != "unknown"
 }
 
-/// Runs a program until it succeeds or was repeated often enough.
+/// Runs a program, or asks a server, until it succeeds or was repeated often enough.
 async fn run(hook: &Hook, happened: &Happened, missed: u64) -> (Result<(), String>, u32) {
     let mut pause = PAUSE;
     let mut attempt = 1;
     loop {
-        let result = run_once(hook, happened, missed, attempt).await;
+        let result = match &hook.target {
+            Target::Program(command, account) => {
+                run_once(hook, command, account.as_ref(), happened, missed, attempt).await
+            }
+            Target::Server(webhook) => post(hook, webhook, happened).await,
+        };
         let (Err(why), true) = (&result, attempt <= hook.retries) else {
             return (result, attempt);
         };
@@ -420,13 +458,29 @@ async fn run(hook: &Hook, happened: &Happened, missed: u64) -> (Result<(), Strin
     }
 }
 
+/// Asks a server once.
+async fn post(hook: &Hook, webhook: &Webhook, happened: &Happened) -> Result<(), String> {
+    let EventLine { run, seq, .. } = &happened.event;
+    let key = format!("{run}:{seq}");
+    match timeout(hook.timeout, webhook.post(&happened.line, &key)).await {
+        Ok(result) => result,
+        Err(_) => {
+            let limit = hook.timeout.as_millis();
+            Err(format!("no answer of {webhook:?} within {limit} ms"))
+        }
+    }
+}
+
+/// Runs a program once.
 async fn run_once(
     hook: &Hook,
+    words: &[String],
+    account: Option<&Account>,
     happened: &Happened,
     missed: u64,
     attempt: u32,
 ) -> Result<(), String> {
-    let [program, arguments @ ..] = &hook.command[..] else {
+    let [program, arguments @ ..] = words else {
         return Err("there is no program".to_owned());
     };
     let mut command = Command::new(program);
@@ -439,11 +493,17 @@ async fn run_once(
         .process_group(0)
         .kill_on_drop(true);
     environment(&mut command, hook, &happened.event, missed, attempt);
-    if let Some(account) = &hook.account {
+    if let Some(account) = account {
+        command.envs([
+            ("USER", &account.name),
+            ("LOGNAME", &account.name),
+            ("HOME", &account.home),
+            ("SHELL", &account.shell),
+        ]);
         become_user(&mut command, account);
     }
     let mut child = command.spawn().map_err(|error| {
-        let hint = match (error.raw_os_error(), &hook.account) {
+        let hint = match (error.raw_os_error(), account) {
             (Some(libc::EPERM), Some(_)) => {
                 "; to run it as another user needs CAP_SETUID, CAP_SETGID and CAP_KILL: see the unit's comment"
             }
@@ -601,14 +661,6 @@ fn environment(command: &mut Command, hook: &Hook, event: &EventLine, missed: u6
         ("TRACKER_ATTEMPT", attempt.to_string()),
         ("TRACKER_MISSED", missed.to_string()),
     ]);
-    if let Some(account) = &hook.account {
-        command.envs([
-            ("USER", &account.name),
-            ("LOGNAME", &account.name),
-            ("HOME", &account.home),
-            ("SHELL", &account.shell),
-        ]);
-    }
 }
 
 /// Has a program run with the rights of a user and of the user's groups.

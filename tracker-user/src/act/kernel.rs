@@ -40,6 +40,8 @@ fn hint(source: &RequestError) -> &'static str {
         " (it needs CAP_NET_ADMIN: run it as root, or by its unit)"
     } else if source.is(libc::EOPNOTSUPP) {
         " (this kernel has no such objects; next-hop groups need Linux 5.3, resilient ones 5.13)"
+    } else if source.is(libc::ENETDOWN) {
+        " (the interface is down; of a next hop that drops packets that is lo)"
     } else {
         ""
     }

@@ -14,4 +14,5 @@ pub mod route;
 pub mod store;
 pub mod track_file;
 pub mod view;
+pub mod webhook;
 mod wire;

@@ -67,8 +67,12 @@ pub fn check(args: &CheckArgs) -> Result<Config, ExitCode> {
                 format!("{number} {what}{plural}")
             };
             let file = args.file.display();
+            let actions = match config.actions.len() {
+                0 => String::new(),
+                number => format!(", {}", count(number, "action")),
+            };
             let mut text = format!(
-                "{file}: {}, {}, ok\n",
+                "{file}: {}, {}{actions}, ok\n",
                 count(config.services.len(), "service"),
                 count(config.tracker_count(), "tracker")
             );

@@ -3,8 +3,10 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    time::Duration,
 };
 
+use axum::http::Uri;
 use glob::Pattern;
 use ipnet::IpNet;
 
@@ -17,7 +19,7 @@ use super::{
 
 /// Keys that only some kinds of actions have, with these kinds.
 static OF_KINDS: &[(&Key, &[ActionType])] = {
-    use ActionType::{Frr, Hook, NexthopGroup, Nftables, Route, TrackFile};
+    use ActionType::{Frr, Hook, NexthopGroup, Nftables, Route, TrackFile, Webhook};
     &[
         (&keys::WHEN_ALL_DOWN, &[NexthopGroup, Route, Nftables]),
         (&keys::BYPASS_VIA, &[NexthopGroup, Route, Nftables]),
@@ -35,8 +37,10 @@ static OF_KINDS: &[(&Key, &[ActionType])] = {
         (&keys::LEASE, &[Nftables]),
         (&keys::COMMAND, &[Hook]),
         (&keys::USER, &[Hook]),
-        (&keys::ACTION_TIMEOUT, &[Hook]),
-        (&keys::RETRIES, &[Hook]),
+        (&keys::ACTION_TIMEOUT, &[Hook, Webhook]),
+        (&keys::RETRIES, &[Hook, Webhook]),
+        (&keys::URL, &[Webhook]),
+        (&keys::HEADERS_FILE, &[Webhook]),
         (&keys::TRACK_PATH, &[TrackFile]),
         (&keys::VALUES, &[TrackFile]),
         (&keys::FRR_SOCKET, &[Frr]),
@@ -130,7 +134,7 @@ fn complete(actions: &mut [(&Section<'_>, Action)]) {
             ActionKind::Frr { socket } => {
                 (format!("socket {}", socket.display()), &keys::FRR_SOCKET)
             }
-            ActionKind::Hook { .. } => continue,
+            ActionKind::Hook { .. } | ActionKind::Webhook { .. } => continue,
         };
         match owned.get(&what) {
             Some(first) => {
@@ -153,6 +157,7 @@ fn default_name(action: &Action) -> String {
         ActionKind::Route { .. } => ActionType::Route,
         ActionKind::Nftables { .. } => ActionType::Nftables,
         ActionKind::Hook { .. } => ActionType::Hook,
+        ActionKind::Webhook { .. } => ActionType::Webhook,
         ActionKind::TrackFile { .. } => ActionType::TrackFile,
         ActionKind::Frr { .. } => ActionType::Frr,
     };
@@ -209,6 +214,7 @@ fn action(section: &mut Section<'_>) -> Option<Action> {
         ActionType::Route => route(section),
         ActionType::Nftables => nftables(section),
         ActionType::Hook => hook(section),
+        ActionType::Webhook => webhook(section),
         ActionType::TrackFile => track_file(section, values.as_ref()),
         ActionType::Frr => frr(section),
     };
@@ -414,10 +420,7 @@ fn hook(section: &Section<'_>) -> Option<ActionKind> {
         Some(entry) => Some(entry.parsed("the name of a user", checked_name)?.value),
         None => None,
     };
-    let timeout = match section.entry(&keys::ACTION_TIMEOUT) {
-        Some(entry) => entry.duration()?.value,
-        None => keys::ACTION_TIMEOUT.default_duration(),
-    };
+    let timeout = action_timeout(section)?;
     let retries = integer(section, &keys::RETRIES);
     Some(ActionKind::Hook {
         command: command?,
@@ -425,6 +428,55 @@ fn hook(section: &Section<'_>) -> Option<ActionKind> {
         timeout,
         retries: retries?,
     })
+}
+
+fn action_timeout(section: &Section<'_>) -> Option<Duration> {
+    match section.entry(&keys::ACTION_TIMEOUT) {
+        Some(entry) => Some(entry.duration()?.value),
+        None => Some(keys::ACTION_TIMEOUT.default_duration()),
+    }
+}
+
+fn webhook(section: &Section<'_>) -> Option<ActionKind> {
+    let url = section
+        .required(&keys::URL, "\"https://HOST/PATH\"")
+        .and_then(|entry| entry.parsed("a URL", checked_url));
+    let headers_file = match section.entry(&keys::HEADERS_FILE) {
+        Some(entry) => Some(entry.parsed("a path", absolute)?.value),
+        None => None,
+    };
+    let (timeout, retries) = (action_timeout(section), integer(section, &keys::RETRIES));
+    Some(ActionKind::Webhook {
+        url: url?.value,
+        headers_file,
+        timeout: timeout?,
+        retries: retries?,
+    })
+}
+
+/// A URL without secrets in it, of a host that is asked by TLS or is this machine itself.
+fn checked_url(text: &str) -> Result<String, String> {
+    let uri: Option<Uri> = text.parse().ok();
+    let parts = uri.as_ref().and_then(|uri| {
+        let host = uri.host().filter(|host| !host.is_empty())?;
+        Some((uri.scheme_str()?, host, uri.authority()?))
+    });
+    let Some((scheme, host, authority)) = parts else {
+        return Err(
+            "not a URL of a host; give one such as \"https://example.net/path\"".to_owned(),
+        );
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_own = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    match scheme {
+        _ if authority.as_str().contains('@') => {
+            Err("a user and a password have no place in it; put an Authorization header into `headers_file`".to_owned())
+        }
+        "https" => Ok(text.to_owned()),
+        "http" if is_own => Ok(text.to_owned()),
+        "http" => Err("anyone on the way could read and change it; give https, or a loopback address".to_owned()),
+        _ => Err("neither https nor http; give https".to_owned()),
+    }
 }
 
 fn track_file(section: &Section<'_>, values: Option<&Section<'_>>) -> Option<ActionKind> {
@@ -485,7 +537,7 @@ pub(super) fn unknown<'a>(
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, time::Duration};
+    use std::path::Path;
 
     use super::*;
     use crate::config::{Config, parse};
@@ -660,6 +712,18 @@ lease = "30s"
             (
                 action("kind = \"nftables\"\nmap = \"steer members\""),
                 "map = \"steer members\" in [[action]] 1: not a map; give family (inet, ip or ip6), table and map, as in \"inet steer members\"",
+            ),
+            (
+                action("kind = \"webhook\"\nurl = \"http://example.net/x\""),
+                "url = \"http://example.net/x\" in [[action]] 1: anyone on the way could read and change it; give https, or a loopback address",
+            ),
+            (
+                action("kind = \"webhook\"\nurl = \"https://a:b@example.net/x\""),
+                "url = \"https://a:b@example.net/x\" in [[action]] 1: a user and a password have no place in it; put an Authorization header into `headers_file`",
+            ),
+            (
+                action("kind = \"webhook\"\nurl = \"example\""),
+                "url = \"example\" in [[action]] 1: not a URL of a host; give one such as \"https://example.net/path\"",
             ),
             (
                 action("kind = \"track-file\"\npath = \"/a\"\nvalues = { up = 9999999999 }"),

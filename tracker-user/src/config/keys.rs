@@ -161,6 +161,8 @@ pub enum Value {
     Selector,
     /// Family, table and name of a map of nftables.
     MapName,
+    /// The URL of a server.
+    Url,
     /// A program and its arguments, as a list.
     Command,
     /// A whole number with a sign.
@@ -1042,7 +1044,7 @@ pub static ACTION_TIMEOUT: Key = Key {
     tables: &[Table::Action],
     value: duration(Duration::from_millis(100), HOUR),
     default: Default::Is("10s"),
-    doc: "How long a run of a `hook` may take before all of its processes are killed.",
+    doc: "How long a run of a `hook` may take before all of its processes are killed, and a request of a `webhook`.",
     ..PLAIN
 };
 /// `[[action]] retries`
@@ -1051,7 +1053,25 @@ pub static RETRIES: Key = Key {
     tables: &[Table::Action],
     value: integer(0, 100),
     default: Default::Is("3"),
-    doc: "How often a run of a `hook` that failed is repeated, each time after a longer pause.",
+    doc: "How often a run of a `hook` or a request of a `webhook` that failed is repeated, each time after a longer pause.",
+    ..PLAIN
+};
+/// `[[action]] url`
+pub static URL: Key = Key {
+    name: "url",
+    tables: &[Table::Action],
+    value: Value::Url,
+    default: Default::Text("none; `webhook` needs it"),
+    doc: "Where events are sent by POST: `https`, by the system's authorities; `http` only to this machine itself.",
+    ..PLAIN
+};
+/// `[[action]] headers_file`
+pub static HEADERS_FILE: Key = Key {
+    name: "headers_file",
+    tables: &[Table::Action],
+    value: Value::Path,
+    default: Default::Text("none"),
+    doc: "A file with header fields for each request, `Name: value` a line; read at start and reload.",
     ..PLAIN
 };
 /// `[[action]] path`
@@ -1225,6 +1245,8 @@ pub static ALL: &[&Key] = &[
     &USER,
     &ACTION_TIMEOUT,
     &RETRIES,
+    &URL,
+    &HEADERS_FILE,
     &TRACK_PATH,
     &FRR_SOCKET,
     &VALUES,
@@ -1374,6 +1396,7 @@ impl Key {
                 "NAME".to_owned()
             }
             Value::MapName => "FAMILY TABLE MAP".to_owned(),
+            Value::Url => "URL".to_owned(),
             Value::Command => "PROGRAM".to_owned(),
             Value::Flag => "true|false".to_owned(),
             Value::Path | Value::Socket(_) => "PATH".to_owned(),

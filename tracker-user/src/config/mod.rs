@@ -494,6 +494,17 @@ pub enum ActionKind {
         /// How often a run that failed is repeated.
         retries: u32,
     },
+    /// Sends each event to a server.
+    Webhook {
+        /// Where to: https, or http to this machine itself.
+        url: String,
+        /// A file with header fields for each request.
+        headers_file: Option<PathBuf>,
+        /// How long a request may take.
+        timeout: Duration,
+        /// How often a request that failed is repeated.
+        retries: u32,
+    },
     /// Writes a number into a file.
     TrackFile {
         /// The file; unique among actions.
@@ -551,6 +562,8 @@ pub enum ActionType {
     Nftables,
     /// A program.
     Hook,
+    /// A request to a server.
+    Webhook,
     /// A number in a file.
     TrackFile,
     /// BFD sessions of FRR.
@@ -641,7 +654,7 @@ words! {
     Expect { Reply = "reply", Silence = "silence" }
     Flow { Fixed = "fixed", Rotate = "rotate" }
     Refused { Down = "down", Up = "up" }
-    ActionType { NexthopGroup = "nexthop-group", Route = "route", Nftables = "nftables", Hook = "hook", TrackFile = "track-file", Frr = "frr" }
+    ActionType { NexthopGroup = "nexthop-group", Route = "route", Nftables = "nftables", Hook = "hook", Webhook = "webhook", TrackFile = "track-file", Frr = "frr" }
     WhenAllDown { Keep = "keep", Withdraw = "withdraw", Bypass = "bypass" }
     AtStart { All = "all", None = "none" }
 }

@@ -84,6 +84,7 @@ fn value_text(key: &Key) -> String {
         Value::Services => "list of service names".to_owned(),
         Value::Selector => "name or pattern of services, or a list of them".to_owned(),
         Value::MapName => "`inet`, `ip` or `ip6`, table and map, in one text".to_owned(),
+        Value::Url => "URL".to_owned(),
         Value::Command => "list of a program and its arguments".to_owned(),
         Value::Signed { least, most } => format!("whole number, {least} to {most}"),
         Value::Tables(table) => format!("`{}`", table.title()),
@@ -179,6 +180,7 @@ fn key_schema(key: &Key) -> Json {
             names
         }
         Value::Prefix => json!({"type": "string"}),
+        Value::Url => json!({"type": "string", "format": "uri"}),
         Value::MapName => json!({"type": "string", "pattern": "^(inet|ip|ip6) [^ ]+ [^ ]+$"}),
         Value::Prefixes | Value::Services => list(json!({"type": "string"})),
         Value::Selector => json!({"anyOf": [

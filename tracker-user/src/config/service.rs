@@ -360,11 +360,11 @@ fn member(parts: Parts<'_, '_>, rank: Rank, settings: Settings) -> Option<Member
         .entry(&keys::WEIGHT)
         .filter(|_| is_long)
         .and_then(|entry| entry.integer());
-    let Rank { role, priority } = rank;
-    let endpoint = endpoint?.value;
     let mark = parts
         .inherited(&keys::MEMBER_MARK)
         .and_then(|entry| entry.integer());
+    let Rank { role, priority } = rank;
+    let endpoint = endpoint?.value;
     Some(Member {
         name: name.map_or_else(
             || default_name(role, endpoint),
