@@ -411,7 +411,7 @@ async fn follow(
             () = &mut registration, if registered.is_some() => {
                 if let Some(tell) = registered.take() {
                     // The receiver lives as long as the task.
-                    let _ = tell.send(News::Registered(connection.len()));
+                    let _ = tell.send(News::Registered(connection.count()));
                 }
             }
         }

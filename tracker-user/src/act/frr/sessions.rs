@@ -186,7 +186,7 @@ impl Connection {
     }
 
     /// How many sessions the connection has.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.sessions.len()
     }
 
@@ -282,7 +282,7 @@ mod tests {
         );
         assert!(taken(&mut connection, &delete(&session), &up).is_empty());
         assert!(connection.follow(&down).is_empty());
-        assert_eq!(connection.len(), 0);
+        assert_eq!(connection.count(), 0);
         // The next process goes on with the sessions, and tells them once.
         let mut next = Connection::of([session.clone()]);
         assert_eq!(next.follow(&up), [wire::state_change(&session, &UP)]);
