@@ -209,6 +209,8 @@ fn first(mut members: Vec<&Member>, wanted: usize) -> Vec<&Member> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use tracker_ebpf::verdict::Cause;
+
     use super::*;
     use crate::config::ActionKind;
 
@@ -249,6 +251,9 @@ pub(super) mod tests {
                 priority: priority.parse().expect("a priority"),
                 weight: 1,
                 mark: None,
+                cause: Cause::default(),
+                admin: AdminState::Auto,
+                trackers: Vec::new(),
             }
         });
         Service {
