@@ -495,7 +495,7 @@ fn killed_at_any_moment() -> Result<()> {
     let left: Vec<_> = fs::read_dir(tracker.pins())?.flatten().collect();
     let mut names: Vec<_> = left.iter().map(fs::DirEntry::file_name).collect();
     names.sort();
-    assert_eq!(names, ["journal", "links", "maps"]);
+    assert_eq!(names, ["journal", "links", "maps", "public"]);
     tracker.kill()?;
     tracker.cleanup()?;
     assert_eq!(lab.hub.look()?, clean);
