@@ -258,11 +258,17 @@ mod tests {
         let mut connection = Connection::default();
         let unknown = peers(&[("10.9.0.2", member("eth1", None))]);
         let session = single("10.9.0.2", Some("eth1"), 7);
-        // Whatever pieces it arrives in.
+        // With the begin of another message behind it, which stays where it is.
         let bytes = add(&session);
-        assert!(taken(&mut connection, &bytes[..50], &unknown).is_empty());
-        assert!(
-            taken(&mut connection, &bytes[50..], &unknown).is_empty(),
+        let more = [&bytes[..], &bytes[..50]].concat();
+        let only = Taken {
+            read: bytes.len(),
+            has_changed: true,
+            ..Taken::default()
+        };
+        assert_eq!(
+            connection.take(&more, &unknown),
+            Ok(only),
             "unknown is not told"
         );
         let up = peers(&[("10.9.0.2", member("eth1", Some(UP)))]);
