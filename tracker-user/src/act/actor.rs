@@ -53,7 +53,7 @@ const READ_AGAIN: Duration = Duration::from_millis(50);
 const AUDIT: Duration = Duration::from_secs(5);
 /// How long a next hop that the kernel refused is not tried again.
 const REFUSED: Duration = Duration::from_millis(500);
-/// A change of a verdict may be the reason for a change of an action for so long.
+/// How long after a change of a verdict a change of an action may be due to it.
 const RECENT: SignedDuration = SignedDuration::from_secs(30);
 /// How long hooks that run may go on at the end.
 const GRACE: Duration = Duration::from_secs(3);
@@ -689,7 +689,7 @@ impl Actor {
         adopt(&mut kept.owned, &kept.pending, &self.seen);
         kept.pending.clear();
         // A route of our protocol where one of ours is to be was made before this process was killed.
-        for key in self.rules.iter().filter_map(route_key) {
+        for key in self.rules.iter().filter_map(Rule::route_key) {
             if self.seen.routes.contains_key(&key) {
                 kept.owned.routes.insert(key);
             }
@@ -703,9 +703,9 @@ impl Actor {
 
     fn set_interest(&mut self) {
         let owned = &self.state.kept.owned;
-        let groups = self.rules.iter().filter_map(group_id);
+        let groups = self.rules.iter().filter_map(Rule::group_id);
         let objects = owned.hops.iter().chain(&owned.groups).copied();
-        let routes = self.rules.iter().filter_map(route_key);
+        let routes = self.rules.iter().filter_map(Rule::route_key);
         self.interest = Interest {
             objects: objects.chain(groups).collect(),
             routes: routes.chain(owned.routes.iter().copied()).collect(),
@@ -764,8 +764,8 @@ impl Actor {
     fn action_of(&self, touched: &Touched) -> Option<String> {
         let mut rules = self.rules.iter();
         let rule = match touched {
-            Touched::Object(id) => rules.find(|rule| group_id(rule) == Some(*id)),
-            Touched::Route(key) => rules.find(|rule| route_key(rule) == Some(*key)),
+            Touched::Object(id) => rules.find(|rule| rule.group_id() == Some(*id)),
+            Touched::Route(key) => rules.find(|rule| rule.route_key() == Some(*key)),
         };
         Some(rule?.action.name.clone())
     }
@@ -1135,29 +1135,6 @@ fn pace<'p>(paces: &'p mut HashMap<String, Pace>, action: &str, now: Instant) ->
         .or_insert_with(|| Pace::new(now))
 }
 
-fn group_id(rule: &Rule) -> Option<u32> {
-    match rule.action.kind {
-        ActionKind::NexthopGroup { id, .. } => Some(id),
-        _ => None,
-    }
-}
-
-fn route_key(rule: &Rule) -> Option<RouteKey> {
-    match rule.action.kind {
-        ActionKind::Route {
-            prefix,
-            metric,
-            table,
-            ..
-        } => Some(RouteKey {
-            prefix,
-            table,
-            metric,
-        }),
-        _ => None,
-    }
-}
-
 fn is_ours(seen: &Seen, id: u32) -> bool {
     let object = seen.objects.get(&id);
     object.is_some_and(|object| object.protocol == PROTOCOL && matches!(object.what, What::Hop(_)))
@@ -1184,14 +1161,7 @@ fn adopt(owned: &mut Owned, pending: &[Hop], seen: &Seen) {
     if pending.is_empty() {
         return;
     }
-    let groups = seen
-        .objects
-        .values()
-        .filter_map(|object| match &object.what {
-            What::Group(group) => Some(&group.entries),
-            _ => None,
-        });
-    let used: HashSet<u32> = groups.flatten().map(|entry| entry.id).collect();
+    let used = seen.referred();
     let left = seen.objects.values().filter(|object| {
         object.protocol == PROTOCOL
             && !used.contains(&object.id)
@@ -1394,14 +1364,7 @@ pub async fn withdraw(config: &Config) -> Result<(), ActError> {
     }
     // What a group refers to that stays, stays with it.
     let seen = kernel.read(&BTreeSet::new())?;
-    let groups = seen
-        .objects
-        .values()
-        .filter_map(|object| match &object.what {
-            What::Group(group) => Some(&group.entries),
-            _ => None,
-        });
-    let referred: HashSet<u32> = groups.flatten().map(|entry| entry.id).collect();
+    let referred = seen.referred();
     for id in kept.owned.hops.clone() {
         if referred.contains(&id) {
             continue;

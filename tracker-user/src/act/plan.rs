@@ -95,6 +95,20 @@ pub struct Seen {
     pub on_link: HashMap<IpAddr, u32>,
 }
 
+impl Seen {
+    /// Ids of the next hops that groups refer to.
+    pub fn referred(&self) -> HashSet<u32> {
+        let groups = self
+            .objects
+            .values()
+            .filter_map(|object| match &object.what {
+                What::Group(group) => Some(&group.entries),
+                _ => None,
+            });
+        groups.flatten().map(|entry| entry.id).collect()
+    }
+}
+
 /// What is `tracker act`'s own, of all that the kernel has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owned {
@@ -181,6 +195,31 @@ impl Rule {
         Self {
             selector: Selector::of(action),
             action: action.clone(),
+        }
+    }
+
+    /// The id of the group that the action keeps, if it keeps one.
+    pub fn group_id(&self) -> Option<u32> {
+        match self.action.kind {
+            ActionKind::NexthopGroup { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The route that the action keeps, if it keeps one.
+    pub fn route_key(&self) -> Option<RouteKey> {
+        match self.action.kind {
+            ActionKind::Route {
+                prefix,
+                metric,
+                table,
+                ..
+            } => Some(RouteKey {
+                prefix,
+                table,
+                metric,
+            }),
+            _ => None,
         }
     }
 }
@@ -601,35 +640,12 @@ impl Planner<'_> {
             return draft.plan;
         }
 
-        let routes: HashSet<RouteKey> = self
-            .rules
-            .iter()
-            .filter_map(|rule| match rule.action.kind {
-                ActionKind::Route {
-                    prefix,
-                    metric,
-                    table,
-                    ..
-                } => Some(RouteKey {
-                    prefix,
-                    table,
-                    metric,
-                }),
-                _ => None,
-            })
-            .collect();
+        let routes: HashSet<RouteKey> = self.rules.iter().filter_map(Rule::route_key).collect();
         let obsolete = self.owned.routes.iter().filter(|key| !routes.contains(key));
         let obsolete = obsolete.filter(|key| self.seen.routes.contains_key(key));
         operations.extend(obsolete.map(|key| Operation::DeleteRoute(*key)));
 
-        let groups: HashSet<u32> = self
-            .rules
-            .iter()
-            .filter_map(|rule| match rule.action.kind {
-                ActionKind::NexthopGroup { id, .. } => Some(id),
-                _ => None,
-            })
-            .collect();
+        let groups: HashSet<u32> = self.rules.iter().filter_map(Rule::group_id).collect();
         for id in &self.owned.groups {
             if !groups.contains(id) && self.is_our_group(*id) {
                 operations.push(Operation::DeleteGroup(*id));
