@@ -66,7 +66,7 @@ pub struct Published {
 #[derive(Debug)]
 struct Entry {
     index: u32,
-    /// What was last written by this daemon.
+    /// What it has, if that is whole.
     last: Option<Published>,
 }
 
@@ -100,7 +100,8 @@ impl VerdictMaps {
             match is_free.get_mut(index as usize) {
                 Some(is_free) if *is_free => {
                     *is_free = false;
-                    entries.insert(name, Entry { index, last: None });
+                    let last = read(&verdicts, index);
+                    entries.insert(name, Entry { index, last });
                 }
                 _ => names.remove(&name)?,
             }
@@ -124,50 +125,25 @@ impl VerdictMaps {
         published: Published,
         now_mono_ns: u64,
     ) -> Result<bool, MapError> {
-        let Self {
-            names,
-            verdicts,
-            entries,
-            free,
-        } = self;
-        if !entries.contains_key(name) {
-            let Some(&index) = free.front() else {
-                return Ok(false);
-            };
-            // The entry is true before its name can be found.
-            write(verdicts, index, published, now_mono_ns);
-            names.insert(name, index, 0)?;
-            free.pop_front();
-            let last = Some(published);
-            entries.insert(*name, Entry { index, last });
-            return Ok(true);
-        }
-        let Some(entry) = entries.get_mut(name) else {
-            return Ok(true);
-        };
-        let Some(at) = verdicts.at(entry.index) else {
-            return Ok(true);
-        };
-        if entry.last == Some(published) {
-            // SAFETY: an entry of the mapping, which only this daemon writes.
-            unsafe { PublicVerdict::refresh(at, now_mono_ns) };
-            return Ok(true);
-        }
-        if entry.last.is_none() {
-            // SAFETY: an entry of the mapping.
-            let left = unsafe { PublicVerdict::read(at) };
-            if let Some(left) = left.filter(|left| left.layout == public::LAYOUT)
-                && Published::from(left) == published
-            {
-                // An earlier daemon wrote just that: nothing has changed.
+        if let Some(entry) = self.entries.get_mut(name) {
+            // What an earlier daemon wrote and is still so has not changed.
+            if entry.last == Some(published) {
+                refresh(&self.verdicts, entry.index, now_mono_ns);
+            } else {
                 entry.last = Some(published);
-                // SAFETY: as above.
-                unsafe { PublicVerdict::refresh(at, now_mono_ns) };
-                return Ok(true);
+                write(&self.verdicts, entry.index, published, now_mono_ns);
             }
+            return Ok(true);
         }
-        entry.last = Some(published);
-        write(verdicts, entry.index, published, now_mono_ns);
+        let Some(&index) = self.free.front() else {
+            return Ok(false);
+        };
+        // The entry is true before its name can be found.
+        write(&self.verdicts, index, published, now_mono_ns);
+        self.names.insert(name, index, 0)?;
+        self.free.pop_front();
+        let last = Some(published);
+        self.entries.insert(*name, Entry { index, last });
         Ok(true)
     }
 
@@ -215,6 +191,20 @@ impl From<PublicVerdict> for Published {
             weight: entry.weight,
             selected: entry.selected,
         }
+    }
+}
+
+/// What an entry has, if it was written to its end.
+fn read(verdicts: &Mapped<PublicVerdict>, index: u32) -> Option<Published> {
+    // SAFETY: an entry of the mapping.
+    let entry = unsafe { PublicVerdict::read(verdicts.at(index)?) }?;
+    (entry.layout == public::LAYOUT).then(|| entry.into())
+}
+
+fn refresh(verdicts: &Mapped<PublicVerdict>, index: u32, now_mono_ns: u64) {
+    if let Some(at) = verdicts.at(index) {
+        // SAFETY: an entry of the mapping, which only this daemon writes.
+        unsafe { PublicVerdict::refresh(at, now_mono_ns) };
     }
 }
 
