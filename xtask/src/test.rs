@@ -190,25 +190,30 @@ fn native(args: &Args) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Where Prometheus and promtool are, which only tests need: unpacked into the cache, not installed.
-fn prometheus() -> Result<PathBuf> {
-    let tree = bpf::cache_dir()
-        .map_err(|why| anyhow!(why))?
-        .join("prometheus");
-    let programs = tree.join("usr/bin");
-    if !programs.join("promtool").is_file() {
-        toolchain::unpack_package("prometheus", &tree)?;
-    }
-    Ok(programs)
-}
-
-/// Where FRR is, which only tests need: unpacked into the cache, not installed.
-fn frr() -> Result<PathBuf> {
-    let tree = bpf::cache_dir().map_err(|why| anyhow!(why))?.join("frr");
-    if !tree.join("usr/lib/frr/bfdd").is_file() {
-        toolchain::unpack_with_dependencies("frr", &tree)?;
+/// The tree of a package that only tests need: unpacked into the cache, not installed. `program` is in it once it is whole.
+fn unpacked(
+    package: &str,
+    program: &str,
+    unpack: fn(&str, &Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let cache = bpf::cache_dir().map_err(|why| anyhow!(why))?;
+    let tree = cache.join(package);
+    if !tree.join(program).is_file() {
+        unpack(package, &tree)?;
     }
     Ok(tree)
+}
+
+/// Where Prometheus and promtool are.
+fn prometheus() -> Result<PathBuf> {
+    let tree = unpacked("prometheus", "usr/bin/promtool", toolchain::unpack_package)?;
+    Ok(tree.join("usr/bin"))
+}
+
+/// Where FRR is.
+fn frr() -> Result<PathBuf> {
+    let unpack = toolchain::unpack_with_dependencies;
+    unpacked("frr", "usr/lib/frr/bfdd", unpack)
 }
 
 /// The binary of end-to-end tests, which need programs of others.
