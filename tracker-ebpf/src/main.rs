@@ -241,7 +241,7 @@ pub fn trk_sock_public(_: SkBuffContext) -> i64 {
     };
     // SAFETY: a valid map value.
     let entry = VERDICTS.get_ptr(unsafe { *index });
-    // SAFETY: as above.
+    // SAFETY: a valid map value, which userspace may write at the same time; any byte is a value.
     entry.map_or(0, |entry| unsafe { (*entry).verdict }.into())
 }
 

@@ -204,7 +204,7 @@ mod tests {
         );
         assert!(read.is_fresh(7 + LEASE_NS) && !read.is_fresh(8 + LEASE_NS));
         entry.generation = 3;
-        // SAFETY: as before.
+        // SAFETY: a valid entry that only this thread has.
         unsafe {
             assert_eq!(PublicVerdict::read(&raw const entry), None);
             // What a killed writer left half-way is written whole.

@@ -107,11 +107,11 @@ impl Manager {
                 high[at] = unsafe { libc::fcntl(*file, libc::F_DUPFD, 200) };
             }
             for (at, high) in high.iter().take(files.len()).enumerate() {
-                // SAFETY: as above; the new descriptors stay open at exec.
+                // SAFETY: numbers alone; a descriptor made by dup2 stays open at exec.
                 if unsafe { libc::dup2(*high, 3 + at as i32) } < 0 {
                     return Err(std::io::Error::last_os_error());
                 }
-                // SAFETY: as above.
+                // SAFETY: a number alone; the descriptor was made by this closure.
                 unsafe { libc::close(*high) };
             }
             Ok(())

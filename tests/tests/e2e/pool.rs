@@ -1,4 +1,4 @@
-//! Pools: any number of members, of which so many must be up; what is in use follows from priorities.
+//! Pools: any number of members; `members_up` says how many must be up, and priorities say which are in use.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};

@@ -668,7 +668,7 @@ fn become_user(command: &mut Command, account: &Account) {
     let (uid, gid) = (account.uid.as_raw(), account.gid.as_raw());
     let groups = account.groups.clone();
     let switch = move || {
-        // By system call: the functions of glibc have other threads do the same, of which the child has none.
+        // By system call: the functions of glibc have other threads do the same, and the child has no other threads.
         // SAFETY: the kernel reads that many group numbers from the vector, which the closure owns; the other two calls take
         // numbers alone. All three are safe after fork.
         let results = unsafe {

@@ -253,7 +253,7 @@ pub fn list() -> Vec<u8> {
     Request::new(kind::GET, 0, &header(libc::AF_UNSPEC as u8, 0, 0)).finish()
 }
 
-/// The object of which an answer or a notification tells, with whether it is gone; `None` of other messages.
+/// The object that an answer or a notification is about, with whether it is gone; `None` of other messages.
 pub fn read(message: &[u8]) -> Option<(NextHop, bool)> {
     let is_gone = match u16_at(message, 4)? {
         kind::NEW => false,

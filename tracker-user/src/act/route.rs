@@ -105,7 +105,7 @@ fn keyed(request: Request, key: &RouteKey) -> Request {
         .attribute(attribute::PRIORITY, &key.metric.to_ne_bytes())
 }
 
-/// A request for a route that leads there. A new one is refused if there is one of this key, whoever made it; an old one is
+/// A request for a route that leads there. A new one is refused if there is one of this key, also one of another program; an old one is
 /// replaced at once.
 pub fn put(key: &RouteKey, lead: Lead, protocol: u8, put: Put) -> Vec<u8> {
     let flags = match put {
@@ -163,7 +163,7 @@ pub fn look_up(to: IpAddr) -> Vec<u8> {
         .finish()
 }
 
-/// The route of which an answer or a notification tells, with whether it is gone; `None` of other messages.
+/// The route that an answer or a notification is about, with whether it is gone; `None` of other messages.
 pub fn read(message: &[u8]) -> Option<(Route, bool)> {
     let is_gone = match u16_at(message, 4)? {
         kind::NEW_ROUTE => false,
@@ -239,7 +239,7 @@ pub fn links() -> Vec<u8> {
         .finish()
 }
 
-/// The interface of which an answer or a notification tells, with its index and whether it is gone; `None` of other messages.
+/// The interface that an answer or a notification is about, with its index and whether it is gone; `None` of other messages.
 pub fn read_link(message: &[u8]) -> Option<(u32, Link, bool)> {
     let is_gone = match u16_at(message, 4)? {
         kind::NEW_LINK => false,

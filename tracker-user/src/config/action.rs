@@ -518,7 +518,7 @@ fn frr(section: &Section<'_>) -> Option<ActionKind> {
     })
 }
 
-/// The services of which actions name none that the file has, each with the action's name.
+/// The services that actions name and the file does not have, each with the action's name.
 pub(super) fn unknown<'a>(
     actions: &'a [Action],
     services: &HashSet<&str>,

@@ -1418,7 +1418,7 @@ fn any_member(number: u8) -> impl Strategy<Value = Member> {
     )
 }
 
-/// Members of which the first have these roles, the names that go with them, and the usual weight.
+/// Members, the first ones with these roles, the names that go with them, and the usual weight.
 fn with_roles(mut members: Vec<Member>, roles: &[Role]) -> Vec<Member> {
     for (member, role) in members.iter_mut().zip(roles) {
         if member.name == default_name(None, member.endpoint) {

@@ -77,7 +77,7 @@ pub struct Selection {
     used: BTreeSet<u16>,
     /// Whether those stay in use until their members fall.
     is_kept: bool,
-    /// Members of which there was no verdict yet may still take over until then, by the monotonic clock.
+    /// Until when members without a verdict yet may still take over, by the monotonic clock.
     grace_ends_ns: u64,
 }
 

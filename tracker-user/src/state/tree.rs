@@ -75,7 +75,7 @@ pub struct StateTree {
 /// A wall clock that is off by so much was set, and did not just run a little faster or slower.
 const CLOCK_STEP_NS: i128 = 1_000_000_000;
 
-/// Beside the time of `rise` replies, a member has so long until its first verdict: its next hop has to be found. A service
+/// Beside the time of `rise` replies, a member has this time until its first verdict: its next hop has to be found. A service
 /// without preemption keeps the member in use from then on.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -993,7 +993,7 @@ impl StateTree {
         self.generation
     }
 
-    /// Takes off the services of which other priority numbers are kept in use since this was last asked, with these numbers.
+    /// Takes off the services whose priority numbers kept in use have changed since this was last asked, with these numbers.
     pub fn take_kept(&mut self) -> Vec<(Arc<str>, Vec<u16>)> {
         let services = std::mem::take(&mut self.unkept).into_iter();
         let services = services.filter_map(|id| self.services.get(&id));
